@@ -1,0 +1,84 @@
+"""Errors of the core: each says what failed, where, what was given, what is allowed and what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArchitectureError",
+    "AttachError",
+    "CheckpointError",
+    "CompositionError",
+    "ConfigError",
+    "DataError",
+    "HFAdaptError",
+    "PluginError",
+    "RegistryError",
+    "RoutingError",
+    "TaskError",
+    "did_you_mean",
+    "problem",
+]
+
+
+class HFAdaptError(Exception):
+    """Base of every error that hfadapt raises on purpose."""
+
+
+class ConfigError(HFAdaptError, ValueError):
+    """A method config, recipe or option holds a value that is not allowed."""
+
+
+class RegistryError(HFAdaptError, LookupError):
+    """A name is not registered, or is registered twice."""
+
+
+class PluginError(HFAdaptError):
+    """A plugin could not be loaded and strict loading was asked for."""
+
+
+class ArchitectureError(HFAdaptError):
+    """A model's structure is not known well enough to place deltas in it."""
+
+
+class AttachError(HFAdaptError):
+    """A method cannot be attached to this model as asked."""
+
+
+class RoutingError(HFAdaptError):
+    """It is not clear which adapter a row of the batch belongs to."""
+
+
+class CompositionError(HFAdaptError, ValueError):
+    """A composition of adapters is not valid."""
+
+
+class CheckpointError(HFAdaptError):
+    """A saved adapter cannot be read, or does not belong to this model."""
+
+
+class TaskError(HFAdaptError, ValueError):
+    """A task, its head or its labels are not usable as given."""
+
+
+class DataError(HFAdaptError, ValueError):
+    """A data set lacks what its task needs."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'?"`` for the nearest of ``names``, or an empty string."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def problem(what: str, *, where: str = "", got: object = None, allowed: object = None, try_: str = "") -> str:
+    """Build the message of an error: what, where, got, allowed, try."""
+    parts = [f"{where}: {what}" if where else what]
+    if got is not None:
+        parts.append(f"got: {got}")
+    if allowed is not None:
+        parts.append(f"allowed: {allowed}")
+    if try_:
+        parts.append(f"try: {try_}")
+    return "; ".join(parts)

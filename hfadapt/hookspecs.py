@@ -1,0 +1,96 @@
+"""Every hook of hfadapt, typed and documented.
+
+Hooks register things; none of them runs inside a model's ``forward``. An implementation is a function of the same name
+marked with ``hfadapt.hookimpl`` in a module that an entry point of the group ``hfadapt`` names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+    from .registry import Registry
+
+__all__ = ["hookimpl", "hookspec"]
+
+hookspec = pluggy.HookspecMarker("hfadapt")
+hookimpl = pluggy.HookimplMarker("hfadapt")
+
+
+@hookspec
+def register_methods(registry: Registry) -> None:
+    """Add adaptation methods: ``registry.add("lora", LoRAMethod())``.
+
+    Args:
+        registry: Maps a method's name to a ``hfadapt.Method`` or a ``hfadapt.MethodPreset``.
+    """
+
+
+@hookspec
+def register_architectures(registry: Registry) -> None:
+    """Add architecture maps: ``registry.add("bert", describe_bert)``.
+
+    Args:
+        registry: Maps transformers' ``config.model_type`` to a function from the config to an ``ArchitectureMap``.
+    """
+
+
+@hookspec
+def register_mixing_strategies(registry: Registry) -> None:
+    """Add ways to mix tasks: ``registry.add("annealed", Annealed)``.
+
+    Args:
+        registry: Maps a name to a subclass of ``hfadapt.data.MixingStrategy``.
+    """
+
+
+@hookspec
+def register_regularizers(registry: Registry) -> None:
+    """Add regularizers of the training loss: ``registry.add("smart", SMART)``.
+
+    Args:
+        registry: Maps a name to a regularizer class.
+    """
+
+
+@hookspec
+def register_backends(registry: Registry) -> None:
+    """Add implementations of ops: ``registry.add("parallel_adapter_norm-mychip", implementation)``.
+
+    Args:
+        registry: Maps a name to an implementation as ``hfadapt_kernels.backend`` describes it.
+    """
+
+
+@hookspec
+def register_commands(group: click.Group) -> None:
+    """Add commands to the command line: ``group.add_command(my_command)``.
+
+    Args:
+        group: The click group of the program ``hfadapt``.
+    """
+
+
+@hookspec
+def configure_training(args: TrainingArguments, model: PreTrainedModel, tasks: list) -> list[TrainerCallback] | None:
+    """Return callbacks to add to a training run that ``hfadapt train`` starts.
+
+    Args:
+        args: The arguments of the run, for reading.
+        model: The adapted model.
+        tasks: The ``hfadapt.Task`` objects of the run.
+    """
+
+
+@hookspec
+def model_card_sections(model: PreTrainedModel) -> list[str] | None:
+    """Return Markdown sections to add to the model card of a saved adapter.
+
+    Args:
+        model: The adapted model that is being saved.
+    """
