@@ -1,1 +1,25 @@
-"""Fused ops of hfadapt: a reference, a C++ CPU and a Triton implementation of each."""
+"""Fused ops of hfadapt: a reference, a C++ CPU and a Triton implementation of each.
+
+Every op takes a `TaskBatch`, which says the task of each row, and one tensor a task for each per-task parameter.
+`use_backend` and ``HFADAPT_BACKEND`` choose the implementation, `explain` says which one runs here and why.
+"""
+
+from .activations import ACTIVATIONS, get_activation
+from .backend import explain, requested_backend, use_backend
+from .batch import TaskBatch
+from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
+
+__all__ = [
+    "ACTIVATIONS",
+    "BackendError",
+    "DoubleBackwardError",
+    "KernelError",
+    "RowIdError",
+    "ShapeError",
+    "TaskBatch",
+    "UnsupportedError",
+    "explain",
+    "get_activation",
+    "requested_backend",
+    "use_backend",
+]

@@ -1,0 +1,196 @@
+"""Which implementation of an op runs: chosen by device, dtype and support, explained, never silent.
+
+Backends are ``triton`` (GPU), ``cpu`` (C++) and ``reference`` (plain PyTorch, runs everywhere). ``auto``, the default,
+takes the first that can run and says so once at INFO. A backend named explicitly, through ``HFADAPT_BACKEND`` or
+`use_backend`, either runs or raises with every reason. ``HFADAPT_BACKEND=cpu`` asks for CPU tensors only, and
+``triton`` on CPU tensors works under ``TRITON_INTERPRET=1`` (the tests use that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import native
+from .errors import BackendError
+
+__all__ = ["BACKENDS", "FusedOp", "Implementation", "explain", "requested_backend", "use_backend"]
+
+BACKENDS = ("triton", "cpu", "reference")
+_requested: ContextVar[str | None] = ContextVar("hfadapt_backend", default=None)
+_log = logging.getLogger("hfadapt_kernels")
+_OPS: dict[str, FusedOp] = {}
+
+
+def _check_name(name: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError("backend", "unknown name", expected=f"auto or one of {BACKENDS}", got=repr(name))
+    return name
+
+
+def requested_backend() -> str:
+    """The backend asked for: the innermost `use_backend`, else ``HFADAPT_BACKEND``, else ``auto``."""
+    inner = _requested.get()
+    return inner if inner is not None else _check_name(os.environ.get("HFADAPT_BACKEND", "auto").strip() or "auto")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops inside the block with this backend (``auto``, ``reference``, ``cpu`` or ``triton``)."""
+    token = _requested.set(_check_name(name))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@functools.cache
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _device_reason(backend: str, device: str) -> str | None:
+    """Why ``backend`` cannot serve tensors of ``device`` at all; ``None`` when it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        return native.why_not() if device == "cpu" else f"the C++ kernels take CPU tensors, not {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cpu" and not _interpreting():
+        return "triton has no CPU target (TRITON_INTERPRET=1 interprets the kernels, slowly)"
+    if device not in ("cpu", "cuda"):
+        return f"the Triton kernels are not tested on {device}"
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's functions for one op.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        forward: Called with the arguments of the op's forward schema.
+        backward: Called with the arguments of the op's backward schema; ``None`` for ops without a gradient.
+        supports: ``supports(device=..., dtype=..., **facts)`` returns ``None`` or the reason why not.
+    """
+
+    backend: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None
+    supports: Callable[..., str | None] | None = None
+
+    def reason(self, device: str, dtype: torch.dtype, facts: dict[str, Any]) -> str | None:
+        """Why this implementation cannot serve the request; ``None`` when it can."""
+        found = _device_reason(self.backend, device)
+        if found is None and self.supports is not None:
+            found = self.supports(device=device, dtype=dtype, **facts)
+        return found
+
+
+class FusedOp:
+    """The registry entry of one op: its implementations and the choice between them.
+
+    Args:
+        name: Name in the namespace ``hfadapt``.
+        example_facts: Facts that stand for an ordinary call, used by `explain`.
+    """
+
+    def __init__(self, name: str, **example_facts: Any) -> None:
+        self.name = name
+        self.example_facts = example_facts
+        self._by_backend: dict[str, Implementation] = {}
+        self._chosen: dict[tuple[Any, ...], Implementation] = {}
+        _OPS[name] = self
+
+    def register(
+        self,
+        backend: str,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any] | None = None,
+        supports: Callable[..., str | None] | None = None,
+    ) -> None:
+        """Add or replace the implementation of ``backend``."""
+        self._by_backend[_check_name(backend)] = Implementation(backend, forward, backward, supports)
+        self._chosen.clear()
+
+    def select(self, device: str, dtype: torch.dtype, **facts: Any) -> Implementation:
+        """The implementation that serves this request; facts are hashable and end up in ``supports``.
+
+        Raises:
+            BackendError: A backend named explicitly cannot run; the message holds every reason.
+        """
+        wanted = requested_backend()
+        key = (wanted, device, dtype, *facts.values())
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            chosen = self._choose(wanted, device, dtype, facts)
+            self._chosen[key] = chosen
+        return chosen
+
+    def _choose(self, wanted: str, device: str, dtype: torch.dtype, facts: dict[str, Any]) -> Implementation:
+        reasons = []
+        for backend in BACKENDS if wanted == "auto" else (wanted,):
+            implementation = self._by_backend.get(backend)
+            reason = (
+                f"{self.name} has no {backend} implementation"
+                if implementation is None
+                else implementation.reason(device, dtype, facts)
+            )
+            if implementation is not None and reason is None:
+                _log_once(f"{self.name}: {backend} on {device} {dtype}" + "".join(f"; not {r}" for r in reasons))
+                return implementation
+            reasons.append(f"{backend}: {reason}")
+        raise BackendError(
+            self.name,
+            f"the backend asked for cannot run on {device} {dtype}",
+            got="; ".join(reasons),
+            hint="Use HFADAPT_BACKEND=auto to fall back to one that can.",
+        )
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _log.info("%s", message)
+
+
+def explain() -> list[dict[str, str | bool]]:
+    """One row for each op, device and backend: can it run here, and why not. ``hfadapt doctor`` prints them."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    rows: list[dict[str, str | bool]] = []
+    for name in sorted(_OPS):
+        op = _OPS[name]
+        for device in devices:
+            taken = False
+            for backend in BACKENDS:
+                implementation = op._by_backend.get(backend)
+                reason = (
+                    "not implemented"
+                    if implementation is None
+                    else implementation.reason(device, torch.float32, op.example_facts)
+                )
+                chosen = reason is None and not taken
+                taken = taken or chosen
+                detail = (native.isa() or "") if backend == "cpu" and reason is None else ""
+                rows.append(
+                    {
+                        "op": name,
+                        "device": device,
+                        "backend": backend,
+                        "runs": reason is None,
+                        "chosen": chosen,
+                        "reason": reason or "",
+                        "detail": detail,
+                    }
+                )
+    return rows

@@ -1,0 +1,140 @@
+"""Which task each row of a batch has, worked out once per forward and handed to every op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import RowIdError, ShapeError
+
+__all__ = ["Segment", "TaskBatch", "segments_of"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The rows of one task.
+
+    Attributes:
+        task: Local index into the per-task lists; -1 for the rows that have none.
+        rows: A slice where the rows are neighbours (indexing is then a view), else an int64 tensor, ascending.
+    """
+
+    task: int
+    rows: slice | Tensor
+
+
+def segments_of(ids: Sequence[int], device: torch.device | str = "cpu") -> list[Segment]:
+    """Rows grouped by task, tasks ascending, -1 first; tasks without rows do not appear."""
+    groups: dict[int, list[int]] = {}
+    for row, task in enumerate(ids):
+        groups.setdefault(task, []).append(row)
+    segments = []
+    for task in sorted(groups):
+        rows = groups[task]
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        segments.append(
+            Segment(task, slice(rows[0], rows[-1] + 1) if neighbours else torch.tensor(rows, device=device))
+        )
+    return segments
+
+
+class TaskBatch:
+    """The task of every row of a batch.
+
+    Attributes:
+        ids: int64 [B], local index into the per-task lists given to ops; -1 means that the row has none.
+        num_tasks: Length of those lists.
+        uniform: Known without looking at device memory that there is one task and every row has it.
+    """
+
+    def __init__(self, ids: Tensor, num_tasks: int, *, uniform: bool = False) -> None:
+        self.ids = ids
+        self.num_tasks = num_tasks
+        self.uniform = uniform
+        self._segments: list[Segment] | None = None
+        self._expanded: dict[int, TaskBatch] = {}
+
+    @classmethod
+    def from_ids(cls, ids: Tensor | Sequence[int], num_tasks: int) -> TaskBatch:
+        """Build from one id a row.
+
+        Ids are checked here for CPU tensors and sequences, by a device-side assertion for other devices (no
+        synchronisation), and by the ops themselves when this runs inside ``torch.compile``.
+
+        Raises:
+            ShapeError: ``ids`` has not exactly one axis, or is not of an integer dtype.
+            RowIdError: An id is below -1 or not below ``num_tasks``.
+        """
+        if not isinstance(ids, Tensor):
+            ids = torch.tensor(list(ids), dtype=torch.int64)
+        if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+            raise ShapeError("TaskBatch", "ids", expected="an integer tensor [B]", got=f"{ids.dtype} {list(ids.shape)}")
+        ids = ids.to(torch.int64)
+        if torch.compiler.is_compiling():
+            return cls(ids, num_tasks)
+        if ids.device.type != "cpu":
+            torch._assert_async(((ids >= -1) & (ids < num_tasks)).all())
+            return cls(ids, num_tasks)
+        values = ids.tolist()
+        for row, task in enumerate(values):
+            if not -1 <= task < num_tasks:
+                raise RowIdError(
+                    "TaskBatch",
+                    f"ids[{row}] is out of range",
+                    expected=f"-1 (no task) or 0..{num_tasks - 1}",
+                    got=str(task),
+                )
+        batch = cls(ids, num_tasks, uniform=num_tasks == 1 and len(values) > 0 and -1 not in values)
+        return batch
+
+    @classmethod
+    def single(cls, batch_size: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """All rows have task 0 of 1."""
+        return cls(torch.zeros(batch_size, dtype=torch.int64, device=device), 1, uniform=True)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows B."""
+        return self.ids.shape[0]
+
+    @property
+    def op_ids(self) -> Tensor | None:
+        """What opaque ops take: ``None`` when uniform (the plain path), else the ids."""
+        return None if self.uniform else self.ids
+
+    def segments(self) -> list[Segment]:
+        """Rows grouped by task (see `segments_of`), computed once. Not traceable: call it in eager code only."""
+        if self._segments is None:
+            if self.uniform:
+                self._segments = [Segment(0, slice(0, self.batch_size))] if self.batch_size else []
+            else:
+                self._segments = segments_of(self.ids.tolist(), self.ids.device)
+        return self._segments
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """Rows sorted by task, and where each task starts, both on the device and traceable.
+
+        Returns:
+            ``rows`` int64 [B], stable order, rows without a task first, and ``starts`` int64 [num_tasks + 1]:
+            the rows of task t are ``rows[starts[t]:starts[t + 1]]``.
+        """
+        rows = torch.argsort(self.ids, stable=True)
+        counts = torch.zeros(self.num_tasks + 1, dtype=torch.int64, device=self.ids.device)
+        counts = counts.scatter_add(0, self.ids + 1, torch.ones_like(self.ids))
+        return rows, counts.cumsum(0)
+
+    def expand(self, repeats: int) -> TaskBatch:
+        """Every row ``repeats`` times in a row, as beams or a flattened [B * T] need it; cached."""
+        if repeats == 1:
+            return self
+        found = self._expanded.get(repeats)
+        if found is None:
+            found = TaskBatch(self.ids.repeat_interleave(repeats), self.num_tasks, uniform=self.uniform)
+            self._expanded[repeats] = found
+        return found
+
+    def __repr__(self) -> str:
+        return f"TaskBatch(batch_size={self.batch_size}, num_tasks={self.num_tasks}, uniform={self.uniform})"

@@ -1,0 +1,66 @@
+"""Counter-based dropout: the mask is a hash of (seed, row, column), so nothing is stored and all backends agree.
+
+The same 32-bit arithmetic stands in ``csrc/math.h`` (``dropout_hash``) and in ``_triton.py`` (``dropout_hash``).
+Rows and columns are logical positions chosen by each op; they never depend on a row's neighbours, so the mask of a
+row is the same alone and in a mixed batch at the same position.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+__all__ = ["check_probability", "draw_seed", "dropout_threshold", "keep_scale"]
+
+_MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B9
+
+
+def _mix(x: Tensor) -> Tensor:
+    # "lowbias32" by C. Wellons: a bijection of 32 bits with low avalanche bias. int64 keeps the low 32 bits exact.
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def dropout_hash(seed: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """32 random bits for every (row, column), as int64 in ``[0, 2**32)``; ``rows`` and ``cols`` broadcast."""
+    low, high = seed & _MASK, (seed >> 32) & _MASK
+    row_hash = _mix((rows & _MASK) ^ low)
+    return _mix(((row_hash ^ high) + cols * _GOLDEN) & _MASK)
+
+
+def dropout_threshold(p: float) -> int:
+    """Hash values below this are dropped: ``round(p * 2**32)``."""
+    return min(round(p * 4294967296.0), _MASK)
+
+
+def keep_scale(seed: Tensor | None, rows: Tensor, cols: Tensor, p: float, dtype: torch.dtype) -> Tensor | None:
+    """0 where dropped and ``1 / (1 - p)`` where kept; ``None`` when nothing is dropped.
+
+    Args:
+        seed: int64 with one element, or ``None`` for no dropout.
+        rows: int64 row positions, broadcast against ``cols``.
+        cols: int64 column positions.
+        p: Probability of dropping.
+        dtype: Of the result.
+    """
+    if seed is None or p == 0.0:
+        return None
+    keep = dropout_hash(seed.reshape(()), rows, cols) >= dropout_threshold(p)
+    return keep.to(dtype) * (1.0 / (1.0 - p))
+
+
+def draw_seed(device: torch.device | str) -> Tensor:
+    """A fresh int64 seed [1] from torch's default generator of ``device``: ``torch.manual_seed`` replays it."""
+    return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
+
+
+def check_probability(op: str, p: float) -> None:
+    """Refuse a dropout probability outside of [0, 1)."""
+    if not 0.0 <= p < 1.0:
+        raise ShapeError(op, "dropout is not a probability", expected="0 <= dropout < 1", got=str(p))

@@ -1,0 +1,67 @@
+"""Finds and loads the C++ library, and says why when it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .errors import BackendError
+
+__all__ = ["ISA_NAMES", "available", "isa", "use_isa", "why_not"]
+
+ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
+
+
+@functools.cache
+def _load() -> str | None:
+    """Load the library once; ``None`` on success, else the reason."""
+    folder = Path(__file__).parent
+    found = sorted(folder.glob("_C*.so")) + sorted(folder.glob("_C*.pyd"))
+    if not found:
+        return (
+            "the C++ library is not built (hfadapt was installed without a C++ compiler or with HFADAPT_BUILD_CPP=0); "
+            "reinstall with g++ or clang++ on the PATH"
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"{found[0].name} does not load into torch {torch.__version__}: {error}"
+    return None
+
+
+def available() -> bool:
+    """Whether the C++ ops can be called."""
+    return _load() is None
+
+
+def why_not() -> str | None:
+    """Why the C++ ops cannot be called; ``None`` when they can."""
+    return _load()
+
+
+def isa() -> str | None:
+    """Instruction set in use (one of `ISA_NAMES`), or ``None`` without the library."""
+    return ISA_NAMES[torch.ops.hfadapt_cpu.isa(-1)] if available() else None
+
+
+@contextlib.contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Run the C++ ops with a lower instruction set, for tests and measurements.
+
+    Raises:
+        BackendError: The name is unknown, the processor lacks it, or the library is not there.
+    """
+    if not available():
+        raise BackendError("use_isa", "no C++ library", got=str(why_not()))
+    before = torch.ops.hfadapt_cpu.isa(-1)
+    if name not in ISA_NAMES or torch.ops.hfadapt_cpu.isa(ISA_NAMES.index(name)) != ISA_NAMES.index(name):
+        torch.ops.hfadapt_cpu.isa(before)
+        raise BackendError("use_isa", "instruction set", expected=f"one of {ISA_NAMES} this processor has", got=name)
+    try:
+        yield
+    finally:
+        torch.ops.hfadapt_cpu.isa(before)

@@ -1,0 +1,117 @@
+"""Registers an op and its backward with ``torch.library`` so that every op does it alike.
+
+An op is opaque to ``torch.compile`` and to autograd: a functional schema, a fake, an autograd formula that calls a
+second opaque op, an autocast rule, and kernels for CPU and CUDA that pick the implementation when they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .errors import DoubleBackwardError
+
+__all__ = ["LIBRARY", "autocast_inputs", "autograd_inside", "define", "forbid_double_backward"]
+
+LIBRARY = torch.library.Library("hfadapt", "FRAGMENT")
+
+
+def define(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    autocast: bool = True,
+) -> Any:
+    """Define ``hfadapt::name`` and return its default overload.
+
+    Args:
+        name: Op name.
+        schema: Arguments and results, for example ``(Tensor x, Tensor[] a, Tensor? ids) -> Tensor``.
+        kernel: Runs the op; called for CPU and CUDA tensors alike, and chooses the backend itself.
+        fake: Shapes and dtypes of the results.
+        setup_context: Saves for backward, as in ``torch.library.register_autograd``.
+        backward: Gradient formula; without one the op refuses to be differentiated.
+        autocast: Floating-point tensors are cast to the autocast dtype, as for ``torch.nn.functional.linear``.
+    """
+    LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    qualified = f"hfadapt::{name}"
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        qualified, backward or forbid_double_backward(name), setup_context=setup_context, lib=LIBRARY
+    )
+    op = getattr(torch.ops.hfadapt, name).default
+    if autocast:
+        for device in ("cpu", "cuda"):
+            LIBRARY.impl(name, _autocast_kernel(op, device), f"Autocast{device.upper()}")
+    return op
+
+
+def autocast_inputs(device: str, *args: Any) -> tuple[Any, ...]:
+    """``args`` with floating-point tensors cast to autocast's dtype when autocast is on for ``device``.
+
+    Public functions call this before they choose a path, so that the reference and the opaque op agree. Sequences are
+    cast element by element; float64 tensors and tensors of other devices are left alone, as torch's own rule does.
+    """
+    if not torch.is_autocast_enabled(device):
+        return args
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(_cast(value, device, dtype) for value in args)
+
+
+def _cast(value: Any, device: str, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        eligible = value.is_floating_point() and value.device.type == device and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+    if isinstance(value, (list, tuple)):
+        return [_cast(item, device, dtype) for item in value]
+    return value
+
+
+def _autocast_kernel(op: Any, device: str) -> Callable[..., Any]:
+    # torch.library.register_autocast fixes one dtype when it is called; this follows torch.autocast(dtype=...).
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def kernel(*args: Any) -> Any:
+        cast = autocast_inputs(device, *args)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*cast)
+
+    return kernel
+
+
+def forbid_double_backward(name: str) -> Callable[..., Any]:
+    """A gradient formula that refuses, for backward ops."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise DoubleBackwardError(name.removesuffix("_backward"))
+
+    return refuse
+
+
+class autograd_inside:
+    """Lets torch's autograd record inside the kernel of an opaque op, for references that use it for their backward.
+
+    The dispatcher masks autograd while a kernel runs; this lifts the mask for the block.
+    """
+
+    def __enter__(self) -> None:
+        key, guard = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
+        self._guards = [
+            guard(key.AutogradFunctionality, False),
+            guard(key.ADInplaceOrView, False),
+            torch.enable_grad(),
+        ]
+        for entered in self._guards:
+            entered.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        for entered in reversed(self._guards):
+            entered.__exit__(*exception)

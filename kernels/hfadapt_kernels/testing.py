@@ -1,0 +1,110 @@
+"""What the kernel tests share: the float64 error rule, NaN-filled workspaces, the interpreter's bfloat16 repair."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_as_good_as_eager", "leaves", "nan_poisoned", "rel_error", "repair_interpreter_bfloat16", "threads"]
+
+
+def rel_error(actual: Tensor, exact: Tensor) -> float:
+    """Root mean square of the error over root mean square of ``exact`` (float64); absolute where ``exact`` is 0."""
+    actual, exact = actual.detach().double(), exact.detach().double()
+    assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, exact {tuple(exact.shape)}"
+    if exact.numel() == 0:
+        return 0.0
+    error, size = (actual - exact).norm().item(), exact.norm().item()
+    return error / size if size > 0 else error
+
+
+def assert_as_good_as_eager(actual: Tensor, eager: Tensor, exact: Tensor, name: str = "result") -> None:
+    """The error against float64 is at most twice that of eager torch at the same dtype (plus half an ulp).
+
+    Args:
+        actual: What the op returned.
+        eager: The same formula in eager torch at the dtype of ``actual``.
+        exact: The same formula in float64 on the same (already rounded) inputs.
+        name: Which result, for the message.
+    """
+    assert actual.dtype == eager.dtype, f"{name}: dtype {actual.dtype}, eager {eager.dtype}"
+    assert torch.isfinite(actual).all(), f"{name}: not finite"
+    ours, theirs = rel_error(actual, exact), rel_error(eager, exact)
+    # Half an ulp more, for when eager happens to be exact (all inputs 0, one element).
+    bound = 2.0 * theirs + torch.finfo(actual.dtype).eps / 2
+    assert ours <= bound, f"{name}: error {ours:.2e} against float64, eager has {theirs:.2e} (bound {bound:.2e})"
+
+
+@contextlib.contextmanager
+def nan_poisoned() -> Iterator[None]:
+    """Every uninitialised tensor is filled with NaN, so that an element that a kernel forgets to write shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run the block with ``count`` threads of torch's pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def leaves(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Fresh leaves of another dtype that require gradients, for running a reference beside an op."""
+    return [None if t is None else t.detach().to(dtype).clone().requires_grad_() for t in tensors]
+
+
+def repair_interpreter_bfloat16() -> None:
+    """Make Triton's interpreter compute bfloat16 as a GPU does. Call once, in a process with TRITON_INTERPRET=1.
+
+    The interpreter stores bfloat16 as the raw 16 bits in numpy and multiplies those; casts truncate. This converts
+    operands to float32 for products and element-wise arithmetic, and rounds casts to nearest even.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    handle, builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+
+    def widen(value: interpreter.TensorHandle) -> interpreter.TensorHandle:
+        if value.dtype.scalar != tl.bfloat16:
+            return value
+        return handle((value.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def narrow(data: np.ndarray) -> interpreter.TensorHandle:
+        bits = np.ascontiguousarray(data, np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return handle(np.where(np.isnan(data), 0x7FC0, rounded).astype(np.uint16).reshape(data.shape), tl.bfloat16)
+
+    dot, cast, binary = builder.create_dot, builder.cast_impl, builder.binary_op
+
+    def create_dot(self, a, b, acc, *rest):  # type: ignore[no-untyped-def]
+        return dot(self, widen(a), widen(b), acc, *rest)
+
+    def cast_impl(self, value, target):  # type: ignore[no-untyped-def]
+        scalar = target.scalar if hasattr(target, "scalar") else target
+        if value.dtype.scalar == tl.float32 and scalar == tl.bfloat16:
+            return narrow(value.data)
+        return cast(self, value, target)
+
+    def binary_op(self, left, right, op):  # type: ignore[no-untyped-def]
+        if left.dtype.scalar != tl.bfloat16:
+            return binary(self, left, right, op)
+        result = binary(self, widen(left), widen(right), op)
+        return narrow(result.data) if result.data.dtype == np.float32 else result
+
+    builder.create_dot, builder.cast_impl, builder.binary_op = create_dot, cast_impl, binary_op
