@@ -11,7 +11,18 @@ from typing import Union
 
 from .errors import CompositionError, problem
 
-__all__ = ["Average", "Composition", "Fuse", "Node", "Parallel", "Stack", "adapter_names", "parse", "steps_of", "to_json"]
+__all__ = [
+    "Average",
+    "Composition",
+    "Fuse",
+    "Node",
+    "Parallel",
+    "Stack",
+    "adapter_names",
+    "parse",
+    "steps_of",
+    "to_json",
+]
 
 Node = Union[str, "Composition"]
 
@@ -28,7 +39,9 @@ class Composition:
             if not isinstance(child, (str, *self.allowed)):
                 names = ", ".join(["an adapter name", *(t.__name__ for t in self.allowed if t is not str)])
                 raise CompositionError(
-                    problem(f"{type(self).__name__} cannot hold {child!r}", allowed=names, try_="flatten the composition")
+                    problem(
+                        f"{type(self).__name__} cannot hold {child!r}", allowed=names, try_="flatten the composition"
+                    )
                 )
         self.children: tuple[Node, ...] = children
 

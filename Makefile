@@ -1,0 +1,58 @@
+# make demo          create .venv, install, train three tasks together on a real encoder (at most 8 minutes on 2 cores)
+# make demo FULL=1   the same, to convergence
+# make test          create .venv, install, run the tests
+# make check         ruff, import directions, types, packaging
+PYTHON ?= python3
+VENV ?= .venv
+# The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+OUT ?= runs/demo
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test check lint imports types packaging clean
+
+demo: $(VENV)/.demo
+	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
+
+test: $(VENV)/.test
+	$(PYTEST) -n $(JOBS) tests
+
+check: lint imports types packaging
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+imports: $(VENV)/.dev
+	PYTHONPATH=.:kernels:plugins $(BIN)/lint-imports
+
+types: $(VENV)/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+packaging: $(VENV)/.dev
+	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging
+
+# Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
+$(VENV)/.base: pyproject.toml $(wildcard setup.py csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet 'setuptools>=77' wheel ninja $(TORCH)
+	$(PIP) install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(PIP) install --quiet --no-build-isolation --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) install --quiet --no-build-isolation --editable '.[test,triton,demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

