@@ -1,0 +1,26 @@
+"""Architecture maps: where the parts of a transformer are, as data.
+
+An adaptation method never asks what kind of model it is given; it asks a map. ``resolve(model)`` finds the map of a
+model: in the registry by ``config.model_type``, else by watching the model's data flow.
+"""
+
+from hfadapt.architecture.build import stack_map
+from hfadapt.architecture.layer import AttentionMap, LayerMap, join
+from hfadapt.architecture.linears import is_linear, linear_sizes
+from hfadapt.architecture.maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, StackMap
+from hfadapt.architecture.resolve import resolve
+
+__all__ = [
+    "KINDS",
+    "NORM_ROLES",
+    "STYLES",
+    "ArchitectureMap",
+    "AttentionMap",
+    "LayerMap",
+    "StackMap",
+    "is_linear",
+    "join",
+    "linear_sizes",
+    "resolve",
+    "stack_map",
+]

@@ -1,0 +1,25 @@
+"""What counts as a linear leaf, and its sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map over the last axis: Linear, Conv1D or a quantised form of them."""
+    weight = getattr(module, "weight", None)
+    name = type(module).__name__.lower()
+    return (
+        weight is not None and name.endswith(("linear", "conv1d", "linear4bit", "linear8bitlt")) and weight.dim() <= 2
+    )
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int]:
+    """Input and output features; transformers' Conv1D keeps its weight as [in, out]."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    rows, columns = module.weight.shape
+    return rows, columns

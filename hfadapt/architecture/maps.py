@@ -1,0 +1,208 @@
+"""Where the parts of a transformer are: one frozen map of paths, the same for every model family.
+
+An adaptation method never asks what kind of model it is given. It asks a map: which linear makes the queries of
+layer 3, which norm closes the feed-forward part, does the norm stand before or after. Maps of known families are
+data in plugins (``register_architectures``); an unknown model is mapped by watching its data flow
+(:mod:`hfadapt.architecture.probe`).
+
+Paths inside a :class:`StackMap` are relative to one layer; those of a :class:`LayerMap` are absolute, so that
+``model.get_submodule(path)`` works on the model that was given to :func:`hfadapt.architecture.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from hfadapt.architecture.layer import AttentionMap, LayerMap, join
+from hfadapt.architecture.linears import is_linear
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STYLES = ("post", "pre", "sandwich", "parallel")
+KINDS = ("encoder", "decoder", "text", "vision", "speech")
+NORM_ROLES = (
+    "pre_attention",
+    "pre_cross",
+    "pre_ffn",
+    "post_attention",
+    "post_cross",
+    "post_ffn",
+    "sandwich_attention",
+    "sandwich_cross",
+    "sandwich_ffn",
+)
+
+
+@dataclass(frozen=True)
+class StackMap:
+    """A run of equal layers. Paths inside a layer are relative to it; `layer_paths`, `final_norm` and
+    `embedding` are relative to the model.
+
+    Attributes:
+        path: The ModuleList that holds the layers.
+        layer_paths: The layer modules in the order they run; a shared module (ALBERT) appears once a call.
+        kind: "encoder", "decoder", "text", "vision" or "speech".
+        causal: Whether a position sees only those before it.
+        style: "post" is norm(h + sublayer(h)); "pre" is h + sublayer(norm(h)); "sandwich" norms the sub-layer's
+            output before the sum (with or without a norm before it: see `norms`); "parallel" is
+            h + attention(norm(h)) + ffn(norm(h)).
+        ffn_in: Linears that read the feed-forward input (two where it is gated by separate linears).
+        ffn_gated_in_one: One ffn_in linear makes gate and value together, so its output is twice `ffn_size`.
+        attn_out_dropout, cross_out_dropout, ffn_out_dropout: The ``nn.Dropout`` leaf right after the output
+            linear, where one exists that serves nothing else.
+        norms: Role (see `NORM_ROLES`) to path.
+        flat_ffn: The feed-forward part sees [B*T, D] instead of [B, T, D] (OPT).
+        final_norm: The norm after the last layer, or None.
+        projection_out: A linear after `final_norm` that gives the last hidden state (OPT-350m), or None.
+        embedding: The word (or patch) embedding module that is really called, or None.
+    """
+
+    path: str
+    layer_paths: tuple[str, ...]
+    kind: str
+    causal: bool
+    style: str
+    attention: AttentionMap
+    ffn_in: tuple[str, ...]
+    ffn_out: str
+    norms: Mapping[str, str] = field(hash=False)
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    cross_attention: AttentionMap | None = None
+    attn_out_dropout: str | None = None
+    cross_out_dropout: str | None = None
+    ffn_out_dropout: str | None = None
+    ffn_gated_in_one: bool = False
+    flat_ffn: bool = False
+    final_norm: str | None = None
+    projection_out: str | None = None
+    embedding: str | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers as the paper counts them: calls, not modules."""
+        return len(self.layer_paths)
+
+    @property
+    def calls_per_module(self) -> int:
+        """How often one layer module runs in a forward; more than 1 means shared layers (ALBERT)."""
+        return self.num_layers // len(set(self.layer_paths))
+
+    @property
+    def first_leaf(self) -> str:
+        """The module of a layer that sees the layer's input first: a norm, else the query projection."""
+        return self.norms.get("pre_attention") or self.attention.first
+
+    @property
+    def top(self) -> str:
+        """Absolute path of the module whose output is the stack's last hidden state.
+
+        With shared layers this is a module that runs several times; its last call counts.
+        """
+        if self.projection_out or self.final_norm:
+            return self.projection_out or self.final_norm or ""
+        last = self.layer_paths[-1]
+        return join(last, self.norms["post_ffn"]) if "post_ffn" in self.norms else last
+
+    def layer(self, index: int) -> LayerMap:
+        """The layer that runs as number `index`, negative from the end."""
+        if not -self.num_layers <= index < self.num_layers:
+            raise IndexError(f"{self.path} has {self.num_layers} layers, got index {index}")
+        index %= self.num_layers
+        path = self.layer_paths[index]
+        return LayerMap(self, index, path, self.layer_paths[:index].count(path))
+
+    def under(self, prefix: str) -> StackMap:
+        """The same stack inside a model that holds this one as `prefix`."""
+        if not prefix:
+            return self
+        absolute = {
+            name: join(prefix, value) if (value := getattr(self, name)) is not None else None
+            for name in ("final_norm", "projection_out", "embedding")
+        }
+        paths = tuple(join(prefix, path) for path in self.layer_paths)
+        return replace(self, path=join(prefix, self.path), layer_paths=paths, **absolute)
+
+
+@dataclass(frozen=True)
+class ArchitectureMap:
+    """The stacks of a model.
+
+    Attributes:
+        model_type: transformers' name of the family.
+        attention_interface: Whether attention goes through ``transformers.AttentionInterface``, which prefixes
+            need.
+        pooler: The module that pools the last hidden state, where the model has one.
+        source: "table" for a shipped or registered map, "probe" for an automatic one.
+    """
+
+    model_type: str
+    stacks: tuple[StackMap, ...]
+    attention_interface: bool = True
+    pooler: str | None = None
+    source: str = field(default="table", compare=False)
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The embedding modules that are really called, each once."""
+        return tuple(dict.fromkeys(stack.embedding for stack in self.stacks if stack.embedding))
+
+    @property
+    def final_norm(self) -> dict[str, str | None]:
+        """Stack path to the norm after its last layer."""
+        return {stack.path: stack.final_norm for stack in self.stacks}
+
+    def stack(self, name: str) -> StackMap:
+        """The stack with this kind or path."""
+        for stack in self.stacks:
+            if name in (stack.kind, stack.path):
+                return stack
+        have = ", ".join(f"{stack.kind} ({stack.path})" for stack in self.stacks)
+        raise KeyError(f"{self.model_type} has no stack {name!r}; it has {have}")
+
+    def layer(self, stack: str | StackMap, index: int) -> LayerMap:
+        """Layer `index` of a stack given by itself, its kind or its path."""
+        return (self.stack(stack) if isinstance(stack, str) else stack).layer(index)
+
+    def layers(self, stack: str | StackMap | None = None) -> Iterator[LayerMap]:
+        """Every layer in the order they run; of one stack when it is named."""
+        chosen = self.stacks if stack is None else (self.stack(stack) if isinstance(stack, str) else stack,)
+        for one in chosen:
+            for index in range(one.num_layers):
+                yield one.layer(index)
+
+    def linears(self, model: nn.Module) -> tuple[str, ...]:
+        """Names of every linear leaf inside the layers, mapped to a role or not, in module order."""
+        layers = tuple({layer.path + "." for layer in self.layers()})
+        return tuple(name for name, module in model.named_modules() if name.startswith(layers) and is_linear(module))
+
+    def paths(self) -> dict[str, str]:
+        """Every path the map names, each with a word for what it is."""
+        named: dict[str, str] = {}
+        for layer in self.layers():
+            named.update({path: role for role, path in layer.linears.items()})
+            named.update({path: f"{role} norm" for role, path in layer.norms.items()})
+            for role in ("attn_out_dropout", "cross_out_dropout", "ffn_out_dropout"):
+                if (path := getattr(layer, role)) is not None:
+                    named[path] = role
+            for attention in (layer.attention, layer.cross_attention):
+                if attention is not None:
+                    named[attention.module] = "attention module"
+        for stack in self.stacks:
+            for role in ("final_norm", "projection_out", "embedding"):
+                if (path := getattr(stack, role)) is not None:
+                    named[path] = role
+        return named
+
+    def under(self, prefix: str) -> ArchitectureMap:
+        """The same map inside a model that holds this one as `prefix`."""
+        if not prefix:
+            return self
+        pooler = None if self.pooler is None else join(prefix, self.pooler)
+        return replace(self, stacks=tuple(stack.under(prefix) for stack in self.stacks), pooler=pooler)

@@ -1,0 +1,1 @@
+"""What tests of hfadapt and of its plugins are made of."""

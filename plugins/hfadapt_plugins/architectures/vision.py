@@ -1,0 +1,71 @@
+"""Image encoders and the two towers of CLIP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfadapt.architecture import ArchitectureMap, AttentionMap, StackMap, stack_map
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def vit(config: PretrainedConfig) -> ArchitectureMap:
+    """ViT: pre-norm. Its layer has one dropout for both sub-layers, so neither can be told by its leaf."""
+    stack = stack_map(
+        config,
+        "layers",
+        style="pre",
+        attention=AttentionMap(
+            "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", module="attention"
+        ),
+        ffn_in=("mlp.fc1",),
+        ffn_out="mlp.fc2",
+        norms={"pre_attention": "layernorm_before", "pre_ffn": "layernorm_after"},
+        final_norm="layernorm",
+        embedding="embeddings.patch_embeddings",
+    )
+    return ArchitectureMap(config.model_type, (stack,), pooler="pooler")
+
+
+def clip(config: PretrainedConfig) -> ArchitectureMap:
+    """CLIP: a causal text tower and a vision tower of the same layer."""
+    text = clip_text(config.text_config).under("text_model").stacks
+    vision = clip_vision(config.vision_config).under("vision_model").stacks
+    return ArchitectureMap(config.model_type, (*text, *vision))
+
+
+def clip_text(config: PretrainedConfig) -> ArchitectureMap:
+    """CLIP's text tower alone."""
+    stack = _clip_stack(
+        config, kind="text", causal=True, final_norm="final_layer_norm", embedding="embeddings.token_embedding"
+    )
+    return ArchitectureMap(config.model_type, (stack,))
+
+
+def clip_vision(config: PretrainedConfig) -> ArchitectureMap:
+    """CLIP's vision tower alone; only the pooled position passes its last norm."""
+    stack = _clip_stack(config, kind="vision", causal=False)
+    return ArchitectureMap(config.model_type, (stack,))
+
+
+def _clip_stack(
+    config: PretrainedConfig, kind: str, causal: bool, final_norm: str | None = None, embedding: str | None = None
+) -> StackMap:
+    at = "self_attn"
+    return stack_map(
+        config,
+        "encoder.layers",
+        kind=kind,
+        causal=causal,
+        style="pre",
+        attention=AttentionMap(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj", f"{at}.out_proj", module=at),
+        ffn_in=("mlp.fc1",),
+        ffn_out="mlp.fc2",
+        norms={"pre_attention": "layer_norm1", "pre_ffn": "layer_norm2"},
+        final_norm=final_norm,
+        embedding=embedding,
+    )
+
+
+ARCHITECTURES = {"vit": vit, "clip": clip, "clip_text_model": clip_text, "clip_vision_model": clip_vision}
