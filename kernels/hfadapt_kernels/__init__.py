@@ -8,6 +8,7 @@ from .activations import ACTIVATIONS, get_activation
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
 from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
+from .grouped_lora import grouped_lora, lora_linear
 
 __all__ = [
     "ACTIVATIONS",
@@ -20,6 +21,8 @@ __all__ = [
     "UnsupportedError",
     "explain",
     "get_activation",
+    "grouped_lora",
+    "lora_linear",
     "requested_backend",
     "use_backend",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import RowIdError, ShapeError
 
-__all__ = ["Segment", "TaskBatch", "segments_of"]
+__all__ = ["Segment", "TaskBatch", "segments_of", "tasks_with_rows"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,18 @@ def segments_of(ids: Sequence[int], device: torch.device | str = "cpu") -> list[
             Segment(task, slice(rows[0], rows[-1] + 1) if neighbours else torch.tensor(rows, device=device))
         )
     return segments
+
+
+def tasks_with_rows(ids: Tensor | None, num_tasks: int) -> list[bool]:
+    """Which tasks get a gradient: one without a row must not move, not even by weight decay.
+
+    All of them where looking at the ids would synchronise with a device or break a trace.
+    """
+    # Not torch.compiler.is_compiling(): it is False while a backward is traced.
+    if ids is None or ids.device.type != "cpu" or type(ids) is not Tensor:
+        return [True] * num_tasks
+    seen = set(ids.tolist())
+    return [task in seen for task in range(num_tasks)]
 
 
 class TaskBatch:

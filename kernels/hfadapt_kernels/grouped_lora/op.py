@@ -1,0 +1,160 @@
+"""The public functions `grouped_lora` and `lora_linear`: argument checks and the choice of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import opaque
+from ..backend import FusedOp
+from ..batch import TaskBatch
+from ..dropout import check_probability, draw_seed
+from ..errors import ShapeError
+from .checks import check_arguments, split_scale
+from .reference import grouped_lora_reference, lora_linear_reference
+from .schema import LINEAR, OP, forward_op, linear_op
+
+__all__ = ["grouped_lora", "lora_linear"]
+
+Scale = float | Sequence[float] | Sequence[Tensor]
+
+
+def grouped_lora(
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scale: Scale,
+    batch: TaskBatch,
+    *,
+    y: Tensor | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """``y + s_t (drop(x) A_tᵀ) B_tᵀ`` where every row has its own task t (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    The product is accumulated in float32. Weights may be views with any strides (slices of a fused projection,
+    transposes of a ``Conv1D``). Ranks and scales may differ between tasks.
+
+    Args:
+        x: [B, ..., Din].
+        a: One [R, Din] a task.
+        b: One [O, R] a task.
+        scale: One number for all tasks, one a task, or one tensor of one element a task (then it has a gradient).
+        batch: Task of every row; a row with id -1 gets ``y`` bit for bit, or zeros.
+        y: [B, ..., O] to add to; it is not changed.
+        dropout: Probability of dropping an element of x; used when ``training``.
+        training: Whether dropout is on.
+        seed: int64 [1] that fixes the dropout mask; drawn from torch's generator when needed and ``None``.
+
+    Returns:
+        [B, ..., O] in the dtype of ``y``, or of x and the weights (promoted) without it.
+
+    Raises:
+        ShapeError: A shape, dtype or device does not fit.
+        RowIdError: A task id is out of range.
+        BackendError: A backend asked for by name cannot run.
+    """
+    a, b, learned, numbers = _prepare("grouped_lora", a, b, scale, batch, x, dropout)
+    x, a, b, learned, base = opaque.autocast_inputs(x.device.type, x, a, b, learned, y)
+    x, a, b = _promote(x, a, b)
+    check_arguments("grouped_lora", x, base, a, b, batch)
+    if batch.num_tasks == 0:
+        return x.new_zeros(x.shape) if base is None else base.clone()
+    # A base of another dtype (a bfloat16 model with float32 updates) keeps its dtype.
+    inside = base if base is None or base.dtype == x.dtype else None
+    rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    if not torch.compiler.is_compiling() and _select(OP, x).backend == "reference":
+        out = grouped_lora_reference(x, inside, a, b, *rest)
+    else:
+        out, _ = forward_op(x, inside, a, b, *rest, _wants_gradient(x, a, b, learned))
+    return out if inside is base else base + out.to(base.dtype)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scale: Scale,
+    batch: TaskBatch,
+    *,
+    dropout: float = 0.0,
+    training: bool = False,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """``x Wᵀ + bias`` plus the update of `grouped_lora` in one op: the update is added where the product stands.
+
+    Args:
+        x: [B, ..., Din].
+        weight: [O, Din]; has a gradient when it requires one.
+        bias: [O] or ``None``.
+        a: See `grouped_lora`, as all that follow.
+        b: See `grouped_lora`.
+        scale: See `grouped_lora`.
+        batch: See `grouped_lora`.
+        dropout: See `grouped_lora`; the base product sees all of x.
+        training: See `grouped_lora`.
+        seed: See `grouped_lora`.
+
+    Returns:
+        [B, ..., O] in the dtype of x.
+
+    Raises:
+        ShapeError: A shape, dtype or device does not fit.
+        RowIdError: A task id is out of range.
+        BackendError: A backend asked for by name cannot run.
+    """
+    a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
+    x, weight, bias, a, b, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, a, b, learned)
+    if batch.num_tasks == 0 or any(t.dtype != x.dtype for t in (*a, *b)):
+        y = torch.nn.functional.linear(x, weight, bias)
+        scales = [t * n for t, n in zip(learned, numbers, strict=True)] if learned else numbers
+        return grouped_lora(x, a, b, scales, batch, y=y, dropout=dropout, training=training, seed=seed)
+    check_arguments("lora_linear", x, None, a, b, batch)
+    _check_base(x, weight, bias, b[0])
+    rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    if not torch.compiler.is_compiling() and _select(LINEAR, x).backend == "reference":
+        return lora_linear_reference(x, weight, bias, a, b, *rest)
+    out, _ = linear_op(x, weight, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
+    return out
+
+
+def _prepare(
+    op: str, a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale, batch: TaskBatch, x: Tensor, dropout: float
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
+    check_probability(op, dropout)
+    return list(a), list(b), *split_scale(op, scale, batch.num_tasks, x)
+
+
+def _promote(x: Tensor, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    dtype = x.dtype
+    for weight in (*a, *b):
+        dtype = torch.promote_types(dtype, weight.dtype)
+    return x.to(dtype), [w.to(dtype) for w in a], [w.to(dtype) for w in b]
+
+
+def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> None:
+    shape = (up.shape[0], x.shape[-1])
+    fits = weight.shape == shape and weight.dtype == x.dtype and weight.device == x.device
+    if not fits or (bias is not None and bias.shape != shape[:1]):
+        got = f"{weight.dtype} {list(weight.shape)}, bias {None if bias is None else list(bias.shape)}"
+        raise ShapeError("lora_linear", "weight or bias", expected=f"{x.dtype} {list(shape)} and [{shape[0]}]", got=got)
+
+
+def _dropout(x: Tensor, dropout: float, training: bool, seed: Tensor | None) -> tuple[float, Tensor | None]:
+    if not training or dropout == 0.0:
+        return 0.0, None
+    return dropout, draw_seed(x.device) if seed is None else seed
+
+
+def _wants_gradient(x: Tensor, a: list[Tensor], b: list[Tensor], learned: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *a, *b, *learned))
+
+
+def _select(op: FusedOp, x: Tensor) -> Any:
+    return op.select(x.device.type, x.dtype)
