@@ -5,10 +5,12 @@ Every op takes a `TaskBatch`, which says the task of each row, and one tensor a 
 """
 
 from .activations import ACTIVATIONS, get_activation
+from .adapter_fusion import adapter_fusion
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
 from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
 from .grouped_lora import grouped_lora, lora_linear
+from .prefix_attention import prefix_attention
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,10 +21,12 @@ __all__ = [
     "ShapeError",
     "TaskBatch",
     "UnsupportedError",
+    "adapter_fusion",
     "explain",
     "get_activation",
     "grouped_lora",
     "lora_linear",
+    "prefix_attention",
     "requested_backend",
     "use_backend",
 ]
