@@ -1,0 +1,404 @@
+"""attach, detach, activate: putting adapters on a stock model and taking them off again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import plugins
+from .architecture import resolve
+from .attachment import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
+from .composition import Composition, Node, Parallel
+from .delta import check_adapter_name
+from .errors import AttachError, problem
+from .hooks import (
+    CallCounter,
+    CheckpointWithRouting,
+    InputHook,
+    OutputHook,
+    TapInput,
+    TapOutput,
+    add_hook,
+    remove_hooks,
+)
+from .method import Method, MethodConfig, MethodPreset, Place, expand
+from .root import RootPost, RootPre
+from .slots import Slot
+from .verify import verify as verify_slots
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Handle", "activate", "active", "attach", "compose", "detach", "set_adapter_drop"]
+
+
+class Handle:
+    """What ``attach`` returns: the adapters it made, and their undo."""
+
+    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]) -> None:
+        self.model = model
+        self.names = names
+
+    def detach(self) -> None:
+        """Take these adapters off again; the last ones to go leave the model bit for bit as it was."""
+        detach(self.model, self.names)
+
+    def num_parameters(self) -> int:
+        """Return how many parameters these adapters have; shared ones count once."""
+        seen = {id(p): p for name in self.names for p in parameters_of(self.model, name).values()}
+        return sum(p.numel() for p in seen.values())
+
+    def __repr__(self) -> str:
+        base = sum(p.numel() for p in self.model.parameters()) - self.num_parameters()
+        n = self.num_parameters()
+        return f"Handle({', '.join(self.names)}: {n:,} parameters, {n / max(base, 1):.2%} of the base)"
+
+
+def attach(
+    model: PreTrainedModel,
+    method: str | MethodConfig | Iterable[Any] | Mapping[str, Any],
+    name: str = "default",
+    *,
+    names: Iterable[str] | None = None,
+    freeze_base: bool = True,
+    train_head: bool | None = None,
+    verify: bool = True,
+    seed: int | None = None,
+) -> Handle:
+    """Add adapters to a stock model, in place.
+
+    Args:
+        model: A transformers model; its class, its parameters' names and its ``forward`` stay as they are.
+        method: A registered name, a method config, or a tuple of configs that make one adapter together.
+        name: Name of the adapter.
+        names: Several names, one adapter each with parameters of its own (one a task); in place of ``name``.
+        freeze_base: Stop training the base. A task head on top of it goes on training.
+        train_head: Train the model's head; by default when it is a task head and not a language-model head.
+        verify: Run one small forward pass that counts that every slot fires.
+        seed: Seed of the initial weights; by default torch's current state.
+
+    Returns:
+        A handle whose ``detach()`` undoes this call.
+
+    Raises:
+        AttachError: the method does not fit the model, a name is taken, or the model was compiled before.
+        ArchitectureError: the model's structure cannot be mapped.
+    """
+    wanted = (name,) if names is None else tuple(names)
+    configs = expand(method)
+    _check_model(model)
+    state = find_attachment(model)
+    for i, one in enumerate(wanted):
+        check_adapter_name(one)
+        if one in wanted[:i] or (state is not None and one in state.routable):
+            raise AttachError(
+                problem(
+                    "an adapter of that name exists", got=one, try_="choose another name, or detach(model, name) first"
+                )
+            )
+    if not wanted:
+        raise AttachError(problem("no name given", got="names=()", allowed="one or more adapter names"))
+    fresh = state is None
+    state = _begin(model) if state is None else state
+    try:
+        placed = [
+            (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
+        ]
+        for config, found, places in placed:
+            if not places:
+                raise AttachError(problem("the method changes nothing in this model", where=found.name, got=config))
+        with _seeded(seed):
+            for one in wanted:
+                state.adapters[one] = Adapter(one, configs)
+                for config, found, places in placed:
+                    _add(model, state, one, config, found, places)
+    except BaseException:
+        detach(model, [n for n in wanted if n in state.adapters] if not fresh else None)
+        raise
+    state.changed()
+    if freeze_base:
+        from . import freeze as freezing
+
+        state.head_paths = freezing.freeze_base(model, train_head)
+    if state.active is None and len(state.adapters) == 1:
+        state.active = wanted[0]
+    elif fresh is False or len(wanted) > 1:
+        state.active = None if state.active in (None, *wanted) or len(state.adapters) > 1 else state.active
+    if verify:
+        try:
+            verify_slots(model, wanted)
+        except BaseException:
+            detach(model, wanted)
+            raise
+    return Handle(model, wanted)
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise AttachError(
+            problem(
+                "the model is compiled, and hooks added to a compiled model are ignored silently",
+                where=type(model).__name__,
+                try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
+            )
+        )
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise AttachError(problem("not a transformers model", got=type(model).__name__, allowed="a PreTrainedModel"))
+
+
+def _method(config: MethodConfig) -> Method:
+    found = plugins.methods()[config.method]
+    assert not isinstance(found, MethodPreset)
+    return found
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _begin(model: PreTrainedModel) -> Attachment:
+    """Put an empty attachment on ``model``: its map, and the hooks on its root, base and stacks."""
+    arch = resolve(model)
+    state = Attachment(arch, original_requires_grad={n: p.requires_grad for n, p in model.named_parameters()})
+    state.decoder_paths = tuple(
+        s.path.rpartition(".")[0] for s in arch.stacks if s.kind == "decoder" and len(arch.stacks) > 1
+    )
+    model.__dict__["_hfadapt"] = state
+    base = getattr(model, "base_model", model)
+    paths = {"": model, **{n: m for n, m in model.named_modules() if m is base or n in _owners(arch)}}
+    for path, module in paths.items():
+        module.__dict__["_hfadapt_of"] = state
+        module.register_forward_pre_hook(RootPre(path), with_kwargs=True, prepend=True)
+        module.register_forward_hook(RootPost(path), always_call=True)
+    # What dynamo compiled for this model's modules does not know of hooks that are added now.
+    torch._dynamo.reset()
+    return state
+
+
+def _owners(arch: Any) -> set[str]:
+    """Paths of the modules that hold the stacks: ``generate`` calls an encoder on its own, past the model's root."""
+    return {stack.path.rpartition(".")[0] for stack in arch.stacks}
+
+
+def _device_and_dtype(module: nn.Module, model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    for source in (module, model):
+        for parameter in source.parameters():
+            if parameter.is_floating_point() and ".hfadapt" not in type(parameter).__name__:
+                return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.get_default_dtype()
+
+
+def _add(
+    model: PreTrainedModel, state: Attachment, name: str, config: MethodConfig, method: Method, places: list[Place]
+) -> None:
+    """Create one adapter's parameters at every place of one method."""
+    shared = method.shared(config, state.arch, model)
+    if shared is not None:
+        if not hasattr(model, "hfadapt_shared"):
+            model.add_module("hfadapt_shared", nn.ModuleDict())
+            state.shared = model.hfadapt_shared
+        device, dtype = _device_and_dtype(model.get_submodule(places[0].site.leaf), model)
+        if name not in model.hfadapt_shared:
+            model.hfadapt_shared[name] = nn.ModuleDict()
+        model.hfadapt_shared[name][method.name] = shared.to(device=device, dtype=dtype)
+    for place in places:
+        leaf = model.get_submodule(place.site.leaf)
+        if not hasattr(leaf, "hfadapt"):
+            leaf.add_module("hfadapt", Slot())
+        delta = leaf.hfadapt.delta(place, method.name)
+        device, dtype = _device_and_dtype(leaf, model)
+        delta.add(name, config, shared, device, dtype)
+        delta.train(leaf.training)
+        _connect(model, state, place)
+
+
+def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
+    """Register the hooks that one place needs."""
+    site = place.site
+    leaf = model.get_submodule(site.leaf)
+    if site.side == "attention":
+        from . import attention
+
+        before = attention.enable(model)
+        if state.original_attention is None:
+            state.original_attention = before
+    else:
+        add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
+    if site.source is not None:
+        tap = site.source
+        add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
+    if site.shared_layer:
+        add_hook(model.get_submodule(site.shared_layer), CallCounter(site.shared_layer))
+        if site.shared_layer not in state.call_counters:
+            state.call_counters = (*state.call_counters, site.shared_layer)
+
+
+def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
+    """Take adapters off a model (all of them by default).
+
+    When the last one goes, every hook, child module and flag of hfadapt goes too: the model is bit for bit what it was
+    before ``attach``, ``requires_grad`` and attention implementation included.
+
+    Raises:
+        AttachError: nothing is attached, or there is no adapter of that name.
+    """
+    state = attachment(model)
+    gone = [names] if isinstance(names, str) else list(state.names if names is None else names)
+    for name in gone:
+        state.require(name)
+    for name in gone:
+        for _, delta in list(deltas_of(model, name)):
+            delta.remove(name)
+        if getattr(model, "hfadapt_shared", None) is not None and name in model.hfadapt_shared:
+            del model.hfadapt_shared[name]
+        del state.adapters[name]
+    state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
+    if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
+        state.active = next(iter(state.adapters)) if len(state.adapters) == 1 else None
+    state.changed()
+    for path, slot in list(slots_of(model)):
+        if slot.drop_empty():
+            leaf = model.get_submodule(path)
+            remove_hooks_of_slot(leaf)
+            del leaf.hfadapt
+    if not state.adapters:
+        _end(model, state)
+
+
+def remove_hooks_of_slot(leaf: nn.Module) -> None:
+    """Remove the hooks that run deltas; taps at the same module may serve other slots and stay."""
+    for table, kinds in ((leaf._forward_hooks, OutputHook), (leaf._forward_pre_hooks, InputHook)):
+        for key in [k for k, hook in table.items() if isinstance(hook, kinds)]:
+            del table[key]
+    for key in [k for k in leaf._forward_pre_hooks_with_kwargs if k not in leaf._forward_pre_hooks]:
+        del leaf._forward_pre_hooks_with_kwargs[key]
+
+
+def _mentions(node: Any, names: list[str]) -> bool:
+    from .composition import adapter_names
+
+    if isinstance(node, (str, Composition)):
+        return any(n in names for n in adapter_names(node))
+    return True
+
+
+def _end(model: PreTrainedModel, state: Attachment) -> None:
+    for module in model.modules():
+        remove_hooks(module)
+        module.__dict__.pop("_hfadapt_of", None)
+        function = module.__dict__.get("_gradient_checkpointing_func")
+        if isinstance(function, CheckpointWithRouting):
+            module._gradient_checkpointing_func = function.function
+    if hasattr(model, "hfadapt_shared"):
+        del model.hfadapt_shared
+    if state.original_attention is not None:
+        from . import attention
+
+        attention.disable(model, state.original_attention)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
+    del model.__dict__["_hfadapt"]
+    torch._dynamo.reset()
+
+
+def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
+    """Give a composition a name that ``task_ids`` may use, after the adapters' own.
+
+    Raises:
+        CompositionError: it names adapters that are not attached, or cannot be chosen per row.
+        AttachError: the name is taken.
+    """
+    state = attachment(model)
+    check_adapter_name(name)
+    if name in state.routable:
+        raise AttachError(problem("that name is taken", got=name, allowed="a name that is not in use"))
+    from .composition import steps_of
+
+    steps_of(node)
+    state.check(node)
+    state.compositions[name] = node
+    state.changed()
+
+
+def activate(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> None:
+    """Choose what calls without ``task_ids`` use.
+
+    Args:
+        model: An adapted model.
+        choice: An adapter's name, a composition, a list of names (one a row), or None for the base alone.
+
+    Raises:
+        AttachError: nothing is attached.
+        CompositionError: the composition names adapters that are not attached.
+    """
+    state = attachment(model)
+    state.parallel = None
+    if isinstance(choice, Parallel):
+        state.check(choice)
+        state.parallel = choice
+    elif isinstance(choice, Composition):
+        state.check(choice)
+        key = f"_active_{len(state.compositions)}"
+        for known, node in state.compositions.items():
+            if node == choice:
+                key = known
+        state.compositions[key] = choice
+        state.changed()
+        choice = key
+    elif isinstance(choice, str) and choice not in state.routable:
+        state.require(choice)
+    state.active = choice
+    state.disabled = choice is None
+
+
+@contextlib.contextmanager
+def active(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> Iterator[None]:
+    """``activate`` inside a ``with`` block; what was active before comes back, also after an exception."""
+    state = attachment(model)
+    before = (state.active, state.disabled, state.parallel, dict(state.compositions))
+    try:
+        activate(model, choice)
+        yield
+    finally:
+        state.active, state.disabled, state.parallel, state.compositions = before
+        state.changed()
+
+
+def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | None) -> None:
+    """AdapterDrop: run without deltas in the lowest layers (Rücklé et al. 2021).
+
+    Args:
+        model: An adapted model.
+        layers: How many of the lowest layers, for every stack or by stack (kind or path); None or 0 for none.
+
+    Raises:
+        AttachError: the number is negative or larger than the stack, or there is no such stack.
+    """
+    state = attachment(model)
+    stacks = {s.path: s for s in state.arch.stacks}
+    kinds = {s.kind: s.path for s in state.arch.stacks}
+    wanted = {} if layers is None else {"": layers} if isinstance(layers, int) else dict(layers)
+    drop: dict[str, int] = {}
+    for stack, n in wanted.items():
+        path = kinds.get(stack, stack)
+        if path and path not in stacks:
+            raise AttachError(problem("no such stack", got=stack, allowed=", ".join([*kinds, *stacks])))
+        limit = stacks[path].num_layers if path else max(s.num_layers for s in stacks.values())
+        if type(n) is not int or not 0 <= n <= limit:
+            raise AttachError(
+                problem(
+                    "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"
+                )
+            )
+        drop[path] = n
+    state.drop = drop

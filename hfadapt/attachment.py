@@ -1,0 +1,196 @@
+"""What is attached to a model: its adapters, their composition, and which parameters are theirs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .composition import Composition, Node, Parallel, adapter_names
+from .delta import Delta
+from .errors import AttachError, CompositionError, did_you_mean, problem
+from .routing import Routing, Step, plan
+from .slots import Slot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .architecture import ArchitectureMap
+    from .method import MethodConfig
+
+__all__ = ["Adapter", "Attachment", "Prepared", "attachment", "deltas_of", "find_attachment"]
+
+_TOKENS = itertools.count(1)
+
+
+class Prepared(nn.Module):
+    """A shared module that computes something once a forward, before the first layer (a prefix from its MLP)."""
+
+    def prepare(self, routing: Routing) -> Any:
+        """Return what the layers need; they find it at ``routing.prepared[(adapter, method)]``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A named set of deltas: one config, or several (MAM is prefix tuning plus a parallel adapter)."""
+
+    name: str
+    configs: tuple[MethodConfig, ...]
+
+
+@dataclass
+class Attachment:
+    """The state of an adapted model, kept at ``model._hfadapt``.
+
+    Args:
+        arch: The model's architecture map.
+        adapters: By name, in the order of their ids.
+        compositions: Further routable names and what they stand for.
+        active: The name, number or list of names used when a call has no ``task_ids``.
+        disabled: Run the base alone when nothing is active.
+        drop: AdapterDrop depth by stack path; "" for all stacks.
+        original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
+    """
+
+    arch: ArchitectureMap
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    compositions: dict[str, Node] = field(default_factory=dict)
+    active: Any = None
+    parallel: Parallel | None = None
+    disabled: bool = False
+    drop: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    head_paths: tuple[str, ...] = ()
+    decoder_paths: tuple[str, ...] = ()
+    call_counters: tuple[str, ...] = ()
+    original_requires_grad: dict[str, bool] = field(default_factory=dict)
+    original_attention: Any = None
+    token: int = field(default_factory=lambda: next(_TOKENS))
+    shared: nn.ModuleDict | None = None
+    _plans: dict[Any, tuple[tuple[str, ...], tuple[Step, ...]]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters; a position here is the task id that a call may give."""
+        return tuple(self.adapters)
+
+    @property
+    def routable(self) -> tuple[str, ...]:
+        """Every name that ``task_ids`` may hold: adapters, then named compositions."""
+        return (*self.adapters, *self.compositions)
+
+    def require(self, name: str) -> Adapter:
+        """Return the adapter ``name``.
+
+        Raises:
+            AttachError: there is none of that name.
+        """
+        if name not in self.adapters:
+            raise AttachError(
+                problem(
+                    f"no adapter {name!r} on this model",
+                    allowed=", ".join(self.adapters) or "none is attached",
+                    try_=did_you_mean(name, self.adapters),
+                )
+            )
+        return self.adapters[name]
+
+    def check(self, node: Node) -> None:
+        """Raise ``CompositionError`` unless every adapter in ``node`` is attached and may be composed so."""
+        missing = [n for n in adapter_names(node) if n not in self.adapters]
+        if missing:
+            raise CompositionError(
+                problem(
+                    "the composition names adapters that are not attached",
+                    got=", ".join(missing),
+                    allowed=", ".join(self.adapters),
+                    try_=did_you_mean(missing[0], self.adapters),
+                )
+            )
+
+    def changed(self) -> None:
+        """Forget what was worked out from the adapters before they changed."""
+        self._plans.clear()
+
+    def plan_for(self, task_ids: Any) -> tuple[tuple[str, ...], tuple[Step, ...]]:
+        """Return the routable names and the steps for a call with ``task_ids`` (a composition, or None of that)."""
+        del task_ids
+        key = "all"
+        if key not in self._plans:
+            setups: list[Node] = [*self.adapters, *self.compositions.values()]
+            self._plans[key] = (self.routable, plan(setups))
+        return self._plans[key]
+
+    def prepare(self, routing: Routing) -> None:
+        """Let the shared modules of the adapters in use compute what every layer needs, once and before the layers.
+
+        It happens here and not in the first layer that asks, because a checkpointed layer is run twice.
+        """
+        if self.shared is None:
+            return
+        for name in routing.used_names():
+            for key, module in self.shared[name].items() if name in self.shared else ():
+                if isinstance(module, Prepared):
+                    routing.prepared[(name, key)] = module.prepare(routing)
+
+
+def find_attachment(model: nn.Module) -> Attachment | None:
+    """Return what is attached to ``model``, or None."""
+    return model.__dict__.get("_hfadapt")
+
+
+def attachment(model: nn.Module) -> Attachment:
+    """Return what is attached to ``model``.
+
+    Raises:
+        AttachError: nothing is.
+    """
+    found = find_attachment(model)
+    if found is None:
+        raise AttachError(
+            problem(
+                "no adapter is attached to this model",
+                where=type(model).__name__,
+                try_="hfadapt.attach(model, 'lora') first, on the same object",
+            )
+        )
+    return found
+
+
+def slots_of(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+    """Yield the path of each adapted module and its slot."""
+    for path, module in model.named_modules():
+        if isinstance(module, Slot):
+            yield path.removesuffix(".hfadapt"), module
+
+
+def deltas_of(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, Delta]]:
+    """Yield the path and the delta of every place that has parameters of the adapter ``name`` (or of any)."""
+    for path, slot in slots_of(model):
+        for key, delta in slot.deltas.items():
+            assert isinstance(delta, Delta)
+            if name is None or name in delta.names:
+                yield f"{path}.hfadapt.deltas.{key}", delta
+
+
+def parameters_of(model: PreTrainedModel, name: str) -> Mapping[str, nn.Parameter]:
+    """Return the parameters of the adapter ``name`` by their full name; shared ones once."""
+    attachment(model).require(name)
+    found: dict[str, nn.Parameter] = {}
+    for path, delta in deltas_of(model, name):
+        for key, parameter in delta.adapters[name].named_parameters():
+            found[f"{path}.adapters.{name}.{key}"] = parameter
+    shared = getattr(model, "hfadapt_shared", None)
+    if shared is not None and name in shared:
+        for key, parameter in shared[name].named_parameters():
+            found[f"hfadapt_shared.{name}.{key}"] = parameter
+    return found
+
+
+def as_composition(choice: Any) -> Node | None:
+    """Return ``choice`` when it is a composition (or a name), else None."""
+    return choice if isinstance(choice, (str, Composition)) else None

@@ -1,0 +1,166 @@
+"""Deltas in the core of attention, through transformers' own ``AttentionInterface``.
+
+Each stock implementation gets a twin, ``hfadapt_sdpa`` and ``hfadapt_eager``, which runs the deltas at the attention
+module and falls through to the stock function where there are none. The twin's mask function is registered as well:
+without it transformers passes no mask at all, silently.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .delta import Delta
+from .errors import AttachError, problem
+from .routing import Rows, current
+from .slots import applies
+
+__all__ = ["SUPPORTED", "AttentionCall", "AttentionDelta", "disable", "enable", "implementation"]
+
+SUPPORTED = ("eager", "sdpa")
+_PREFIX = "hfadapt_"
+
+
+@dataclass
+class AttentionCall:
+    """One call of the attention function, as deltas see it.
+
+    Args:
+        module: The attention module.
+        query: ``[B, H, Tq, K]``, after rotary embedding.
+        key: ``[B, G, Tk, K]``, after the cache's update.
+        value: ``[B, G, Tk, K]``.
+        mask: None, additive float (eager) or bool (sdpa) ``[B|1, 1|H, Tq, Tk]``.
+        options: dropout, scaling, sliding_window, position_bias, is_causal, ...
+        stock: The stock attention function.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    options: dict[str, Any]
+    stock: Callable[..., tuple[Tensor, Tensor | None]]
+
+    def run(self) -> tuple[Tensor, Tensor | None]:
+        """Call the stock function: output ``[B, Tq, H, K]`` and weights or None."""
+        return self.stock(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees only keys up to its own position when there is no mask."""
+        given = self.options.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if given is None else given)
+
+
+class AttentionDelta(Delta):
+    """Base of deltas in the core of attention."""
+
+    def forward(  # type: ignore[override]
+        self, call: AttentionCall, rows: Rows, proceed: Callable[[], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention's output ``[B, Tq, H, K]`` and its weights or None.
+
+        Args:
+            call: What the attention module asked for; may be changed before ``proceed()``.
+            rows: Which adapter each row uses.
+            proceed: Runs the next delta at this module, or the stock attention function.
+        """
+        raise NotImplementedError
+
+
+def _stock(name: str, module: nn.Module) -> Callable[..., Any]:
+    if name == "eager":  # not in the registry: every modelling file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+class _Twin:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        call = AttentionCall(module, query, key, value, attention_mask, options, _stock(self.name, module))
+        routing = current()
+        slot = getattr(module, "hfadapt", None)
+        if routing is None or slot is None:
+            return call.run()
+        routing = routing.for_batch(query.shape[0])
+        pending = []
+        for index in range(len(routing.steps)):
+            for delta in slot.side("attention"):
+                if applies(delta, routing):
+                    found = routing.rows(index, delta.names, query.device)
+                    if found is not None:
+                        pending.append((delta, Rows(*found, routing, module)))
+        return _chain(call, pending)
+
+
+def _chain(call: AttentionCall, pending: list[tuple[Delta, Rows]]) -> tuple[Tensor, Tensor | None]:
+    """Run the first delta, which decides when the rest runs; behind the last one stands the stock function."""
+    if not pending:
+        return call.run()
+    delta, rows = pending[0]
+    return delta(call, rows, lambda: _chain(call, pending[1:]))
+
+
+def implementation(model: PreTrainedModel) -> str:
+    """Return the stock attention implementation of ``model``, without our prefix."""
+    return str(model.config._attn_implementation).removeprefix(_PREFIX)
+
+
+def enable(model: PreTrainedModel) -> str:
+    """Switch ``model`` to the twin of its attention implementation; return the one it had.
+
+    Raises:
+        AttachError: the model does not use AttentionInterface, or uses an implementation without a twin.
+    """
+    before = str(model.config._attn_implementation)
+    if before.startswith(_PREFIX):
+        return before
+    if before not in SUPPORTED:
+        raise AttachError(
+            problem(
+                "deltas in attention need an attention implementation that takes prefixes",
+                where=type(model).__name__,
+                got=before,
+                allowed=", ".join(SUPPORTED),
+                try_="from_pretrained(..., attn_implementation='sdpa')",
+            )
+        )
+    name = _PREFIX + before
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _Twin(before))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise AttachError(
+            problem(
+                "this model computes attention by itself, not through transformers' AttentionInterface",
+                where=type(model).__name__,
+                try_="a method that does not change attention's core: lora, bottleneck, pal",
+            )
+        )
+    return before
+
+
+def disable(model: PreTrainedModel, before: str) -> None:
+    """Put back the attention implementation ``before``."""
+    if model.config._attn_implementation != before:
+        model.set_attn_implementation(before)

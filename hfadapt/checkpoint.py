@@ -1,0 +1,412 @@
+"""Adapters on disk: one folder, safetensors and JSON, written atomically and read strictly.
+
+``adapter_config.json`` holds the format's version, the adapters' configs, compositions, the base it belongs to and the
+library versions; ``adapter_model.safetensors`` holds every parameter once, tied ones included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .attach import attach, compose, detach
+from .attachment import attachment, find_attachment, parameters_of
+from .composition import parse, to_json
+from .errors import CheckpointError, problem
+from .freeze import head_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "atomic_folder", "load", "read_config", "save"]
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_HEAD = "head."
+_VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+)
+
+
+class atomic_folder:
+    """Context manager that yields a temporary folder and puts it in place of ``folder`` only when all went well.
+
+    Files of ``folder`` that the new one does not write are kept. A full disk or a killed process leaves ``folder`` as
+    it was.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def __enter__(self) -> Path:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(problem("cannot save there", got=f"{self.folder} is a file", allowed="a folder"))
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            if isinstance(error, (OSError, SafetensorError)):
+                raise CheckpointError(
+                    problem(
+                        "saving failed; nothing was changed",
+                        where=str(self.folder),
+                        got=f"{type(error).__name__}: {error}",
+                        try_="free some space, or save to another folder",
+                    )
+                ) from error
+            return
+        umask = os.umask(0)
+        os.umask(umask)
+        self.temporary.chmod(0o777 & ~umask)
+        if not self.folder.exists():
+            self.temporary.rename(self.folder)
+            return
+        for path in sorted(self.temporary.rglob("*")):
+            if path.is_file():
+                target = self.folder / path.relative_to(self.temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def base_fingerprint(model: PreTrainedModel) -> str:
+    """Return a hash of the base's config, without what may change from machine to machine."""
+    data = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE and not k.startswith("_")}
+    for key in (
+        "architectures",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "classifier_dropout",
+        "use_cache",
+    ):
+        data.pop(key, None)
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("hfadapt", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            from . import __version__
+
+            found[package] = __version__ if package == "hfadapt" else "unknown"
+    return found
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    base = getattr(model, "base_model", model)
+    return "" if base is model else f"{model.base_model_prefix}."
+
+
+def state_of(model: PreTrainedModel, names: Iterable[str] | None = None, head: bool = True) -> dict[str, Tensor]:
+    """Return what a save writes: parameters of the adapters, relative to the base model, and of the head."""
+    state = attachment(model)
+    prefix = _prefix(model)
+    tensors: dict[str, Tensor] = {}
+    for name in state.names if names is None else names:
+        for key, parameter in parameters_of(model, name).items():
+            tensors[key.removeprefix(prefix)] = parameter.detach()
+    for path, delta in _fusions(model):
+        for key, parameter in delta.named_parameters():
+            tensors[f"{path.removeprefix(prefix)}.{key}"] = parameter.detach()
+    if head:
+        for path in state.head_paths:
+            for key, tensor in model.get_submodule(path).state_dict().items():
+                tensors[f"{_HEAD}{path}.{key}"] = tensor.detach()
+    return tensors
+
+
+def _fusions(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    from .attachment import slots_of
+
+    return [
+        (f"{path}.hfadapt.fusions.{key}", fusion)
+        for path, slot in slots_of(model)
+        for key, fusion in slot.fusions.items()
+    ]
+
+
+def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``."""
+    state = attachment(model)
+    chosen = list(state.names if names is None else names)
+    return {
+        "format": "hfadapt",
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
+        "base_model_type": state.arch.model_type,
+        "base_config_hash": base_fingerprint(model),
+        "model_class": type(model).__name__,
+        "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
+        "compositions": {
+            k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
+        },
+        "active": state.active if isinstance(state.active, str) and state.active in chosen else None,
+        "head": list(state.head_paths),
+        "versions": _versions(),
+    }
+
+
+def _covered(node: Any, names: list[str]) -> bool:
+    from .composition import adapter_names
+
+    return all(n in names for n in adapter_names(node))
+
+
+def save(
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    names: Iterable[str] | None = None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    extra_tensors: Mapping[str, Tensor] | None = None,
+    card: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write the adapters (and the task head) of ``model`` to ``folder``; the base is not written.
+
+    Args:
+        model: An adapted model.
+        folder: Made if it is missing; an interrupted save leaves it as it was.
+        names: The adapters; all by default.
+        extra: Further keys of ``adapter_config.json`` (tasks and heads of a multi-task model).
+        extra_tensors: Further tensors.
+        card: Called with the temporary folder, to add a model card or other files.
+
+    Raises:
+        CheckpointError: the files cannot be written.
+        AttachError: nothing is attached, or an adapter is unknown.
+    """
+    config = {**describe(model, names), **(extra or {})}
+    tensors = {**state_of(model, names), **(extra_tensors or {})}
+    tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}
+    with atomic_folder(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
+        save_file(tensors, str(temporary / WEIGHTS_FILE), metadata={"format": "pt", "hfadapt": str(FORMAT_VERSION)})
+        if card is not None:
+            card(temporary)
+    return Path(folder)
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check ``adapter_config.json``.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, of another library, or of a newer format.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
+        raise CheckpointError(
+            problem(f"no {CONFIG_FILE}", where=str(folder), got=there, allowed="a folder written by hfadapt.save")
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(
+            problem(
+                f"{CONFIG_FILE} cannot be read",
+                where=str(folder),
+                got=str(error),
+                try_="save again; the file was cut off or changed",
+            )
+        ) from None
+    if not isinstance(data, dict) or data.get("format") != "hfadapt":
+        kind = (
+            data.get("peft_type") or ("AdapterHub" if isinstance(data, dict) and "config" in data else "unknown")
+            if isinstance(data, dict)
+            else "unknown"
+        )
+        raise CheckpointError(
+            problem("not an hfadapt folder", where=str(folder), got=f"a {kind} file", allowed="format 'hfadapt'")
+        )
+    if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            problem(
+                "written by a newer hfadapt",
+                where=str(folder),
+                got=f"format version {data.get('format_version')}",
+                allowed=f"up to {FORMAT_VERSION}",
+                try_="upgrade hfadapt",
+            )
+        )
+    return data
+
+
+def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read ``adapter_model.safetensors``.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            problem(f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here")
+        )
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            problem(
+                f"{WEIGHTS_FILE} is damaged",
+                where=str(folder),
+                got=str(error),
+                try_="save again; the file was cut off or changed",
+            )
+        ) from None
+
+
+def load(
+    folder: str | os.PathLike[str], model: PreTrainedModel | None = None, *, strict: bool = True
+) -> PreTrainedModel:
+    """Put saved adapters on a base.
+
+    Args:
+        folder: Written by ``save``.
+        model: The base; by default the one named in the folder, with ``from_pretrained``.
+        strict: Every key must be there, with its shape, and no other.
+
+    Returns:
+        ``model`` (or the new one), adapted; adapters that were there stay.
+
+    Raises:
+        CheckpointError: the files are damaged, belong to another base, or differ from what the configs make.
+    """
+    data = read_config(folder)
+    tensors = read_tensors(folder)
+    if "multi_task" in data:
+        from .model import MultiTaskModel
+
+        if model is None or isinstance(model, MultiTaskModel):
+            return MultiTaskModel.from_pretrained(str(folder))
+    model = _base(data, folder) if model is None else model
+    _check_base(data, model, folder)
+    had = find_attachment(model)
+    before = set(had.names) if had is not None else set()
+    clash = [n for n in data["adapters"] if n in before]
+    if clash:
+        raise CheckpointError(
+            problem(
+                "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
+            )
+        )
+    groups: dict[str, list[str]] = {}
+    for name, configs in data["adapters"].items():
+        groups.setdefault(json.dumps(configs, sort_keys=True), []).append(name)
+    for configs, names in groups.items():
+        attach(model, json.loads(configs), names=names, train_head=bool(data.get("head")) or None, verify=False)
+    try:
+        for name, tree in data.get("compositions", {}).items():
+            compose(model, name, parse(tree))  # type: ignore[arg-type]
+        apply_tensors(model, tensors, list(data["adapters"]), folder, strict)
+    except BaseException:
+        detach(model, list(data["adapters"]))
+        raise
+    if data.get("active") in attachment(model).routable:
+        attachment(model).active = data["active"]
+    return model.eval()
+
+
+def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
+    import transformers
+
+    name = data.get("base_model_name_or_path")
+    cls = getattr(transformers, data.get("model_class", ""), None)
+    if not name or cls is None:
+        raise CheckpointError(
+            problem(
+                "the base is not known",
+                where=str(folder),
+                got=f"base {name!r}, class {data.get('model_class')!r}",
+                try_="hfadapt.load(folder, model=base)",
+            )
+        )
+    return cls.from_pretrained(name)
+
+
+def _check_base(data: Mapping[str, Any], model: PreTrainedModel, folder: Any) -> None:
+    from .architecture import resolve
+
+    found = find_attachment(model)
+    kind = found.arch.model_type if found is not None else resolve(model).model_type
+    fingerprint = base_fingerprint(model)
+    if kind != data["base_model_type"] or fingerprint != data["base_config_hash"]:
+        raise CheckpointError(
+            problem(
+                "the adapters belong to another base",
+                where=str(folder),
+                got=f"{type(model).__name__} ({kind}, config {fingerprint})",
+                allowed=f"{data['base_model_name_or_path'] or data['model_class']} ({data['base_model_type']}, config {data['base_config_hash']})",
+                try_="load the base that is named in adapter_config.json",
+            )
+        )
+
+
+def apply_tensors(
+    model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str], folder: Any, strict: bool = True
+) -> None:
+    """Copy saved tensors into attached adapters and the head.
+
+    Raises:
+        CheckpointError: keys are missing, left over, or of another shape; all differences are listed.
+    """
+    prefix = _prefix(model)
+    targets: dict[str, Tensor] = {}
+    for name in names:
+        for key, parameter in parameters_of(model, name).items():
+            targets[key.removeprefix(prefix)] = parameter
+    for path, fusion in _fusions(model):
+        for key, parameter in fusion.named_parameters():
+            targets[f"{path.removeprefix(prefix)}.{key}"] = parameter
+    heads = {k.removeprefix(_HEAD).rpartition(".")[0] for k in tensors if k.startswith(_HEAD)}
+    for path in head_modules(model):
+        if any(h == path or h.startswith(path + ".") for h in heads):
+            for key, tensor in model.get_submodule(path).state_dict(keep_vars=True).items():
+                targets[f"{_HEAD}{path}.{key}"] = tensor
+    missing = sorted(set(targets) - set(tensors))
+    unexpected = sorted(k for k in set(tensors) - set(targets) if not (k.startswith(_HEAD) and not head_modules(model)))
+    shapes = [
+        f"{k}: saved {list(tensors[k].shape)}, here {list(t.shape)}"
+        for k, t in targets.items()
+        if k in tensors and tensors[k].shape != t.shape
+    ]
+    if shapes or (strict and (missing or unexpected)):
+        lines = [f"missing {k}" for k in missing[:5]] + [f"unexpected {k}" for k in unexpected[:5]] + shapes[:5]
+        total = len(missing) + len(unexpected) + len(shapes)
+        raise CheckpointError(
+            problem(
+                f"{total} tensors differ from what the configs make",
+                where=str(folder),
+                got="; ".join(lines),
+                try_="the folder was changed, or belongs to another version",
+            )
+        )
+    with torch.no_grad():
+        for key, target in targets.items():
+            if key in tensors:
+                target.copy_(tensors[key])

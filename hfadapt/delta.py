@@ -1,0 +1,124 @@
+"""A delta: the parameters of one kind of change at one site, for any number of adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AttachError, problem
+
+if TYPE_CHECKING:
+    from .method import MethodConfig
+    from .routing import Rows
+    from .slots import Site
+
+__all__ = ["Delta", "Weights", "check_adapter_name"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ``AttachError`` unless ``name`` can name an adapter, and thus a module."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise AttachError(
+            problem(
+                "bad adapter or task name",
+                got=repr(name),
+                allowed="letters, digits, '_' and '-', starting with a letter or digit, and not an attribute of nn.Module",
+                try_=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)) or 'task'}_task",
+            )
+        )
+
+
+class Weights(nn.Module):
+    """The parameters of one adapter in one delta, with the config they were made from."""
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.config = config
+
+
+class Delta(nn.Module):
+    """Base of every delta. A subclass writes ``init_weights`` and ``forward``.
+
+    Parameters of each adapter are separate ``nn.Parameter`` objects, so that adapters are trained, frozen, saved and
+    removed on their own, and an adapter without a row in a batch has no gradient. Ops take them as lists.
+
+    Args:
+        site: Where the delta sits, with the sizes of what it reads and changes.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+        self.adapters = nn.ModuleDict()
+        # Parameters shared by the layers of one adapter live once at the model's root; registering them here as well
+        # would save them once a layer and breaks safetensors, so they are only referred to.
+        self._shared: dict[str, nn.Module] = {}
+        self._names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that have parameters here."""
+        return self._names
+
+    def add(self, name: str, config: MethodConfig, shared: nn.Module | None, device: Any, dtype: torch.dtype) -> None:
+        """Create the parameters of the adapter ``name``."""
+        weights = Weights(config)
+        self.init_weights(weights, config, shared)
+        self.adapters[name] = weights.to(device=device, dtype=dtype)
+        if shared is not None:
+            self._shared[name] = shared
+        self._names = tuple(self.adapters)
+
+    def remove(self, name: str) -> None:
+        """Forget the adapter ``name``."""
+        del self.adapters[name]
+        self._shared.pop(name, None)
+        self._names = tuple(self.adapters)
+
+    def shared(self, name: str) -> nn.Module:
+        """Return the module that the layers of the adapter ``name`` share."""
+        return self._shared[name]
+
+    def config(self, name: str) -> Any:
+        """Return the config of the adapter ``name``."""
+        return self.adapters[name].config
+
+    def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
+        """Return one parameter of each of the adapters ``names``, as ops take them."""
+        return [getattr(self.adapters[name], attribute) for name in names]
+
+    def optional_weights(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
+        """Return ``weights``, or None when the adapters do not have that parameter."""
+        found = [getattr(self.adapters[name], attribute, None) for name in names]
+        return None if not found or found[0] is None else found  # a delta's variant keeps the two kinds apart
+
+    def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
+        """Create the parameters of one adapter as attributes of ``weights``."""
+        raise NotImplementedError
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        """Return the changed tensor.
+
+        Args:
+            value: ``[B, T, D]`` (or ``[B, D]``), the tensor that the site changes.
+            source: The tensor that the site reads; ``value`` itself for serial deltas.
+            rows: Which adapter each row uses; rows without one keep ``value`` bit for bit.
+        """
+        raise NotImplementedError
+
+    def merge(self, name: str, leaf: nn.Module) -> None:
+        """Fold the adapter ``name`` into the weights of ``leaf``; only for methods that are mergeable."""
+        raise AttachError(problem(f"{type(self).__name__} cannot be merged into the base's weights", got=name))
+
+    def parameter(self, shape: Sequence[int], init: Callable[[Tensor], Any] | None = None) -> nn.Parameter:
+        """Return a new float32 parameter, zero or initialised in place by ``init``."""
+        tensor = torch.zeros(tuple(shape), dtype=torch.float32)
+        if init is not None:
+            init(tensor)
+        return nn.Parameter(tensor)

@@ -1,0 +1,77 @@
+"""Which parameters train: by identity of modules, never by a piece of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .attachment import attachment, parameters_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["freeze", "freeze_base", "head_modules", "trainable_parameters", "unfreeze"]
+
+
+def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the modules that stand on top of the pretrained base and are new for a task.
+
+    A model with output embeddings (a language model) has a pretrained head, which counts as base.
+    """
+    base = getattr(model, "base_model", model)
+    if base is model or model.get_output_embeddings() is not None:
+        return {}
+    inside = {id(m) for m in base.modules()}
+    return {
+        name: child
+        for name, child in model.named_children()
+        if id(child) not in inside and name != "hfadapt_shared" and any(True for _ in child.parameters())
+    }
+
+
+def freeze_base(model: PreTrainedModel, train_head: bool | None) -> tuple[str, ...]:
+    """Freeze everything but the head; return the paths of head modules that train.
+
+    Args:
+        model: The model; its adapters are not touched.
+        train_head: Train the head; by default when the model has a task head.
+    """
+    heads = head_modules(model)
+    train = bool(heads) if train_head is None else train_head
+    kept = {id(p) for head in heads.values() for p in head.parameters()} if train else set()
+    for name, parameter in model.named_parameters():
+        if ".hfadapt." not in f".{name}" and not name.startswith("hfadapt_shared."):
+            parameter.requires_grad_(id(parameter) in kept)
+    return tuple(heads) if train else ()
+
+
+def freeze(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
+    """Stop training the adapters ``names`` (all of them by default).
+
+    Raises:
+        AttachError: nothing is attached, or there is no adapter of that name.
+    """
+    _set(model, names, False)
+
+
+def unfreeze(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
+    """Train the adapters ``names`` (all of them by default).
+
+    Raises:
+        AttachError: nothing is attached, or there is no adapter of that name.
+    """
+    _set(model, names, True)
+
+
+def _set(model: PreTrainedModel, names: str | Iterable[str] | None, train: bool) -> None:
+    state = attachment(model)
+    for name in [names] if isinstance(names, str) else list(state.names if names is None else names):
+        for parameter in parameters_of(model, name).values():
+            parameter.requires_grad_(train)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that an optimizer would be given, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

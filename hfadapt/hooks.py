@@ -1,0 +1,154 @@
+"""The hook objects that connect slots to a stock model.
+
+They are instances of module-level classes without state, so that they survive ``deepcopy`` and pickle and follow the
+copy: everything they need they find as the child ``hfadapt`` of the module that calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .routing import Routing, current, use_routing
+from .slots import run_slot
+
+__all__ = [
+    "CallCounter",
+    "CheckpointWithRouting",
+    "InputHook",
+    "OutputHook",
+    "TapInput",
+    "TapOutput",
+    "add_hook",
+    "remove_hooks",
+]
+
+
+class Hook:
+    """Base of hfadapt's hooks; ``remove_hooks`` finds them by this class."""
+
+
+class OutputHook(Hook):
+    """Runs the deltas at a module's output."""
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if current() is None:
+            return None
+        leaf_input = args[0] if args else None
+        if isinstance(output, tuple):
+            return (run_slot(module, "output", output[0], leaf_input), *output[1:])
+        return run_slot(module, "output", output, leaf_input)
+
+
+class InputHook(Hook):
+    """Runs the deltas at a module's input."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if current() is None:
+            return None
+        if args:
+            return (run_slot(module, "input", args[0], None), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: run_slot(module, "input", kwargs[first], None)}
+
+
+class TapInput(Hook):
+    """Keeps a module's input for slots further on in the same layer."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        routing = current()
+        if routing is not None:
+            routing.taps[self.key] = args[0] if args else next(iter(kwargs.values()))
+
+
+class TapOutput(Hook):
+    """Keeps a module's output for slots further on in the same layer."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        routing = current()
+        if routing is not None:
+            routing.taps[self.key] = output[0] if isinstance(output, tuple) else output
+
+
+class CallCounter(Hook):
+    """Counts the calls of a layer module that serves several depths (ALBERT)."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        routing = current()
+        if routing is not None:
+            routing.calls[self.key] = routing.calls.get(self.key, 0) + 1
+
+
+class CheckpointWithRouting:
+    """Carries the routing into the re-run of a checkpointed layer.
+
+    The re-run happens during backward, when the root hook has put the routing away, and on CUDA in a thread of
+    autograd's own; without this the deltas are missing there and gradients are silently wrong.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.function(_WithRouting(layer, current()), *args, **kwargs)
+
+
+class _WithRouting:
+    def __init__(self, layer: Callable[..., Any], routing: Routing | None) -> None:
+        self.layer = layer
+        self.routing = routing
+        self.calls = dict(routing.calls) if routing is not None else {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.routing is not None:
+            self.routing.calls = dict(self.calls)
+        with use_routing(self.routing):
+            return self.layer(*args, **kwargs)
+
+
+def add_hook(module: nn.Module, hook: Hook) -> None:
+    """Register ``hook`` on ``module`` unless an equal one is there.
+
+    Hooks go first in line: transformers records hidden states with hooks of its own, and one that runs before ours
+    would record the unchanged tensor.
+    """
+    before = isinstance(hook, (InputHook, TapInput, CallCounter))
+    table = module._forward_pre_hooks if before else module._forward_hooks
+    for other in table.values():
+        if type(other) is type(hook) and getattr(other, "key", None) == getattr(hook, "key", None):
+            return
+    if before:
+        # A tap must see what the deltas at the same input made, so deltas come before taps.
+        prepend = not isinstance(hook, TapInput)
+        module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=isinstance(hook, (InputHook, TapInput)))
+    else:
+        module.register_forward_hook(hook, prepend=True)
+
+
+def remove_hooks(module: nn.Module) -> None:
+    """Remove every hook of hfadapt from ``module``, also from a copy that has no removal handles."""
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        table = getattr(module, name)
+        for key in [k for k, hook in table.items() if isinstance(hook, Hook)]:
+            del table[key]
+            for flags in (f"{name}_with_kwargs", f"{name}_always_called"):
+                getattr(module, flags, {}).pop(key, None)
+
+
+def tensor_batch_size(args: tuple, kwargs: dict[str, Any]) -> tuple[int, Any] | None:
+    """Return the size of the first axis and the device of the first tensor given to a model."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return value.shape[0], value.device
+    return None

@@ -1,0 +1,272 @@
+"""What an adaptation method is: a frozen config, and a function that says which deltas go to which slots."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .errors import AttachError, ConfigError, did_you_mean, problem
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from .architecture import ArchitectureMap, LayerMap, StackMap
+    from .delta import Delta
+    from .slots import Site
+
+__all__ = ["Capabilities", "Method", "MethodConfig", "MethodPreset", "Place", "expand", "select_layers"]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of every method's config: frozen, and knowing only its own method.
+
+    Args:
+        layers: Which layers of each stack: ``"all"``, ``"first_half"``, ``"final_half"`` or a tuple of indices
+            (negative ones count from the end).
+        stack: Which stacks: ``"all"``, ``"decoder"``, or ``"encoder"`` for every other kind (text, vision, speech).
+    """
+
+    method: ClassVar[str] = ""
+
+    layers: str | tuple[int, ...] = field(default="all", kw_only=True)
+    stack: str = field(default="all", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        layers = self.layers
+        words = ("all", "first_half", "final_half")
+        if layers not in words and not (isinstance(layers, tuple) and layers and all(type(i) is int for i in layers)):
+            self.fail("layers", layers, f"{', '.join(map(repr, words))} or a tuple of layer numbers")
+        self.require_one_of("stack", ("all", "encoder", "decoder"))
+
+    def fail(self, name: str, got: object, allowed: object, try_: str = "") -> None:
+        """Raise the ``ConfigError`` of the field ``name``."""
+        raise ConfigError(
+            problem(
+                f"bad {name}", where=f"{type(self).__name__}({name}=...)", got=repr(got), allowed=allowed, try_=try_
+            )
+        )
+
+    def require_positive(self, *names: str) -> None:
+        """Raise ``ConfigError`` unless each named field is a whole number of at least one."""
+        for name in names:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                self.fail(name, value, "a whole number >= 1")
+
+    def require_fraction(self, *names: str) -> None:
+        """Raise ``ConfigError`` unless each named field lies in [0, 1)."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+                self.fail(name, value, "a number in [0, 1)")
+
+    def require_one_of(self, name: str, allowed: Iterable[object]) -> None:
+        """Raise ``ConfigError`` unless the named field is one of ``allowed``."""
+        allowed = tuple(allowed)
+        value = getattr(self, name)
+        if value not in allowed:
+            hint = did_you_mean(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else ""
+            self.fail(name, value, ", ".join(map(repr, allowed)), hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON data, with ``method`` first."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"method": self.method, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MethodConfig:
+        """Build a config from ``to_dict``'s form.
+
+        Raises:
+            ConfigError: a field is unknown (the nearest one is named) or holds a value that is not allowed.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    problem(
+                        f"unknown field {name!r}",
+                        where=cls.__name__,
+                        allowed=", ".join(sorted(known)),
+                        try_=did_you_mean(name, known),
+                    )
+                )
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ConfigError(problem(f"incomplete config: {error}", where=cls.__name__, got=dict(given))) from None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method can do; drives dispatch, the documentation's table and the tests.
+
+    Args:
+        mixed_batch: Rows of one batch may use different adapters.
+        mergeable: A single adapter can be folded into the base's weights.
+        cacheable: Generation with a key-value cache gives what generation without one gives.
+        shares_trunk: Layers below the first delta can be run once for many adapters.
+        fusable: AdapterFusion can attend over its deltas.
+        ops: Names of the kernels it calls.
+        reasons: For what it cannot do, why.
+    """
+
+    mixed_batch: bool = True
+    mergeable: bool = False
+    cacheable: bool = True
+    shares_trunk: bool = True
+    fusable: bool = False
+    ops: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One delta at one site.
+
+    Args:
+        site: Where it reads and writes.
+        delta: The class of the delta; one instance holds the parameters of every adapter that uses this place.
+        variant: What rows must have in common to share the instance (say, the activation); part of its key.
+    """
+
+    site: Site
+    delta: type[Delta]
+    variant: str = ""
+
+
+class Method:
+    """Base of a method. A subclass sets the class attributes and writes ``place``."""
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[MethodConfig]]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    family: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    def place(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        """Say which delta goes to which slot.
+
+        Args:
+            config: An instance of ``config_class``.
+            arch: The model's map.
+            model: The model itself, for sizes of leaf modules; not to be changed.
+
+        Raises:
+            AttachError: the method does not fit this model; the message says why and what would.
+        """
+        raise NotImplementedError
+
+    def shared(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
+        """Return the parameters that the deltas of one adapter share across layers, or None."""
+        return None
+
+    def refuse(
+        self, what: str, arch: ArchitectureMap, *, got: object = None, allowed: object = None, try_: str = ""
+    ) -> AttachError:
+        """Return the error of a method that does not fit a model."""
+        return AttachError(
+            problem(what, where=f"{self.name} on {arch.model_type}", got=got, allowed=allowed, try_=try_)
+        )
+
+
+@dataclass(frozen=True)
+class MethodPreset:
+    """A name for ready configs.
+
+    Args:
+        name: The registered name.
+        build: Returns one config or a tuple of them (MAM is prefix tuning plus a parallel adapter).
+        export: The Python name under which ``hfadapt`` offers ``build``, e.g. ``"MAM"``; "" for none.
+    """
+
+    name: str
+    build: Callable[..., MethodConfig | tuple[MethodConfig, ...]]
+    export: str = ""
+    paper: str = ""
+    summary: str = ""
+    family: str = ""
+
+
+def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tuple[MethodConfig, ...]:
+    """Turn what a user may write for a method into configs.
+
+    Args:
+        method: A registered name, a config, a map with a key ``method``, or a tuple or list of these.
+
+    Raises:
+        RegistryError: no method has that name.
+        ConfigError: a field is unknown or holds a value that is not allowed.
+    """
+    from . import plugins
+
+    if isinstance(method, MethodConfig):
+        return (method,)
+    if isinstance(method, str):
+        method = {"method": method}
+    if isinstance(method, Mapping):
+        if "method" not in method:
+            raise ConfigError(problem("a method needs a name", got=dict(method), allowed="a map with the key 'method'"))
+        entry = plugins.methods()[method["method"]]
+        if isinstance(entry, MethodPreset):
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in method.items() if k != "method"}
+            try:
+                built = entry.build(**fields)
+            except TypeError as error:
+                raise ConfigError(problem(str(error), where=f"method {entry.name!r}", got=fields)) from None
+            return built if isinstance(built, tuple) else (built,)
+        return (entry.config_class.from_dict(method),)
+    if isinstance(method, (tuple, list)) and method:
+        return tuple(config for part in method for config in expand(part))
+    raise ConfigError(problem("not a method", got=repr(method), allowed="a name, a method config, or a tuple of them"))
+
+
+def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]:
+    """Return the layers that ``config.layers`` and ``config.stack`` choose, stack by stack.
+
+    Raises:
+        AttachError: a layer number is out of range, or the model has no such stack.
+    """
+    stacks: list[StackMap] = list(arch.stacks)
+    if config.stack != "all":
+        stacks = [s for s in stacks if (s.kind == "decoder") == (config.stack == "decoder")]
+        if not stacks:
+            raise AttachError(
+                problem(
+                    "no such stack",
+                    where=f"{config.method} on {arch.model_type}",
+                    got=config.stack,
+                    allowed=", ".join(sorted({s.kind for s in arch.stacks})),
+                )
+            )
+    chosen: list[LayerMap] = []
+    for stack in stacks:
+        n = stack.num_layers
+        if config.layers == "all":
+            indices: Iterable[int] = range(n)
+        elif config.layers == "first_half":
+            indices = range(n // 2)
+        elif config.layers == "final_half":
+            indices = range(n - n // 2, n)
+        else:
+            bad = [i for i in config.layers if not -n <= i < n]
+            if bad:
+                raise AttachError(
+                    problem(
+                        "layer out of range",
+                        where=f"{config.method} on {arch.model_type} ({stack.path})",
+                        got=bad,
+                        allowed=f"0 to {n - 1}, or -{n} to -1",
+                    )
+                )
+            indices = sorted({i % n for i in config.layers})
+        chosen.extend(arch.layer(stack, i) for i in indices)
+    return chosen

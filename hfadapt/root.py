@@ -1,0 +1,173 @@
+"""The hook on a model's root that turns ``task_ids`` into the routing of the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RoutingError, did_you_mean, problem
+from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
+from .routing import Routing, pop, push, set_current
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+__all__ = ["RootPost", "RootPre", "make_routing"]
+
+
+class RootPre(Hook):
+    """Before a model, its base or one of its stacks runs: set the routing, or fit the one that is set.
+
+    Args:
+        path: Path of the module below the model that was adapted; "" is that model.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def key(self) -> str:
+        return self.path
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
+        attachment: Attachment = module._hfadapt_of
+        task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
+        # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
+        before = push()
+        set_current(self._routing(attachment, before, task_ids, args, kwargs))
+        if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            _carry_routing_into_checkpoints(module)
+        return args, kwargs
+
+    def _routing(
+        self, attachment: Attachment, before: Routing | None, task_ids: Any, args: tuple, kwargs: dict
+    ) -> Routing | None:
+        found = tensor_batch_size(args, kwargs)
+        inherits = before is not None and before.owner == attachment.token and self.path and task_ids is None
+        if inherits:
+            routing = before if found is None else before.for_batch(found[0])
+        else:
+            routing = make_routing(attachment, task_ids, found)
+        if routing is None:
+            return None
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            routing = replace(routing, mask=mask)
+        elif mask is None and self.path in attachment.decoder_paths:
+            routing = replace(routing, mask=None)
+        if not inherits:
+            attachment.prepare(routing)
+        for key in attachment.call_counters:
+            if not self.path or key.startswith(self.path + "."):
+                routing.calls[key] = 0
+        return routing
+
+
+class RootPost(Hook):
+    """After the module ran, or raised: put back the routing that was there before."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def key(self) -> str:
+        return self.path
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        pop()
+
+
+def _carry_routing_into_checkpoints(model: nn.Module) -> None:
+    """Wrap the checkpoint function of every layer that uses activation checkpointing."""
+    if not model.training or not getattr(model, "is_gradient_checkpointing", False):
+        return
+    for module in model.modules():
+        function = module.__dict__.get("_gradient_checkpointing_func")
+        if function is not None and not isinstance(function, CheckpointWithRouting):
+            module._gradient_checkpointing_func = CheckpointWithRouting(function)
+
+
+def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None) -> Routing | None:
+    """Build the routing of a call.
+
+    Args:
+        attachment: The adapters of the model.
+        task_ids: int ``[B]`` tensor, a list of names or numbers (one a row), a single name or number, or None for the
+            model's active adapter.
+        found: Batch size and device of the call's inputs.
+
+    Returns:
+        The routing, or None when the model runs without adapters.
+
+    Raises:
+        RoutingError: there are several adapters and nothing says which one; an id or a name is unknown.
+    """
+    size, device = found if found is not None else (1, None)
+    if task_ids is None:
+        if attachment.active is None:
+            if attachment.disabled:
+                return None
+            raise RoutingError(
+                problem(
+                    "the model has several adapters and none was chosen for this call",
+                    allowed=", ".join(attachment.routable),
+                    try_="pass task_ids=..., or use hfadapt.activate(model, name) or 'with hfadapt.active(model, name)'",
+                )
+            )
+        task_ids = attachment.active
+    names, steps = attachment.plan_for(task_ids)
+    make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
+    if isinstance(task_ids, Tensor):
+        return _from_tensor(task_ids, names, steps, size, make)
+    if isinstance(task_ids, (str, int)) or not isinstance(task_ids, Sequence):
+        number = _number(task_ids, names)
+        return Routing(names, steps, None, number, size, **make)
+    listed = tuple(_number(t, names) for t in task_ids)
+    if listed and len(set(listed)) == 1:
+        return Routing(names, steps, None, listed[0], len(listed), **make).for_batch(size)
+    ids = torch.tensor(listed, dtype=torch.int64, device=device)
+    return _checked(Routing(names, steps, ids, 0, len(listed), id_list=listed, **make), size)
+
+
+def _from_tensor(ids: Tensor, names: tuple[str, ...], steps: tuple, size: int, make: dict[str, Any]) -> Routing:
+    if ids.dim() == 0:
+        ids = ids.expand(size)
+    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise RoutingError(
+            problem("bad task_ids", got=f"{ids.dtype} {list(ids.shape)}", allowed="an integer tensor [B], or names")
+        )
+    if torch.compiler.is_compiling():
+        return _checked(Routing(names, steps, ids, 0, ids.shape[0], **make), size)
+    listed = tuple(ids.tolist())
+    bad = sorted({i for i in listed if not 0 <= i < len(names)})
+    if bad:
+        raise RoutingError(
+            problem(
+                "task_ids out of range",
+                got=bad,
+                allowed=f"0 to {len(names) - 1} ({', '.join(names)})",
+                try_="give names instead of numbers, or activate(model, None) to run the base",
+            )
+        )
+    return _checked(Routing(names, steps, ids, 0, ids.shape[0], id_list=listed, **make), size)
+
+
+def _checked(routing: Routing, size: int) -> Routing:
+    return routing if routing.batch_size == size else routing.for_batch(size)
+
+
+def _number(task: Any, names: tuple[str, ...]) -> int:
+    if isinstance(task, str):
+        if task in names:
+            return names.index(task)
+        raise RoutingError(
+            problem(f"unknown adapter or task {task!r}", allowed=", ".join(names), try_=did_you_mean(task, names))
+        )
+    if isinstance(task, int) and 0 <= task < len(names):
+        return task
+    raise RoutingError(problem("bad task id", got=repr(task), allowed=f"a name, or 0 to {len(names) - 1}"))

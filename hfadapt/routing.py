@@ -1,0 +1,263 @@
+"""Which adapter each row of a batch uses, how deep adapters are dropped, and what slots hand to one another.
+
+The routing of a forward pass is set by a hook on the model's root and read by slots from a ``threading.local``: a
+``ContextVar`` breaks ``torch.compile(fullgraph=True)``, and an attribute of the model would be shared by threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hfadapt_kernels import TaskBatch
+
+from .composition import Average, Fuse, Node, steps_of
+from .errors import RoutingError, problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Routing", "Rows", "Step", "all_tasks_take_part", "current", "plan", "use_routing"]
+
+_STATE = threading.local()
+
+
+def current() -> Routing | None:
+    """Return the routing of the forward pass that runs in this thread, or None."""
+    return getattr(_STATE, "routing", None)
+
+
+def set_current(routing: Routing | None) -> None:
+    """Replace the routing of this thread; callers put back what they found."""
+    _STATE.routing = routing
+
+
+def push() -> Routing | None:
+    """Keep the routing of this thread for ``pop`` and return it."""
+    before = current()
+    _STATE.kept = (*getattr(_STATE, "kept", ()), before)
+    return before
+
+
+def pop() -> None:
+    """Put back the routing that the matching ``push`` kept."""
+    kept = getattr(_STATE, "kept", ())
+    if kept:
+        _STATE.routing, _STATE.kept = kept[-1], kept[:-1]
+
+
+class use_routing:
+    """Context manager that sets the routing and puts back what it found, also on exceptions."""
+
+    def __init__(self, routing: Routing | None) -> None:
+        self.routing = routing
+
+    def __enter__(self) -> Routing | None:
+        self.before = current()
+        set_current(self.routing)
+        return self.routing
+
+    def __exit__(self, *error: object) -> None:
+        set_current(self.before)
+
+
+def all_tasks_take_part() -> bool:
+    """Say whether adapters without a row in the batch still take part, with a gradient of zero.
+
+    In eager single-process use only the adapters present in a batch are touched, so the others' ``.grad`` stays
+    ``None`` and no optimizer moves them. A compiled graph cannot depend on the batch's content, and data-parallel
+    ranks must agree on which parameters have gradients: there every adapter takes part, and
+    ``hfadapt.training.IdleTaskGuard`` turns the zero gradients of idle ones into ``None`` after the all-reduce.
+    This function is the one place that decides.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over every slot.
+
+    Args:
+        kind: ``select`` (each row uses one adapter), ``average`` or ``fuse`` (rows use a node together).
+        names: The adapters that take part.
+        table: For each routable id, the index into ``names`` (select) or 0 (average, fuse); -1 is not in this step.
+        node: The composition of an average or fuse step.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    table: tuple[int, ...]
+    node: Fuse | Average | None = None
+
+
+def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
+    """Turn the compositions of all routable names into steps that a slot runs one after another.
+
+    Args:
+        setups: The composition of each routable id, in order.
+    """
+    trees = [steps_of(setup) for setup in setups]
+    steps: list[Step] = []
+    for depth in range(max((len(t) for t in trees), default=0)):
+        nodes = [t[depth] if depth < len(t) else None for t in trees]
+        names = tuple(dict.fromkeys(n for n in nodes if isinstance(n, str)))
+        if names:
+            index = {name: i for i, name in enumerate(names)}
+            steps.append(Step("select", names, tuple(index[n] if isinstance(n, str) else -1 for n in nodes)))
+        for node in dict.fromkeys(n for n in nodes if isinstance(n, (Fuse, Average))):
+            kind = "fuse" if isinstance(node, Fuse) else "average"
+            table = tuple(0 if n == node else -1 for n in nodes)
+            steps.append(Step(kind, tuple(str(c) for c in node.children), table, node))
+    return tuple(steps)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a delta is told about the batch.
+
+    Args:
+        names: The adapters to use, in the order that ``batch.ids`` counts.
+        batch: Which of ``names`` each row has; -1 where a row has none.
+        routing: The routing of the forward pass (masks, shared tensors).
+        leaf: The module of the base at whose slot the delta sits.
+    """
+
+    names: tuple[str, ...]
+    batch: TaskBatch
+    routing: Routing
+    leaf: nn.Module
+
+    def gather(self, tensors: Sequence[Tensor], missing: float) -> Tensor:
+        """Return each row's own tensor, stacked: ``[B, *shape]``, filled with ``missing`` for rows without one."""
+        stacked = torch.stack(list(tensors))
+        if self.batch.uniform:
+            return stacked[0].unsqueeze(0)
+        chosen = stacked[self.batch.ids.clamp_min(0)]
+        absent = (self.batch.ids < 0).view(-1, *(1,) * (chosen.dim() - 1))
+        return chosen.masked_fill(absent, missing)
+
+
+@dataclass
+class Routing:
+    """The routing of one forward pass.
+
+    Args:
+        names: Routable names; ``ids`` index them.
+        steps: What slots run, from ``plan``.
+        ids: int64 ``[B]``, or None when every row has the id ``uniform``.
+        uniform: The id of all rows when ``ids`` is None.
+        batch_size: B.
+        mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
+        drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
+        prepared: Tensors that shared modules computed before the first layer, by shared module.
+        options: Anything methods agree on among themselves (say, recording of fusion weights).
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[Step, ...]
+    ids: Tensor | None
+    uniform: int
+    batch_size: int
+    owner: int = 0
+    mask: Tensor | None = None
+    drop: Mapping[str, int] = field(default_factory=dict)
+    prepared: dict[Any, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    id_list: tuple[int, ...] | None = None
+    _rows: dict[Any, Any] = field(default_factory=dict)
+
+    def drop_depth(self, stack: str) -> int:
+        """Return how many of the lowest layers of ``stack`` have no deltas in this pass."""
+        return self.drop.get(stack, self.drop.get("", 0)) if self.drop else 0
+
+    def for_batch(self, batch_size: int) -> Routing:
+        """Return the same routing for a batch whose rows were repeated (beams, several sequences a prompt).
+
+        Raises:
+            RoutingError: ``batch_size`` is not a multiple of this routing's.
+        """
+        if batch_size == self.batch_size:
+            return self
+        if self.ids is None:
+            return replace(self, batch_size=batch_size, taps={}, _rows={})
+        if self.batch_size == 0 or batch_size % self.batch_size:
+            raise RoutingError(
+                problem(
+                    "task_ids do not match the rows of the batch",
+                    got=f"{self.batch_size} task ids for {batch_size} rows",
+                    allowed="one id a row, or rows repeated a whole number of times",
+                )
+            )
+        times = batch_size // self.batch_size
+        ids = self.ids.repeat_interleave(times)
+        listed = None if self.id_list is None else tuple(i for i in self.id_list for _ in range(times))
+        return replace(self, ids=ids, id_list=listed, batch_size=batch_size, taps={}, _rows={})
+
+    def rows(
+        self, index: int, available: tuple[str, ...], device: torch.device
+    ) -> tuple[tuple[str, ...], TaskBatch] | None:
+        """Return which of the adapters ``available`` at a slot the rows use in step ``index``, or None if no row does.
+
+        Worked out once per forward for each set of adapters, however many slots ask.
+        """
+        key = (index, available)
+        if key not in self._rows:
+            self._rows[key] = self._find_rows(self.steps[index], available, device)
+        return self._rows[key]
+
+    def _find_rows(self, step: Step, available: tuple[str, ...], device: torch.device) -> Any:
+        usable = [n in available for n in step.names]
+        if self.ids is None:
+            local = step.table[self.uniform]
+            if local < 0 or not usable[local]:
+                return None
+            return (step.names[local],), TaskBatch.single(self.batch_size, device)
+        if all_tasks_take_part() or self.id_list is None:
+            names = tuple(n for n, ok in zip(step.names, usable, strict=True) if ok)
+            if not names:
+                return None
+            place = {name: i for i, name in enumerate(names)}
+            table = [place.get(step.names[t], -1) if t >= 0 else -1 for t in step.table]
+            lookup = torch.tensor(table, dtype=torch.int64, device=self.ids.device)
+            return names, TaskBatch.from_ids(lookup[self.ids], len(names))
+        local_ids = [step.table[i] for i in self.id_list]
+        local_ids = [t if t >= 0 and usable[t] else -1 for t in local_ids]
+        present = sorted({t for t in local_ids if t >= 0})
+        if not present:
+            return None
+        names = tuple(step.names[t] for t in present)
+        if len(present) == 1 and -1 not in local_ids:
+            return names, TaskBatch.single(self.batch_size, device)
+        place = {t: i for i, t in enumerate(present)}
+        ids = torch.tensor([place.get(t, -1) for t in local_ids], dtype=torch.int64, device=device)
+        return names, TaskBatch.from_ids(ids, len(names))
+
+    def used_names(self) -> tuple[str, ...]:
+        """Return the adapters that take part in this pass."""
+        used: dict[str, None] = {}
+        ids = (self.uniform,) if self.ids is None else self.id_list
+        every = ids is None or (self.ids is not None and all_tasks_take_part())
+        for step in self.steps:
+            if every or any(step.table[i] >= 0 for i in set(ids or ())):
+                chosen = range(len(step.names))
+                if step.kind == "select" and not every:
+                    chosen = sorted({step.table[i] for i in set(ids or ()) if step.table[i] >= 0})
+                used.update((step.names[i], None) for i in chosen)
+        return tuple(used)
+
+    def members(self, index: int, device: torch.device) -> Tensor | None:
+        """Return a bool ``[B]`` of the rows in an average or fuse step, or None when every row is in it."""
+        table = self.steps[index].table
+        if self.ids is None:
+            return None if table[self.uniform] >= 0 else torch.zeros(self.batch_size, dtype=torch.bool, device=device)
+        return torch.tensor([t >= 0 for t in table], device=self.ids.device)[self.ids]

@@ -1,0 +1,168 @@
+"""The slots of the papers' design space, found in the layers of a model.
+
+Each function takes one layer of an architecture map and returns the site of one slot there. Where a norm closes the
+sub-layer (post-norm models) the FFN and layer sums are changed at that norm's input, behind the residual addition: a
+delta there passes no dropout of the base, as in the papers. In pre-norm models without a dropout module after the
+sub-layer (mBART, Whisper) the delta is added before the base's functional dropout; in evaluation there is no difference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .architecture import linear_sizes
+from .errors import AttachError, problem
+from .slots import Site, Tap
+
+if TYPE_CHECKING:
+    from .architecture import LayerMap, StackMap
+
+__all__ = [
+    "attention_core",
+    "attention_heads",
+    "attention_input",
+    "attention_output",
+    "cross_output",
+    "embedding_output",
+    "ffn_hidden",
+    "ffn_input",
+    "ffn_output",
+    "layer_input",
+    "layer_output",
+    "layer_sum",
+    "linear",
+    "sublayer_sum",
+    "top",
+]
+
+
+def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: object) -> Site:
+    shared = layer.path if layer.stack.calls_per_module > 1 else ""
+    return Site(
+        slot, layer.stack.path, layer.index, leaf, side, width, shared_layer=shared, causal=layer.stack.causal, **more
+    )
+
+
+def layer_input(layer: LayerMap) -> Tap:
+    """The tensor that enters the layer (h)."""
+    return Tap(layer.first_leaf)
+
+
+def attention_input(layer: LayerMap, cross: bool = False) -> Tap:
+    """The tensor that the query projection reads (x)."""
+    attention = layer.cross_attention if cross else layer.attention
+    assert attention is not None
+    return Tap(attention.first)
+
+
+def ffn_input(layer: LayerMap) -> Tap:
+    """What a parallel adapter beside the FFN reads: the sub-layer's input before a pre-norm.
+
+    In pre-norm models that is the residual stream before its norm, as in the published code of the unified view and in
+    AdapterHub; in post-norm models it is the attention sub-layer's output.
+    """
+    style, norms = layer.stack.style, layer.norms
+    return Tap(norms["pre_ffn"]) if style != "post" and "pre_ffn" in norms else Tap(layer.ffn_in[0])
+
+
+def attention_output(layer: LayerMap) -> Site:
+    """The output of self-attention, behind its dropout module where there is one."""
+    leaf = layer.norms.get("sandwich_attention") or layer.attn_out_dropout or layer.attention.output
+    return _site(layer, "attention_output", leaf, "output", layer.stack.hidden_size)
+
+
+def cross_output(layer: LayerMap) -> Site:
+    """The output of cross-attention."""
+    if layer.cross_attention is None:
+        raise AttachError(problem("this layer has no cross-attention", where=layer.path))
+    leaf = layer.norms.get("sandwich_cross") or layer.cross_out_dropout or layer.cross_attention.output
+    return _site(layer, "cross_output", leaf, "output", layer.stack.hidden_size)
+
+
+def ffn_output(layer: LayerMap, source: Tap | None = None) -> Site:
+    """The output of the FFN: serial without ``source``, parallel with ``ffn_input(layer)``."""
+    leaf = layer.norms.get("sandwich_ffn") or layer.ffn_out_dropout or layer.ffn_out
+    return _site(layer, "ffn_output", leaf, "output", layer.stack.hidden_size, source=source)
+
+
+def ffn_sum(layer: LayerMap, source: Tap) -> Site:
+    """Where a parallel FFN delta is added: the closing norm's input in post-norm models, else the FFN's output."""
+    if "post_ffn" in layer.norms and layer.stack.style == "post":
+        return _site(layer, "ffn_sum", layer.norms["post_ffn"], "input", layer.stack.hidden_size, source=source)
+    return ffn_output(layer, source)
+
+
+def layer_sum(layer: LayerMap) -> Site:
+    """The sum that leaves the layer, from the layer's input: h_{l+1} = LN(h + SA(h) + TS(h)) (PALs eq. 8)."""
+    site = ffn_sum(layer, layer_input(layer))
+    return Site(**{**site.__dict__, "slot": "layer_sum"})
+
+
+def sublayer_sum(layer: LayerMap, sublayer: str) -> Site:
+    """The sum of a sub-layer's output and its residual, at the input of the norm that closes it (post-norm only)."""
+    role = f"post_{sublayer}"
+    if role not in layer.norms:
+        raise AttachError(
+            problem(
+                "this layer has no norm behind that sub-layer",
+                where=layer.path,
+                got=sublayer,
+                allowed=sorted(layer.norms),
+            )
+        )
+    return _site(layer, f"{sublayer}_sum", layer.norms[role], "input", layer.stack.hidden_size)
+
+
+def attention_heads(layer: LayerMap, cross: bool = False) -> Site:
+    """The concatenated heads before W_o, from the attention input."""
+    attention = layer.cross_attention if cross else layer.attention
+    assert attention is not None
+    width = layer.stack.num_heads * layer.stack.head_dim
+    return _site(
+        layer,
+        "cross_heads" if cross else "attention_heads",
+        attention.output,
+        "input",
+        width,
+        source=attention_input(layer, cross),
+        source_width=layer.stack.hidden_size,
+    )
+
+
+def ffn_hidden(layer: LayerMap) -> Site:
+    """The FFN's hidden units, behind the activation."""
+    return _site(layer, "ffn_hidden", layer.ffn_out, "input", layer.stack.ffn_size)
+
+
+def linear(layer: LayerMap, leaf: str, model: nn.Module) -> Site:
+    """The output of one linear, from its input (LoRA)."""
+    inputs, outputs = linear_sizes(model.get_submodule(leaf))
+    return _site(layer, "linear", leaf, "output", outputs, reads_leaf_input=True, source_width=inputs)
+
+
+def attention_core(layer: LayerMap, cross: bool = False) -> Site:
+    """Keys, values and queries of every head, through AttentionInterface."""
+    attention = layer.cross_attention if cross else layer.attention
+    assert attention is not None
+    return _site(
+        layer, "cross_core" if cross else "attention_core", attention.module, "attention", layer.stack.head_dim
+    )
+
+
+def layer_output(layer: LayerMap) -> Site:
+    """The hidden state that leaves the layer, behind its last norm."""
+    leaf = layer.norms["post_ffn"] if layer.stack.style == "post" and "post_ffn" in layer.norms else layer.path
+    return _site(layer, "layer_output", leaf, "output", layer.stack.hidden_size)
+
+
+def embedding_output(stack: StackMap) -> Site:
+    """The tensor that enters the first layer."""
+    first = stack.layer(0)
+    return _site(first, "embedding_output", first.path, "input", stack.hidden_size)
+
+
+def top(stack: StackMap) -> Site:
+    """The stack's last hidden state, before a pooler or head reads it."""
+    return _site(stack.layer(-1), "top", stack.top, "output", stack.hidden_size)

@@ -1,0 +1,212 @@
+"""The slots of a transformer layer: what each reads and changes, and the module that runs deltas there.
+
+A slot is a place of the papers' design space ("the FFN's output, from the FFN's input"); a ``Site`` is that slot in one
+layer of one model: a leaf module, which side of it is changed, and which other tensor is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .composition import Average
+from .delta import Delta
+from .routing import Routing, Rows, current
+
+if TYPE_CHECKING:
+    from .method import Place
+
+__all__ = ["Site", "Slot", "Tap", "run_slot"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tensor that a slot reads but does not change.
+
+    Args:
+        leaf: Path of the module whose tensor is kept.
+        side: ``"input"`` (its first argument) or ``"output"``.
+    """
+
+    leaf: str
+    side: str = "input"
+
+    @property
+    def key(self) -> str:
+        """The name of the tensor in ``Routing.taps``."""
+        return f"{self.leaf}:{self.side}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One slot in one layer of one model.
+
+    Args:
+        slot: The slot's name, e.g. ``"ffn_output"``.
+        stack: Path of the stack of layers.
+        layer: Depth in that stack, counted by calls (ALBERT calls one module for many depths).
+        leaf: Path of the module at which the tensor is changed.
+        side: ``"input"``, ``"output"`` or ``"attention"`` (the core of attention, through AttentionInterface).
+        width: Size of the last axis of the changed tensor.
+        source: The tensor that is read when it is neither the changed one nor the leaf's input.
+        reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).
+        source_width: Size of the last axis of what is read.
+        shared_layer: Path of the layer module when one module is called for several depths, else "".
+        causal: The stack's self-attention is causal.
+    """
+
+    slot: str
+    stack: str
+    layer: int
+    leaf: str
+    side: str
+    width: int
+    source: Tap | None = None
+    reads_leaf_input: bool = False
+    source_width: int = 0
+    shared_layer: str = ""
+    causal: bool = False
+
+    @property
+    def read_width(self) -> int:
+        """Size of the last axis of the tensor that is read."""
+        return self.source_width or self.width
+
+
+class Slot(nn.Module):
+    """The child ``hfadapt`` of a leaf module: the deltas at its input, its output and in its attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deltas = nn.ModuleDict()
+        self.fusions = nn.ModuleDict()
+        self._sides: dict[str, tuple[Delta, ...]] = {}
+
+    def delta(self, place: Place, method: str) -> Delta:
+        """Return the delta for ``place``, made on first use."""
+        site = place.site
+        key = "__".join(
+            p for p in (method, site.slot, place.variant, f"d{site.layer}" if site.shared_layer else "") if p
+        )
+        if key not in self.deltas:
+            self.deltas[key] = place.delta(site)
+            self._index()
+        found = self.deltas[key]
+        assert isinstance(found, Delta)
+        return found
+
+    def drop_empty(self) -> bool:
+        """Remove deltas without adapters; return whether nothing is left."""
+        for key in [k for k, d in self.deltas.items() if not d.names]:
+            del self.deltas[key]
+        self._index()
+        return not self.deltas
+
+    def side(self, side: str) -> tuple[Delta, ...]:
+        """Return the deltas of one side, in the order they were attached."""
+        return self._sides.get(side, ())
+
+    def _index(self) -> None:
+        sides: dict[str, list[Delta]] = {}
+        for delta in self.deltas.values():
+            sides.setdefault(delta.site.side, []).append(delta)
+        self._sides = {side: tuple(deltas) for side, deltas in sides.items()}
+
+
+def applies(delta: Delta, routing: Routing) -> bool:
+    """Say whether ``delta`` takes part at the depth the forward pass is at: not dropped, and its own call."""
+    site = delta.site
+    if site.layer < routing.drop_depth(site.stack):
+        return False
+    return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.layer
+
+
+def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | None) -> Tensor:
+    """Run the deltas of one side of a leaf on ``value``; without a routing ``value`` is returned as it is."""
+    routing = current()
+    if routing is None:
+        return value
+    slot = leaf.hfadapt
+    for index, step in enumerate(routing.steps):
+        for delta in slot.side(side):
+            if not applies(delta, routing):
+                continue
+            if step.kind == "select":
+                value = _run_delta(delta, index, value, leaf_input, leaf, routing)
+            elif step.kind == "average":
+                value = _run_average(delta, index, value, leaf_input, leaf, routing)
+            else:
+                key = step.node.key if step.node is not None else ""
+                fusion = slot.fusions[f"{key}__{side}"] if f"{key}__{side}" in slot.fusions else None
+                if fusion is not None:
+                    value = fusion(value, leaf_input, leaf, routing, index)
+                    break  # one fusion attends over every delta of this side
+    return value
+
+
+def _shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
+    """View ``[B * T, D]`` (models that flatten their feed-forward input) as ``[B, T, D]``."""
+    if tensor.dim() == 2 and tensor.shape[0] != batch_size and batch_size and tensor.shape[0] % batch_size == 0:
+        return tensor.view(batch_size, -1, tensor.shape[-1])
+    return tensor
+
+
+def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: Routing) -> Tensor:
+    """Return the tensor that ``delta`` reads."""
+    site = delta.site
+    if site.source is not None:
+        return routing.taps[site.source.key]
+    return leaf_input if site.reads_leaf_input and leaf_input is not None else value
+
+
+def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+    """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
+    size = rows.routing.batch_size
+    shaped, read = _shape_like_batch(value, size), _shape_like_batch(source, size)
+    if shaped.shape[0] != size:
+        rows = Rows(rows.names, rows.batch, rows.routing.for_batch(shaped.shape[0]), rows.leaf)
+    dtype = next((p.dtype for p in delta.adapters[rows.names[0]].parameters()), value.dtype)
+    if dtype != shaped.dtype and not torch.is_autocast_enabled(value.device.type):
+        return delta(shaped.to(dtype), read.to(dtype), rows).to(value.dtype).view(value.shape)
+    return (
+        delta(shaped, read if read.dtype == shaped.dtype else read.to(shaped.dtype), rows)
+        .to(value.dtype)
+        .view(value.shape)
+    )
+
+
+def _run_delta(
+    delta: Delta, index: int, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
+) -> Tensor:
+    found = routing.rows(index, delta.names, value.device)
+    if found is None:
+        return value
+    names, batch = found
+    rows = Rows(names, batch, routing, leaf)
+    return apply_rows(delta, value, source_of(delta, value, leaf_input, routing), rows)
+
+
+def _run_average(
+    delta: Delta, index: int, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
+) -> Tensor:
+    """``v + sum_i w_i (a_i(v) - v)``, each child on every row of the step."""
+    from hfadapt_kernels import TaskBatch
+
+    node = routing.steps[index].node
+    assert isinstance(node, Average)
+    source = source_of(delta, value, leaf_input, routing)
+    whole = TaskBatch.single(routing.batch_size, value.device)
+    changed = torch.zeros_like(value)
+    for name, weight in zip(node.children, node.weights, strict=True):
+        if name in delta.names:
+            changed = changed + weight * (
+                apply_rows(delta, value, source, Rows((str(name),), whole, routing, leaf)) - value
+            )
+    inside = routing.members(index, value.device)
+    if inside is not None:
+        inside = inside.view(-1, *(1,) * (value.dim() - 1)) if inside.shape[0] == value.shape[0] else inside
+        changed = torch.where(inside, changed, torch.zeros_like(changed))
+    return value + changed
