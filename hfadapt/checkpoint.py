@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .attach import attach, compose, detach
-from .attachment import attachment, find_attachment, parameters_of
+from .attaching import attach, compose, detach
 from .composition import parse, to_json
 from .errors import CheckpointError, problem
-from .freeze import head_modules
+from .freezing import head_modules
+from .state import attachment, find_attachment, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +142,7 @@ def state_of(model: PreTrainedModel, names: Iterable[str] | None = None, head: b
 
 
 def _fusions(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    from .attachment import slots_of
+    from .state import slots_of
 
     return [
         (f"{path}.hfadapt.fusions.{key}", fusion)

@@ -14,7 +14,7 @@ from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
 from .routing import Routing, pop, push, set_current
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
+    from .state import Attachment
 
 __all__ = ["RootPost", "RootPre", "make_routing"]
 
@@ -120,7 +120,7 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
                 )
             )
         task_ids = attachment.active
-    names, steps = attachment.plan_for(task_ids)
+    names, steps = attachment.routable, attachment.steps
     make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
     if isinstance(task_ids, Tensor):
         return _from_tensor(task_ids, names, steps, size, make)

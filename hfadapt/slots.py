@@ -140,7 +140,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
                 value = _run_average(delta, index, value, leaf_input, leaf, routing)
             else:
                 key = step.node.key if step.node is not None else ""
-                fusion = slot.fusions[f"{key}__{side}"] if f"{key}__{side}" in slot.fusions else None
+                fusion = slot.fusions.get(f"{key}__{side}", None)
                 if fusion is not None:
                     value = fusion(value, leaf_input, leaf, routing, index)
                     break  # one fusion attends over every delta of this side

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .attachment import attachment, deltas_of
 from .errors import AttachError, problem
+from .state import attachment, deltas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     Raises:
         AttachError: a delta did not fire; the first few are named.
     """
-    from .architecture import example_inputs
+    from .example_inputs import example_inputs
 
     state = attachment(model)
     if any(p.is_meta for p in model.parameters()):

@@ -71,7 +71,7 @@ class Attachment:
     original_attention: Any = None
     token: int = field(default_factory=lambda: next(_TOKENS))
     shared: nn.ModuleDict | None = None
-    _plans: dict[Any, tuple[tuple[str, ...], tuple[Step, ...]]] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,17 +113,9 @@ class Attachment:
             )
 
     def changed(self) -> None:
-        """Forget what was worked out from the adapters before they changed."""
-        self._plans.clear()
-
-    def plan_for(self, task_ids: Any) -> tuple[tuple[str, ...], tuple[Step, ...]]:
-        """Return the routable names and the steps for a call with ``task_ids`` (a composition, or None of that)."""
-        del task_ids
-        key = "all"
-        if key not in self._plans:
-            setups: list[Node] = [*self.adapters, *self.compositions.values()]
-            self._plans[key] = (self.routable, plan(setups))
-        return self._plans[key]
+        """Work out the steps anew after adapters or compositions changed."""
+        # Here and not at the first call, which torch.compile may be tracing.
+        self.steps = plan([*self.adapters, *self.compositions.values()])
 
     def prepare(self, routing: Routing) -> None:
         """Let the shared modules of the adapters in use compute what every layer needs, once and before the layers.

@@ -11,10 +11,10 @@ from torch import nn
 
 from . import plugins
 from .architecture import resolve
-from .attachment import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
 from .composition import Composition, Node, Parallel
 from .delta import check_adapter_name
 from .errors import AttachError, problem
+from .freezing import freeze_base as freeze_all_but_head
 from .hooks import (
     CallCounter,
     CheckpointWithRouting,
@@ -28,7 +28,8 @@ from .hooks import (
 from .method import Method, MethodConfig, MethodPreset, Place, expand
 from .root import RootPost, RootPre
 from .slots import Slot
-from .verify import verify as verify_slots
+from .state import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
+from .verification import verify as verify_slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,9 +122,7 @@ def attach(
         raise
     state.changed()
     if freeze_base:
-        from . import freeze as freezing
-
-        state.head_paths = freezing.freeze_base(model, train_head)
+        state.head_paths = freeze_all_but_head(model, train_head)
     if state.active is None and len(state.adapters) == 1:
         state.active = wanted[0]
     elif fresh is False or len(wanted) > 1:
