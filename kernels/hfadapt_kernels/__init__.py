@@ -9,6 +9,7 @@ from .adapter_fusion import adapter_fusion
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
 from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
+from .frozen_linear import PackedLinear, frozen_linear
 from .grouped_lora import grouped_lora, lora_linear
 from .prefix_attention import prefix_attention
 
@@ -17,12 +18,14 @@ __all__ = [
     "BackendError",
     "DoubleBackwardError",
     "KernelError",
+    "PackedLinear",
     "RowIdError",
     "ShapeError",
     "TaskBatch",
     "UnsupportedError",
     "adapter_fusion",
     "explain",
+    "frozen_linear",
     "get_activation",
     "grouped_lora",
     "lora_linear",

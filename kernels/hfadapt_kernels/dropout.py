@@ -35,8 +35,8 @@ def dropout_hash(seed: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def dropout_threshold(p: float) -> int:
-    """Hash values below this are dropped: ``round(p * 2**32)``."""
-    return min(round(p * 4294967296.0), _MASK)
+    """Hash values below this are dropped: ``p * 2**32``, rounded."""
+    return min(int(p * 4294967296.0 + 0.5), _MASK)
 
 
 def keep_scale(seed: Tensor | None, rows: Tensor, cols: Tensor, p: float, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,126 @@
+// The matrix product: rows of A times packed panels of B (pack.h), results handed to an epilogue in registers.
+//
+// gemm(M, N, K, A, row stride, k stride, B, epi) calls epi(m, n, v) once for every m < M and every n = 0, VL, 2 VL, ...
+// below N; lanes of v at or beyond N are 0. Each result is one running sum over k in ascending order, so its bits
+// do not depend on M, N or on how the caller cuts the rows.
+
+// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers.
+template <int MR, int NV, class Epi>
+static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, Epi&& epi) {
+  V c[MR][NV];
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) c[i][j] = zero();
+  for (int64_t k = 0; k < K; k++) {
+    V b[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) b[j] = load(B + k * ldb + VL * j);
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+      V a = broadcast(A[i * am + k * ak]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) c[i][j] = fma(a, b[j], c[i][j]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) epi(i, VL * j, c[i][j]);
+}
+
+template <int NV, class Epi>
+static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
+                          int64_t ldb, Epi& epi) {
+  constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
+  int64_t m = 0;
+  auto at = [&](int64_t base) __attribute__((always_inline)) {
+    return [&epi, base, n0](int i, int j, V v) __attribute__((always_inline)) { epi(base + i, n0 + j, v); };
+  };
+  for (; m + MR <= M; m += MR) tile<MR, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+  if constexpr (MR == 12)
+    for (; m + 6 <= M; m += 6) tile<6, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+  for (; m + 2 <= M; m += 2) tile<2, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+  for (; m < M; m++) tile<1, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+}
+
+// ldb and panel_stride default to those of pack.h; others let B be rows of an unpacked matrix.
+template <class Epi>
+static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
+                            int64_t ldb, int64_t panel_stride, Epi&& epi) {
+  for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride) {
+    switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
+#if defined(__AVX512F__)
+      case 4: panel_product<4>(M, n0, K, A, am, ak, B, ldb, epi); break;
+      case 3: panel_product<3>(M, n0, K, A, am, ak, B, ldb, epi); break;
+#endif
+      case 2: panel_product<2>(M, n0, K, A, am, ak, B, ldb, epi); break;
+      default: panel_product<1>(M, n0, K, A, am, ak, B, ldb, epi);
+    }
+  }
+}
+template <class Epi>
+static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
+                            Epi&& epi) {
+  gemm(M, N, K, A, am, ak, B, PW, K * PW, epi);
+}
+
+// C[m * ldc + n] = (A B)[m][n], or += with add; full vectors are written, so ldc >= round_up(N, VL) or the columns
+// beyond N must be writable. One instantiation for all callers: prefer it to an own epilogue, the buffer stays in cache.
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
+                                                 const float* B, int64_t ldb, int64_t panel_stride, float* C,
+                                                 int64_t ldc) {
+  gemm(M, N, K, A, am, ak, B, ldb, panel_stride,
+       [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
+}
+static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
+                                               const float* B, int64_t ldb, int64_t panel_stride, float* C,
+                                               int64_t ldc) {
+  gemm(M, N, K, A, am, ak, B, ldb, panel_stride, [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
+    store(C + m * ldc + n, load(C + m * ldc + n) + v);
+  });
+}
+// The same for an operand packed by pack.h.
+static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
+                                  int64_t ldc) {
+  gemm_store(M, N, K, A, am, 1, B, PW, K * PW, C, ldc);
+}
+
+#if defined(__AMX_TILE__)
+#include "gemm_amx.h"
+#elif defined(__AVX512BF16__)
+#include "gemm_dpbf16.h"
+#endif
+
+#if defined(__AMX_TILE__) || defined(__AVX512BF16__)
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
+                                                 const bf16* B, float* C, int64_t ldc) {
+  gemm(M, N, K, A, am, 1, B,
+       [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
+}
+#endif
+
+// Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
+// into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
+// index: row numbers of `source`, or null for rows 0, 1, 2, ...
+template <class E, class T>
+static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
+                                            E* buffer, int64_t* out_stride) {
+  const int64_t Kp = padded_k<E>(K);
+  if constexpr (sizeof(E) == sizeof(T)) {
+    if (index == nullptr && (sizeof(E) == 4 || (rows % 16 == 0 && Kp == K))) {
+      *out_stride = stride;
+      return reinterpret_cast<const E*>(source);
+    }
+  }
+  for (int64_t m = 0; m < rows; m++) {
+    const T* s = source + (index ? int64_t(index[m]) : m) * stride;
+    E* d = buffer + m * Kp;
+    int64_t k = 0;
+    for (; k + VL <= K; k += VL) store(d + k, load(s + k));
+    for (; k < K; k++) from_float(to_float(s[k]), d[k]);
+    for (; k < Kp; k++) from_float(0.f, d[k]);
+  }
+  *out_stride = Kp;
+  return buffer;
+}

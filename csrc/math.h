@@ -1,0 +1,119 @@
+// Element-wise functions on V: exp, erf, tanh, the activations with their derivatives, and the dropout hash.
+// Errors are a few units in the last place on the ranges where the result matters.
+
+static HFK_INLINE V vexp(V x) {
+  V clamped = vmin(vmax(x, broadcast(-87.3f)), broadcast(88.7f));
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  V magic = broadcast(12582912.f);
+  V shifted = fma(clamped, broadcast(1.44269504088896341f), magic);
+  V n = shifted - magic;
+  V r = fma(n, broadcast(-0.693359375f), clamped);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  V p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.f);
+  // 2^n in two factors: n reaches 128, whose exponent alone would overflow.
+  VI whole = (VI)shifted - (VI)magic, half = whole >> 1;
+  V low = (V)((half + 127) << 23), high = (V)((whole - half + 127) << 23);
+  V y = p * low * high;
+  return x < broadcast(-103.f) ? zero() : y;
+}
+
+// Rational approximations x P(x^2) / Q(x^2) on a clamped range.
+static HFK_INLINE V verf(V x) {
+  V c = vmin(vmax(x, broadcast(-4.f)), broadcast(4.f)), s = c * c;
+  V p = broadcast(-2.72614225801306e-10f);
+  p = fma(p, s, broadcast(2.77068142495902e-08f));
+  p = fma(p, s, broadcast(-2.10102402082508e-06f));
+  p = fma(p, s, broadcast(-5.69250639462346e-05f));
+  p = fma(p, s, broadcast(-7.34990630326855e-04f));
+  p = fma(p, s, broadcast(-2.95459980854025e-03f));
+  p = fma(p, s, broadcast(-1.60960333262415e-02f));
+  V q = broadcast(-1.45660718464996e-05f);
+  q = fma(q, s, broadcast(-2.13374055278905e-04f));
+  q = fma(q, s, broadcast(-1.68282697438203e-03f));
+  q = fma(q, s, broadcast(-7.37332916720468e-03f));
+  q = fma(q, s, broadcast(-1.42647390514189e-02f));
+  return c * p / q;
+}
+
+static HFK_INLINE V vtanh(V x) {
+  V c = vmin(vmax(x, broadcast(-7.99881172180175781f)), broadcast(7.99881172180175781f)), s = c * c;
+  V p = broadcast(-2.76076847742355e-16f);
+  p = fma(p, s, broadcast(2.00018790482477e-13f));
+  p = fma(p, s, broadcast(-8.60467152213735e-11f));
+  p = fma(p, s, broadcast(5.12229709037114e-08f));
+  p = fma(p, s, broadcast(1.48572235717979e-05f));
+  p = fma(p, s, broadcast(6.37261928875436e-04f));
+  p = fma(p, s, broadcast(4.89352455891786e-03f));
+  V q = broadcast(1.19825839466702e-06f);
+  q = fma(q, s, broadcast(1.18534705686654e-04f));
+  q = fma(q, s, broadcast(2.26843463243900e-03f));
+  q = fma(q, s, broadcast(4.89352518554385e-03f));
+  return c * p / q;
+}
+
+// Codes are those of hfadapt_kernels/activations.py.
+enum Activation : int { kIdentity = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kTanh = 5 };
+
+static HFK_INLINE V activate(int code, V x) {
+  switch (code) {
+    case kRelu: return vmax(x, zero());
+    case kGelu: return 0.5f * x * (1.f + verf(x * 0.70710678118654752f));
+    case kGeluTanh: return 0.5f * x * (1.f + vtanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case kSilu: return x / (1.f + vexp(-x));
+    case kTanh: return vtanh(x);
+    default: return x;
+  }
+}
+static HFK_INLINE V activate_derivative(int code, V x) {
+  switch (code) {
+    case kRelu: return x > zero() ? broadcast(1.f) : zero();
+    case kGelu: return 0.5f * (1.f + verf(x * 0.70710678118654752f)) + x * 0.39894228040143268f * vexp(-0.5f * x * x);
+    case kGeluTanh: {
+      V t = vtanh(0.79788456080286536f * (x + 0.044715f * x * x * x));
+      return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * (0.79788456080286536f * (1.f + 0.134145f * x * x));
+    }
+    case kSilu: {
+      V s = 1.f / (1.f + vexp(-x));
+      return s * (1.f + x * (1.f - s));
+    }
+    case kTanh: {
+      V t = vtanh(x);
+      return 1.f - t * t;
+    }
+    default: return broadcast(1.f);
+  }
+}
+
+// 32 random bits for (seed, row, column): the arithmetic of hfadapt_kernels/dropout.py.
+struct Dropout {
+  uint32_t seed_low, seed_high, threshold;
+  float scale;  // 1 / (1 - p)
+};
+static HFK_INLINE Dropout make_dropout(int64_t seed, double p) {
+  double t = p * 4294967296.0 + 0.5;
+  return {uint32_t(uint64_t(seed)), uint32_t(uint64_t(seed) >> 32), t >= 4294967295.0 ? 0xffffffffu : uint32_t(t),
+          float(1.0 / (1.0 - p))};
+}
+template <class U>
+static HFK_INLINE U mix_bits(U x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
+}
+static HFK_INLINE uint32_t dropout_row(const Dropout& d, uint32_t row) { return mix_bits(row ^ d.seed_low) ^ d.seed_high; }
+// 0 or 1 / (1 - p) for columns [col, col + VL) of a row whose dropout_row is given.
+static HFK_INLINE V dropout_factor(const Dropout& d, uint32_t row_hash, int64_t col) {
+  VU lane;
+  for (int i = 0; i < VL; i++) lane[i] = uint32_t(i);
+  VU h = mix_bits<VU>(((lane + uint32_t(col)) * 0x9e3779b9u) + row_hash);
+  return h >= d.threshold ? broadcast(d.scale) : zero();
+}

@@ -1,0 +1,144 @@
+// Packing of the right-hand operand B (K x N, any strides) into column panels.
+//
+// A panel holds PW columns. E = float: [N / PW][K][PW]. E = bf16: pairs along K side by side, as vdpbf16ps and the AMX
+// tile product want them: [N / PW][Kp / 2][PW][2] with Kp = K rounded up to 32. Padding is zero.
+
+constexpr int NV_PANEL = VL == 16 ? 4 : 2;
+constexpr int PW = VL * NV_PANEL;
+
+#if defined(__AMX_TILE__) || defined(__AVX512BF16__)
+constexpr bool kHasBf16Product = true;
+#else
+constexpr bool kHasBf16Product = false;
+#endif
+// The element type in which a product with operands of type T is computed.
+template <class T>
+struct ElemOf {
+  typedef float type;
+};
+template <>
+struct ElemOf<bf16> {
+#if defined(__AMX_TILE__) || defined(__AVX512BF16__)
+  typedef bf16 type;
+#else
+  typedef float type;
+#endif
+};
+template <class T>
+using Elem = typename ElemOf<T>::type;
+
+// Rows of a K that the panels of E really hold, and elements of one panel.
+template <class E>
+static HFK_INLINE int64_t padded_k(int64_t K) {
+  return sizeof(E) == 2 ? round_up(K, 32) : K;
+}
+template <class E>
+static HFK_INLINE int64_t panel_size(int64_t K) {
+  return padded_k<E>(K) * PW;
+}
+template <class E>
+static HFK_INLINE int64_t packed_size(int64_t K, int64_t N) {
+  return ceil_div(N, PW) * panel_size<E>(K);
+}
+
+#if defined(__AVX512F__)
+// Transposes 16 x 16 dwords; rows at or beyond `rows` count as 0.
+static HFK_INLINE void transpose16(const void* source, int64_t source_bytes, void* target, int64_t target_bytes, int rows) {
+  const char* s = static_cast<const char*>(source);
+  char* d = static_cast<char*>(target);
+  __m512i r[16], t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) r[i] = i < rows ? _mm512_loadu_si512(s + i * source_bytes) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    _mm512_storeu_si512(d + i * target_bytes, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+    _mm512_storeu_si512(d + (i + 8) * target_bytes, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+    _mm512_storeu_si512(d + (i + 4) * target_bytes, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
+    _mm512_storeu_si512(d + (i + 12) * target_bytes, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd));
+  }
+}
+#endif
+
+// One panel of floats. scale (or null) multiplies row k by scale[k].
+template <class T>
+static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, float* d) {
+  int64_t k = 0;
+#if defined(__AVX512F__)
+  if (sizeof(T) == 4 && sk == 1 && scale == nullptr)
+    for (; k + 16 <= K; k += 16)
+      for (int64_t n = 0; n < PW; n += 16)
+        transpose16(s + n * sn + k, sn * 4, d + k * PW + n, PW * 4, int(imax(0, imin(16, columns - n))));
+#endif
+  for (; k < K; k++) {
+    float f = scale ? scale[k] : 1.f;
+    int64_t n = 0;
+    if (sn == 1)
+      for (; n + VL <= columns; n += VL) store(d + k * PW + n, load(s + k * sk + n) * f);
+    for (; n < columns; n++) d[k * PW + n] = to_float(s[k * sk + n * sn]) * f;
+    for (; n < PW; n++) d[k * PW + n] = 0.f;
+  }
+}
+
+#if defined(__AVX512F__)
+static HFK_INLINE void pack_pair(int64_t columns, bool second, const bf16* a, const bf16* b, bf16* d) {
+  // Interleaves two rows of bf16: columns is a multiple of 16.
+  for (int64_t n = 0; n < columns; n += 16) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + n)));
+    __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + n)))
+                          : _mm512_setzero_si512();
+    _mm512_storeu_si512(d + 2 * n, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+}
+#endif
+
+// One panel of bf16 pairs.
+template <class T>
+static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, bf16* d) {
+  const int64_t Kp = padded_k<bf16>(K);
+  int64_t k = 0;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    if (scale == nullptr && sk == 1)
+      for (; k + 32 <= K; k += 32)
+        for (int64_t n = 0; n < PW; n += 16)
+          transpose16(s + n * sn + k, sn * 2, d + k * PW + 2 * n, PW * 4, int(imax(0, imin(16, columns - n))));
+    if (scale == nullptr && sn == 1 && columns == PW)
+      for (; k < K; k += 2) pack_pair(PW, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + k * PW);
+  }
+#endif
+  for (k = k & ~int64_t(1); k < Kp; k++)
+    for (int64_t n = 0; n < PW; n++) {
+      bf16* out = d + ((k / 2) * PW + n) * 2 + (k & 1);
+      if (k < K && n < columns)
+        from_float(to_float(s[k * sk + n * sn]) * (scale ? scale[k] : 1.f), *out);
+      else
+        out->bits = 0;
+    }
+}
+
+// Panels [first, last) of a K x N operand given by its strides.
+template <class E, class T>
+static void pack(int64_t K, int64_t N, const T* s, int64_t sk, int64_t sn, E* d, int64_t first, int64_t last,
+                 const float* scale = nullptr) {
+  for (int64_t p = first; p < last; p++)
+    pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, scale, d + p * panel_size<E>(K));
+}

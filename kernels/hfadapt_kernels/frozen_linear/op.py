@@ -1,0 +1,131 @@
+"""frozen_linear: schema, fake, autograd and the choice of the implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activations import get_activation
+from ..backend import FusedOp
+from ..errors import ShapeError
+from ..opaque import autocast_inputs, define
+from . import cpu
+from .packed import PackedLinear
+from .reference import effective_weight, frozen_linear_reference
+
+__all__ = ["frozen_linear"]
+
+_NAME = "frozen_linear"
+_OP = FusedOp(_NAME, packed=True)
+
+
+def _reference_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
+    # With an activation that needs its input for the gradient, the caller asks for the identity and applies it after.
+    name = get_activation(activation).name
+    return frozen_linear_reference(x, weight, bias, dtype=kind, activation=name)
+
+
+def _reference_backward(grad, weight, panels_t, kind):  # type: ignore[no-untyped-def]
+    return grad @ effective_weight(weight, kind).to(grad.dtype)
+
+
+def _cpu_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
+    return cpu.product(x, panels, scale, bias, kind, weight.shape[0], activation)
+
+
+def _cpu_backward(grad, weight, panels_t, kind):  # type: ignore[no-untyped-def]
+    if panels_t is None:
+        return _reference_backward(grad, weight, panels_t, kind)
+    return cpu.product(grad, panels_t, None, None, kind, weight.shape[1], 0)
+
+
+_OP.register("reference", _reference_forward, _reference_backward)
+_OP.register("cpu", _cpu_forward, _cpu_backward, cpu.supports)
+
+
+def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
+    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None)
+    return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation)
+
+
+def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-def]
+    # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
+    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None)
+    if chosen.backend == "cpu" and scale is not None:
+        grad = grad * scale.to(grad.dtype)
+    return chosen.backward(grad, weight, panels_t, kind)
+
+
+define(
+    f"{_NAME}_backward",
+    "(Tensor grad, Tensor weight, Tensor? panels_t, Tensor? scale, str kind) -> Tensor",
+    _backward,
+    lambda grad, weight, panels_t, scale, kind: grad.new_empty(*grad.shape[:-1], weight.shape[1]),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, weight, _, panels_t, scale, bias, kind, _ = inputs
+    ctx.save_for_backward(weight, panels_t, scale)
+    ctx.kind, ctx.bias = kind, bias is not None
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weight, panels_t, scale = ctx.saved_tensors
+    dx = db = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.hfadapt.frozen_linear_backward(grad.contiguous(), weight, panels_t, scale, ctx.kind)
+    if ctx.bias and ctx.needs_input_grad[5]:
+        db = grad.reshape(-1, grad.shape[-1]).sum(0)
+    return dx, None, None, None, None, db, None, None
+
+
+_op = define(
+    _NAME,
+    "(Tensor x, Tensor weight, Tensor? panels, Tensor? panels_t, Tensor? scale, Tensor? bias, str kind, "
+    "int activation) -> Tensor",
+    _forward,
+    lambda x, weight, panels, panels_t, scale, bias, kind, activation: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    setup_context=_save,
+    backward=_gradient,
+    autocast=False,
+)
+
+
+def frozen_linear(
+    x: Tensor, packed: PackedLinear, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """``activation(x W^T + bias)`` for a frozen, packed W [O, Din].
+
+    Args:
+        x: [..., Din].
+        packed: The weight; it gets no gradient.
+        bias: [O], or None; it may require a gradient.
+        activation: A name of `hfadapt_kernels.ACTIVATIONS`, applied to the result.
+
+    Returns:
+        [..., O] in ``x.dtype``. ``float32`` panels sum in float32; ``bfloat16`` and ``int8`` panels multiply
+        bfloat16 numbers and sum in float32. Under autocast x is cast first.
+
+    Raises:
+        ShapeError: The last axis of x is not Din, or bias is not [O].
+        BackendError: An explicitly requested backend cannot run.
+    """
+    weight = packed.weight
+    if x.shape[-1:] != weight.shape[1:]:
+        raise ShapeError(_NAME, "x", expected=f"last axis {weight.shape[1]}", got=str(list(x.shape)))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(_NAME, "bias", expected=f"[{weight.shape[0]}]", got=str(list(bias.shape)))
+    if x.device != weight.device:
+        raise ShapeError(_NAME, "x", expected=f"device {weight.device} as the weight", got=str(x.device))
+    (x,) = autocast_inputs(x.device.type, x)
+    chosen = get_activation(activation, _NAME)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if not torch.compiler.is_compiling():
+        packed.prepare(backward=differentiable and x.requires_grad)
+    # The gradient of the activation needs its input: with gradients the activation runs outside of the op.
+    fused = 0 if differentiable else chosen.code
+    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.dtype, fused)
+    return chosen.fn(y) if differentiable and chosen.code else y

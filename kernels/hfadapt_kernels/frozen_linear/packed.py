@@ -1,0 +1,99 @@
+"""A frozen weight laid out once for this machine's matrix product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..errors import ShapeError, UnsupportedError
+from .reference import int8_scale
+
+__all__ = ["WEIGHT_TYPES", "PackedLinear"]
+
+WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
+
+
+class PackedLinear:
+    """A frozen weight [O, Din] and its packed panels.
+
+    The weight itself is referenced, never copied or changed, so `unpack` is exact for every packed type and a module
+    that shares it keeps its parameter. Panels are derived from it: pickling and deep copies carry the weight only
+    and pack again where they land, for that machine's instruction set.
+
+    Attributes:
+        weight: The frozen weight, [O, Din].
+        dtype: What the product multiplies with: ``float32``, ``bfloat16`` or ``int8`` (weights only, one scale a row).
+    """
+
+    def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
+        if dtype not in WEIGHT_TYPES:
+            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(WEIGHT_TYPES)}", got=repr(dtype))
+        if weight.dim() != 2 or not weight.is_floating_point():
+            got = f"{weight.dtype} {list(weight.shape)}"
+            raise ShapeError("PackedLinear", "weight", expected="a floating-point tensor [O, Din]", got=got)
+        self.weight = weight
+        self.dtype = dtype
+        self._made_for: tuple[Any, ...] | None = None
+        self._panels: Tensor | None = None
+        self._panels_t: Tensor | None = None
+        self._scale: Tensor | None = None
+        self.prepare()
+
+    @classmethod
+    def pack(cls, weight: Tensor, dtype: str = "float32") -> PackedLinear:
+        """Pack ``weight`` [O, Din]; the same as the constructor."""
+        return cls(weight, dtype)
+
+    def unpack(self) -> Tensor:
+        """The weight, bit for bit as it was given (the same tensor)."""
+        return self.weight
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the panels take beside the weight."""
+        return sum(0 if t is None else t.numel() for t in (self._panels, self._panels_t))
+
+    def _state(self) -> tuple[Any, ...]:
+        version = None if self.weight.is_inference() else self.weight._version
+        return (self.weight.data_ptr(), version, native.isa())
+
+    def _packable(self) -> bool:
+        return native.available() and self.weight.device.type == "cpu" and self.weight.dtype != torch.float64
+
+    def prepare(self, *, backward: bool = False) -> None:
+        """Make the panels (and those of the gradient) if they are missing or the weight has changed since."""
+        if not self._packable():
+            return
+        state = self._state()
+        if self._made_for != state:
+            self._panels, self._panels_t, self._made_for = None, None, state
+            self._scale = int8_scale(self.weight) if self.dtype == "int8" else None
+        if self._panels is None:
+            self._panels = self._make(transposed=False)
+        if backward and self._panels_t is None:
+            self._panels_t = self._make(transposed=True)
+
+    def _make(self, *, transposed: bool) -> Tensor:
+        weight = self.weight.detach()
+        if weight.dtype == torch.float16:
+            weight = weight.float()
+        outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
+        kind = WEIGHT_TYPES[self.dtype]
+        panels = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
+        scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
+        torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, panels)
+        return panels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"weight": self.weight, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.weight, self.dtype = state["weight"], state["dtype"]
+        self._made_for = self._panels = self._panels_t = self._scale = None
+        self.prepare()
+
+    def __repr__(self) -> str:
+        return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"

@@ -1,0 +1,110 @@
+"""Builds the C++ kernels beside the pure Python packages (everything else stands in pyproject.toml).
+
+``HFADAPT_BUILD_CPP=0`` skips them. Without a compiler, or when the build fails, the install goes on without them:
+every op then runs through its reference, and ``hfadapt doctor`` says so. ``HFADAPT_BUILD_CPP=1`` makes failure fatal.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+WANTED = os.environ.get("HFADAPT_BUILD_CPP", "auto")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mavx2", "-mf16c"]
+# One translation unit per instruction set, each with its own flags; never -march=native.
+ISA_FLAGS = {
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles every file with its own flags, several at a time, and links one library against torch's stable ABI."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build(ext)
+        except (OSError, subprocess.CalledProcessError, ImportError) as error:
+            if WANTED == "1":
+                raise
+            print(f"hfadapt: the C++ kernels were not built ({error}); ops will run through torch", file=sys.stderr)
+
+    def _build(self, ext: Extension) -> None:
+        import torch
+        from torch.utils import cpp_extension
+
+        compiler = os.environ.get("CXX", "c++")
+        objects = Path(self.build_temp) / "hfadapt_kernels"
+        objects.mkdir(parents=True, exist_ok=True)
+        sanitize = os.environ.get("HFADAPT_SANITIZE", "")
+        common = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi"]
+        common += [f"-fsanitize={sanitize}", "-g", "-O1", "-fno-omit-frame-pointer"] if sanitize else []
+        # 2.10 is the oldest torch whose stable ABI has lists and parallel_for; the library then runs on all later ones.
+        common += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+        common += [f"-I{path}" for path in cpp_extension.include_paths()]
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        common += ["-DHFK_X86"] if x86 else []
+        jobs, built = [], []
+        for source in sorted(CSRC.glob("*.cpp")):
+            isa = source.stem.removeprefix("isa_")
+            if isa != source.stem and isa != "generic" and not x86:
+                continue
+            target = objects / f"{source.stem}.o"
+            built.append(str(target))
+            if self._fresh(source, target):
+                continue
+            flags = ISA_FLAGS[isa] if isa != source.stem else []
+            jobs.append([compiler, *common, *flags, "-c", str(source), "-o", str(target)])
+        self._run_all(jobs)
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+        link = [compiler, "-shared", *built, *libraries, "-lc10", "-ltorch_cpu", "-o", str(output)]
+        subprocess.run([*link, *([f"-fsanitize={sanitize}"] if sanitize else [])], check=True)
+        print(f"hfadapt: built {output.name} against torch {torch.__version__}")
+
+    @staticmethod
+    def _fresh(source: Path, target: Path) -> bool:
+        if not target.exists():
+            return False
+        inputs = [source, Path("setup.py"), *CSRC.glob("*.h"), *CSRC.glob("*.inc")]
+        return target.stat().st_mtime > max(path.stat().st_mtime for path in inputs)
+
+    @staticmethod
+    def _run_all(jobs: list[list[str]]) -> None:
+        limit = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+        running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
+        failed: list[subprocess.CalledProcessError] = []
+        for job in jobs:
+            if len(running) == limit:
+                process, command = running.pop(0)
+                if process.wait():
+                    failed.append(subprocess.CalledProcessError(process.returncode, command))
+            running.append((subprocess.Popen(job), job))
+        for process, command in running:
+            if process.wait():
+                failed.append(subprocess.CalledProcessError(process.returncode, command))
+        if failed:
+            raise failed[0]
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # The library has no Python module init: it registers ops when torch loads it, for any Python version.
+        return os.path.join(*fullname.split(".")) + (".pyd" if sys.platform == "win32" else ".abi3.so")
+
+
+EXTENSIONS = [] if WANTED == "0" else [Extension("hfadapt_kernels._C", sources=[], py_limited_api=True)]
+setup(
+    ext_modules=EXTENSIONS,
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if EXTENSIONS else {},
+)
