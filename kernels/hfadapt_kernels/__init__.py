@@ -11,6 +11,7 @@ from .batch import TaskBatch
 from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
 from .frozen_linear import PackedLinear, frozen_linear
 from .grouped_lora import grouped_lora, lora_linear
+from .pal_attention import pal_attention
 from .prefix_attention import prefix_attention
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "get_activation",
     "grouped_lora",
     "lora_linear",
+    "pal_attention",
     "prefix_attention",
     "requested_backend",
     "use_backend",

@@ -50,7 +50,9 @@ def run(fn, tensors, dtype, grad):
     """Result and the gradients of all tensors (zeros where a tensor was not used) at ``dtype``."""
     leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
     out = fn(leaves)
-    grads = torch.autograd.grad(out, leaves, grad.to(out.dtype), allow_unused=True)
+    grads = [None] * len(leaves)
+    if out.requires_grad:
+        grads = torch.autograd.grad(out, leaves, grad.to(out.dtype), allow_unused=True)
     return [out, *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True))]
 
 
