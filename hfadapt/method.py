@@ -169,6 +169,10 @@ class Method:
         """Return the parameters that the deltas of one adapter share across layers, or None."""
         return None
 
+    def starts_as_base(self, config: Any) -> bool:
+        """Say whether a fresh adapter leaves the base's outputs as they are (LoRA does, PALs do not)."""
+        return False
+
     def refuse(
         self, what: str, arch: ArchitectureMap, *, got: object = None, allowed: object = None, try_: str = ""
     ) -> AttachError:

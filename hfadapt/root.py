@@ -84,7 +84,7 @@ class RootPost(Hook):
 
 def _carry_routing_into_checkpoints(model: nn.Module) -> None:
     """Wrap the checkpoint function of every layer that uses activation checkpointing."""
-    if not model.training or not getattr(model, "is_gradient_checkpointing", False):
+    if not model.training:
         return
     for module in model.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")

@@ -1,0 +1,271 @@
+"""What every adaptation method must hold on every architecture; for built-in and third-party methods alike.
+
+A plugin's test file needs only this::
+
+    import pytest
+    from hfadapt.testing import conformance
+
+    @pytest.mark.parametrize("case", conformance.cases([MyConfig()]), ids=str)
+    @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
+    def test_conformance(case, check):
+        check(case)
+
+Models are tiny, random and in float64, so that equality means equality up to 1e-9 and not up to luck.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import hfadapt
+from hfadapt import plugins
+from hfadapt.errors import AttachError
+from hfadapt.method import MethodConfig, expand
+from hfadapt.testing.tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
+
+__all__ = ["CHECKS", "COMPILED_TYPES", "Case", "cases", "check_compile"]
+
+# Their norms compute in float32 whatever the model's dtype, which drowns small difference quotients.
+_FLOAT32_NORMS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "t5")
+COMPILED_TYPES = ("bert", "modernbert", "llama", "t5")
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one architecture."""
+
+    method: str | MethodConfig | tuple[MethodConfig, ...]
+    model_type: str
+
+    def __str__(self) -> str:
+        if isinstance(self.method, str):
+            return f"{self.method}-{self.model_type}"
+        configs = self.method if isinstance(self.method, tuple) else (self.method,)
+        return "+".join(c.method for c in configs) + f"-{self.model_type}"
+
+    @property
+    def configs(self) -> tuple[MethodConfig, ...]:
+        """The configs that make one adapter."""
+        return expand(self.method)
+
+    def model(self) -> PreTrainedModel:
+        """A fresh tiny model in float64 and evaluation mode."""
+        return tiny_model(self.model_type).double()
+
+    def inputs(self, batch: int = 3) -> dict[str, Tensor]:
+        """Inputs with padding where the architecture takes a mask."""
+        given = tiny_inputs(self.model_type, batch=batch, padding="right")
+        return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+
+    def adapted(self, names: Sequence[str] = ("one", "two")) -> PreTrainedModel:
+        """A model with adapters whose every parameter is random, so that none of them is a no-op."""
+        model = self.model()
+        hfadapt.attach(model, self.method, names=names, seed=0)
+        randomize(model)
+        return model
+
+    def refused(self) -> str | None:
+        """Why the method does not fit this architecture, or None when it does."""
+        try:
+            hfadapt.attach(self.model(), self.method)
+        except AttachError as error:
+            return str(error)
+        return None
+
+
+def randomize(model: PreTrainedModel, seed: int = 7) -> None:
+    """Move every adapter parameter of ``model``; small, so that float32 paths stay well-conditioned too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in hfadapt.attachment(model).names:
+            for parameter in hfadapt.parameters_of(model, name).values():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(noise.to(parameter.dtype), alpha=0.1)
+
+
+def cases(
+    methods: Iterable[str | MethodConfig | tuple[MethodConfig, ...]], model_types: Iterable[str] = ALL_TINY_TYPES
+) -> list[Case]:
+    """Every method on every architecture; the full CLIP model's output mixes rows and is left to its towers."""
+    return [Case(m, t) for m in methods for t in model_types if t != "clip"]
+
+
+def output(model: PreTrainedModel, inputs: dict[str, Tensor], **more: Any) -> Tensor:
+    """The first tensor that a model returns."""
+    return model(**inputs, **more)[0]
+
+
+def _equal(got: Tensor, want: Tensor, what: str, tolerance: float = _TOLERANCE) -> None:
+    error = (got - want).abs().max().item() if got.numel() else 0.0
+    scale = max(1.0, want.abs().max().item()) if want.numel() else 1.0
+    assert got.shape == want.shape and error <= tolerance * scale, f"{what}: differs by {error:.3g}"
+
+
+@torch.no_grad()
+def check_detach_restores_the_base(case: Case) -> None:
+    """attach adds names and takes none away; detach restores logits, names and flags bit for bit."""
+    model, inputs = case.model(), case.inputs()
+    before, keys = output(model, inputs), list(model.state_dict())
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    implementation = model.config._attn_implementation
+    handle = hfadapt.attach(model, case.method)
+    assert set(keys) <= set(model.state_dict()), "a base parameter lost its name"
+    assert type(model) is type(case.model()), "the model's class changed"
+    with hfadapt.active(model, None):
+        assert torch.equal(output(model, inputs), before), "the base alone differs while adapters are off"
+    handle.detach()
+    assert torch.equal(output(model, inputs), before), "logits differ after detach"
+    assert list(model.state_dict()) == keys, "names differ after detach"
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags, "requires_grad differs after detach"
+    assert model.config._attn_implementation == implementation, "the attention implementation was not put back"
+
+
+@torch.no_grad()
+def check_fresh_adapter_starts_as_base(case: Case) -> None:
+    """Methods that say they start as the base do."""
+    if not all(plugins.methods()[c.method].starts_as_base(c) for c in case.configs):
+        return
+    model, inputs = case.model(), case.inputs()
+    before = output(model, inputs)
+    hfadapt.attach(model, case.method)
+    _equal(output(model, inputs), before, "a fresh adapter changes the base")
+
+
+@torch.no_grad()
+def check_save_and_load(case: Case) -> None:
+    """A saved adapter on a fresh base gives the same outputs bit for bit."""
+    model, inputs = case.adapted(), case.inputs()
+    want = output(model, inputs, task_ids="two")
+    with tempfile.TemporaryDirectory() as folder:
+        hfadapt.save(model, folder)
+        again = hfadapt.load(folder, case.model())
+    assert torch.equal(output(again, inputs, task_ids="two"), want), "outputs differ after load"
+
+
+@torch.no_grad()
+def check_mixed_batch_equals_each_alone(case: Case) -> None:
+    """A row's output does not depend on the adapters of its neighbours; rows may be in any order."""
+    model, inputs = case.adapted(), case.inputs()
+    alone = {name: output(model, inputs, task_ids=name) for name in ("one", "two")}
+    order = ["two", "one", "two"]
+    _, other = alone["one"], alone["two"]
+    assert (alone["one"] - other).abs().max() > 1e-6, "two random adapters give the same output"
+    for ids in (order, torch.tensor([1, 0, 1])):
+        mixed = output(model, inputs, task_ids=ids)
+        for row, name in enumerate(order):
+            _equal(mixed[row], alone[name][row], f"row {row} ({name}) of a mixed batch")
+
+
+def check_only_intended_parameters_train(case: Case) -> None:
+    """Adapters with rows get gradients; the base and adapters without rows get none at all."""
+    model, inputs = case.adapted(), case.inputs()
+    output(model.train(), inputs, task_ids="one").square().mean().backward()
+    mine = {id(p): n for n, p in hfadapt.parameters_of(model, "one").items()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in mine:
+            assert parameter.grad is not None, f"no gradient: {name}"
+        else:
+            assert parameter.grad is None, f"unexpected gradient: {name}"
+
+
+def _gradients(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    output(model, inputs, task_ids=["two", "one", "two"]).square().mean().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def check_gradient_checkpointing(case: Case) -> None:
+    """Activation checkpointing gives the same gradients."""
+    model, inputs = case.adapted(), case.inputs()
+    if not model.supports_gradient_checkpointing:
+        return
+    _without_dropout(model.train())
+    want = _gradients(model, inputs)
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    got = _gradients(model, inputs)
+    assert got.keys() == want.keys(), f"gradients of other parameters: {sorted(got.keys() ^ want.keys())[:3]}"
+    for name, gradient in want.items():
+        _equal(got[name], gradient, f"gradient of {name} under checkpointing")
+
+
+def _without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_prob", "hidden_dropout"):
+            if isinstance(module.__dict__.get(name), float):
+                setattr(module, name, 0.0)
+
+
+@torch.no_grad()
+def check_copies(case: Case) -> None:
+    """deepcopy and pickle carry the adapters along, and a copy does not follow the original."""
+    model, inputs = case.adapted(), case.inputs()
+    want = output(model, inputs, task_ids="two")
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    randomize(model, seed=8)
+    assert torch.equal(output(copied, inputs, task_ids="two"), want), "a deep copy differs"
+    assert torch.equal(output(pickled, inputs, task_ids="two"), want), "a pickled copy differs"
+    hfadapt.detach(copied)
+    assert not torch.equal(output(copied, inputs), want)
+
+
+def check_gradients_in_float64(case: Case) -> None:
+    """The gradient of each parameter, along a random direction, equals the difference quotient."""
+    model, inputs = case.adapted(), case.inputs()
+    ids = ["two", "one", "two"]
+    weight = torch.randn(output(model, inputs, task_ids=ids).shape, dtype=torch.float64, generator=torch.manual_seed(3))
+    model.zero_grad()
+    (output(model, inputs, task_ids=ids) * weight).sum().backward()
+    parameters = [p for name in ("one", "two") for p in hfadapt.parameters_of(model, name).values()]
+    generator = torch.Generator().manual_seed(5)
+    step, tolerance = (1e-4, 3e-3) if case.model_type in _FLOAT32_NORMS else (1e-6, 1e-4)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True) if p.grad is not None)
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(direction, alpha=sign * step)
+            values.append((output(model, inputs, task_ids=ids) * weight).sum().item())
+    quotient = (values[0] - values[1]) / (2 * step)
+    assert abs(slope - quotient) <= tolerance * max(1.0, abs(quotient)), (
+        f"gradient {slope:.9g}, difference {quotient:.9g}"
+    )
+
+
+def check_compile(case: Case) -> None:
+    """``torch.compile(fullgraph=True)`` traces the adapted model and gives the same outputs and gradients."""
+    model, inputs = case.adapted(), case.inputs()
+    ids = torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        want = output(model, inputs, task_ids=ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    got = output(compiled, inputs, task_ids=ids)
+    _equal(got.detach(), want, "compiled output")
+    got.square().mean().backward()
+    assert any(p.grad is not None for p in hfadapt.parameters_of(model, "one").values()), "no gradient when compiled"
+    torch._dynamo.reset()
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    check_detach_restores_the_base,
+    check_fresh_adapter_starts_as_base,
+    check_save_and_load,
+    check_mixed_batch_equals_each_alone,
+    check_only_intended_parameters_train,
+    check_gradient_checkpointing,
+    check_copies,
+    check_gradients_in_float64,
+)
