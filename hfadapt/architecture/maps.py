@@ -57,7 +57,7 @@ class StackMap:
         flat_ffn: The feed-forward part sees [B*T, D] instead of [B, T, D] (OPT).
         final_norm: The norm after the last layer, or None.
         projection_out: A linear after `final_norm` that gives the last hidden state (OPT-350m), or None.
-        embedding: The word (or patch) embedding module that is really called, or None.
+        embedding: The word embedding that is really called, or None where the stack starts from no token ids.
     """
 
     path: str

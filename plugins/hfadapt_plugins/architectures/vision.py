@@ -23,7 +23,6 @@ def vit(config: PretrainedConfig) -> ArchitectureMap:
         ffn_out="mlp.fc2",
         norms={"pre_attention": "layernorm_before", "pre_ffn": "layernorm_after"},
         final_norm="layernorm",
-        embedding="embeddings.patch_embeddings",
     )
     return ArchitectureMap(config.model_type, (stack,), pooler="pooler")
 

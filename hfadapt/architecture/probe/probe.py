@@ -1,0 +1,211 @@
+"""From a model of an unknown family to its architecture map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfadapt.architecture.layer import AttentionMap, join
+from hfadapt.architecture.linears import is_linear, linear_sizes
+from hfadapt.architecture.maps import ArchitectureMap, StackMap
+from hfadapt.architecture.probe.attention import find_parts, uses_interface, with_layout
+from hfadapt.architecture.probe.inputs import example_inputs
+from hfadapt.architecture.probe.norms import find_residual
+from hfadapt.architecture.probe.replay import Replay
+from hfadapt.architecture.probe.sizes import attention_sizes, stack_kind
+from hfadapt.architecture.probe.stacks import layer_lists, outermost_list
+from hfadapt.architecture.probe.surroundings import Forward, after_stack, watch_forward, word_embedding
+from hfadapt.errors import ArchitectureError, problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ADVICE = (
+    "register a map for this model type (docs/map-an-architecture.md), or use a method that places deltas on "
+    "linears by name"
+)
+
+
+def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> ArchitectureMap:
+    """Map a model by its data flow.
+
+    Args:
+        model: Any model of transformers; also one on the meta device. It is left as it was.
+        inputs: Keyword arguments for one forward of `model`; made from the config when None.
+
+    Raises:
+        ArchitectureError: A stack of layers could not be mapped whole; the message lists what was found in it and
+            what is missing.
+    """
+    root, prefix = (model, "") if inputs is not None else _runnable(model)
+    lists = layer_lists(root)
+    layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
+    if not layers:
+        raise ArchitectureError(
+            problem("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE)
+        )
+    training = {module: module.training for module in root.modules()}
+    root.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            seen = _forward(root, layers, inputs)
+            stacks = [_stack(root, seen, paths) for paths in _called(root, lists, seen)]
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    if not stacks:
+        raise ArchitectureError(
+            problem("no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE)
+        )
+    interface = all(uses_interface(root.get_submodule(stack.layer_paths[-1]), stack.attention) for stack in stacks)
+    pooler = "pooler" if hasattr(root, "pooler") and root.pooler is not None else None
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe").under(prefix)
+
+
+def _runnable(model: nn.Module) -> tuple[nn.Module, str]:
+    """The innermost base model, which runs without labels or pooling, and its path."""
+    root = model
+    while (base := getattr(root, "base_model", root)) is not root:
+        root = base
+    return root, next(name for name, module in model.named_modules() if module is root)
+
+
+def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, Any] | None) -> Forward:
+    given = example_inputs(root) if inputs is None else inputs
+    try:
+        return watch_forward(root, layers, given)
+    except Exception as error:  # any model may refuse made-up inputs in any way; the cause is kept and shown
+        shapes = {name: tuple(getattr(value, "shape", ())) or value for name, value in given.items()}
+        raise ArchitectureError(
+            problem(
+                f"the model could not be run to map it ({type(error).__name__}: {error})",
+                where=type(root).__name__,
+                got=shapes,
+                try_="hfadapt.architecture.probe.probe(model, inputs={...}) with inputs of your own, or " + _ADVICE,
+            )
+        ) from error
+
+
+def _called(root: nn.Module, lists: dict[str, Any], seen: Forward) -> list[tuple[str, ...]]:
+    """Layer paths of each stack in the order they ran; the stacks in the order the model defines them.
+
+    Lists of shared layers inside one outer list (ALBERT's groups) are one stack.
+    """
+    grouped: dict[str, list[str]] = {}
+    for call in seen.layers:
+        path = call.path.rpartition(".")[0]
+        shared = sum(other.path == call.path for other in seen.layers) > 1
+        grouped.setdefault(outermost_list(root, path) if shared else path, []).append(call.path)
+    order = list(lists)
+    return sorted(map(tuple, grouped.values()), key=lambda paths: order.index(paths[0].rpartition(".")[0]))
+
+
+def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
+    """The map of one stack, from its last layer."""
+    last = max(number for number, call in enumerate(seen.layers) if call.path == paths[-1])
+    first = next(number for number, call in enumerate(seen.layers) if call.path == paths[0])
+    layer = root.get_submodule(paths[-1])
+    where = f"{type(root).__name__}, {paths[-1]} ({type(layer).__name__})"
+    try:
+        replay = Replay(layer, seen.layers[last].args, seen.layers[last].kwargs)
+        parts = find_parts(replay)
+        residual = find_residual(replay, parts)
+    except Exception as error:  # an unknown layer may fail in any way when it is interfered with; the cause is shown
+        text = f"the layer cannot be watched ({type(error).__name__}: {error})"
+        raise ArchitectureError(problem(text, where=where, try_=_ADVICE)) from error
+    missing = parts.missing + residual.missing
+    attention = parts.attention
+    sizes = None
+    if attention is not None:
+        sizes = attention_sizes(layer, attention, replay.base)
+        if sizes is None:
+            missing.append("the number of heads: no size of the attention module divides its linears' widths")
+        elif attention.fused is not None:
+            attention = with_layout(replay, attention, *sizes)
+    missing += _unequal(root, seen, paths, parts.attention, parts.cross, parts.ffn_in, parts.ffn_out, residual.norms)
+    if missing or attention is None or sizes is None or parts.ffn_out is None or residual.style is None:
+        raise ArchitectureError(_refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing))
+    heads, kv_heads, head_dim = sizes
+    shared = len(set(paths)) < len(paths)
+    path = paths[0].rpartition(".")[0]
+    head = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    final_norm, projection = after_stack(seen, seen.layers[last], head)
+    ffn_size = linear_sizes(layer.get_submodule(parts.ffn_out))[0]
+    others = [number for number, call in enumerate(seen.layers[:first], 1) if call.path not in paths]
+    return StackMap(
+        path=outermost_list(root, path) if shared else path,
+        layer_paths=paths,
+        kind=stack_kind(root, path, parts.causal, parts.cross is not None),
+        causal=parts.causal,
+        style=residual.style,
+        attention=attention,
+        cross_attention=parts.cross,
+        ffn_in=parts.ffn_in,
+        ffn_out=parts.ffn_out,
+        norms=residual.norms,
+        hidden_size=replay.hidden.shape[-1],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_size=ffn_size,
+        ffn_gated_in_one=linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
+        flat_ffn=replay.base[parts.ffn_out].input.dim() == 2,
+        attn_out_dropout=residual.dropouts.get("attention"),
+        cross_out_dropout=residual.dropouts.get("cross"),
+        ffn_out_dropout=residual.dropouts.get("ffn"),
+        final_norm=final_norm,
+        projection_out=projection,
+        embedding=word_embedding(seen, first, max(others, default=0)),
+    )
+
+
+def _unequal(
+    root: nn.Module,
+    seen: Forward,
+    paths: Sequence[str],
+    attention: AttentionMap | None,
+    cross: AttentionMap | None,
+    ffn_in: Sequence[str],
+    ffn_out: str | None,
+    norms: dict[str, str],
+) -> list[str]:
+    """What the last layer has and another lacks, or has in another size, or does not run."""
+    linears = [getattr(one, name) for one in (attention, cross) if one for name in ("query", "key", "value", "fused")]
+    linears += [one.output for one in (attention, cross) if one] + [*ffn_in, ffn_out]
+    last = root.get_submodule(paths[-1])
+    missing = []
+    for path in dict.fromkeys(paths):
+        layer = root.get_submodule(path)
+        present = dict(layer.named_modules())
+        for name in [*filter(None, linears), *norms.values()]:
+            module = present.get(name)
+            if module is None or join(path, name) not in seen.fired:
+                missing.append(f"{join(path, name)}, which the last layer has")
+            elif is_linear(module) and linear_sizes(module) != linear_sizes(last.get_submodule(name)):
+                missing.append(f"{join(path, name)} of the last layer's size")
+        if sum(map(is_linear, present.values())) != sum(map(is_linear, last.modules())):
+            missing.append(f"the same number of linears in {path} as in the last layer")
+    return missing
+
+
+def _refusal(where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any) -> str:
+    found = {
+        "attention": attention and [attention.query or attention.fused, attention.key, attention.value, attention.output],
+        "cross attention": cross and [cross.query or cross.fused, cross.key, cross.value, cross.output],
+        "ffn": [*ffn_in, ffn_out] if ffn_out else None,
+        "norms": residual.norms or None,
+        "style": residual.style,
+    }
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if value) or "nothing"
+    return problem(
+        "the layers could not be mapped whole",
+        where=where,
+        got=f"found {shown}; missing {'; '.join(missing)}",
+        allowed="layers of one attention (and one cross attention), one feed-forward part and their norms",
+        try_=_ADVICE,
+    )

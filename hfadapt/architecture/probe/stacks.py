@@ -1,0 +1,57 @@
+"""Which module lists of a model are stacks of layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hfadapt.architecture.linears import is_linear
+
+_FEWEST_LINEARS = 3
+
+
+def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Module lists whose members are of one class and hold at least three linears each, the innermost whole ones.
+
+    Where a list's members hold all their linears in a list of their own (ALBERT's groups of layers), the inner one
+    counts; where they hold only a part of them there (T5's sub-layers), the outer one does.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len({type(member) for member in module}) == 1
+        and _count(module[0]) >= _FEWEST_LINEARS
+    }
+
+    def inner(name: str) -> list[str]:
+        return [other for other in lists if other.startswith(name + ".")]
+
+    whole = {name for name in lists if sum(_count(lists[other]) for other in inner(name)) >= _count(lists[name])}
+    kept = [name for name in lists if name not in whole]
+    return {name: lists[name] for name in kept if not any(name.startswith(other + ".") for other in kept)}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(is_linear(leaf) for leaf in module.modules())
+
+
+def outermost_list(model: nn.Module, path: str) -> str:
+    """The first module list on the way to `path`."""
+    parts = path.split(".")
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        if isinstance(model.get_submodule(name), nn.ModuleList):
+            return name
+    return path
+
+
+def first_tensor(values: object) -> torch.Tensor | None:
+    """The first floating point tensor in a nest of tuples, lists and dicts."""
+    if isinstance(values, torch.Tensor):
+        return values if values.is_floating_point() else None
+    if isinstance(values, dict):
+        values = tuple(values.values())
+    if isinstance(values, (tuple, list)):
+        return next((found for value in values if (found := first_tensor(value)) is not None), None)
+    return None
