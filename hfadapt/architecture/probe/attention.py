@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +139,6 @@ def _reaches_only_itself(replay: Replay, call: Call, closing: Call) -> bool:
 
 def with_layout(replay: Replay, attention: AttentionMap, heads: int, kv_heads: int, head_dim: int) -> AttentionMap:
     """The map of a fused attention with the order of q, k and v along the linear's outputs."""
-    from dataclasses import replace
-
     layouts = {
         "blocks": _value_columns_in_blocks(heads, kv_heads, head_dim),
         "heads": _value_columns_in_groups(heads, 1, head_dim) if heads == kv_heads else None,

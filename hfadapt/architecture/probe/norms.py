@@ -29,7 +29,9 @@ def find_residual(replay: Replay, parts: Parts) -> Residual:
     outputs = {"attention": attention.output, "ffn": parts.ffn_out}
     if parts.cross is not None:
         outputs["cross"] = parts.cross.output
-    norms = [call for call in base.calls if is_norm(call.path, call.module) and call.input.numel() == base.hidden.numel()]
+    norms = [
+        call for call in base.calls if is_norm(call.path, call.module) and call.input.numel() == base.hidden.numel()
+    ]
     added: dict[str, Tensor] = {}
     for part, path in outputs.items():
         added[part] = base[path].output.reshape(base.hidden.shape)

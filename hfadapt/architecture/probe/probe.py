@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,20 +32,21 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
     """Map a model by its data flow.
 
     Args:
-        model: Any model of transformers; also one on the meta device. It is left as it was.
+        model: Any model of transformers, with its weights. It is left as it was.
         inputs: Keyword arguments for one forward of `model`; made from the config when None.
 
     Raises:
         ArchitectureError: A stack of layers could not be mapped whole; the message lists what was found in it and
             what is missing.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        text = "a model of an unknown family is mapped by running it, and this one has no weights (meta device)"
+        raise ArchitectureError(problem(text, where=type(model).__name__, try_="load its weights first"))
     root, prefix = (model, "") if inputs is not None else _runnable(model)
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
     if not layers:
-        raise ArchitectureError(
-            problem("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE)
-        )
+        raise ArchitectureError(problem("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE))
     training = {module: module.training for module in root.modules()}
     root.eval()
     try:
@@ -195,7 +195,8 @@ def _unequal(
 
 def _refusal(where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any) -> str:
     found = {
-        "attention": attention and [attention.query or attention.fused, attention.key, attention.value, attention.output],
+        "attention": attention
+        and [attention.query or attention.fused, attention.key, attention.value, attention.output],
         "cross attention": cross and [cross.query or cross.fused, cross.key, cross.value, cross.output],
         "ffn": [*ffn_in, ffn_out] if ffn_out else None,
         "norms": residual.norms or None,

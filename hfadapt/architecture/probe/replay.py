@@ -60,7 +60,7 @@ class Replay:
         if self.captured is None or self.captured.dim() != 3:
             raise ValueError("the layer is not called with a hidden state [B, T, D]")
         self.args, self.kwargs = args, kwargs
-        self.device = torch.device("cpu") if self.captured.is_meta else self.captured.device
+        self.device = self.captured.device
         self.weights = {
             name: self._random(value) for name, value in (*layer.named_parameters(), *layer.named_buffers())
         }
@@ -142,21 +142,15 @@ class Replay:
     def _random(self, value: Tensor) -> Tensor:
         """A weight of generic value and usual size; buffers of numbers that are not weights stay."""
         if not value.is_floating_point():
-            return torch.ones(value.shape, dtype=value.dtype, device=self.device) if value.is_meta else value
+            return value
         noise = torch.randn(value.shape, device=self.device)
-        if value.dim() >= 2:
-            return noise * value.shape[-1] ** -0.5
-        return 0.3 * noise + (1.0 if value.is_meta else value.float())
+        return noise * value.shape[-1] ** -0.5 if value.dim() >= 2 else value.float() + 0.3 * noise
 
     def _real(self, value: Any, hidden: Tensor) -> Any:
         """An argument with the hidden state put in, float tensors in float32 and no cache."""
         if value is self.captured:
             return hidden
         if isinstance(value, Tensor):
-            if value.is_meta:
-                fresh = torch.zeros if value.dim() == 4 or not value.is_floating_point() else torch.randn
-                made = fresh(value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype)
-                return torch.ones_like(made) if value.dtype == torch.bool else made
             return value.float() if value.is_floating_point() else value
         if isinstance(value, tuple):
             return tuple(self._real(item, hidden) for item in value)

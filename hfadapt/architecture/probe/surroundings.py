@@ -50,6 +50,7 @@ def watch_forward(model: nn.Module, layers: Mapping[str, nn.Module], inputs: dic
     """
     seen = Forward()
     tokens = [value for name, value in inputs.items() if name.endswith("input_ids")]
+    words = _embedding_weight(model)
     prefixes = tuple(f"{path}." for path in layers)
     open_calls: list[LayerCall] = []
 
@@ -81,7 +82,10 @@ def watch_forward(model: nn.Module, layers: Mapping[str, nn.Module], inputs: dic
             given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             if given is None or not isinstance(output, Tensor):
                 return
-            if isinstance(module, nn.Embedding) and any(_is_view(given, ids) for ids in tokens):
+            # Decoders that make their own token ids are told by the weights that they share with the encoder.
+            if isinstance(module, nn.Embedding) and (
+                module.weight is words or any(torch.equal(given, ids) for ids in tokens)
+            ):
                 seen.words.append((len(seen.layers), path))
             seen.events.append((path, module, given, output))
 
@@ -137,17 +141,16 @@ def word_embedding(seen: Forward, stack_start: int, stack_end: int) -> str | Non
     return before[0] if before else None
 
 
-def _is_view(given: Tensor, ids: Tensor) -> bool:
-    """Whether an embedding's input is the model's token ids."""
-    if given is ids:
-        return True
-    if given.is_meta or given.shape != ids.shape:
-        return given.is_meta and given.data_ptr() == ids.data_ptr() and given.shape == ids.shape
-    return bool((given == ids).all())
+def _embedding_weight(model: nn.Module) -> Tensor | None:
+    """The weights of the word embedding, where the model has one."""
+    try:
+        return getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _passes_on(given: Tensor, stream: Tensor | None) -> bool:
     """Whether a leaf outside the layers reads the stream as a whole."""
-    if stream is None or given.shape != stream.shape:
+    if stream is None or given.shape != stream.shape or not given.is_floating_point():
         return False
-    return given is stream or (not given.is_meta and given.is_floating_point() and same(given.float(), stream.float()))
+    return given is stream or same(given.float(), stream.float())

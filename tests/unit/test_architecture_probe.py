@@ -1,0 +1,207 @@
+"""Models of families that no table knows: mapped whole, or refused with what was found and what is missing."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from hfadapt.architecture import resolve
+from hfadapt.architecture.probe import probe
+from hfadapt.errors import ArchitectureError
+from hfadapt.testing.tiny import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, VOCABULARY, tiny_inputs, tiny_model
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FFN,
+    "max_position_embeddings": POSITIONS,
+}
+LLAMA = {**COMMON, "num_key_value_heads": 2, "pad_token_id": 0}
+GPT = {"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS}
+BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": HIDDEN,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": FFN,
+    "decoder_ffn_dim": FFN,
+    "max_position_embeddings": POSITIONS,
+}
+T5 = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "num_layers": LAYERS, "num_heads": HEADS, "d_kv": 8, "d_ff": FFN}
+IMAGE = {**COMMON, "image_size": 16, "patch_size": 4}
+SOUND = {**COMMON, "conv_dim": [32, 32], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
+
+# Family: settings, then style, query (or fused) path, fused layout and pre-norms of the last stack.
+MAPPED = {
+    "camembert": (COMMON, "post", "attention.self.query", None),
+    "roformer": (COMMON, "post", "attention.self.query", None),
+    "rembert": (COMMON, "post", "attention.self.query", None),
+    "deberta": (COMMON, "post", "attention.self.in_proj", "unknown"),
+    "megatron-bert": (COMMON, "pre", "attention.self.query", None),
+    "roberta-prelayernorm": (COMMON, "pre", "attention.self.query", None),
+    "esm": ({**COMMON, "pad_token_id": 1, "mask_token_id": 3}, "pre", "attention.self.query", None),
+    "phi": (LLAMA, "parallel", "self_attn.q_proj", None),
+    "gptj": ({**GPT, "rotary_dim": 4}, "parallel", "attn.q_proj", None),
+    "gpt_neox": (COMMON, "parallel", "attention.query_key_value", "heads"),
+    "falcon": (COMMON, "parallel", "self_attention.query_key_value", "blocks"),
+    "cohere": (LLAMA, "parallel", "self_attn.q_proj", None),
+    "bloom": (
+        {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS},
+        "pre",
+        "self_attention.query_key_value",
+        "heads",
+    ),
+    "persimmon": (LLAMA, "pre", "self_attn.query_key_value", "heads"),
+    "phi3": (LLAMA, "pre", "self_attn.qkv_proj", "blocks"),
+    "gpt_bigcode": (GPT, "pre", "attn.c_attn", "blocks"),
+    "biogpt": (COMMON, "pre", "self_attn.q_proj", None),
+    "stablelm": (LLAMA, "pre", "self_attn.q_proj", None),
+    "gemma3_text": ({**LLAMA, "head_dim": 8}, "sandwich", "self_attn.q_proj", None),
+    "olmo2": (LLAMA, "sandwich", "self_attn.q_proj", None),
+    "exaone4": (LLAMA, "sandwich", "self_attn.q_proj", None),
+    "openai-gpt": (GPT, "post", "attn.c_attn", "blocks"),
+    "pegasus": (BART, "pre", "self_attn.q_proj", None),
+    "marian": (
+        {**BART, "decoder_vocab_size": VOCABULARY, "decoder_start_token_id": 3, "pad_token_id": 1},
+        "post",
+        "self_attn.q_proj",
+        None,
+    ),
+    "mt5": (T5, "pre", "layer.0.SelfAttention.q", None),
+    "siglip": ({"text_config": COMMON, "vision_config": IMAGE}, "pre", "self_attn.q_proj", None),
+    "deit": (IMAGE, "pre", "attention.q_proj", None),
+    "wav2vec2": (SOUND, "post", "attention.q_proj", None),
+}
+
+# Family: settings and words that the refusal must hold.
+REFUSED = {
+    "qwen2_moe": (LLAMA, "mlp.shared_expert.up_proj"),
+    "mixtral": (LLAMA, "no linear left after attention"),
+    "dinov2": (IMAGE, "the sum that gives the layer's output"),
+    "granite": ({**LLAMA, "residual_multiplier": 0.5}, "the sum that gives the layer's output"),
+    "longformer": ({**COMMON, "attention_window": 4}, "one query, key and value projection"),
+    "lfm2": ({**LLAMA, "layer_types": ["conv", "full_attention"]}, "layers.0.self_attn.q_proj"),
+    "xlnet": ({"vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": 4}, "no stack of equal layers"),
+}
+
+
+def build(name, settings):
+    torch.manual_seed(0)
+    return AutoModel.from_config(AutoConfig.for_model(name, **settings)).eval()
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_unseen_family_is_mapped_whole(name):
+    settings, style, first, layout = MAPPED[name]
+    arch = resolve(build(name, settings))
+    stack = arch.stacks[-1]
+    assert arch.source == "probe"
+    assert stack.style == style
+    assert stack.attention.first == first
+    assert (stack.attention.fused_layout if stack.attention.fused else None) == layout
+    assert (stack.num_layers, stack.num_heads, stack.hidden_size) == (LAYERS, HEADS, HIDDEN)
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_every_place_of_an_unseen_family_can_be_reached(name):
+    model = build(name, MAPPED[name][0])
+    modules = dict(model.named_modules())
+    assert set(resolve(model).paths()) <= set(modules)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_mapped_whole_is_refused_with_what_is_missing(name):
+    settings, words = REFUSED[name]
+    with pytest.raises(ArchitectureError) as caught:
+        resolve(build(name, settings))
+    assert words in str(caught.value)
+    assert "map-an-architecture" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "exaone4"])
+def test_norms_on_sublayer_outputs_alone_are_no_parallel_layer(name):
+    stack = resolve(build(name, LLAMA)).stacks[0]
+    assert stack.style == "sandwich"
+    assert set(stack.norms) == {"sandwich_attention", "sandwich_ffn"}
+    assert stack.first_leaf == "self_attn.q_proj"
+
+
+def test_names_play_no_part():
+    model = tiny_model("bert")
+    for layer in model.encoder.layer:
+        inner = layer.attention.self
+        # Swap what the names say: `query` now holds the values and `value` the queries, and the code reads them so.
+        inner.query, inner.value = inner.value, inner.query
+        inner.forward = _swapped.__get__(inner)
+    attention = probe(model).stacks[0].attention
+    assert (attention.query, attention.key, attention.value) == (
+        "attention.self.value",
+        "attention.self.key",
+        "attention.self.query",
+    )
+
+
+def _swapped(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+    self.query, self.value = self.value, self.query
+    try:
+        return type(self).forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
+    finally:
+        self.query, self.value = self.value, self.query
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("gpt2").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    probe(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_fresh_norms_of_ones_do_not_blur_the_roles():
+    model = build("camembert", COMMON)
+    assert probe(model).stacks[0].norms == {
+        "post_attention": "attention.output.LayerNorm",
+        "post_ffn": "output.LayerNorm",
+    }
+
+
+def test_half_precision_models_are_mapped():
+    model = tiny_model("llama").to(torch.bfloat16)
+    assert probe(model) == resolve(model)
+
+
+def test_own_inputs_are_used():
+    model = tiny_model("bart", "sequence-classification")
+    arch = probe(model, tiny_inputs("bart", "sequence-classification"))
+    assert arch == resolve(model)
+
+
+def test_a_model_that_cannot_be_run_says_why_and_what_to_do():
+    model = build("camembert", COMMON)
+    model.forward = _refuse.__get__(model)
+    with pytest.raises(ArchitectureError, match="not today") as caught:
+        probe(model)
+    assert "inputs of your own" in str(caught.value)
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        model = build("camembert", COMMON)
+    with pytest.raises(ArchitectureError, match="load its weights first"):
+        resolve(model)
+
+
+def _refuse(self, input_ids=None):
+    raise RuntimeError("not today")
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ArchitectureError, match="no stack of equal layers"):
+        resolve(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
