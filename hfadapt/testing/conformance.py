@@ -58,18 +58,18 @@ class Case:
         """The configs that make one adapter."""
         return expand(self.method)
 
-    def model(self) -> PreTrainedModel:
-        """A fresh tiny model in float64 and evaluation mode."""
-        return tiny_model(self.model_type).double()
+    def model(self, **changes: Any) -> PreTrainedModel:
+        """A fresh tiny model in float64 and evaluation mode; ``changes`` are settings of its config."""
+        return tiny_model(self.model_type, **changes).double()
 
     def inputs(self, batch: int = 3) -> dict[str, Tensor]:
         """Inputs with padding where the architecture takes a mask."""
         given = tiny_inputs(self.model_type, batch=batch, padding="right")
         return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
 
-    def adapted(self, names: Sequence[str] = ("one", "two")) -> PreTrainedModel:
+    def adapted(self, names: Sequence[str] = ("one", "two"), **changes: Any) -> PreTrainedModel:
         """A model with adapters whose every parameter is random, so that none of them is a no-op."""
-        model = self.model()
+        model = self.model(**changes)
         hfadapt.attach(model, self.method, names=names, seed=0)
         randomize(model)
         return model
@@ -223,7 +223,9 @@ def check_copies(case: Case) -> None:
 
 def check_gradients_in_float64(case: Case) -> None:
     """The gradient of each parameter, along a random direction, equals the difference quotient."""
-    model, inputs = case.adapted(), case.inputs()
+    # A difference quotient across the kink of a ReLU is not a derivative.
+    smooth = {"t5": {"feed_forward_proj": "gated-gelu"}, "opt": {"activation_function": "gelu"}}
+    model, inputs = case.adapted(**smooth.get(case.model_type, {})), case.inputs()
     ids = ["two", "one", "two"]
     weight = torch.randn(output(model, inputs, task_ids=ids).shape, dtype=torch.float64, generator=torch.manual_seed(3))
     model.zero_grad()
