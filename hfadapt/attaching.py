@@ -1,4 +1,4 @@
-"""attach, detach, activate: putting adapters on a stock model and taking them off again."""
+"""attach and detach: putting adapters on a stock model and taking them off again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from . import plugins
 from .architecture import resolve
-from .composition import Composition, Node, Parallel
+from .composition import Composition, adapter_names
 from .delta import check_adapter_name
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all_but_head
@@ -34,7 +34,7 @@ from .verification import verify as verify_slots
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Handle", "activate", "active", "attach", "compose", "detach", "set_adapter_drop"]
+__all__ = ["Handle", "attach", "detach"]
 
 
 class Handle:
@@ -284,8 +284,6 @@ def remove_hooks_of_slot(leaf: nn.Module) -> None:
 
 
 def _mentions(node: Any, names: list[str]) -> bool:
-    from .composition import adapter_names
-
     if isinstance(node, (str, Composition)):
         return any(n in names for n in adapter_names(node))
     return True
@@ -308,96 +306,3 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
     del model.__dict__["_hfadapt"]
     torch._dynamo.reset()
-
-
-def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
-    """Give a composition a name that ``task_ids`` may use, after the adapters' own.
-
-    Raises:
-        CompositionError: it names adapters that are not attached, or cannot be chosen per row.
-        AttachError: the name is taken.
-    """
-    state = attachment(model)
-    check_adapter_name(name)
-    if name in state.routable:
-        raise AttachError(problem("that name is taken", got=name, allowed="a name that is not in use"))
-    from .composition import steps_of
-
-    steps_of(node)
-    state.check(node)
-    state.compositions[name] = node
-    state.changed()
-
-
-def activate(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> None:
-    """Choose what calls without ``task_ids`` use.
-
-    Args:
-        model: An adapted model.
-        choice: An adapter's name, a composition, a list of names (one a row), or None for the base alone.
-
-    Raises:
-        AttachError: nothing is attached.
-        CompositionError: the composition names adapters that are not attached.
-    """
-    state = attachment(model)
-    state.parallel = None
-    if isinstance(choice, Parallel):
-        state.check(choice)
-        state.parallel = choice
-    elif isinstance(choice, Composition):
-        state.check(choice)
-        key = f"_active_{len(state.compositions)}"
-        for known, node in state.compositions.items():
-            if node == choice:
-                key = known
-        state.compositions[key] = choice
-        state.changed()
-        choice = key
-    elif isinstance(choice, str) and choice not in state.routable:
-        state.require(choice)
-    state.active = choice
-    state.disabled = choice is None
-
-
-@contextlib.contextmanager
-def active(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> Iterator[None]:
-    """``activate`` inside a ``with`` block; what was active before comes back, also after an exception."""
-    state = attachment(model)
-    before = (state.active, state.disabled, state.parallel, dict(state.compositions))
-    try:
-        activate(model, choice)
-        yield
-    finally:
-        state.active, state.disabled, state.parallel, state.compositions = before
-        state.changed()
-
-
-def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | None) -> None:
-    """AdapterDrop: run without deltas in the lowest layers (Rücklé et al. 2021).
-
-    Args:
-        model: An adapted model.
-        layers: How many of the lowest layers, for every stack or by stack (kind or path); None or 0 for none.
-
-    Raises:
-        AttachError: the number is negative or larger than the stack, or there is no such stack.
-    """
-    state = attachment(model)
-    stacks = {s.path: s for s in state.arch.stacks}
-    kinds = {s.kind: s.path for s in state.arch.stacks}
-    wanted = {} if layers is None else {"": layers} if isinstance(layers, int) else dict(layers)
-    drop: dict[str, int] = {}
-    for stack, n in wanted.items():
-        path = kinds.get(stack, stack)
-        if path and path not in stacks:
-            raise AttachError(problem("no such stack", got=stack, allowed=", ".join([*kinds, *stacks])))
-        limit = stacks[path].num_layers if path else max(s.num_layers for s in stacks.values())
-        if type(n) is not int or not 0 <= n <= limit:
-            raise AttachError(
-                problem(
-                    "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"
-                )
-            )
-        drop[path] = n
-    state.drop = drop

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .attaching import attach, compose, detach
+from .activation import compose
+from .atomic import atomic_folder
+from .attaching import attach, detach
 from .composition import parse, to_json
 from .errors import CheckpointError, problem
 from .freezing import head_modules
@@ -44,50 +44,6 @@ _VOLATILE = (
     "_attn_implementation",
     "_attn_implementation_internal",
 )
-
-
-class atomic_folder:
-    """Context manager that yields a temporary folder and puts it in place of ``folder`` only when all went well.
-
-    Files of ``folder`` that the new one does not write are kept. A full disk or a killed process leaves ``folder`` as
-    it was.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-
-    def __enter__(self) -> Path:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(problem("cannot save there", got=f"{self.folder} is a file", allowed="a folder"))
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            if isinstance(error, (OSError, SafetensorError)):
-                raise CheckpointError(
-                    problem(
-                        "saving failed; nothing was changed",
-                        where=str(self.folder),
-                        got=f"{type(error).__name__}: {error}",
-                        try_="free some space, or save to another folder",
-                    )
-                ) from error
-            return
-        umask = os.umask(0)
-        os.umask(umask)
-        self.temporary.chmod(0o777 & ~umask)
-        if not self.folder.exists():
-            self.temporary.rename(self.folder)
-            return
-        for path in sorted(self.temporary.rglob("*")):
-            if path.is_file():
-                target = self.folder / path.relative_to(self.temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -355,13 +311,14 @@ def _check_base(data: Mapping[str, Any], model: PreTrainedModel, folder: Any) ->
     found = find_attachment(model)
     kind = found.arch.model_type if found is not None else resolve(model).model_type
     fingerprint = base_fingerprint(model)
+    name = data["base_model_name_or_path"] or data["model_class"]
     if kind != data["base_model_type"] or fingerprint != data["base_config_hash"]:
         raise CheckpointError(
             problem(
                 "the adapters belong to another base",
                 where=str(folder),
                 got=f"{type(model).__name__} ({kind}, config {fingerprint})",
-                allowed=f"{data['base_model_name_or_path'] or data['model_class']} ({data['base_model_type']}, config {data['base_config_hash']})",
+                allowed=f"{name} ({data['base_model_type']}, config {data['base_config_hash']})",
                 try_="load the base that is named in adapter_config.json",
             )
         )

@@ -28,7 +28,7 @@ def check_adapter_name(name: str) -> None:
             problem(
                 "bad adapter or task name",
                 got=repr(name),
-                allowed="letters, digits, '_' and '-', starting with a letter or digit, and not an attribute of nn.Module",
+                allowed="letters, digits, '_' and '-', starting with a letter or digit; no attribute of nn.Module",
                 try_=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)) or 'task'}_task",
             )
         )

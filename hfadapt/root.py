@@ -116,7 +116,7 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
                 problem(
                     "the model has several adapters and none was chosen for this call",
                     allowed=", ".join(attachment.routable),
-                    try_="pass task_ids=..., or use hfadapt.activate(model, name) or 'with hfadapt.active(model, name)'",
+                    try_="pass task_ids=..., or hfadapt.activate(model, name), or 'with hfadapt.active(model, name)'",
                 )
             )
         task_ids = attachment.active

@@ -3,7 +3,7 @@
 Each function takes one layer of an architecture map and returns the site of one slot there. Where a norm closes the
 sub-layer (post-norm models) the FFN and layer sums are changed at that norm's input, behind the residual addition: a
 delta there passes no dropout of the base, as in the papers. In pre-norm models without a dropout module after the
-sub-layer (mBART, Whisper) the delta is added before the base's functional dropout; in evaluation there is no difference.
+sub-layer (mBART, Whisper) the delta is added before the base's functional dropout; evaluation is the same.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""The frozen linears of a model, packed once for this machine's fastest matrix product.
+
+A packed linear keeps its class, its parameters and their names; only its instance ``forward`` is another callable. Hooks
+on it (LoRA) go on working, and training adapters through it does too: the gradient runs through the packed transpose.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hfadapt_kernels import PackedLinear, frozen_linear
+
+from ..errors import ConfigError, problem
+
+__all__ = ["PackedForward", "is_packed", "pack", "unpack"]
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+_DTYPES = ("float32", "bfloat16", "int8")
+
+
+class PackedForward:
+    """The ``forward`` of one packed linear; a picklable object, so that copies of the model are packed too.
+
+    Args:
+        leaf: An ``nn.Linear`` or transformers' ``Conv1D`` (whose weight is stored transposed).
+        dtype: What the product multiplies with.
+    """
+
+    def __init__(self, leaf: nn.Module, dtype: str) -> None:
+        self.leaf = leaf
+        self.packed = PackedLinear.pack(_weight(leaf), dtype)
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return frozen_linear(input, self.packed, self.leaf.bias)
+
+
+def _weight(leaf: nn.Module) -> Tensor:
+    weight = leaf.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if isinstance(leaf, Conv1D) else weight
+
+
+def _can_pack(leaf: nn.Module) -> bool:
+    if type(leaf) not in (nn.Linear, Conv1D) or "forward" in leaf.__dict__:
+        return False
+    weight = leaf.weight
+    return not weight.requires_grad and weight.is_floating_point() and not weight.is_meta
+
+
+def is_packed(leaf: nn.Module) -> bool:
+    """Say whether ``leaf`` runs from packed weights."""
+    return isinstance(leaf.__dict__.get("forward"), PackedForward)
+
+
+def pack(model: Model, dtype: str = "float32") -> Model:
+    """Pack every frozen linear of ``model``, in place.
+
+    Args:
+        model: Usually an adapted model; linears whose weights train are left as they are.
+        dtype: ``"float32"`` (the same sums as before, up to their order), ``"bfloat16"`` or ``"int8"`` weights, which
+            are faster and less exact.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ConfigError: the dtype is unknown, or no linear of the model is frozen.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(problem("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES)))
+    leaves = [m for m in model.modules() if _can_pack(m)]
+    if not leaves and not any(is_packed(m) for m in model.modules()):
+        raise ConfigError(
+            problem(
+                "no frozen linear to pack",
+                where="hfadapt.pack",
+                got=type(model).__name__,
+                allowed="linears whose weight has requires_grad=False",
+                try_="hfadapt.attach(model, ...), which freezes the base, or model.requires_grad_(False)",
+            )
+        )
+    for leaf in leaves:
+        leaf.__dict__["forward"] = PackedForward(leaf, dtype)
+    logger.info("packed %d linears as %s", len(leaves), dtype)
+    return model
+
+
+def unpack(model: Model) -> Model:
+    """Undo ``pack``, bit for bit: the parameters were never changed.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        if is_packed(module):
+            del module.__dict__["forward"]
+    return model

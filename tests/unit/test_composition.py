@@ -1,0 +1,63 @@
+"""Compositions are checked when they are built, and become steps."""
+
+import pytest
+
+from hfadapt import Average, Fuse, Parallel, Stack
+from hfadapt.composition import adapter_names, parse, to_json
+from hfadapt.errors import CompositionError
+from hfadapt.routing import plan
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Stack(), "Stack has no children"),
+        (lambda: Fuse("a"), "at least two different adapters"),
+        (lambda: Fuse("a", "a"), "at least two different adapters"),
+        (lambda: Fuse(Stack("a"), "b"), "Fuse cannot hold Stack"),
+        (lambda: Stack(Stack("a")), "Stack cannot hold Stack"),
+        (lambda: Stack(Parallel("a", "b")), "Stack cannot hold Parallel"),
+        (lambda: Average("a", "b", weights=[1.0]), "one weight a child; got: 1 weights; allowed: 2"),
+        (lambda: parse({"stock": ["a"]}), "not a composition"),
+    ],
+)
+def test_invalid_trees_are_refused_when_built(build, message):
+    with pytest.raises(CompositionError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    ["a", Stack("a", Fuse("b", "c")), Average("a", "b", weights=(0.2, 0.8)), Parallel("a", Stack("b", "c"))],
+    ids=repr,
+)
+def test_trees_survive_json(tree):
+    assert parse(to_json(tree)) == tree
+
+
+def test_equality_is_by_structure():
+    assert Stack("a", "b") == Stack("a", "b") != Stack("b", "a")
+    assert Average("a", "b") != Average("a", "b", weights=(0.9, 0.1))
+    assert list(adapter_names(Parallel("a", Stack("b", Fuse("c", "d"))))) == ["a", "b", "c", "d"]
+
+
+def test_plan_of_plain_adapters_is_one_step():
+    (step,) = plan(["a", "b"])
+    assert (step.kind, step.names, step.table) == ("select", ("a", "b"), (0, 1))
+
+
+def test_plan_of_stacks_runs_depth_by_depth():
+    first, second = plan(["a", Stack("b", "a")])
+    assert (first.names, first.table) == (("a", "b"), (0, 1))
+    assert (second.names, second.table) == (("a",), (-1, 0))
+
+
+def test_plan_keeps_kinds_apart():
+    steps = plan(["a", Fuse("a", "b"), Average("a", "b")])
+    assert [s.kind for s in steps] == ["select", "fuse", "average"]
+    assert [s.table for s in steps] == [(0, -1, -1), (-1, 0, -1), (-1, -1, 0)]
+
+
+def test_parallel_cannot_be_chosen_per_row():
+    with pytest.raises(CompositionError, match="cannot be nested or chosen per row"):
+        plan([Parallel("a", "b")])

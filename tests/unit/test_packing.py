@@ -1,0 +1,74 @@
+"""Packing the frozen base: same results, same names, and an undo."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import hfadapt
+from hfadapt.errors import ConfigError
+from hfadapt.testing.tiny import tiny_inputs, tiny_model
+
+TYPES = ("bert", "gpt2", "llama", "t5", "modernbert")
+
+
+def frozen(model_type):
+    return tiny_model(model_type).requires_grad_(False)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_packed_model_gives_the_same_outputs_and_unpack_is_bitwise(model_type):
+    model, inputs = frozen(model_type), tiny_inputs(model_type)
+    want, keys = model(**inputs)[0], list(model.state_dict())
+    hfadapt.pack(model)
+    torch.testing.assert_close(model(**inputs)[0], want, rtol=1e-5, atol=1e-5)
+    assert list(model.state_dict()) == keys
+    hfadapt.unpack(model)
+    assert torch.equal(model(**inputs)[0], want)
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+@torch.no_grad()
+def test_copies_of_a_packed_model_are_packed_and_independent():
+    model, inputs = hfadapt.pack(frozen("bert")), tiny_inputs("bert")
+    want = model(**inputs)[0]
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        leaf = again.encoder.layer[0].output.dense
+        assert leaf.__dict__["forward"].leaf is leaf
+        assert torch.equal(again(**inputs)[0], want)
+
+
+@torch.no_grad()
+def test_packed_linear_notices_that_its_weight_changed():
+    model, inputs = frozen("bert"), tiny_inputs("bert")
+    hfadapt.pack(model)(**inputs)
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+    packed = model(**inputs)[0]
+    torch.testing.assert_close(packed, hfadapt.unpack(model)(**inputs)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_pass_through_packed_linears():
+    torch.manual_seed(0)
+    leaf = nn.Linear(33, 17)
+    leaf.weight.requires_grad_(False)
+    x = torch.randn(5, 33, requires_grad=True)
+    leaf(x).square().sum().backward()
+    want, bias = x.grad.clone(), leaf.bias.grad.clone()
+    x.grad = leaf.bias.grad = None
+    hfadapt.pack(leaf)(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.bias.grad, bias, rtol=1e-5, atol=1e-5)
+
+
+def test_trainable_linears_stay_and_nothing_to_pack_is_an_error():
+    with pytest.raises(ConfigError, match=r"no frozen linear.*requires_grad=False.*try: hfadapt\.attach"):
+        hfadapt.pack(tiny_model("bert"))
+
+
+def test_unknown_dtype_names_the_allowed_ones():
+    with pytest.raises(ConfigError, match="got: 'int4'; allowed: float32, bfloat16, int8"):
+        hfadapt.pack(frozen("bert"), "int4")
