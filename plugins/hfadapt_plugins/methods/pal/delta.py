@@ -1,0 +1,137 @@
+"""The task function of projected attention layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
+from hfadapt_kernels import get_activation, pal_attention
+
+from ..shared import change_rows, init_projection
+from ..shared.mask import attention_mask
+from .config import PAL
+
+__all__ = ["ENDS", "INNER", "PALAttentionDelta", "PALFFNDelta", "SharedEnds"]
+
+ENDS = ("encoder", "decoder", "encoder_bias", "decoder_bias")
+INNER = ("query", "key", "value")
+
+
+def _add_ends(module: nn.Module, config: PAL, width: int) -> None:
+    """Give ``module`` V_E ``[S, D]``, V_D ``[D, S]`` and their biases."""
+    module.encoder = nn.Parameter(torch.empty(config.size, width))
+    module.decoder = nn.Parameter(torch.zeros(width, config.size))
+    init_projection(module.encoder.data)
+    if config.init == "normal":
+        init_projection(module.decoder.data)
+    if config.bias:
+        module.encoder_bias = nn.Parameter(torch.zeros(config.size))
+        module.decoder_bias = nn.Parameter(torch.zeros(width))
+
+
+class SharedEnds(nn.Module):
+    """V_E and V_D of one task: one pair for each stack of the model, shared by the layers of the stack."""
+
+    def __init__(self, config: PAL, arch: ArchitectureMap, stacks: Sequence[str]) -> None:
+        super().__init__()
+        self.stacks = nn.ModuleDict()
+        for stack in arch.stacks:
+            if stack.path in stacks:
+                ends = nn.Module()
+                _add_ends(ends, config, stack.hidden_size)
+                self.stacks[_key(stack.path)] = ends
+
+    def weights_of(self, site: Site) -> nn.Module:
+        """Return the pair that serves ``site``."""
+        return self.stacks[_key(site.stack)]
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "_")
+
+
+class _PALDelta(Delta):
+    """V_E and V_D, of the layer's own or shared by the layers of the task."""
+
+    def ends(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
+        """Return one of ``ENDS`` of each adapter, or None where there are no biases."""
+        found = [
+            getattr(self._shared[n].weights_of(self.site) if n in self._shared else self.adapters[n], attribute, None)
+            for n in names
+        ]
+        return None if found[0] is None else found
+
+    def init_weights(self, weights: Weights, config: PAL, shared: nn.Module | None) -> None:
+        if shared is None:
+            _add_ends(weights, config, self.site.width)
+        self.dropout = config.dropout  # part of the variant, so the same for every adapter here
+        self.init_inner(weights, config)
+
+    def init_inner(self, weights: Weights, config: PAL) -> None:
+        """Create the parameters of g."""
+        raise NotImplementedError
+
+
+class PALAttentionDelta(_PALDelta):
+    """``value + act(V_D MHA(V_E source))``, every row with its own adapter, in one kernel."""
+
+    def init_inner(self, weights: Weights, config: PAL) -> None:
+        for name in INNER:
+            setattr(weights, name, self.parameter((config.size, config.size), init_projection))
+            if config.bias:
+                setattr(weights, f"{name}_bias", self.parameter((config.size,)))
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        names = rows.names
+        config: PAL = self.config(names[0])
+        biases = {f"{name}_bias": self.optional_weights(f"{name}_bias", names) for name in INNER}
+        return value + pal_attention(
+            source,
+            self.ends("encoder", names),
+            self.ends("decoder", names),
+            *(self.weights(name, names) for name in INNER),
+            rows.batch,
+            num_heads=config.num_heads,
+            encoder_bias=self.ends("encoder_bias", names),
+            decoder_bias=self.ends("decoder_bias", names),
+            **biases,
+            mask=attention_mask(rows, source, self.site),
+            causal=self.site.causal,
+            activation=config.activation,
+            dropout=self.dropout,
+            training=self.training,
+        )
+
+
+class PALFFNDelta(_PALDelta):
+    """``value + act(V_D (W_2 a(W_1 V_E source)))``."""
+
+    def init_inner(self, weights: Weights, config: PAL) -> None:
+        weights.inner = self.parameter((config.hidden, config.size), init_projection)
+        weights.outer = self.parameter((config.size, config.hidden), init_projection)
+        if config.bias:
+            weights.inner_bias = self.parameter((config.hidden,))
+            weights.outer_bias = self.parameter((config.size,))
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        names = rows.names
+        config: PAL = self.config(names[0])
+        inner, outer = get_activation(config.inner_activation).fn, get_activation(config.activation).fn
+        ends = {name: self.ends(name, names) for name in ENDS}
+
+        def end(name: str, index: int) -> Tensor | None:
+            found = ends[name]
+            return None if found is None else found[index]
+
+        def compute(index: int, pick) -> Tensor:
+            w = self.adapters[names[index]]
+            z = F.linear(pick(source), end("encoder", index), end("encoder_bias", index))
+            z = inner(F.linear(z, w.inner, getattr(w, "inner_bias", None)))
+            z = F.linear(z, w.outer, getattr(w, "outer_bias", None))
+            return pick(value) + outer(F.linear(z, end("decoder", index), end("decoder_bias", index)))
+
+        return change_rows(rows.batch, value, compute)

@@ -1,0 +1,50 @@
+"""Where projected attention layers go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers, sites
+
+from .config import PAL
+from .delta import PALAttentionDelta, PALFFNDelta, SharedEnds
+
+__all__ = ["PALMethod"]
+
+
+class PALMethod(Method):
+    """``h' = LN(h + SA(h) + TS(h))`` with a small multi-head attention (or FFN) as task function."""
+
+    name = "pal"
+    config_class = PAL
+    capabilities = Capabilities(
+        cacheable=False,
+        ops=("pal_attention",),
+        reasons={
+            "mergeable": "attention is not a linear function of the layer's input",
+            "cacheable": "the key-value cache does not hold the keys and values of the layer beside it",
+        },
+    )
+    family = "PALs, within"
+    paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"
+    summary = "a small multi-head attention beside every layer, its projections shared across layers"
+
+    def place(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        delta = PALAttentionDelta if config.g == "attention" else PALFFNDelta
+        heads = (f"h{config.num_heads}", f"drop{config.dropout:g}".replace(".", "_")) if config.g == "attention" else ()
+        bias = "" if config.bias else "nobias"
+        variant = "__".join(p for p in (config.g, *heads, config.inner_activation, config.activation, bias) if p)
+        for layer in select_layers(config, arch):
+            yield Place(sites.layer_sum(layer), delta, variant)
+
+    def shared(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
+        if not config.share:
+            return None
+        stacks = tuple(dict.fromkeys(layer.stack.path for layer in select_layers(config, arch)))
+        return SharedEnds(config, arch, stacks)
+
+    def starts_as_base(self, config: PAL) -> bool:
+        return config.init == "identity"
