@@ -1,4 +1,5 @@
 // The argument structs of all ops.
 #pragma once
 #include "common.h"
+#include "adapter_norm_args.h"
 #include "frozen_linear_args.h"

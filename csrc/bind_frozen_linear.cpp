@@ -31,7 +31,7 @@ void linear_pack(const Tensor& weight, bool transposed, int64_t weight_type, Opt
   check_f32(scale, a.N, "frozen_linear: scale");
   check_f32(k_scale, a.K, "frozen_linear: k_scale");
   HFK_CHECK(weight_type != 2 || scale.has_value() || k_scale.has_value(), "frozen_linear: int8 needs a scale");
-  a.scale = data<float>(scale), a.k_scale = data<float>(k_scale);
+  a.scale = ptr_of<float>(scale), a.k_scale = ptr_of<float>(k_scale);
   a.packed = packed.data_ptr();
   kernels().linear_pack(a);
 }
@@ -50,7 +50,7 @@ void linear_forward(const Tensor& x, const Tensor& packed, int64_t weight_type, 
   check_f32(bias, a.N, "frozen_linear: bias");
   a.x = x.data_ptr(), a.out = out.data_ptr(), a.packed = packed.data_ptr();
   a.weight_type = WeightType(weight_type);
-  a.scale = data<float>(scale), a.bias = data<float>(bias);
+  a.scale = ptr_of<float>(scale), a.bias = ptr_of<float>(bias);
   a.activation = int(activation);
   if (a.M > 0 && a.N > 0) kernels().linear_forward(a);
 }

@@ -11,6 +11,16 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
   m.def(
       "linear_forward(Tensor x, Tensor packed, int weight_type, Tensor? scale, Tensor? bias, int activation, "
       "Tensor(a!) out) -> ()");
+  m.def(
+      "adapter_norm_forward(Tensor x, Tensor? residual, Tensor h, Tensor[] down, Tensor[] up, Tensor[] down_bias, "
+      "Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? norm_bias, Tensor? ids, "
+      "Tensor? seed, int activation, int norm, float eps, float norm_offset, float dropout, Tensor(a!) out, "
+      "Tensor(b!)? z, Tensor(c!)? pre, Tensor(d!)? mean, Tensor(e!)? rstd) -> ()");
+  m.def(
+      "adapter_norm_backward(Tensor dout, Tensor? z, Tensor pre, Tensor? mean, Tensor? rstd, Tensor h, Tensor[] down, "
+      "Tensor[] up, Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? ids, "
+      "Tensor? seed, int activation, int norm, float norm_offset, float dropout, Tensor(a!)? dz, Tensor(b!)? dh, "
+      "Tensor(c!)[] grads) -> ()");
 }
 
 namespace {

@@ -26,12 +26,12 @@ inline DType dtype_of(const Tensor& t, const char* name) {
   return type == ScalarType::Float ? DType::f32 : DType::bf16;
 }
 template <class T>
-T* data(const Tensor& t) {
+T* ptr_of(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 template <class T>
-T* data(const OptTensor& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
+T* ptr_of(const OptTensor& t) {
+  return t.has_value() ? ptr_of<T>(*t) : nullptr;
 }
 inline void check_f32(const OptTensor& t, int64_t size, const char* name) {
   if (!t.has_value()) return;

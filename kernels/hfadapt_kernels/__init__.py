@@ -12,6 +12,7 @@ from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, 
 from .frozen_linear import PackedLinear, frozen_linear
 from .grouped_lora import grouped_lora, lora_linear
 from .pal_attention import pal_attention
+from .parallel_adapter_norm import parallel_adapter_norm
 from .prefix_attention import prefix_attention
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "grouped_lora",
     "lora_linear",
     "pal_attention",
+    "parallel_adapter_norm",
     "prefix_attention",
     "requested_backend",
     "use_backend",

@@ -1,0 +1,362 @@
+// parallel_adapter_norm, backward.
+//
+// Phase 1 goes over blocks of rows: gradient through the norm (dz), bottleneck gradients, dh; sums over rows of a block
+// go to that block's own partial sums. Phase 2 goes over column panels of the weight gradients: each is one product over
+// all rows of a task in their order. Phase 3 adds the partial sums in order. No result depends on the thread count.
+
+// What phase 1 leaves for the other phases.
+template <class E>
+struct AdapterTape {
+  E* hidden;        // per task [rank rounded up to 16][Kt]: act(pre), dropped; rows along K
+  E* dpre;          // the same: gradient of pre
+  int64_t stride;   // Kt: the task's rows rounded up to 32
+};
+
+template <class T, class E>
+struct AdapterBackwardWeights {
+  Shared<E*> up, down;       // panels: dt = dz W_u (K = D) and dh = dpre W_d (K = rank)
+  Shared<float*> up_rows;    // [8][Dp] on the dot path
+  Shared<float*> scale, bias;  // scale as in the forward; down bias is inside pre already
+  Shared<E> panels;
+  Shared<float> floats;
+
+  static int64_t total_panels(const AdapterNormArgs& a) {
+    int64_t n = 0;
+    for (int64_t t = 0; t < a.num_tasks; t++)
+      if (a.plan->tasks[t].count) n += packed_size<E>(a.D, a.tasks[t].rank) + packed_size<E>(a.tasks[t].rank, a.Dh);
+    return n;
+  }
+
+  AdapterBackwardWeights(const AdapterNormArgs& a, bool need_dh)
+      : up(a.num_tasks), down(a.num_tasks), up_rows(a.num_tasks), scale(a.num_tasks), bias(a.num_tasks),
+        panels(total_panels(a)), floats(a.num_tasks * (imax(round_up(a.D, VL), PW) + 8 * round_up(a.D, VL))) {
+    const int64_t Dp = round_up(a.D, VL);
+    Shared<int64_t> start(a.num_tasks + 1);
+    start[0] = 0;
+    E* e = panels;
+    float* f = floats;
+    for (int64_t t = 0; t < a.num_tasks; t++) {
+      const AdapterTask& task = a.tasks[t];
+      const bool here = a.plan->tasks[t].count > 0;
+      start[t + 1] = start[t] + (here ? ceil_div(task.rank, PW) + (need_dh ? ceil_div(a.Dh, PW) : 0) : 0);
+      if (!here) continue;
+      const bool dot = sizeof(E) == 4 && task.rank <= kDotRank;
+      up[t] = e, e += packed_size<E>(a.D, task.rank);
+      down[t] = e, e += packed_size<E>(task.rank, a.Dh);
+      scale[t] = f, f += imax(Dp, PW);
+      up_rows[t] = dot ? f : nullptr;
+      if (dot) f += 8 * Dp;
+      const bool vector = task.scale && task.scale_size > 1;
+      const float s = vector ? 1.f : task.scale ? to_float(*static_cast<const T*>(task.scale)) : task.scale_value;
+      if (vector)
+        to_floats<T>(task.scale, a.D, Dp, 1.f, scale[t]);
+      else
+        for (int64_t i = 0; i < imax(Dp, PW); i++) scale[t][i] = s;
+      if (dot) {
+        const T* u = static_cast<const T*>(task.up);
+        for (int64_t j = 0; j < 8; j++)
+          for (int64_t n = 0; n < Dp; n++)
+            up_rows[t][j * Dp + n] = j < task.rank && n < a.D ? to_float(u[n * task.rank + j]) * scale[t][n] : 0.f;
+      }
+    }
+    for_panels(a.num_tasks, start, [&](int64_t t, int64_t panel) {
+      const AdapterTask& task = a.tasks[t];
+      const int64_t up_panels = ceil_div(task.rank, PW);
+      if (panel >= up_panels)
+        pack<E>(task.rank, a.Dh, static_cast<const T*>(task.down), a.Dh, 1, down[t], panel - up_panels,
+                panel - up_panels + 1);
+      else if (!up_rows[t])
+        pack<E>(a.D, task.rank, static_cast<const T*>(task.up), task.rank, 1, up[t], panel, panel + 1, scale[t]);
+    });
+  }
+};
+
+// Partial sums of one block.
+struct AdapterPartial {
+  float *weight, *bias;  // [Dp]: dout * xhat and dout
+  float* dz;             // [Dp]
+  float* dpre;           // [rank rounded up]
+};
+
+// dz of one block through the norm; returns rows of dz in floats too when `dz_rows` is set.
+template <class T>
+static __attribute__((noinline)) void adapter_norm_rows_backward(const AdapterNormBackwardArgs& g, const RowBlock& b,
+                                                                 const float* weight, AdapterPartial sums) {
+  const AdapterNormArgs& a = g.forward;
+  const int64_t D = a.D;
+  for (int64_t m = 0; m < b.count; m++) {
+    const int64_t row = b.index ? b.index[m] : b.first + m;
+    const T* dout = static_cast<const T*>(g.dout) + row * D;
+    if (a.norm == Norm::none) {
+      for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
+        constexpr bool full = decltype(f)::value;
+        store(sums.dz + n, load(sums.dz + n) + get<full>(dout + n, D - n));
+      });
+      continue;
+    }
+    const T* z = static_cast<const T*>(a.z) + row * D;
+    T* dz = static_cast<T*>(g.dz) + row * D;
+    const float rstd = a.rstd[row], mean = a.norm == Norm::layer ? a.mean[row] : 0.f;
+    V c1 = zero(), c2 = zero();
+    for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
+      constexpr bool full = decltype(f)::value;
+      V d = get<full>(dout + n, D - n), xhat = (get<full>(z + n, D - n) - mean) * rstd, dw = d * load(weight + n);
+      c1 += dw;
+      c2 = fma(dw, xhat, c2);
+      store(sums.weight + n, fma(d, xhat, load(sums.weight + n)));
+      store(sums.bias + n, load(sums.bias + n) + d);
+    });
+    const float m1 = a.norm == Norm::layer ? hsum(c1) / float(D) : 0.f, m2 = hsum(c2) / float(D);
+    for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
+      constexpr bool full = decltype(f)::value;
+      V d = get<full>(dout + n, D - n), xhat = (get<full>(z + n, D - n) - mean) * rstd;
+      V v = rstd * (d * load(weight + n) - m1 - xhat * m2);
+      put<full>(dz + n, v, D - n);
+      store(sums.dz + n, load(sums.dz + n) + v);
+    });
+  }
+}
+
+// dpre = dt * act'(pre) * drop for one block, in place of C; hidden = act(pre) * drop into H. Both [rows][ld].
+template <class T>
+static __attribute__((noinline)) void adapter_activate_backward(const AdapterNormArgs& a, const RowBlock& b, int64_t rank,
+                                                                float* C, float* H, int64_t ld, float* dpre_sum) {
+  const Dropout drop = make_dropout(a.seed, a.dropout);
+  for (int64_t m = 0; m < b.count; m++) {
+    const int64_t row = b.index ? b.index[m] : b.first + m;
+    const T* pre = static_cast<const T*>(a.pre) + row * a.max_rank;
+    const uint32_t hash = a.has_dropout ? dropout_row(drop, uint32_t(row)) : 0;
+    for (int64_t n = 0; n < rank; n += VL) {
+      V p = load_first(pre + n, rank - n), d = load(C + m * ld + n) * activate_derivative(a.activation, p);
+      V t = activate(a.activation, p);
+      if (a.has_dropout) {
+        V keep = dropout_factor(drop, hash, n);
+        d *= keep, t *= keep;
+      }
+      store(C + m * ld + n, d);
+      store(H + m * ld + n, t);
+      store(dpre_sum + n, load(dpre_sum + n) + d);
+    }
+  }
+}
+
+// d[j][k0 + m] = s[m][j]: a block's rows become columns of the tape.
+template <class E>
+static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E* d, int64_t stride, int64_t k0) {
+  int64_t m = 0;
+#if defined(__AVX512F__)
+  alignas(64) float square[256];
+  for (; m < rows; m += 16)
+    for (int64_t j = 0; j < rank; j += 16) {
+      transpose16(s + m * ld + j, ld * 4, square, 64, int(imin(16, rows - m)));
+      for (int64_t q = 0; q < imin(16, rank - j); q++)
+        store_first(d + (j + q) * stride + k0 + m, load(square + 16 * q), imin(16, rows - m));
+    }
+#else
+  for (; m < rows; m++)
+    for (int64_t j = 0; j < rank; j++) from_float(s[m * ld + j], d[j * stride + k0 + m]);
+#endif
+}
+
+// One panel of columns [n0, n0 + PW) of a weight gradient: C[rank][PW] = sum over the task's rows of A[.][row] * B[row][.].
+template <class T, class E>
+static void adapter_weight_panel(const TaskRows& rows, int64_t rank, const E* A, int64_t stride, const T* B, int64_t D,
+                                 int64_t n0, float* C) {
+  const int64_t columns = imin(PW, D - n0), KC = 1024;
+  T* gathered = scratch<T>(4, KC * PW);
+  E* packed = scratch<E>(5, panel_size<E>(KC));
+  memset(C, 0, size_t(round_up(rank, 16) * PW) * 4);
+  float* part = scratch<float>(6, round_up(rank, 16) * PW);
+  for (int64_t k = 0; k < rows.count; k += KC) {
+    const int64_t kc = imin(KC, rows.count - k);
+    const T* source = B + (rows.start + k) * D + n0;
+    int64_t sk = D;
+    if (rows.index) {
+      for (int64_t i = 0; i < kc; i++)
+        memcpy(gathered + i * PW, B + int64_t(rows.index[k + i]) * D + n0, size_t(columns) * sizeof(T));
+      source = gathered, sk = PW;
+    }
+    pack_panel(kc, columns, source, sk, 1, nullptr, packed);
+    gemm_store(rank, columns, kc, A + k, stride, packed, part, PW);
+    for (int64_t i = 0; i < rank * PW; i += VL) store(C + i, load(C + i) + load(part + i));
+  }
+}
+
+template <class T>
+static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
+  typedef Elem<T> E;
+  const AdapterNormArgs& a = g.forward;
+  const int64_t D = a.D, Dp = round_up(D, VL), Dh = a.Dh, blocks = a.plan->count;
+  const int64_t MB = adapter_block_rows<E>(a.max_rank), rv = round_up(imax(a.max_rank, kDotRank), VL);
+  const T* dz = static_cast<const T*>(a.norm == Norm::none ? g.dout : g.dz);
+  AdapterBackwardWeights<T, E> weights(a, g.dh != nullptr);
+  Shared<float> norm_memory(2 * Dp);
+  const NormWeights norm = norm_floats<T>(a, norm_memory);
+
+  Shared<AdapterTape<E>> tapes(a.num_tasks);
+  int64_t tape_size = 0;
+  for (int64_t t = 0; t < a.num_tasks; t++)
+    tape_size += 2 * round_up(a.tasks[t].rank, 16) * round_up(a.plan->tasks[t].count, 32);
+  Shared<E> tape_memory(tape_size);
+  E* tape_at = tape_memory;
+  for (int64_t t = 0; t < a.num_tasks; t++) {
+    const int64_t stride = round_up(a.plan->tasks[t].count, 32), ranks = round_up(a.tasks[t].rank, 16);
+    tapes[t] = {tape_at, tape_at + ranks * stride, stride};
+    tape_at += 2 * ranks * stride;
+    // Columns of padding take part in bf16 products: they must be finite.
+    for (int64_t j = 0; j < 2 * ranks; j++)
+      for (int64_t k = a.plan->tasks[t].count; k < stride; k++) from_float(0.f, tapes[t].hidden[j * stride + k]);
+  }
+  const int64_t partial_size = 3 * Dp + rv;
+  Shared<float> partials(blocks * partial_size);
+  auto partial = [&](int64_t block) {
+    float* p = partials + block * partial_size;
+    return AdapterPartial{p, p + Dp, p + 2 * Dp, p + 3 * Dp};
+  };
+
+  // Phase 1.
+  parallel(blocks, [&](int64_t b0, int64_t b1) {
+    float* C = scratch<float>(0, MB * rv);
+    float* H = scratch<float>(1, MB * rv);
+    E* low = scratch<E>(2, round_up(MB, 32) * padded_k<E>(rv));
+    E* rows = scratch<E>(3, round_up(MB, 32) * padded_k<E>(D));
+    float* wide = scratch<float>(7, MB * round_up(Dh, VL));
+    for (int64_t i = b0; i < b1; i++) {
+      const RowBlock& b = a.plan->blocks[i];
+      const AdapterPartial sums = partial(i);
+      memset(sums.weight, 0, size_t(partial_size) * 4);
+      adapter_norm_rows_backward<T>(g, b, norm.weight, sums);
+      T* dh = static_cast<T*>(g.dh);
+      if (b.task < 0) {
+        if (dh)
+          for (int64_t m = 0; m < b.count; m++)
+            memset(dh + (b.index ? b.index[m] : b.first + m) * Dh, 0, size_t(Dh) * sizeof(T));
+        continue;
+      }
+      const int64_t rank = a.tasks[b.task].rank, ld = imax(round_up(rank, VL), weights.up_rows[b.task] ? 8 : 0);
+      int64_t am;
+      const E* A = rows_for_product<E>(b.count, D, dz + (b.index ? 0 : b.first * D), D, b.index, rows, &am);
+      bool dot = false;
+      if constexpr (sizeof(E) == 4) {
+        dot = weights.up_rows[b.task] != nullptr;
+        if (dot) dot8_rows(b.count, D, A, am, weights.up_rows[b.task], Dp, C, ld);
+      }
+      if (!dot) gemm_store(b.count, rank, D, A, am, weights.up[b.task], C, ld);
+      adapter_activate_backward<T>(a, b, rank, C, H, ld, sums.dpre);
+      tape_block(b.count, rank, H, ld, tapes[b.task].hidden, tapes[b.task].stride, b.position);
+      tape_block(b.count, rank, C, ld, tapes[b.task].dpre, tapes[b.task].stride, b.position);
+      if (!dh) continue;
+      const int64_t Kp = padded_k<E>(rank);
+      for (int64_t m = 0; m < b.count; m++)
+        for (int64_t k = 0; k < Kp; k += VL)
+          store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
+      const int64_t wd = round_up(Dh, VL);
+      if (sizeof(T) == 4 && b.index == nullptr && Dh % VL == 0) {
+        gemm_store(b.count, Dh, rank, low, Kp, weights.down[b.task], reinterpret_cast<float*>(dh) + b.first * Dh, Dh);
+        continue;
+      }
+      gemm_store(b.count, Dh, rank, low, Kp, weights.down[b.task], wide, wd);
+      for (int64_t m = 0; m < b.count; m++) {
+        T* d = dh + (b.index ? b.index[m] : b.first + m) * Dh;
+        for (int64_t n = 0; n < Dh; n += VL) store_first(d + n, load(wide + m * wd + n), Dh - n);
+      }
+    }
+  });
+
+  // Phase 3 for the sums that are vectors: dnorm, and per task the sums of dz and dpre.
+  Shared<float> totals((2 + a.num_tasks) * Dp + a.num_tasks * rv);
+  float *dweight = totals, *dbias = totals + Dp, *task_dz = totals + 2 * Dp, *task_dpre = task_dz + a.num_tasks * Dp;
+  memset(totals, 0, size_t((2 + a.num_tasks) * Dp + a.num_tasks * rv) * 4);
+  parallel(ceil_div(Dp, 128) + 1, [&](int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c++) {
+      const bool ranks = c == ceil_div(Dp, 128);
+      const int64_t n0 = ranks ? 0 : c * 128, n1 = ranks ? rv : imin(Dp, n0 + 128);
+      for (int64_t i = 0; i < blocks; i++) {
+        const AdapterPartial s = partial(i);
+        const int64_t t = a.plan->blocks[i].task;
+        for (int64_t n = n0; n < n1; n += VL) {
+          if (ranks) {
+            if (t >= 0) store(task_dpre + t * rv + n, load(task_dpre + t * rv + n) + load(s.dpre + n));
+            continue;
+          }
+          store(dweight + n, load(dweight + n) + load(s.weight + n));
+          store(dbias + n, load(dbias + n) + load(s.bias + n));
+          if (t >= 0) store(task_dz + t * Dp + n, load(task_dz + t * Dp + n) + load(s.dz + n));
+        }
+      }
+    }
+  });
+  auto put_all = [](const float* s, int64_t n, void* target) {
+    T* d = static_cast<T*>(target);
+    for (int64_t i = 0; d && i < n; i++) from_float(s[i], d[i]);
+  };
+  put_all(dweight, D, g.dnorm_weight);
+  put_all(dbias, D, g.dnorm_bias);
+
+  // Phase 2: panels of dW_d, then panels of dW_u (with the gradient of the scale, which falls out of it).
+  Shared<int64_t> start(a.num_tasks + 1);
+  start[0] = 0;
+  const int64_t down_panels = ceil_div(Dh, PW), up_panels = ceil_div(D, PW);
+  Shared<float> dscale(a.num_tasks * Dp);
+  for (int64_t t = 0; t < a.num_tasks; t++) start[t + 1] = start[t] + down_panels + up_panels;
+  for_panels(a.num_tasks, start, [&](int64_t t, int64_t panel) {
+    const TaskRows& task_rows = a.plan->tasks[t];
+    const AdapterTask& task = a.tasks[t];
+    const AdapterGrads& grads = g.grads[t];
+    const bool down = panel < down_panels;
+    const int64_t n0 = (down ? panel : panel - down_panels) * PW, rank = task.rank;
+    const int64_t width = imin(PW, (down ? Dh : D) - n0);
+    if (down ? !grads.down : !(grads.up || grads.scale)) return;
+    float* C = scratch<float>(7, round_up(rank, 16) * PW);
+    if (task_rows.count == 0)
+      memset(C, 0, size_t(rank * PW) * 4);
+    else if (down)
+      adapter_weight_panel<T, E>(task_rows, rank, tapes[t].dpre, tapes[t].stride, static_cast<const T*>(a.h), Dh, n0, C);
+    else
+      adapter_weight_panel<T, E>(task_rows, rank, tapes[t].hidden, tapes[t].stride, dz, D, n0, C);
+    if (down) {
+      T* d = static_cast<T*>(grads.down);
+      for (int64_t j = 0; j < rank; j++)
+        for (int64_t n = 0; n < width; n += VL)
+          store_first(d + j * Dh + n0 + n, load(C + j * PW + n), width - n);
+      return;
+    }
+    const T* up = static_cast<const T*>(task.up);
+    T* d = static_cast<T*>(grads.up);
+    for (int64_t n = 0; n < width; n++) {
+      const float s = task_rows.count ? weights.scale[t][n0 + n] : 0.f;
+      double sum = 0.0;
+      for (int64_t j = 0; j < rank; j++) {
+        const float v = C[j * PW + n];
+        sum += double(v) * double(to_float(up[(n0 + n) * rank + j]));
+        if (d) from_float(v * s, d[(n0 + n) * rank + j]);
+      }
+      dscale[t * Dp + n0 + n] = float(sum);
+    }
+  });
+  for (int64_t t = 0; t < a.num_tasks; t++) {
+    const AdapterTask& task = a.tasks[t];
+    const AdapterGrads& grads = g.grads[t];
+    const bool here = a.plan->tasks[t].count > 0;
+    put_all(task_dpre + t * rv, task.rank, grads.down_bias);
+    double whole = 0.0;  // one number out of rows * D terms
+    for (int64_t n = 0; n < D; n++) {
+      float* sum = task_dz + t * Dp + n;
+      if (grads.scale) {
+        const T* bias = static_cast<const T*>(task.up_bias);
+        const float ds = dscale[t * Dp + n] + (bias ? to_float(bias[n]) * *sum : 0.f);
+        if (task.scale_size > 1)
+          from_float(ds, static_cast<T*>(grads.scale)[n]);
+        else
+          whole += ds;
+      }
+      *sum *= here ? weights.scale[t][n] : 0.f;
+    }
+    if (grads.scale && task.scale_size == 1) from_float(float(whole), *static_cast<T*>(grads.scale));
+    put_all(task_dz + t * Dp, D, grads.up_bias);
+  }
+}
+
+static void adapter_norm_backward(const AdapterNormBackwardArgs& g) {
+  g.forward.type == DType::f32 ? adapter_norm_backward_t<float>(g) : adapter_norm_backward_t<bf16>(g);
+}

@@ -1,0 +1,95 @@
+"""Argument checks of parallel_adapter_norm: every message names the argument, what was expected and what was got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..batch import TaskBatch
+from ..errors import ShapeError, UnsupportedError
+
+__all__ = ["NAME", "NORMS", "check", "split_scale"]
+
+NAME = "parallel_adapter_norm"
+NORMS = {None: 0, "layer": 1, "rms": 2}
+
+
+def split_scale(
+    scale: float | Sequence[float] | Sequence[Tensor], tasks: int, width: int
+) -> tuple[list[Tensor], list[float]]:
+    """Scales as tensors (learned) or as numbers (fixed); exactly one of the two lists has entries."""
+    if isinstance(scale, Tensor):
+        scale = [scale] * tasks if tasks == 1 else list(scale.unbind(0))
+    values = [scale] * tasks if isinstance(scale, (int, float)) else list(scale)
+    if len(values) != tasks:
+        raise ShapeError(NAME, "scale", expected=f"one number or {tasks} entries", got=f"{len(values)} entries")
+    if values and all(isinstance(value, Tensor) for value in values):
+        tensors = [value.reshape(1) if value.dim() == 0 else value for value in values]
+        for task, value in enumerate(tensors):
+            _shape(f"scale[{task}]", value, (1,) if value.numel() == 1 else (width,))
+        return tensors, []
+    if any(isinstance(value, Tensor) for value in values):
+        raise UnsupportedError(NAME, "scale mixes numbers and tensors", expected="all numbers or all tensors")
+    return [], [float(value) for value in values]
+
+
+def check(
+    x: Tensor,
+    h: Tensor,
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down_bias: Sequence[Tensor],
+    up_bias: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    batch: TaskBatch,
+    residual: Tensor | None,
+    norm: str | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> None:
+    """Refuse shapes, dtypes and devices that do not fit together."""
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ShapeError(NAME, "x", expected="a floating-point tensor [B, ..., D]", got=f"{x.dtype} {list(x.shape)}")
+    if h.shape[:-1] != x.shape[:-1]:
+        raise ShapeError(NAME, "h", expected=f"{list(x.shape[:-1])} + [Dh] as x", got=str(list(h.shape)))
+    if batch.batch_size != x.shape[0]:
+        raise ShapeError(NAME, "batch", expected=f"{x.shape[0]} rows as x", got=str(batch.batch_size))
+    if norm not in NORMS:
+        raise UnsupportedError(NAME, "norm", expected="None, 'layer' or 'rms'", got=repr(norm))
+    if norm is None and (norm_weight is not None or norm_bias is not None):
+        raise UnsupportedError(NAME, "norm_weight and norm_bias need a norm", expected="norm='layer' or 'rms'")
+    tasks, width, inner = batch.num_tasks, x.shape[-1], h.shape[-1]
+    lists = {"down": down, "up": up, "down_bias": down_bias, "up_bias": up_bias}
+    for name, tensors in lists.items():
+        if len(tensors) != tasks and (tensors or not name.endswith("bias")):
+            raise ShapeError(NAME, name, expected=f"one tensor a task ({tasks})", got=str(len(tensors)))
+    for t in range(tasks):
+        rank = down[t].shape[0] if down[t].dim() else 0
+        if rank < 1:
+            raise ShapeError(NAME, f"down[{t}]", expected=f"[R, {inner}] with R >= 1", got=str(list(down[t].shape)))
+        _shape(f"down[{t}]", down[t], (rank, inner))
+        _shape(f"up[{t}]", up[t], (width, rank))
+        if down_bias:
+            _shape(f"down_bias[{t}]", down_bias[t], (rank,))
+        if up_bias:
+            _shape(f"up_bias[{t}]", up_bias[t], (width,))
+    for name, tensor, shape in (
+        ("residual", residual, tuple(x.shape)),
+        ("norm_weight", norm_weight, (width,)),
+        ("norm_bias", norm_bias, (width,)),
+    ):
+        if tensor is not None:
+            _shape(name, tensor, shape)
+    named = [("h", h), ("residual", residual), ("norm_weight", norm_weight), ("norm_bias", norm_bias)]
+    named += [(name, tensor) for name, tensors in lists.items() for tensor in tensors]
+    named += [("scale", tensor) for tensor in scale]
+    for name, tensor in named:
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            got = f"{tensor.dtype} on {tensor.device}"
+            raise ShapeError(NAME, name, expected=f"{x.dtype} on {x.device} as x", got=got)
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(NAME, name, expected=str(list(shape)), got=str(list(tensor.shape)))

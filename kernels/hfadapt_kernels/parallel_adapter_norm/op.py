@@ -1,0 +1,109 @@
+"""The public function `parallel_adapter_norm`: checks, autocast and the choice of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..activations import get_activation
+from ..batch import TaskBatch
+from ..dropout import check_probability, draw_seed
+from ..errors import UnsupportedError
+from ..opaque import autocast_inputs
+from .checks import NAME, NORMS, check, split_scale
+from .reference import parallel_adapter_norm_reference
+from .schema import OP, forward_op
+
+__all__ = ["parallel_adapter_norm"]
+
+
+def parallel_adapter_norm(
+    x: Tensor,
+    h: Tensor,
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+    batch: TaskBatch,
+    *,
+    down_bias: Sequence[Tensor] | None = None,
+    up_bias: Sequence[Tensor] | None = None,
+    activation: str = "relu",
+    scale: float | Sequence[float] | Sequence[Tensor] = 1.0,
+    residual: Tensor | None = None,
+    norm: str | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    norm_offset: float = 0.0,
+    dropout: float = 0.0,
+    training: bool = False,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """``norm(x [+ residual] + s_t (up_t(drop(act(down_t(h) + b_t))) + b'_t))``, one pass, every row its own task t.
+
+    The bottleneck adapter of Houlsby et al. 2019 (arXiv:1902.00751) in the parallel, scaled form of He et al. 2022
+    (arXiv:2110.04366), fused with the residual sum and the norm that follow it. Ranks may differ between tasks.
+
+    Args:
+        x: [B, ..., D], what the delta is added to.
+        h: [B, ..., Dh], what the adapter reads; may be x itself.
+        down: One [R, Dh] a task.
+        up: One [D, R] a task.
+        batch: Task of every row; a row with id -1 gets ``norm(x [+ residual])``, bit for bit x without norm.
+        down_bias: One [R] a task, or ``None``.
+        up_bias: One [D] a task, or ``None``.
+        activation: A name of `hfadapt_kernels.ACTIVATIONS`.
+        scale: One number, one a task, or one tensor [1] or [D] a task (then it has a gradient).
+        residual: [B, ..., D] to add as well.
+        norm: ``None``, ``"layer"`` or ``"rms"``; statistics are float32.
+        norm_weight: [D].
+        norm_bias: [D].
+        eps: Added to the variance, or to the mean square.
+        norm_offset: Added to ``norm_weight`` (Gemma stores its weight minus 1).
+        dropout: Probability of dropping an element of the bottleneck; used when ``training``.
+        training: Whether dropout is on.
+        seed: int64 [1] that fixes the dropout mask; drawn from torch's generator when needed and ``None``.
+
+    Returns:
+        [B, ..., D] in the dtype of x.
+
+    Raises:
+        ShapeError: A shape, dtype or device does not fit.
+        UnsupportedError: Unknown activation or norm, or a mixed ``scale``.
+        BackendError: A backend asked for by name cannot run.
+    """
+    check_probability(NAME, dropout)
+    code = get_activation(activation, NAME).code
+    if norm not in NORMS:
+        raise UnsupportedError(NAME, "norm", expected="None, 'layer' or 'rms'", got=repr(norm))
+    learned, fixed = split_scale(scale, batch.num_tasks, x.shape[-1])
+    lists = (list(down), list(up), list(down_bias or ()), list(up_bias or ()), learned)
+    x, h, residual, norm_weight, norm_bias, *lists = autocast_inputs(
+        x.device.type, x, h, residual, norm_weight, norm_bias, *lists
+    )
+    down, up, down_bias, up_bias, learned = lists
+    check(x, h, down, up, down_bias, up_bias, learned, batch, residual, norm, norm_weight, norm_bias)
+    if batch.num_tasks == 0 or x.numel() == 0:
+        # Without tasks or without rows nothing is left to fuse, and gradients are those of torch.
+        return parallel_adapter_norm_reference(
+            x, h, (), (), (), residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias, eps=eps,
+            norm_offset=norm_offset,
+        )  # fmt: skip
+    if not training or dropout == 0.0:
+        dropout, seed = 0.0, None
+    elif seed is None:
+        seed = draw_seed(x.device)
+    if not torch.compiler.is_compiling() and OP.select(x.device.type, x.dtype).backend == "reference":
+        return parallel_adapter_norm_reference(
+            x, h, down, up, batch.segments(), down_bias=down_bias, up_bias=up_bias, activation=code,
+            scale=learned or fixed, residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias,
+            eps=eps, norm_offset=norm_offset, dropout=dropout, seed=seed,
+        )  # fmt: skip
+    tensors = (x, h, residual, norm_weight, norm_bias, *down, *up, *down_bias, *up_bias, *learned)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, *_ = forward_op(
+        x, residual, h, down, up, down_bias, up_bias, learned, fixed, norm_weight, norm_bias, batch.op_ids, seed,
+        code, NORMS[norm], eps, norm_offset, dropout, save,
+    )  # fmt: skip
+    return out
