@@ -1,0 +1,200 @@
+"""Where a task's rows come from: data sets in memory, files, folders and names for ``datasets.load_dataset``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, did_you_mean, problem
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ..tasks import Task
+
+__all__ = ["SPLITS", "load_splits", "read_file"]
+
+SPLITS = ("train", "validation", "test")
+_ALIASES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ("testing",)}
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+
+
+def _format(path: Path) -> str | None:
+    name = path.name.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    return _SUFFIXES.get(Path(name).suffix)
+
+
+def read_file(path: str | os.PathLike[str]) -> datasets.Dataset:
+    """Read a CSV, TSV, JSON-lines or parquet file (text formats may be gzipped) into a ``datasets.Dataset``.
+
+    Raises:
+        DataError: the file is missing, empty, of an unknown kind or malformed.
+    """
+    import datasets
+    import pyarrow as pa
+
+    path = Path(path)
+    kind = _format(path)
+    if kind is None:
+        raise DataError(
+            problem("unknown kind of data file", where=str(path), got=path.suffix, allowed=", ".join(sorted(_SUFFIXES)))
+        )
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise DataError(problem("no such file", where=str(path), try_=did_you_mean(path.name, near)))
+    try:
+        table = _read_table(path, kind)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(problem(f"cannot read the {kind} file", where=str(path), got=str(error))) from error
+    return datasets.Dataset(table)
+
+
+def _read_table(path: Path, kind: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    if kind == "parquet":
+        return pyarrow.parquet.read_table(path)
+    with pa.input_stream(str(path), compression="detect") as stream:
+        if kind == "json":
+            # a row may be longer than pyarrow's default block of 1 MiB
+            return pyarrow.json.read_json(stream, pyarrow.json.ReadOptions(block_size=1 << 26))
+        return pyarrow.csv.read_csv(
+            stream,
+            parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=False),
+        )
+
+
+def _read_folder(folder: Path, where: str) -> dict[str, Any]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and _format(p))
+    splits: dict[str, Any] = {}
+    for path in files:
+        splits.setdefault(path.name.split(".")[0], path)
+    if not splits:
+        raise DataError(
+            problem(
+                "the folder holds no data file",
+                where=where,
+                got=str(folder),
+                allowed="train.*, validation.*, test.* as CSV, TSV, JSON lines or parquet",
+            )
+        )
+    return splits
+
+
+def _load_named(name: str, config: str | None, where: str) -> Mapping[str, Any]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # the hub, the network and a data set's own code fail in many ways; all name the data set
+        raise DataError(
+            problem(
+                "datasets.load_dataset failed",
+                where=where,
+                got=f"{name!r}{f', {config!r}' if config else ''}: {type(error).__name__}: {error}",
+                allowed="a file, a folder with train.*, a datasets object, or a name that load_dataset knows",
+                try_="check the path or the name; without a network, save the data set as parquet files",
+            )
+        ) from error
+    return loaded
+
+
+def _one_split(value: Any, where: str) -> datasets.Dataset:
+    import datasets
+
+    if isinstance(value, datasets.Dataset):
+        return value
+    if isinstance(value, (str, os.PathLike)):
+        return read_file(value)
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(row, Mapping) for row in value):
+            raise DataError(problem("rows must be dicts", where=where, got=type(value[0]).__name__))
+        return datasets.Dataset.from_list([dict(row) for row in value])
+    raise DataError(
+        problem(
+            "cannot make a data set of this",
+            where=where,
+            got=type(value).__name__,
+            allowed="datasets.Dataset, list of dicts, path of a file",
+        )
+    )
+
+
+def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:
+    import datasets
+
+    if data is None:
+        raise DataError(problem("the task has no data", where=where, try_="Task(..., data=...)"))
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, str) for part in data):
+        return _load_named(*data, where)
+    if isinstance(data, (str, os.PathLike)):
+        path = Path(data)
+        if path.is_dir():
+            return _read_folder(path, where)
+        if path.is_file() or _format(path):
+            return {"train": path}
+        name, _, config = str(data).partition(":")
+        return _load_named(name, config or None, where)
+    if isinstance(data, (datasets.Dataset, list, tuple)):
+        return {"train": data}
+    return {"train": _one_split(data, where)}
+
+
+def load_splits(task: Task) -> dict[str, datasets.Dataset]:
+    """Return the task's splits, the usual ones under ``train``, ``validation`` and ``test``.
+
+    Raises:
+        DataError: the data cannot be read, there is no training split, or it has no rows.
+    """
+    where = f"task {task.name!r}"
+    given = _as_mapping(task.data, where)
+    splits: dict[str, datasets.Dataset] = {}
+    for name, value in given.items():
+        splits[str(name)] = _one_split(value, f"{where}, {name}")
+    for split in SPLITS:
+        wanted = task.splits.get(split)
+        if wanted is not None:
+            if wanted not in splits:
+                raise DataError(
+                    problem(
+                        f"no split {wanted!r} for {split!r}",
+                        where=where,
+                        allowed=", ".join(splits),
+                        try_=did_you_mean(wanted, splits),
+                    )
+                )
+            splits[split] = splits[wanted]
+        elif split not in splits:
+            splits.update({split: splits[alias] for alias in _ALIASES[split] if alias in splits})
+    if "train" not in splits:
+        raise DataError(
+            problem(
+                "no training split",
+                where=where,
+                got=", ".join(splits) or "nothing",
+                allowed="a split called train",
+                try_="Task(..., splits={'train': '...'})",
+            )
+        )
+    if not len(splits["train"]):
+        raise DataError(problem("the task is empty", where=f"{where}, train", got="0 rows", allowed="1 row or more"))
+    return splits

@@ -1,0 +1,279 @@
+"""Tokenised rows in flat arrays: tokenised once, kept in memory, and on disk where a folder is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DataError, problem
+from ..heads import IGNORE, Span, TokenClassification
+from .columns import Columns, no_label
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..tasks import Task
+
+__all__ = ["Ragged", "TokenTable", "default_max_length", "tokenize"]
+
+logger = logging.getLogger(__name__)
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one flat array.
+
+    Args:
+        flat: All numbers, row after row.
+        offsets: Row i is ``flat[offsets[i]:offsets[i + 1]]``, int64 [N + 1].
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: list[Any], dtype: Any) -> Ragged:
+        """Pack a list of sequences."""
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        flat = np.concatenate([np.asarray(row, dtype) for row in rows]) if rows else np.zeros(0, dtype)
+        return cls(flat, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of every row."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One tokenised split of one task.
+
+    Args:
+        fields: ``input_ids`` and, where they apply, ``token_type_ids``, ``pair_input_ids`` (int32) and ``labels``
+            (float32).
+        truncated: How many rows were cut.
+        longest: Longest row before cutting, in tokens.
+    """
+
+    fields: dict[str, Ragged]
+    truncated: int = 0
+    longest: int = 0
+
+    def __len__(self) -> int:
+        return len(self.fields["input_ids"])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, of both texts where they are encoded separately."""
+        lengths = self.fields["input_ids"].lengths
+        return lengths + self.fields["pair_input_ids"].lengths if "pair_input_ids" in self.fields else lengths
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Return the fields of one row."""
+        return {name: ragged[index] for name, ragged in self.fields.items()}
+
+
+def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the tokenizer's limit, at most 512 (a limit of 10^30 means that none was recorded)."""
+    return min(int(tokenizer.model_max_length), 512)
+
+
+def tokenize(
+    task: Task,
+    columns: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> TokenTable:
+    """Tokenise one split, or read it from ``cache_dir`` when the same was tokenised before.
+
+    Rows longer than ``max_length`` are cut, with one warning that says how many.
+
+    Args:
+        task: Says how pairs are fed and what the labels mean.
+        columns: The checked texts and labels.
+        tokenizer: A fast tokenizer for token labels and spans.
+        max_length: Overrides the task's own.
+        cache_dir: Folder for the tokenised arrays; ``None`` keeps them in memory only.
+
+    Raises:
+        DataError: the tokenizer cannot do what the task needs.
+    """
+    limit = task.max_length or max_length or default_max_length(tokenizer)
+    if not tokenizer.is_fast and isinstance(task.head, (Span, TokenClassification)):
+        raise DataError(
+            problem(
+                f"{type(task.head).__name__} needs a fast tokenizer to align tokens with words",
+                where=columns.where,
+                got=type(tokenizer).__name__,
+                try_="AutoTokenizer.from_pretrained(...) with the tokenizers package installed",
+            )
+        )
+    path = None
+    if cache_dir is not None:
+        path = Path(cache_dir) / f"{_fingerprint(task, columns, tokenizer, limit)}.safetensors"
+        cached = _read(path)
+        if cached is not None:
+            return cached
+    table = _encode(task, columns, tokenizer, limit)
+    if table.truncated:
+        logger.warning(
+            "%s: %d of %d rows were cut to %d tokens (the longest has %d); raise max_length to keep more",
+            columns.where,
+            table.truncated,
+            len(columns),
+            limit,
+            table.longest,
+        )
+    if path is not None:
+        _write(path, table)
+    return table
+
+
+def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
+    span, words = isinstance(task.head, Span), isinstance(task.head, TokenClassification)
+    separate = task.pair == "separate" and columns.pairs is not None
+    first = [columns.texts] if separate or columns.pairs is None else [columns.texts, columns.pairs]
+    options: dict[str, Any] = {
+        "max_length": limit,
+        "truncation": "only_second" if span else True,
+        "is_split_into_words": words,
+        "return_attention_mask": False,
+        "verbose": False,
+    }
+    try:
+        encoded = tokenizer(*first, **options, return_offsets_mapping=span)
+    except Exception as error:
+        # tokenizers raises its bare Exception when a question alone fills the sequence
+        raise DataError(
+            problem("the tokenizer failed", where=columns.where, got=f"{type(error).__name__}: {error}")
+        ) from error
+    fields = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
+    if "token_type_ids" in encoded and not separate:
+        fields["token_type_ids"] = Ragged.of(encoded["token_type_ids"], np.int32)
+    truncated, longest = _cut(tokenizer, first, encoded["input_ids"], limit, words)
+    if separate:
+        second = tokenizer(columns.pairs, **options)["input_ids"]
+        fields["pair_input_ids"] = Ragged.of(second, np.int32)
+        cut, length = _cut(tokenizer, [columns.pairs], second, limit, words)
+        truncated, longest = truncated + cut, max(longest, length)
+    fields["labels"] = Ragged.of(_label_rows(task, columns, encoded), np.float32)
+    return TokenTable(fields, truncated, longest)
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, texts: list[list[Any]], ids: list[list[int]], limit: int, words: bool
+) -> tuple[int, int]:
+    """Count the rows that were cut and the longest one; only rows at the limit are tokenised again."""
+    longest = max(map(len, ids), default=0)
+    full = [row for row, tokens in enumerate(ids) if len(tokens) >= limit]
+    if not full:
+        return 0, longest
+    again = tokenizer(*([column[row] for row in full] for column in texts), is_split_into_words=words, verbose=False)
+    lengths = np.array([len(tokens) for tokens in again["input_ids"]])
+    return int((lengths > limit).sum()), int(lengths.max())
+
+
+def _label_rows(task: Task, columns: Columns, encoded: Any) -> list[np.ndarray]:
+    if columns.labels is None:
+        width = getattr(task.head, "num_labels", 1) if task.head.kind == "multi_label" else 1
+        if task.head.kind == "span":
+            width = 2
+        return [np.full(width, no_label(task), np.float32) for _ in range(len(columns))]
+    if isinstance(task.head, TokenClassification):
+        return [_word_labels(encoded, row, tags, columns.where) for row, tags in enumerate(columns.labels)]
+    if isinstance(task.head, Span):
+        return [_span_tokens(encoded, row, *map(int, answer)) for row, answer in enumerate(columns.labels)]
+    return columns.labels
+
+
+def _word_labels(encoded: Any, row: int, tags: np.ndarray, where: str) -> np.ndarray:
+    """The first piece of each word carries the word's label, all other tokens carry none."""
+    words = encoded.word_ids(row)
+    highest = max((w for w in words if w is not None), default=-1)
+    if highest >= len(tags):
+        raise DataError(
+            problem(
+                "fewer labels than words",
+                where=f"{where}, row {row}",
+                got=f"{len(tags)} labels, at least {highest + 1} words",
+                allowed="one label a word",
+            )
+        )
+    labels = np.full(len(words), IGNORE, np.float32)
+    previous = None
+    for token, word in enumerate(words):
+        if word is not None and word != previous:
+            labels[token] = tags[word]
+        previous = word
+    return labels
+
+
+def _span_tokens(encoded: Any, row: int, start: int, length: int) -> np.ndarray:
+    """Return first and last token of the answer; (0, 0) when there is none or it was cut off."""
+    if start < 0 or length == 0:
+        return np.zeros(2, np.float32)
+    first, last = (encoded.char_to_token(row, position, 1) for position in (start, start + length - 1))
+    return np.zeros(2, np.float32) if first is None or last is None else np.array([first, last], np.float32)
+
+
+def _fingerprint(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    digest = hashlib.sha256()
+    model = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    head = [_CACHE_VERSION, model, tokenizer.truncation_side, limit, task.pair, task.head.kind]
+    digest.update(json.dumps(head, default=str).encode())
+    digest.update(json.dumps([columns.texts, columns.pairs]).encode())
+    for labels in columns.labels or []:
+        digest.update(labels.tobytes() + b"|")
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path) -> TokenTable | None:
+    if not path.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            notes = json.loads(file.metadata()["notes"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        # a damaged cache only costs time: tokenise again and overwrite it
+        logger.warning("the token cache %s is damaged (%s); tokenising again", path, error)
+        return None
+    names = {name.removesuffix(".offsets") for name in tensors if name.endswith(".offsets")}
+    return TokenTable({name: Ragged(tensors[f"{name}.flat"], tensors[f"{name}.offsets"]) for name in names}, **notes)
+
+
+def _write(path: Path, table: TokenTable) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {f"{n}.flat": r.flat for n, r in table.fields.items()}
+    tensors |= {f"{n}.offsets": r.offsets for n, r in table.fields.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # several ranks may write the same file: each writes its own and renames it
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        notes = json.dumps({"truncated": table.truncated, "longest": table.longest})
+        save_file(tensors, temporary, metadata={"notes": notes})
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)

@@ -1,0 +1,186 @@
+"""Heads that answer per token: token classification and answer spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DataError, TaskError, problem
+from .base import IGNORE, Head, HeadFeatures, Pooling, masked_mean
+from .sequence import class_index
+
+__all__ = ["Span", "TokenClassification", "TokenModule"]
+
+
+class TokenModule(nn.Module):
+    """Dropout and one linear on every token: logits [B, T, C]."""
+
+    def __init__(self, hidden_size: int, num_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_outputs)
+        nn.init.normal_(self.out_proj.weight, std=0.02)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, features: HeadFeatures) -> Tensor:
+        """Return logits [B, T, C]."""
+        return self.out_proj(self.dropout(features.hidden.to(self.out_proj.weight.dtype)))
+
+
+@dataclass(frozen=True)
+class TokenClassification(Head):
+    """One of C classes a token, cross entropy over the labelled tokens.
+
+    The data hold words and one label a word; the first piece of a word carries its label, the others none.
+
+    Args:
+        num_labels: C, at least 2.
+    """
+
+    num_labels: int = 2
+
+    kind: ClassVar[str] = "token_classification"
+    default_metrics: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+    allowed_metrics: ClassVar[tuple[str, ...]] = ("token_accuracy", "entity_f1")
+    per_text: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_labels < 2:
+            raise TaskError(
+                problem("too few classes", where="TokenClassification", got=self.num_labels, allowed="2 or more")
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """C, for every token."""
+        return self.num_labels
+
+    def build(self, hidden_size: int, pooling: Pooling, pair: str) -> TokenModule:
+        """See ``Head.build``."""
+        return TokenModule(hidden_size, self.num_labels, self.dropout)
+
+    def check_labels(self, values: list[Any], where: str, names: tuple[str, ...] | None = None) -> list[np.ndarray]:
+        """One list of classes a row, -100 for words without a label."""
+        rows = []
+        for row, tags in enumerate(values):
+            place = f"{where}, row {row}"
+            if not isinstance(tags, (list, tuple, np.ndarray)):
+                raise DataError(problem("token labels need a list, one label a word", where=place, got=repr(tags)))
+            rows.append(
+                np.array(
+                    [
+                        IGNORE
+                        if not isinstance(tag, str) and tag == IGNORE
+                        else class_index(tag, self.num_labels, f"{place}, word {word}", names)
+                        for word, tag in enumerate(tags)
+                    ],
+                    np.float32,
+                )
+            )
+        return rows
+
+    def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Cross entropy of logits [B, T, C] against labels [B, >= T], mean over labelled tokens."""
+        target = _fit(labels, logits.shape[1])
+        valid = target >= 0
+        if keep is not None:
+            valid = valid & keep[:, None]
+        safe = torch.where(valid, target, torch.zeros_like(target)).long()
+        return masked_mean(F.cross_entropy(logits.float().transpose(1, 2), safe, reduction="none"), valid, None)
+
+    def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """One array of classes a row, labelled tokens only; without labels every token."""
+        tokens = logits.shape[1] // self.num_labels
+        predictions = logits[:, : tokens * self.num_labels].reshape(len(logits), tokens, -1).argmax(axis=2)
+        if labels is None:
+            return list(predictions), None
+        width = min(tokens, labels.shape[1])
+        kept = [np.flatnonzero(row[:width] >= 0) for row in labels]
+        return (
+            [row[index] for row, index in zip(predictions, kept, strict=True)],
+            [row[index].astype(np.int64) for row, index in zip(labels, kept, strict=True)],
+        )
+
+
+@dataclass(frozen=True)
+class Span(Head):
+    """Start and end token of an answer, two cross entropies averaged (as BERT does for SQuAD).
+
+    The data hold a question (``text``), a context (``text_pair``) and an answer given as character offsets in the
+    context: ``{"text": [...], "answer_start": [...]}`` as in SQuAD. No answer, or one that the truncation cut off, is
+    the first token of the sequence.
+
+    Args:
+        max_answer_tokens: Longest answer that is predicted.
+    """
+
+    max_answer_tokens: int = 30
+
+    kind: ClassVar[str] = "span"
+    default_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
+    allowed_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
+    per_text: ClassVar[bool] = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Two for every token: start and end."""
+        return 2
+
+    def build(self, hidden_size: int, pooling: Pooling, pair: str) -> TokenModule:
+        """See ``Head.build``."""
+        return TokenModule(hidden_size, 2, self.dropout)
+
+    def check_labels(self, values: list[Any], where: str, names: tuple[str, ...] | None = None) -> list[np.ndarray]:
+        """Returns (first character, length) of the first answer a row; (-1, 0) for no answer."""
+        rows = []
+        for row, value in enumerate(values):
+            if not isinstance(value, dict) or not {"text", "answer_start"} <= set(value):
+                raise DataError(
+                    problem(
+                        "an answer needs 'text' and 'answer_start'",
+                        where=f"{where}, row {row}",
+                        got=repr(value),
+                        allowed='{"text": ["..."], "answer_start": [17]}',
+                    )
+                )
+            texts, starts = (v if isinstance(v, (list, tuple)) else [v] for v in (value["text"], value["answer_start"]))
+            rows.append(np.array([starts[0], len(texts[0])] if texts else [-1, 0], np.float32))
+        return rows
+
+    def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Mean of the cross entropies of start and end over the T tokens of logits [B, T, 2]."""
+        target = labels[:, :2].transpose(0, 1)
+        valid = (target >= 0) & (target < logits.shape[1])
+        if keep is not None:
+            valid = valid & keep[None, :]
+        safe = torch.where(valid, target, torch.zeros_like(target)).long()
+        scores = logits.float().permute(2, 0, 1)
+        loss = F.cross_entropy(scores.flatten(0, 1), safe.flatten(), reduction="none")
+        return masked_mean(loss, valid.flatten(), None)
+
+    def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Best (start, end) with ``start <= end < start + max_answer_tokens``, [N, 2]."""
+        tokens = logits.shape[1] // 2
+        scores = logits[:, : tokens * 2].reshape(len(logits), tokens, 2).astype(np.float64)
+        total = scores[:, :, None, 0] + scores[:, None, :, 1]
+        offset = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
+        total[:, (offset < 0) | (offset >= self.max_answer_tokens)] = -np.inf
+        best = total.reshape(len(logits), -1).argmax(axis=1)
+        predictions = np.stack(np.divmod(best, tokens), axis=1)
+        if labels is None:
+            return predictions, None
+        valid = labels[:, 0] >= 0
+        return predictions[valid], labels[valid, :2].astype(np.int64)
+
+
+def _fit(labels: Tensor, width: int) -> Tensor:
+    """Cut or pad label columns to ``width``: other tasks' labels may be wider, trailing padding may be missing."""
+    if labels.shape[1] >= width:
+        return labels[:, :width]
+    return F.pad(labels, (0, width - labels.shape[1]), value=float(IGNORE))

@@ -1,0 +1,188 @@
+"""A task: its name, head, metrics and data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import TaskError, did_you_mean, problem
+from .heads import Classification, Head, OwnHead, head_from_dict
+from .training.metrics import BUILTIN_METRICS, METRICS
+
+__all__ = ["Task", "check_tasks"]
+
+PairForm = Literal["joint", "separate"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+_COLUMNS = ("text", "text_pair", "label")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that a model learns to do.
+
+    Args:
+        name: Letters, digits, ``_`` and ``-``; also the name of the task's adapter.
+        head: What turns hidden states into the answer.
+        data: Splits as ``datasets.DatasetDict`` or a mapping from split to ``datasets.Dataset``, list of dicts or file
+            (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then the training split; or a
+            folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for ``datasets.load_dataset``, as
+            ``"name"``, ``"name:config"`` or ``(name, config)``.
+        metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's own.
+        columns: Names of the columns that hold ``text``, ``text_pair`` and ``label``, where they differ.
+        pair: ``joint`` feeds both texts as one sequence, ``separate`` encodes each alone and the head reads
+            ``[u, v, |u - v|, u * v]``, which suits bi-encoders.
+        loss_weight: Factor of this task's loss, greater than 0.
+        label_names: Names of the classes, in order.
+        max_length: Longest sequence in tokens; ``None`` takes the tokenizer's limit, at most 512.
+        splits: Names that the splits ``train``, ``validation`` and ``test`` have in ``data``, where they differ.
+
+    Raises:
+        TaskError: a field is not allowed.
+    """
+
+    name: str
+    head: Head = field(default_factory=Classification)
+    data: Any = field(default=None, repr=False, compare=False)
+    metrics: Sequence[str] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    pair: PairForm = "joint"
+    loss_weight: float = 1.0
+    label_names: Sequence[str] | None = None
+    max_length: int | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"task {self.name!r}"
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise TaskError(
+                problem("bad task name", got=repr(self.name), allowed="letters, digits, '_' and '-'", try_="'my_task'")
+            )
+        if not isinstance(self.head, Head):
+            raise TaskError(
+                problem(
+                    "the head is not a head",
+                    where=where,
+                    got=repr(self.head),
+                    allowed="Classification(n), MultiLabel(n), Regression(), TokenClassification(n), Span(), OwnHead()",
+                )
+            )
+        for attribute in ("metrics", "label_names"):
+            value = getattr(self, attribute)
+            if isinstance(value, str):
+                raise TaskError(problem(f"{attribute} is one string", where=where, got=value, try_=f"({value!r},)"))
+            if value is not None:
+                object.__setattr__(self, attribute, tuple(value))
+        if not self.metrics:
+            object.__setattr__(self, "metrics", self.head.default_metrics)
+        self._check(where)
+
+    def _check(self, where: str) -> None:
+        # a metric registered by the user is taken at its word; the built-in ones must fit the head
+        allowed = (*self.head.allowed_metrics, *(name for name in METRICS if name not in BUILTIN_METRICS))
+        for metric in self.metrics:
+            if metric not in allowed:
+                raise TaskError(
+                    problem(
+                        f"metric {metric!r} does not fit the head {type(self.head).__name__}",
+                        where=where,
+                        got=metric,
+                        allowed=", ".join(allowed),
+                        try_=did_you_mean(metric, allowed),
+                    )
+                )
+        unknown = sorted(set(self.columns) - set(_COLUMNS))
+        if unknown:
+            raise TaskError(
+                problem(
+                    "unknown role in columns",
+                    where=where,
+                    got=", ".join(unknown),
+                    allowed=", ".join(_COLUMNS),
+                    try_=did_you_mean(unknown[0], _COLUMNS),
+                )
+            )
+        if self.pair not in ("joint", "separate"):
+            raise TaskError(problem("unknown pair form", where=where, got=repr(self.pair), allowed="joint, separate"))
+        if self.pair == "separate" and (not self.head.per_text or isinstance(self.head, OwnHead)):
+            raise TaskError(
+                problem(
+                    "a head that answers per token, or the base's own, needs both texts in one sequence",
+                    where=where,
+                    got=f"{type(self.head).__name__} with pair='separate'",
+                    try_="pair='joint'",
+                )
+            )
+        if not self.loss_weight > 0:
+            raise TaskError(problem("bad loss_weight", where=where, got=self.loss_weight, allowed="greater than 0"))
+        if self.max_length is not None and self.max_length < 4:
+            raise TaskError(problem("bad max_length", where=where, got=self.max_length, allowed="4 or more, or None"))
+        count = getattr(self.head, "num_labels", None)
+        if self.label_names is not None and count is not None and len(self.label_names) != count:
+            raise TaskError(
+                problem(
+                    "label_names do not match the head",
+                    where=where,
+                    got=f"{len(self.label_names)} names",
+                    allowed=f"{count} names, one a class",
+                )
+            )
+
+    def column(self, role: str) -> str:
+        """Return the name of the column that holds ``text``, ``text_pair`` or ``label``."""
+        return self.columns.get(role, role)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready description without the data."""
+        return {
+            "name": self.name,
+            "head": self.head.to_dict(),
+            "metrics": list(self.metrics),
+            "columns": dict(self.columns),
+            "pair": self.pair,
+            "loss_weight": self.loss_weight,
+            "label_names": None if self.label_names is None else list(self.label_names),
+            "max_length": self.max_length,
+        }
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any], data: Any = None) -> Task:
+        """Rebuild a task from ``to_dict``, with new data if wanted."""
+        fields = dict(description)
+        fields["head"] = head_from_dict(fields["head"])
+        return cls(**fields, data=data)
+
+
+def check_tasks(tasks: Iterable[Task]) -> tuple[Task, ...]:
+    """Return the tasks as a tuple.
+
+    Raises:
+        TaskError: no task, something that is not a task, a name used twice, or ``OwnHead`` beside other heads.
+    """
+    tasks = tuple(tasks)
+    if not tasks:
+        raise TaskError(problem("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)"))
+    names: list[str] = []
+    for index, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise TaskError(problem(f"tasks[{index}] is not a Task", got=type(task).__name__, allowed="hfadapt.Task"))
+        if task.name in names:
+            raise TaskError(
+                problem(
+                    f"task name {task.name!r} is used twice",
+                    where=f"tasks[{names.index(task.name)}] and tasks[{index}]",
+                    try_="give each task a name of its own",
+                )
+            )
+        names.append(task.name)
+    own = [task.name for task in tasks if isinstance(task.head, OwnHead)]
+    if own and len(own) < len(tasks):
+        raise TaskError(
+            problem(
+                "OwnHead cannot stand beside other heads",
+                got=f"OwnHead in {', '.join(own)}; other heads in {', '.join(n for n in names if n not in own)}",
+                try_="give every task OwnHead(), or none",
+            )
+        )
+    return tasks

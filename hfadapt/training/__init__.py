@@ -1,0 +1,40 @@
+"""What a plain Trainer needs for several tasks: callbacks and corpus metrics."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callbacks import EpochSync, IdleTaskGuard, RobustAdapterDrop
+    from .metrics import METRICS, Metric, Scored, register_metric
+    from .multitask import MultiTaskMetrics
+
+# callbacks import transformers' trainer, which takes seconds: names are resolved on first use
+_HOMES = {
+    "EpochSync": "callbacks",
+    "IdleTaskGuard": "callbacks",
+    "RobustAdapterDrop": "callbacks",
+    "METRICS": "metrics",
+    "Metric": "metrics",
+    "Scored": "metrics",
+    "register_metric": "metrics",
+    "MultiTaskMetrics": "multitask",
+}
+
+__all__ = [
+    "METRICS",
+    "EpochSync",
+    "IdleTaskGuard",
+    "Metric",
+    "MultiTaskMetrics",
+    "RobustAdapterDrop",
+    "Scored",
+    "register_metric",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
