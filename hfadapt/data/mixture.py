@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -307,6 +308,10 @@ class TaskMixture:
         self._tokenize()
         return self
 
+    def with_layout(self, layout: Layout) -> Schedule:
+        """Return the schedule that a layout would give."""
+        return replace(self.schedule, layout=layout)
+
     def plan(self, layout: Layout, seed: int | None = None) -> TaskMixture:
         """Adopt the layout of a training run and return the mixture.
 
@@ -322,13 +327,8 @@ class TaskMixture:
                 )
             )
         seed = self.seed if self.seed is not None else seed or 0
-        self._replace(layout=layout, seed=seed)
+        self.schedule = replace(self.schedule, layout=layout, seed=seed)
         return self
-
-    def _replace(self, **changes: Any) -> None:
-        from dataclasses import replace
-
-        self.schedule = replace(self.schedule, **changes)
 
     def _read(self, task: int, split: str) -> None:
         data = self._splits[task].get(split)
@@ -345,7 +345,7 @@ class TaskMixture:
                 self.cache_dir,
             )
         lengths = tuple(self._tables.by_place[task, "train"].lengths for task in range(len(self.tasks)))
-        self._replace(lengths=lengths)
+        self.schedule = replace(self.schedule, lengths=lengths)
 
 
 def _label_form(tasks: tuple[Task, ...]) -> str:

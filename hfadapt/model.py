@@ -1,0 +1,460 @@
+"""MultiTaskModel: one pretrained base, one adapter and one head a task, as a ``PreTrainedModel`` for a plain Trainer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from . import multitask_checkpoint as checkpoint
+from .attaching import attach
+from .errors import RoutingError, TaskError, did_you_mean, problem
+from .heads import IGNORE, HeadFeatures, OwnHead, Pooling, flatten_logits
+from .routing import all_tasks_take_part
+from .state import find_attachment
+from .tasks import Task, check_tasks
+
+__all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
+
+
+class HFAdaptConfig(PretrainedConfig):
+    """What ``config.json`` of a saved ``MultiTaskModel`` says, so that ``AutoModel`` knows what the folder holds.
+
+    Args:
+        base_model_name_or_path: The pretrained base.
+        tasks: ``Task.to_dict`` of each task, in the order of their ids.
+        base_class: Class of the base in transformers.
+        train_base: Whether the base trains (and is saved) too.
+    """
+
+    model_type = "hfadapt"
+
+    def __init__(
+        self,
+        base_model_name_or_path: str | None = None,
+        tasks: list[dict[str, Any]] | None = None,
+        base_class: str | None = None,
+        train_base: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.base_model_name_or_path = base_model_name_or_path
+        self.tasks = tasks or []
+        self.base_class = base_class
+        self.train_base = train_base
+        super().__init__(**kwargs)
+
+
+@dataclass
+class MultiTaskOutput(ModelOutput):
+    """What ``MultiTaskModel`` returns.
+
+    Args:
+        loss: Weighted mean over the rows, when labels were given.
+        logits: [B, W], W the widest head's outputs a row (token heads: T * C, token-major); -100 past a head's own.
+        task_ids: Task of each row, int64 [B].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    task_ids: Tensor | None = None
+
+
+class MultiTaskModel(PreTrainedModel):
+    """A stock transformers model with an adapter and a head for each task.
+
+    ``model.base`` is the stock model itself; ``model.heads[name]`` is the head of a task. Use ``from_pretrained`` or
+    ``from_base``.
+
+    Args:
+        config: Describes the base and the tasks.
+        base: The stock model, adapted already where a method is used.
+        tasks: In the order of their ids.
+    """
+
+    config_class = HFAdaptConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    # the loss is a mean of this batch: without this, Trainer scales gradients by the accumulation steps
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: HFAdaptConfig, base: PreTrainedModel, tasks: Sequence[Task]) -> None:
+        super().__init__(config)
+        self.base = base
+        self.tasks = tuple(tasks)
+        attached = find_attachment(base)
+        # the wrapper answers for its base: hfadapt.active(model, ...) and set_adapter_drop(model, ...) work on it
+        if attached is not None:
+            self.__dict__["_hfadapt"] = attached
+        self._own_head = isinstance(self.tasks[0].head, OwnHead)
+        if self._own_head:
+            labels = int(getattr(base.config, "num_labels", 0))
+            self._own_kind = self.tasks[0].head.resolve(type(base).__name__, labels)
+        self.heads = nn.ModuleDict()
+        hidden_size = _hidden_size(base)
+        for task in self.tasks:
+            head = task.head.build(hidden_size, _pooling(task, base), task.pair)
+            if head is not None:
+                self.heads[task.name] = head.to(next(base.parameters()).device)
+        self._accepted = frozenset(inspect.signature(base.forward).parameters)
+        self.post_init()
+
+    @classmethod
+    def from_base(
+        cls, base: PreTrainedModel, tasks: Iterable[Task], method: Any = None, *, train_base: bool = False
+    ) -> MultiTaskModel:
+        """Build a model on a stock model in memory.
+
+        Args:
+            base: A transformers model; its head, if it has one, is used by tasks with ``OwnHead`` only.
+            tasks: In the order of their ids.
+            method: What ``hfadapt.attach`` takes: one adapter a task is attached. ``None`` for heads alone.
+            train_base: Train the base along; else it is frozen.
+
+        Raises:
+            TaskError: a head does not fit the base, or a task name is used twice.
+            AttachError: the method does not fit the base.
+        """
+        tasks = check_tasks(tasks)
+        if find_attachment(base) is not None:
+            raise TaskError(
+                problem(
+                    "the base has adapters already",
+                    got=", ".join(find_attachment(base).names),
+                    try_="hfadapt.detach(base) first, or pass a fresh base",
+                )
+            )
+        own = isinstance(tasks[0].head, OwnHead)
+        if method is None:
+            base.requires_grad_(train_base)
+            if own:
+                checkpoint.train_own_head(base)
+        else:
+            attach(base, method, names=[task.name for task in tasks], freeze_base=not train_base, train_head=own or None)
+        config = HFAdaptConfig(
+            base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
+            tasks=[task.to_dict() for task in tasks],
+            base_class=type(base).__name__,
+            train_base=train_base,
+        )
+        return cls(config, base, tasks)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        tasks: Iterable[Task] | None = None,
+        method: Any = None,
+        train_base: bool = False,
+        base: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> MultiTaskModel:
+        """Build a model on a pretrained base, or load one that was saved.
+
+        Args:
+            pretrained_model_name_or_path: Name or folder of a stock model; or a folder that ``save_pretrained`` wrote.
+            tasks: Needed with a stock model; a saved folder knows its own.
+            method: See ``from_base``.
+            train_base: See ``from_base``.
+            base: For a saved folder: the base to load it on, where its recorded name cannot be found.
+            kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...).
+
+        Raises:
+            CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
+            TaskError: ``tasks`` is missing, or given for a saved folder.
+        """
+        kwargs.pop("config", None)
+        if checkpoint.is_saved(pretrained_model_name_or_path):
+            if tasks is not None or method is not None:
+                raise TaskError(
+                    problem(
+                        "a saved folder knows its own tasks and method",
+                        where=str(pretrained_model_name_or_path),
+                        try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
+                    )
+                )
+            return checkpoint.load_multi_task(cls, pretrained_model_name_or_path, base, kwargs)
+        if tasks is None:
+            raise TaskError(
+                problem(
+                    "no tasks for this base",
+                    where=str(pretrained_model_name_or_path),
+                    try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
+                )
+            )
+        tasks = check_tasks(tasks)
+        own = isinstance(tasks[0].head, OwnHead)
+        stock = checkpoint.load_base(str(pretrained_model_name_or_path), own, kwargs)
+        return cls.from_base(stock, tasks, method, train_base=train_base)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pair_input_ids: Tensor | None = None,
+        pair_attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        task_ids: Tensor | Sequence[str] | Sequence[int] | str | int | None = None,
+        labels: Tensor | None = None,
+    ) -> MultiTaskOutput:
+        """Run the base once (twice for texts encoded separately) and each row's own head.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T].
+            token_type_ids: [B, T]; ignored by bases that know none.
+            pair_input_ids: Second texts of tasks with ``pair="separate"``, [B, T2].
+            pair_attention_mask: [B, T2].
+            inputs_embeds: In place of ``input_ids``.
+            pixel_values: For vision bases.
+            input_features: For speech bases.
+            task_ids: Task of each row: int64 [B], names or numbers, or one for all rows; may be left out with one task.
+            labels: float32 [B, label width] as ``MultiTaskCollator`` makes them, or the usual shapes for one task.
+
+        Raises:
+            RoutingError: several tasks and no ``task_ids``, or an unknown task.
+        """
+        first = next(x for x in (input_ids, inputs_embeds, pixel_values, input_features) if x is not None)
+        ids, present = self._task_ids(task_ids, first.shape[0], first.device)
+        if labels is not None and labels.dim() == 1:
+            labels = labels[:, None]
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+            "input_features": input_features,
+        }
+        if self._own_head:
+            return self._run_own_head(inputs, ids, present, labels)
+        hidden, pooler = self._encode(inputs, ids, present)
+        mask = attention_mask if attention_mask is not None and attention_mask.shape == hidden.shape[:2] else None
+        features = HeadFeatures(hidden, mask, pooler)
+        if pair_input_ids is not None:
+            pair = {"input_ids": pair_input_ids, "attention_mask": pair_attention_mask}
+            second, second_pooler = self._encode(pair, ids, present)
+            features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
+        loss, logits = self._heads(features, ids, present, labels)
+        return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
+
+    def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
+        """Return the logits of one task's rows without padding: [N, C], or [N, T, C] for token heads."""
+        index = self._number(task)
+        head = self.tasks[index].head
+        rows = output.logits[output.task_ids == index]
+        if head.per_text:
+            return rows[:, : head.num_outputs]
+        tokens = rows.shape[1] // head.num_outputs
+        return rows[:, : tokens * head.num_outputs].reshape(len(rows), tokens, head.num_outputs)
+
+    def _task_ids(self, task_ids: Any, size: int, device: torch.device) -> tuple[Tensor, tuple[int, ...] | None]:
+        """Return ids [B] and the tasks present, or ``None`` when all tasks must take part."""
+        every = all_tasks_take_part()
+        if isinstance(task_ids, Tensor):
+            ids = task_ids.expand(size) if task_ids.dim() == 0 else task_ids
+            if ids.shape != (size,):
+                raise RoutingError(problem("task_ids do not match the batch", got=list(ids.shape), allowed=[size]))
+            if torch.compiler.is_compiling():
+                return ids, None
+            present = tuple(sorted(set(ids.tolist())))
+            for task in present:
+                self._number(task)
+            return ids, None if every else present
+        listed = self._listed(task_ids, size)
+        ids = torch.tensor(listed, dtype=torch.long, device=device)
+        return ids, None if every else tuple(sorted(set(listed)))
+
+    def _listed(self, task_ids: Any, size: int) -> list[int]:
+        if task_ids is None:
+            attached = find_attachment(self.base)
+            task_ids = attached.active if attached is not None else None
+            if task_ids is None and len(self.tasks) == 1:
+                task_ids = 0
+        if task_ids is None:
+            raise RoutingError(
+                problem(
+                    "the model has several tasks and the call does not say which row is which",
+                    allowed=", ".join(task.name for task in self.tasks),
+                    try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
+                )
+            )
+        if isinstance(task_ids, (str, int)):
+            return [self._number(task_ids)] * size
+        listed = [self._number(task) for task in task_ids]
+        if len(listed) != size:
+            raise RoutingError(
+                problem("task_ids do not match the batch", got=f"{len(listed)} ids", allowed=f"{size} rows")
+            )
+        return listed
+
+    def _number(self, task: str | int) -> int:
+        names = [t.name for t in self.tasks]
+        if isinstance(task, str) and task in names:
+            return names.index(task)
+        if isinstance(task, int) and 0 <= task < len(names):
+            return task
+        raise RoutingError(
+            problem(
+                f"unknown task {task!r}",
+                allowed=f"{', '.join(names)} (0..{len(names) - 1})",
+                try_=did_you_mean(str(task), names),
+            )
+        )
+
+    def _base_inputs(
+        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
+    ) -> dict[str, Any]:
+        given = {name: value for name, value in inputs.items() if value is not None and name in self._accepted}
+        if find_attachment(self.base) is not None:
+            # one number lets the slots skip all sorting of rows
+            given["task_ids"] = present[0] if present is not None and len(present) == 1 else ids
+        if "use_cache" in self._accepted:
+            given["use_cache"] = False
+        return given
+
+    def _encode(
+        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        given = self._base_inputs(inputs, ids, present)
+        if self.base.config.is_encoder_decoder and "input_ids" in given:
+            start = self.base.config.decoder_start_token_id or 0
+            given["decoder_input_ids"] = F.pad(given["input_ids"], (1, 0), value=start)[:, :-1]
+        output = self.base(**given, return_dict=True)
+        return output[0], getattr(output, "pooler_output", None)
+
+    def _heads(
+        self, features: HeadFeatures, ids: Tensor, present: tuple[int, ...] | None, labels: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the heads of the tasks present, or all of them with the rows of others masked out."""
+        size, tokens = features.hidden.shape[:2]
+        width = max(t.head.num_outputs * (1 if t.head.per_text else tokens) for t in self.tasks)
+        logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=torch.float32)
+        losses: list[Tensor] = []
+        for index in range(len(self.tasks)) if present is None else present:
+            task = self.tasks[index]
+            keep = None if present is not None and len(present) == 1 else ids == index
+            rows = None if keep is None or present is None else keep.nonzero().squeeze(1)
+            own = self.heads[task.name](features if rows is None else _select(features, rows))
+            flat = flatten_logits(own).float()
+            flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
+            if rows is not None:
+                logits = logits.index_copy(0, rows, flat)
+            else:
+                logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
+            if labels is not None:
+                chosen, mask = (labels, keep) if rows is None else (labels[rows], None)
+                share = 1.0 if keep is None else keep.sum() / size
+                losses.append(task.loss_weight * share * task.head.loss(own, chosen, mask))
+        return (torch.stack(losses).sum() if losses else None), logits
+
+    def _run_own_head(
+        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None, labels: Tensor | None
+    ) -> MultiTaskOutput:
+        given = self._base_inputs(inputs, ids, present)
+        if labels is not None:
+            given["labels"] = self._own_kind.native_labels(labels)
+        output = self.base(**given, return_dict=True)
+        return MultiTaskOutput(loss=output.loss, logits=flatten_logits(output.logits), task_ids=ids)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing random may touch the base, the adapters or the heads: they are initialised where they are made."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's."""
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """The base's."""
+        self.base.set_input_embeddings(value)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write adapters, heads and what was trained of the base; see ``multitask_checkpoint``."""
+        if is_main_process:
+            checkpoint.save_multi_task(self, save_directory, state_dict)
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Load a full state dict, or the weights of a saved folder, which hold no frozen base weight.
+
+        Raises:
+            CheckpointError: a saved folder's weights do not fit this model.
+        """
+        if not checkpoint.is_partial(self, state_dict):
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        checkpoint.apply(self, state_dict, "the state dict")
+        return nn.modules.module._IncompatibleKeys([], [])
+
+
+def _select(features: HeadFeatures, rows: Tensor) -> HeadFeatures:
+    parts = (
+        features.hidden,
+        features.mask,
+        features.pooler,
+        features.pair_hidden,
+        features.pair_mask,
+        features.pair_pooler,
+    )
+    return HeadFeatures(*(None if part is None else part.index_select(0, rows) for part in parts))
+
+
+def _hidden_size(base: PreTrainedModel) -> int:
+    config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        size = getattr(config, name, None)
+        if isinstance(size, int):
+            return size
+    raise TaskError(problem("the base's hidden size is not known", got=type(base.config).__name__))
+
+
+def _pooling(task: Task, base: PreTrainedModel) -> Pooling:
+    """Settle ``auto`` and refuse a pooler that the base does not have."""
+    pooling = task.head.pooling
+    if pooling == "pooler":
+        inner = getattr(base, base.base_model_prefix, base)
+        if getattr(inner, "pooler", None) is None:
+            raise TaskError(
+                problem(
+                    "the head asks for pooling='pooler', but the base has no pooler",
+                    where=f"task {task.name!r}",
+                    got=type(base).__name__,
+                    allowed="cls, mean, last, auto",
+                    try_="pooling='cls' or pooling='mean'",
+                )
+            )
+    if pooling != "auto":
+        return pooling
+    attached = find_attachment(base)
+    config = base.config
+    causal = attached.arch.stacks[0].causal if attached is not None else _looks_causal(config)
+    return "last" if causal or config.is_encoder_decoder else "mean"
+
+
+def _looks_causal(config: PretrainedConfig) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES

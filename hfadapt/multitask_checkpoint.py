@@ -1,0 +1,310 @@
+"""Saving and loading of ``MultiTaskModel``: one folder for hfadapt, for ``AutoModel`` and for Trainer.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``hfadapt.checkpoint`` with heads and, where
+the base was trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. ``model.safetensors``,
+the only file from which Trainer resumes or reloads the best model, is a hard link to the adapter file (a copy where the
+file system knows no links), so nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .attaching import attach
+from .errors import CheckpointError, TaskError, problem
+from .freezing import head_modules
+from .state import find_attachment, parameters_of
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .model import MultiTaskModel
+
+__all__ = ["apply", "is_partial", "is_saved", "load_base", "load_multi_task", "save_multi_task"]
+
+_KEY = "multi_task"
+_TRAINER_FILE = "model.safetensors"
+
+
+def is_saved(folder: str | os.PathLike[str]) -> bool:
+    """Say whether ``folder`` holds a saved ``MultiTaskModel``, whole or damaged."""
+    path = Path(folder)
+    if not path.is_dir():
+        return False
+    if (path / checkpoint.CONFIG_FILE).is_file():
+        return True
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type") == "hfadapt"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def file_keys(model: MultiTaskModel) -> dict[str, str]:
+    """Return, for each tensor that a save writes, its key in the file and its key in ``model.state_dict()``."""
+    base = model.base
+    attached = find_attachment(base)
+    keys: dict[str, str] = {}
+    adapter_names: set[str] = set()
+    if attached is not None:
+        prefix = checkpoint._prefix(base)
+        for name in attached.names:
+            for key in parameters_of(base, name):
+                keys[key.removeprefix(prefix)] = f"base.{key}"
+                adapter_names.add(key)
+        for path, fusion in checkpoint._fusions(base):
+            for key, _ in fusion.named_parameters():
+                keys[f"{path.removeprefix(prefix)}.{key}"] = f"base.{path}.{key}"
+                adapter_names.add(f"{path}.{key}")
+    keys.update({f"heads.{key}": f"heads.{key}" for key in model.heads.state_dict()})
+    keys.update({f"base.{name}": f"base.{name}" for name in _trained_base(model, adapter_names)})
+    return keys
+
+
+def _trained_base(model: MultiTaskModel, adapter_names: set[str]) -> list[str]:
+    """Names of base parameters (and, with a trained base, buffers) that a save must hold."""
+    inside = {id(p) for _, p in _adapter_parameters(model.base)}
+    names = [n for n, p in model.base.named_parameters() if p.requires_grad and id(p) not in inside]
+    if model.config.train_base:
+        parameters = dict(model.base.named_parameters(remove_duplicate=False))
+        persistent = model.base.state_dict()
+        names = [n for n, p in model.base.named_parameters() if id(p) not in inside and n not in adapter_names]
+        names += [n for n in persistent if n not in parameters]
+    return names
+
+
+def _adapter_parameters(base: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
+    attached = find_attachment(base)
+    names = attached.names if attached is not None else ()
+    found = [item for name in names for item in parameters_of(base, name).items()]
+    fusions = checkpoint._fusions(base) if attached is not None else []
+    return found + [(f"{path}.{key}", p) for path, fusion in fusions for key, p in fusion.named_parameters()]
+
+
+def train_own_head(base: PreTrainedModel) -> None:
+    """Unfreeze the head that the base has (a language-model head counts as base and stays as it is)."""
+    for head in head_modules(base).values():
+        head.requires_grad_(True)
+
+
+def is_partial(model: MultiTaskModel, state_dict: Mapping[str, Tensor]) -> bool:
+    """Say whether a state dict is that of a saved folder: it lacks base weights, or names adapters as files do."""
+    own = model.state_dict()
+    return any(key not in own for key in state_dict) or any(key not in state_dict for key in own)
+
+
+def apply(model: MultiTaskModel, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy the tensors of a saved folder into the model.
+
+    Raises:
+        CheckpointError: keys are missing, left over or of another shape; the differences are listed and nothing is
+            copied.
+    """
+    keys = file_keys(model)
+    targets = model.state_dict(keep_vars=True)
+    # Trainer may also hand over a dict that it gathered under the model's own names
+    by_own_name = {own: key for key, own in keys.items()}
+    given = {by_own_name.get(key, key): tensor for key, tensor in tensors.items()}
+    missing = sorted(set(keys) - set(given))
+    unexpected = sorted(set(given) - set(keys))
+    shapes = [
+        f"{key}: saved {list(given[key].shape)}, here {list(targets[own].shape)}"
+        for key, own in keys.items()
+        if key in given and given[key].shape != targets[own].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = [f"missing {k}" for k in missing[:5]] + [f"unexpected {k}" for k in unexpected[:5]] + shapes[:5]
+        raise CheckpointError(
+            problem(
+                f"{len(missing) + len(unexpected) + len(shapes)} tensors differ from this model's",
+                where=where,
+                got="; ".join(lines),
+                try_="the folder was changed, or was saved with other tasks, another method or another train_base",
+            )
+        )
+    with torch.no_grad():
+        for key, own in keys.items():
+            targets[own].copy_(given[key])
+
+
+def save_multi_task(
+    model: MultiTaskModel, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the folder, atomically.
+
+    Args:
+        model: What to save.
+        folder: Made if it is missing; other files in it stay.
+        state_dict: Weights to write in place of the model's, by the model's own names (gathered from shards).
+
+    Raises:
+        CheckpointError: the files cannot be written.
+    """
+    weights = model.state_dict() if state_dict is None else state_dict
+    tensors = {key: weights[own] for key, own in file_keys(model).items()}
+    extra = {
+        _KEY: {
+            "tasks": [task.to_dict() for task in model.tasks],
+            "train_base": model.config.train_base,
+            "base_config": model.base.config.to_dict(),
+        }
+    }
+    if find_attachment(model.base) is not None:
+        extra = {**checkpoint.describe(model.base), **extra}
+    else:
+        extra = {**_describe_without_adapters(model.base), **extra}
+    with checkpoint.atomic_folder(folder) as temporary:
+        text = json.dumps(extra, indent=2, default=str)
+        (temporary / checkpoint.CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        weights_file = temporary / checkpoint.WEIGHTS_FILE
+        # tied tensors are listed once in file_keys; clones keep views of one storage apart
+        packed = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+        checkpoint.save_file(
+            packed, str(weights_file), metadata={"format": "pt", "hfadapt": str(checkpoint.FORMAT_VERSION)}
+        )
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(temporary)
+        try:
+            os.link(weights_file, temporary / _TRAINER_FILE)
+        except OSError:
+            shutil.copyfile(weights_file, temporary / _TRAINER_FILE)
+
+
+def _describe_without_adapters(base: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "format": "hfadapt",
+        "format_version": checkpoint.FORMAT_VERSION,
+        "base_model_name_or_path": getattr(base.config, "_name_or_path", "") or None,
+        "base_model_type": base.config.model_type,
+        "base_config_hash": checkpoint.base_fingerprint(base),
+        "model_class": type(base).__name__,
+        "adapters": {},
+        "compositions": {},
+        "active": None,
+        "head": [],
+        "versions": checkpoint._versions(),
+    }
+
+
+def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedModel:
+    """Load a pretrained base: ``AutoModel``, or the class that its config names when its own head is used.
+
+    Raises:
+        TaskError: the base has no head of its own.
+    """
+    import transformers
+
+    if not own_head:
+        return transformers.AutoModel.from_pretrained(name, **options)
+    config = transformers.AutoConfig.from_pretrained(name)
+    known = [getattr(transformers, c, None) for c in config.architectures or ()]
+    found = next((c for c in known if c is not None and ("For" in c.__name__ or "LMHead" in c.__name__)), None)
+    if found is None:
+        raise TaskError(
+            problem(
+                "OwnHead needs a base with a head of its own",
+                where=name,
+                got=", ".join(config.architectures or ()) or "no architecture in config.json",
+                try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
+            )
+        )
+    return found.from_pretrained(name, **options)
+
+
+def load_multi_task(
+    cls: type[MultiTaskModel],
+    folder: str | os.PathLike[str],
+    base: PreTrainedModel | None,
+    options: dict[str, Any],
+) -> MultiTaskModel:
+    """Load a saved folder on its base, in evaluation mode.
+
+    Raises:
+        CheckpointError: the folder is damaged, is no multi-task folder, belongs to another base, or its base is not to
+            be found; a base with random weights is never made.
+    """
+    data = checkpoint.read_config(folder)
+    tensors = checkpoint.read_tensors(folder)
+    saved = data.get(_KEY)
+    if not isinstance(saved, dict):
+        raise CheckpointError(
+            problem(
+                "the folder holds adapters but no tasks",
+                where=str(folder),
+                try_="hfadapt.load(folder, model=base) for adapters of a stock model",
+            )
+        )
+    tasks = [Task.from_dict(description) for description in saved["tasks"]]
+    if base is None:
+        base = _find_base(data, saved, tensors, folder, options)
+    checkpoint._check_base(data, base, folder)
+    model = _rebuild(cls, base, tasks, data, saved["train_base"])
+    apply(model, tensors, str(folder))
+    return model.eval()
+
+
+def _rebuild(
+    cls: type[MultiTaskModel], base: PreTrainedModel, tasks: list[Task], data: Mapping[str, Any], train_base: bool
+) -> MultiTaskModel:
+    configs = data["adapters"]
+    if not configs:
+        return cls.from_base(base, tasks, None, train_base=train_base)
+    if find_attachment(base) is not None:
+        raise CheckpointError(problem("the base has adapters already", try_="hfadapt.detach(base) first"))
+    own = any(task.head.kind == "own" for task in tasks)
+    for name, method in configs.items():
+        attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
+    from .attaching import compose
+    from .composition import parse
+    from .model import HFAdaptConfig
+
+    for name, tree in data.get("compositions", {}).items():
+        compose(base, name, parse(tree))
+    config = HFAdaptConfig(
+        base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
+        tasks=[task.to_dict() for task in tasks],
+        base_class=type(base).__name__,
+        train_base=train_base,
+    )
+    return cls(config, base, tasks)
+
+
+def _find_base(
+    data: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    import transformers
+
+    found = getattr(transformers, data["model_class"], None)
+    if found is None:
+        raise CheckpointError(
+            problem("the base's class is not in transformers", where=str(folder), got=data["model_class"])
+        )
+    if saved["train_base"]:
+        # all weights of the base are in the file: build it empty, apply() fills and checks every one
+        config = dict(saved["base_config"])
+        return found(transformers.AutoConfig.for_model(config.pop("model_type"), **config))
+    name = data.get("base_model_name_or_path")
+    advice = "MultiTaskModel.from_pretrained(folder, base=model), with the model that was adapted"
+    if not name:
+        raise CheckpointError(
+            problem("the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice)
+        )
+    try:
+        return found.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            problem("the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice)
+        ) from error

@@ -1,0 +1,295 @@
+"""Callbacks that let a plain Trainer train several tasks: order of the data, idle tasks, dropped depth.
+
+``on_init_end`` is the one moment at which the Trainer's arguments are known and nothing is built from them yet; what
+must hold for the run is set or refused there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .. import routing
+from ..attaching import set_adapter_drop
+from ..data.schedule import Layout
+from ..errors import ConfigError, DataError, problem
+from ..state import find_attachment, parameters_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.mixture import TaskMixture
+
+__all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
+
+logger = logging.getLogger(__name__)
+
+
+class EpochSync(TrainerCallback):
+    """Fits a mixture to the Trainer's arguments, and tells it which epoch it is.
+
+    Args:
+        mixture: Whose training set the Trainer was given.
+    """
+
+    def __init__(self, mixture: TaskMixture) -> None:
+        self.mixture = mixture
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the sequential sampler, plan the schedule and find the tokenizer.
+
+        Raises:
+            ConfigError: an argument contradicts the mixture's own order of rows.
+            DataError: no tokenizer is known.
+        """
+        _require_order(args)
+        model = kwargs.get("model")
+        if not _takes_task_ids(model) and "task_ids" not in (args.label_names or ()):
+            # a stock model's forward does not name task_ids; Trainer would drop the column without a word
+            args.remove_unused_columns = False
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        self.mixture.plan(self._layout(args), seed)
+        if self.mixture.collator.tokenizer is None:
+            self.mixture.bind(kwargs.get("processing_class") or _base_name(model))
+
+    def _layout(self, args: TrainingArguments) -> Layout:
+        split = bool(getattr(args.accelerator_config, "split_batches", False))
+        layout = Layout(args.train_batch_size, args.gradient_accumulation_steps, 1 if split else args.world_size)
+        steps = self.mixture.with_layout(layout).steps
+        epochs = math.ceil(args.max_steps / steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs)
+        return Layout(layout.batch_size, layout.accumulation, layout.processes, max(1, epochs))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse arguments that were changed after the Trainer was made.
+
+        Raises:
+            ConfigError: they no longer fit the plan.
+        """
+        _require_order(args)
+        if self._layout(args) != self.mixture.schedule.layout:
+            raise ConfigError(
+                problem(
+                    "the training arguments changed after the Trainer was made",
+                    where="TaskMixture",
+                    got=f"{self._layout(args)}",
+                    allowed=f"{self.mixture.schedule.layout}, as planned",
+                    try_="make a new Trainer with the new arguments",
+                )
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the epoch's rows, counted from the global step so that a resumed run agrees."""
+        self.mixture.train.set_epoch(state.global_step // self.mixture.schedule.steps)
+
+
+def _require_order(args: TrainingArguments) -> None:
+    strategy = getattr(args, "train_sampling_strategy", None)
+    if strategy == "random":
+        # the default, which nobody chose: the mixture has shuffled its rows already
+        args.train_sampling_strategy = "sequential"
+        logger.info("train_sampling_strategy set to 'sequential': TaskMixture orders the rows itself")
+    elif strategy != "sequential":
+        missing = strategy is None
+        raise ConfigError(
+            problem(
+                "this transformers cannot train in a given order"
+                if missing
+                else "the sampler would undo the mixture's order",
+                where="TrainingArguments.train_sampling_strategy",
+                got="transformers before 5.2" if missing else repr(strategy),
+                allowed="'sequential' (or the default 'random', which is replaced)",
+                try_="pip install 'transformers>=5.2'" if missing else "leave it out; TaskMixture(bucket_steps=...) "
+                "groups rows by length",
+            )
+        )
+    if args.auto_find_batch_size:
+        raise ConfigError(
+            problem(
+                "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
+                where="TrainingArguments",
+                try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
+            )
+        )
+
+
+def _takes_task_ids(model: nn.Module | None) -> bool:
+    import inspect
+
+    return model is not None and "task_ids" in inspect.signature(model.forward).parameters
+
+
+def _base_name(model: Any) -> str:
+    config = getattr(model, "config", None)
+    name = getattr(config, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None)
+    if not name:
+        raise DataError(
+            problem(
+                "no tokenizer is known",
+                where="TaskMixture",
+                got="a model without a name",
+                try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
+            )
+        )
+    return name
+
+
+class IdleTaskGuard(TrainerCallback):
+    """Keeps tasks still that had no row in a step, where every task had to take part.
+
+    Data-parallel ranks must agree on which parameters have gradients, so there all tasks take part and idle ones end
+    with gradients of zero; under AdamW momentum and weight decay would still move them. After the all-reduce every rank
+    sees the same zeros, so each sets them to ``None`` without asking the others. A task counts as idle only when all
+    its gradients are zero: one zero gradient alone is normal (LoRA's A at the first step).
+    """
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the gradients of idle tasks to ``None``."""
+        model = kwargs["model"]
+        if not (routing.all_tasks_take_part() or args.torch_compile):
+            return
+        for parameters in parameters_by_task(model).values():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            # one reduction and one synchronisation a task, not one a parameter
+            if gradients and not bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).any()):
+                for parameter in parameters:
+                    parameter.grad = None
+
+
+def parameters_by_task(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that belong to one task alone, adapter and head, by task name."""
+    found: dict[str, list[nn.Parameter]] = {}
+    state = find_attachment(model)
+    for name in state.names if state is not None else ():
+        found.setdefault(name, []).extend(parameters_of(model, name).values())
+    heads = getattr(model, "heads", None)
+    if isinstance(heads, torch.nn.ModuleDict):
+        for name, head in heads.items():
+            found.setdefault(name, []).extend(head.parameters())
+    return found
+
+
+class RobustAdapterDrop(TrainerCallback):
+    """Robust AdapterDrop training (Rücklé et al. 2021): each step drops the adapters of the n lowest layers.
+
+    n is uniform over ``0 .. max``, both ends included, and depends only on seed, global step and stack: all ranks and
+    all accumulated micro-batches agree, and a resumed run draws what it would have drawn. Outside training steps, in
+    particular in evaluation, the depth is the one that was set before training.
+
+    Args:
+        max: Largest n for all stacks, or by stack (kind or path); by default L - 1 of each stack.
+        stacks: Which stacks to drop in, by kind or path; by default all.
+        seed: Of the draws; by default the Trainer's seed.
+    """
+
+    def __init__(
+        self, max: int | Mapping[str, int] | None = None, *, stacks: Iterable[str] | None = None, seed: int | None = None
+    ) -> None:
+        self.max = max
+        self.stacks = None if stacks is None else tuple(stacks)
+        self.seed = seed
+        self._limits: dict[str, int] = {}
+        self._requested: dict[str, int] = {}
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Work out the limits, and allow for layers without gradients where ranks train together.
+
+        Raises:
+            ConfigError: a limit is out of range, or ranks could not agree about dropped layers.
+        """
+        model = kwargs["model"]
+        attached = find_attachment(model)
+        if attached is None:
+            raise ConfigError(
+                problem("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
+            )
+        self._limits = self._find_limits({(s.path, s.kind): s.num_layers for s in attached.arch.stacks})
+        if args.world_size > 1:
+            if args.ddp_find_unused_parameters is False:
+                raise ConfigError(
+                    problem(
+                        "dropped layers have no gradient, which data-parallel training must expect",
+                        where="TrainingArguments",
+                        got="ddp_find_unused_parameters=False",
+                        try_="ddp_find_unused_parameters=True",
+                    )
+                )
+            # left alone, Trainer switches it off when gradient checkpointing is on
+            args.ddp_find_unused_parameters = True
+
+    def _find_limits(self, layers: dict[tuple[str, str], int]) -> dict[str, int]:
+        known = [name for pair in layers for name in pair]
+        wanted = dict(self.max) if isinstance(self.max, Mapping) else {}
+        for name in [*(self.stacks or ()), *wanted]:
+            if name not in known:
+                raise ConfigError(
+                    problem(f"no stack {name!r}", where="RobustAdapterDrop", allowed=", ".join(sorted(set(known))))
+                )
+        limits: dict[str, int] = {}
+        for (path, kind), count in layers.items():
+            if self.stacks is not None and not {path, kind} & set(self.stacks):
+                continue
+            if isinstance(self.max, Mapping):
+                if not {path, kind} & set(wanted):
+                    continue
+                limit = wanted.get(path, wanted.get(kind))
+            else:
+                limit = count - 1 if self.max is None else self.max
+            if not 0 <= limit <= count:
+                raise ConfigError(
+                    problem(
+                        "cannot drop that many layers",
+                        where=f"RobustAdapterDrop, stack {path}",
+                        got=limit,
+                        allowed=f"0..{count} ({count} layers; the paper draws up to {count - 1})",
+                    )
+                )
+            limits[path] = limit
+        return limits
+
+    def draw(self, seed: int, step: int) -> dict[str, int]:
+        """Return the depth of each stack at a global step."""
+        return {
+            path: int(np.random.default_rng([seed, step, number]).integers(0, limit, endpoint=True))
+            for number, (path, limit) in enumerate(self._limits.items())
+        }
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the depth that evaluation uses."""
+        self._requested = dict(find_attachment(kwargs["model"]).drop)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw this step's depth."""
+        seed = self.seed if self.seed is not None else args.seed
+        set_adapter_drop(kwargs["model"], {**self._requested, **self.draw(seed, state.global_step)})
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go back to the requested depth: the Trainer evaluates and saves before it says that it does."""
+        set_adapter_drop(kwargs["model"], self._requested or None)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same after a step that was cut off."""
+        set_adapter_drop(kwargs["model"], self._requested or None)
