@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import auto
+
 __version__ = "0.1.0"
 
 _NAMES = {
@@ -17,18 +19,34 @@ _NAMES = {
     "AttentionDelta": "attention",
     "Average": "composition",
     "Capabilities": "method",
+    "Classification": "heads",
     "Delta": "delta",
+    "EpochSync": "training",
     "Fuse": "composition",
+    "HFAdaptConfig": "model",
     "HFAdaptError": "errors",
     "Handle": "attaching",
+    "Head": "heads",
+    "IdleTaskGuard": "training",
     "Method": "method",
     "MethodConfig": "method",
     "MethodPreset": "method",
+    "MixingStrategy": "data",
+    "MultiLabel": "heads",
+    "MultiTaskModel": "model",
+    "MultiTaskOutput": "model",
+    "OwnHead": "heads",
     "Parallel": "composition",
     "Place": "method",
+    "Regression": "heads",
+    "RobustAdapterDrop": "training",
     "Rows": "routing",
     "Site": "slots",
+    "Span": "heads",
     "Stack": "composition",
+    "Task": "tasks",
+    "TaskMixture": "data",
+    "TokenClassification": "heads",
     "Weights": "delta",
     "activate": "activation",
     "active": "activation",
@@ -51,6 +69,9 @@ _NAMES = {
 }
 
 __all__ = ["__version__", *_NAMES]
+
+# so that AutoModel.from_pretrained knows the folders that MultiTaskModel.save_pretrained writes; imports nothing heavy
+auto.install()
 
 
 def __getattr__(name: str) -> Any:

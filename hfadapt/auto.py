@@ -20,6 +20,10 @@ _MODULE = "transformers.models.auto.modeling_auto"
 
 def register() -> None:
     """Register config and model with ``AutoConfig`` and the ``AutoModel`` classes that suit several tasks."""
+    module = sys.modules.get(f"{__package__}.model")
+    if module is not None and not hasattr(module, "MultiTaskModel"):
+        return  # it is being imported right now, and registers when it is done
+
     import transformers as tf
 
     from .model import HFAdaptConfig, MultiTaskModel

@@ -1,4 +1,4 @@
-"""MultiTaskModel: one pretrained base, one adapter and one head a task, as a ``PreTrainedModel`` for a plain Trainer."""
+"""MultiTaskModel: one pretrained base, one adapter and one head a task, as a ``PreTrainedModel``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from . import auto
 from . import multitask_checkpoint as checkpoint
 from .attaching import attach
 from .errors import RoutingError, TaskError, did_you_mean, problem
@@ -141,7 +142,9 @@ class MultiTaskModel(PreTrainedModel):
             if own:
                 checkpoint.train_own_head(base)
         else:
-            attach(base, method, names=[task.name for task in tasks], freeze_base=not train_base, train_head=own or None)
+            attach(
+                base, method, names=[task.name for task in tasks], freeze_base=not train_base, train_head=own or None
+            )
         config = HFAdaptConfig(
             base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
             tasks=[task.to_dict() for task in tasks],
@@ -458,3 +461,6 @@ def _looks_causal(config: PretrainedConfig) -> bool:
 
     kind = config.model_type
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+auto.register()

@@ -167,7 +167,9 @@ def save_multi_task(
         (temporary / checkpoint.CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         weights_file = temporary / checkpoint.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
-        packed = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+        packed = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+        }
         checkpoint.save_file(
             packed, str(weights_file), metadata={"format": "pt", "hfadapt": str(checkpoint.FORMAT_VERSION)}
         )
@@ -300,7 +302,9 @@ def _find_base(
     advice = "MultiTaskModel.from_pretrained(folder, base=model), with the model that was adapted"
     if not name:
         raise CheckpointError(
-            problem("the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice)
+            problem(
+                "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
+            )
         )
     try:
         return found.from_pretrained(name, **options)

@@ -29,7 +29,8 @@ class Task:
             (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then the training split; or a
             folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for ``datasets.load_dataset``, as
             ``"name"``, ``"name:config"`` or ``(name, config)``.
-        metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's own.
+        metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's
+            own.
         columns: Names of the columns that hold ``text``, ``text_pair`` and ``label``, where they differ.
         pair: ``joint`` feeds both texts as one sequence, ``separate`` encodes each alone and the head reads
             ``[u, v, |u - v|, u * v]``, which suits bi-encoders.

@@ -99,7 +99,9 @@ class SplitDataset(Dataset):
         by_length: Longest rows of each task first, which pads least; else the order of the data.
     """
 
-    def __init__(self, tables: _Tables, split: str, tasks: Sequence[int], sizes: Sequence[int], by_length: bool) -> None:
+    def __init__(
+        self, tables: _Tables, split: str, tasks: Sequence[int], sizes: Sequence[int], by_length: bool
+    ) -> None:
         self._tables = tables
         self.split = split
         self.by_length = by_length
@@ -137,11 +139,11 @@ class TaskMixture:
 
     Args:
         tasks: The tasks with their data, in the order of the task ids.
-        tokenizer: A tokenizer or its name; by default the Trainer's ``processing_class``, or the one that belongs to the
-            model's base.
+        tokenizer: A tokenizer or its name; by default the Trainer's ``processing_class``, or the one of the model's
+            base.
         strategy: How likely each task is: an object, or a registered name; by default ``Annealed()``.
-        batch: ``one_task``: every optimizer step holds rows of one task, on all processes and accumulated micro-batches;
-            ``mixed``: each row is drawn on its own.
+        batch: ``one_task``: every optimizer step holds rows of one task, over all processes and accumulated
+            micro-batches; ``mixed``: each row is drawn on its own.
         batch_size: Rows of a micro-batch on one process; only to plan without a Trainer, whose arguments must agree.
         seed: Of all draws; by default the Trainer's ``data_seed`` or ``seed``.
         epoch_steps: Optimizer steps of an epoch (300 for each task in Stickland & Murray 2019); by default as many as
@@ -267,9 +269,7 @@ class TaskMixture:
         chosen = list(names if tasks is None else tasks)
         for name in chosen:
             if name not in names:
-                raise DataError(
-                    problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
-                )
+                raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
         ids = [names.index(name) for name in chosen if len(self._splits[names.index(name)].get(split, ()))]
         if not ids:
             found = sorted({s for splits in self._splits for s in splits})

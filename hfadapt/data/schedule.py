@@ -49,8 +49,8 @@ class Schedule:
     Args:
         sizes: Training rows of each task.
         strategy: Says how likely each task is.
-        form: ``one_task``: all rows of an optimizer step, over all ranks and accumulated micro-batches, are of one task;
-            ``mixed``: each row is drawn on its own.
+        form: ``one_task``: all rows of an optimizer step, over all ranks and accumulated micro-batches, are of one
+            task; ``mixed``: each row is drawn on its own.
         layout: How rows fill a step.
         epoch_steps: Optimizer steps of an epoch; ``None`` for as many as all rows together fill.
         seed: Of all draws.
@@ -135,4 +135,3 @@ class Schedule:
             # steps come in random order, or every window would start with its shortest rows
             pieces += [blocks[stream.permutation(len(blocks))].ravel(), window[whole:]]
         return np.concatenate(pieces) if pieces else order
-

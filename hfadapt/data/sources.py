@@ -103,7 +103,9 @@ def _load_named(name: str, config: str | None, where: str) -> Mapping[str, Any]:
 
     try:
         loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the hub, the network and a data set's own code fail in many ways; all name the data set
+    except (
+        Exception
+    ) as error:  # the hub, the network and a data set's own code fail in many ways; all name the data set
         raise DataError(
             problem(
                 "datasets.load_dataset failed",
@@ -184,7 +186,9 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
                 )
             splits[split] = splits[wanted]
         elif split not in splits:
-            splits.update({split: splits[alias] for alias in _ALIASES[split] if alias in splits})
+            alias = next((name for name in _ALIASES[split] if name in splits), None)
+            if alias is not None:
+                splits[split] = splits[alias]
     if "train" not in splits:
         raise DataError(
             problem(

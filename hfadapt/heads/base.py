@@ -53,7 +53,8 @@ class Head(ABC):
 
     Args:
         pooling: How [B, T, D] becomes [B, D]: ``cls`` (first token), ``mean`` and ``last`` (over real tokens),
-            ``pooler`` (the base's own pooler) or ``auto``: ``last`` for causal bases and encoder-decoders, else ``mean``.
+            ``pooler`` (the base's own pooler) or ``auto``: ``last`` for causal bases and encoder-decoders, else
+            ``mean``.
         dropout: Probability before the last linear.
     """
 

@@ -81,9 +81,7 @@ class SequenceModule(nn.Module):
         if self.pair == "separate":
             second = features.pair_hidden
             # a task declared separate still takes single texts: the text is then its own partner
-            other = (
-                pooled if second is None else pool(second, features.pair_mask, features.pair_pooler, self.pooling)
-            )
+            other = pooled if second is None else pool(second, features.pair_mask, features.pair_pooler, self.pooling)
             pooled = pair_features(pooled, other)
         pooled = self.dropout(pooled.to(self.out_proj.weight.dtype))
         if self.dense is not None:

@@ -41,9 +41,7 @@ class EpochSync(TrainerCallback):
     def __init__(self, mixture: TaskMixture) -> None:
         self.mixture = mixture
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set the sequential sampler, plan the schedule and find the tokenizer.
 
         Raises:
@@ -110,8 +108,9 @@ def _require_order(args: TrainingArguments) -> None:
                 where="TrainingArguments.train_sampling_strategy",
                 got="transformers before 5.2" if missing else repr(strategy),
                 allowed="'sequential' (or the default 'random', which is replaced)",
-                try_="pip install 'transformers>=5.2'" if missing else "leave it out; TaskMixture(bucket_steps=...) "
-                "groups rows by length",
+                try_="pip install 'transformers>=5.2'"
+                if missing
+                else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
             )
         )
     if args.auto_find_batch_size:
@@ -196,7 +195,11 @@ class RobustAdapterDrop(TrainerCallback):
     """
 
     def __init__(
-        self, max: int | Mapping[str, int] | None = None, *, stacks: Iterable[str] | None = None, seed: int | None = None
+        self,
+        max: int | Mapping[str, int] | None = None,
+        *,
+        stacks: Iterable[str] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.max = max
         self.stacks = None if stacks is None else tuple(stacks)
@@ -204,9 +207,7 @@ class RobustAdapterDrop(TrainerCallback):
         self._limits: dict[str, int] = {}
         self._requested: dict[str, int] = {}
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Work out the limits, and allow for layers without gradients where ranks train together.
 
         Raises:
@@ -282,9 +283,7 @@ class RobustAdapterDrop(TrainerCallback):
         seed = self.seed if self.seed is not None else args.seed
         set_adapter_drop(kwargs["model"], {**self._requested, **self.draw(seed, state.global_step)})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Go back to the requested depth: the Trainer evaluates and saves before it says that it does."""
         set_adapter_drop(kwargs["model"], self._requested or None)
 

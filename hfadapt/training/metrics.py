@@ -148,7 +148,9 @@ def entity_f1(scored: Scored) -> float:
     """Micro F1 over whole entities of BIO tags, as seqeval computes it; needs the task's ``label_names``."""
     names = scored.label_names
     if names is None:
-        raise TaskError(problem("entity_f1 needs the names of the tags", try_="Task(..., label_names=('O', 'B-PER', ...))"))
+        raise TaskError(
+            problem("entity_f1 needs the names of the tags", try_="Task(..., label_names=('O', 'B-PER', ...))")
+        )
     both = predicted = true = 0
     for p, r in zip(scored.predictions, scored.references, strict=True):
         found, gold = entities([names[i] for i in p]), entities([names[i] for i in r])
