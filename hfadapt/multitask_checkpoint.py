@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
+from .activation import compose
 from .attaching import attach
+from .composition import parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
 from .state import find_attachment, parameters_of
@@ -265,8 +267,6 @@ def _rebuild(
     own = any(task.head.kind == "own" for task in tasks)
     for name, method in configs.items():
         attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
-    from .attaching import compose
-    from .composition import parse
     from .model import HFAdaptConfig
 
     for name, tree in data.get("compositions", {}).items():

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import routing
-from ..attaching import set_adapter_drop
+from ..activation import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, DataError, problem
 from ..state import find_attachment, parameters_of
