@@ -57,6 +57,7 @@ _NAMES = {
     "freeze": "freezing",
     "hookimpl": "hookspecs",
     "load": "checkpoint",
+    "merge": "merging",
     "pack": "inference.packing",
     "parameters_of": "state",
     "save": "checkpoint",

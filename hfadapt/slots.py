@@ -56,6 +56,8 @@ class Site:
         source_width: Size of the last axis of what is read.
         shared_layer: Path of the layer module when one module is called for several depths, else "".
         causal: The stack's self-attention is causal.
+        part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
+            blocks (the queries of a fused projection); None for all.
     """
 
     slot: str
@@ -69,6 +71,7 @@ class Site:
     source_width: int = 0
     shared_layer: str = ""
     causal: bool = False
+    part: tuple[int, int, int] | None = None
 
     @property
     def read_width(self) -> int:
@@ -167,7 +170,7 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows) -> Tenso
     size = rows.routing.batch_size
     shaped, read = _shape_like_batch(value, size), _shape_like_batch(source, size)
     if shaped.shape[0] != size:
-        rows = Rows(rows.names, rows.batch, rows.routing.for_batch(shaped.shape[0]), rows.leaf)
+        rows = _repeated(rows, shaped.shape[0])
     dtype = next((p.dtype for p in delta.adapters[rows.names[0]].parameters()), value.dtype)
     if dtype != shaped.dtype and not torch.is_autocast_enabled(value.device.type):
         return delta(shaped.to(dtype), read.to(dtype), rows).to(value.dtype).view(value.shape)
@@ -176,6 +179,18 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows) -> Tenso
         .to(value.dtype)
         .view(value.shape)
     )
+
+
+def _repeated(rows: Rows, batch_size: int) -> Rows:
+    """The rows of a leaf that is called with another batch size than the model (a table shared by all rows, beams)."""
+    from hfadapt_kernels import TaskBatch
+
+    routing = rows.routing.for_batch(batch_size)
+    if rows.batch.uniform:
+        batch = TaskBatch.single(batch_size, rows.batch.ids.device)
+    else:
+        batch = rows.batch.expand(batch_size // rows.routing.batch_size)
+    return Rows(rows.names, batch, routing, rows.leaf)
 
 
 def _run_delta(

@@ -1,4 +1,4 @@
-"""The adaptation methods that hfadapt ships."""
+"""The adaptation methods that hfadapt ships: one line each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from typing import Any
 
 from hfadapt import hookimpl
 
+from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .pal import PALMethod
+
+__all__ = ["register_methods"]
 
 
 @hookimpl
 def register_methods(registry: Any) -> None:
-    """Register every built-in method and preset."""
+    """Add every method and preset."""
+    registry.add("lora", LoRAMethod())
     registry.add("low_rank", LowRankMethod())
     registry.add("pal", PALMethod())

@@ -1,0 +1,65 @@
+"""The gate of UniPELT: how much of a method's change each row (or token) takes.
+
+``g = sigmoid(w . x + b)`` with x what the method reads (Mao et al. 2022, arXiv:2110.07577, section 3.2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hfadapt.method import MethodConfig
+
+if TYPE_CHECKING:
+    from hfadapt import Delta, Rows, Weights
+
+__all__ = ["GATES", "add_gate", "check_gate", "gate_of_rows", "gate_variant"]
+
+# "token": each token its own; "mean": averaged over a row's real tokens; "mean_padded": averaged over padding too, as
+# the published code and AdapterHub do, which makes a row's output depend on how far its batch was padded.
+GATES = ("none", "token", "mean", "mean_padded")
+
+
+def check_gate(config: MethodConfig, name: str = "gate") -> None:
+    """Raise ``ConfigError`` unless the field ``name`` is one of `GATES`."""
+    config.require_one_of(name, GATES)
+
+
+def add_gate(delta: Delta, weights: Weights, width: int) -> None:
+    """Give an adapter the parameters of a gate that reads vectors of ``width``."""
+    weights.gate_weight = delta.parameter((1, width), lambda t: nn.init.normal_(t, std=0.02))
+    weights.gate_bias = delta.parameter((1,))
+
+
+def gate_of_rows(delta: Delta, x: Tensor, rows: Rows) -> Tensor:
+    """The gate of each row's own adapter, ``[B, T or 1, 1]``; 1 for rows without one.
+
+    Args:
+        delta: Its adapters have ``gate_weight`` and ``gate_bias`` and a config with ``gate``.
+        x: What the method reads, ``[B, T, D]`` or ``[B, D]``.
+        rows: Which adapter each row uses.
+    """
+    flat = x.dim() == 2
+    x = x.unsqueeze(1) if flat else x
+    kind = str(delta.config(rows.names[0]).gate)
+    weight = rows.gather(delta.weights("gate_weight", rows.names), 0.0)
+    bias = rows.gather(delta.weights("gate_bias", rows.names), 0.0)
+    logits = (x * weight).sum(-1, keepdim=True) + bias.unsqueeze(-1)
+    gates = torch.sigmoid(logits)
+    if kind != "token":
+        mask = rows.routing.mask
+        if kind == "mean" and mask is not None and mask.shape == x.shape[:2]:
+            real = mask.to(gates.dtype).unsqueeze(-1)
+            gates = (gates * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        else:
+            gates = gates.mean(1, keepdim=True)
+    if not rows.batch.uniform:
+        gates = torch.where((rows.batch.ids >= 0).view(-1, 1, 1), gates, torch.ones_like(gates))
+    return gates.squeeze(1) if flat else gates
+
+
+def gate_variant(config: Any) -> str:
+    """What a place's key must say, so that adapters with and without a gate do not share a delta."""
+    return "" if config.gate == "none" else f"gate_{config.gate}"

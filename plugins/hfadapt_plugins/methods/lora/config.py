@@ -1,0 +1,65 @@
+"""The config of LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hfadapt import MethodConfig
+
+from ..gating import check_gate
+
+__all__ = ["INITS", "LoRA"]
+
+# "lora": A Kaiming-uniform, B zero, so training starts at the base; "normal": both N(0, 0.02), for tests and ablations.
+INITS = ("lora", "normal")
+
+
+@dataclass(frozen=True)
+class LoRA(MethodConfig):
+    """``y = W x + s B A x`` with ``s = lora_alpha / r`` (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    Args:
+        r: Rank.
+        lora_alpha: Scale of the update, divided by the rank (or its root).
+        target_modules: Which linears: roles (``query``, ``key``, ``value``, ``output``, ``ffn_in``, ``ffn_out``; with
+            ``self_`` or ``cross_`` in front for one of two attentions), names of modules as in their path's end
+            (``q_proj``, ``attention.self.query``), or ``"all-linear"``. A role that a fused linear serves (GPT-2's
+            ``c_attn``) gets its own slice of that linear's output.
+        dropout: Dropout on what the update reads.
+        use_rslora: Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
+        gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate on the update.
+        init: ``"lora"`` or ``"normal"``.
+    """
+
+    method: ClassVar[str] = "lora"
+
+    r: int = 8
+    lora_alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("query", "value")
+    dropout: float = 0.0
+    use_rslora: bool = False
+    gate: str = "none"
+    init: str = "lora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", (self.target_modules,))
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        self.require_positive("r")
+        self.require_fraction("dropout")
+        self.require_one_of("use_rslora", (True, False))
+        self.require_one_of("init", INITS)
+        check_gate(self)
+        alpha = self.lora_alpha
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
+            self.fail("lora_alpha", alpha, "a number above 0")
+        names = self.target_modules
+        if not names or not all(isinstance(n, str) and n for n in names):
+            self.fail("target_modules", names, "roles or module names, at least one")
+
+    @property
+    def scale(self) -> float:
+        """The factor s of the update."""
+        return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)

@@ -1,0 +1,86 @@
+"""The low-rank update of one linear."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hfadapt import Delta, Rows, Weights
+from hfadapt.architecture import linear_sizes
+from hfadapt.errors import AttachError, problem
+from hfadapt_kernels import grouped_lora
+
+from ..gating import add_gate, gate_of_rows
+
+if TYPE_CHECKING:
+    from .config import LoRA
+
+__all__ = ["LoRADelta"]
+
+
+class LoRADelta(Delta):
+    """``y + s (x A^T) B^T`` on a linear's output, or on the slice of it that ``site.part`` names.
+
+    Weights of an adapter: ``lora_a`` ``[R, Din]``, ``lora_b`` ``[O, R]`` with O the size of the slice.
+    """
+
+    @property
+    def out_features(self) -> int:
+        """Outputs that change."""
+        blocks, start, stop = self.site.part or (1, 0, self.site.width)
+        return blocks * (stop - start)
+
+    def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
+        """Kaiming-uniform A and zero B: the update starts at nothing."""
+        if config.init == "lora":
+            weights.lora_a = self.parameter(
+                (config.r, self.site.read_width), lambda t: nn.init.kaiming_uniform_(t, a=math.sqrt(5))
+            )
+            weights.lora_b = self.parameter((self.out_features, config.r))
+        else:
+            weights.lora_a = self.parameter((config.r, self.site.read_width), lambda t: nn.init.normal_(t, std=0.02))
+            weights.lora_b = self.parameter((self.out_features, config.r), lambda t: nn.init.normal_(t, std=0.02))
+        if config.gate != "none":
+            add_gate(self, weights, self.site.read_width)
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        """Return the changed output ``[B, T, O]`` of a linear that read ``source`` ``[B, T, Din]``."""
+        a, b = self.weights("lora_a", rows.names), self.weights("lora_b", rows.names)
+        scales = [self.config(name).scale for name in rows.names]
+        options = {"dropout": self.config(rows.names[0]).dropout, "training": self.training}
+        gated = self.config(rows.names[0]).gate != "none"
+        if self.site.part is None:
+            if not gated:
+                return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)
+            return value + gate_of_rows(self, source, rows) * grouped_lora(
+                source, a, b, scales, rows.batch, **options
+            )
+        update = grouped_lora(source, a, b, scales, rows.batch, **options)
+        if gated:
+            update = gate_of_rows(self, source, rows) * update
+        blocks, start, stop = self.site.part
+        whole = value.unflatten(-1, (blocks, -1))
+        changed = whole[..., start:stop] + update.unflatten(-1, (blocks, -1))
+        return whole.slice_scatter(changed, -1, start, stop).flatten(-2)
+
+    def merge(self, name: str, leaf: nn.Module) -> None:
+        """Add ``s B A`` to the weight of ``leaf``."""
+        config: LoRA = self.config(name)
+        weight = getattr(leaf, "weight", None)
+        if config.gate != "none" or weight is None or not weight.is_floating_point():
+            why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
+            raise AttachError(problem(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name))
+        inside = self.adapters[name]
+        # In float64, so that a bfloat16 base is rounded once.
+        update = (inside.lora_b.double() @ inside.lora_a.double()) * config.scale
+        inputs, outputs = linear_sizes(leaf)
+        full = torch.zeros(outputs, inputs, dtype=torch.float64, device=update.device)
+        blocks, start, stop = self.site.part or (1, 0, outputs)
+        full.unflatten(0, (blocks, -1))[:, start:stop] = update.unflatten(0, (blocks, -1))
+        # transformers' Conv1D keeps its weight as [in, out].
+        transposed = not hasattr(leaf, "in_features")
+        with torch.no_grad():
+            weight.copy_((weight.double() + (full.T if transposed else full)).to(weight.dtype))

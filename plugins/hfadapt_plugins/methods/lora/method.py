@@ -1,0 +1,38 @@
+"""Where LoRA's updates go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hfadapt import Capabilities, Method, Place
+
+from ..gating import gate_variant
+from .config import LoRA
+from .delta import LoRADelta
+from .targets import find_targets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt import ArchitectureMap
+
+__all__ = ["LoRAMethod"]
+
+
+class LoRAMethod(Method):
+    """Low-rank updates of linears."""
+
+    name = "lora"
+    config_class = LoRA
+    capabilities = Capabilities(mergeable=True, ops=("grouped_lora",))
+    family = "unified view"
+    paper = "Hu et al. 2021, arXiv:2106.09685"
+    summary = "low-rank update of any linear, also of the slices of a fused one"
+
+    def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        """One update at every linear that ``config.target_modules`` names."""
+        for target in find_targets(config, arch, model):
+            # Rows with different dropout cannot share one call of the op.
+            parts = (target.part, gate_variant(config), f"p{config.dropout:g}" if config.dropout else "")
+            yield Place(target.site, LoRADelta, "_".join(p for p in parts if p).replace(".", "_"))

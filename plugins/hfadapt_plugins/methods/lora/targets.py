@@ -1,0 +1,176 @@
+"""Which linears of a model ``target_modules`` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hfadapt import Site, select_layers, sites
+from hfadapt.architecture import is_linear, linear_sizes
+from hfadapt.errors import AttachError, did_you_mean, problem
+
+if TYPE_CHECKING:
+    from hfadapt import ArchitectureMap
+    from hfadapt.architecture import AttentionMap, LayerMap
+
+    from .config import LoRA
+
+__all__ = ["Target", "find_targets"]
+
+ALL = "all-linear"
+# These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own there.
+POSITION_TABLES = ("pos_key_proj", "pos_query_proj", "pos_proj", "pos_q_proj")
+ATTENTION_ROLES = ("query", "key", "value", "output")
+# A linear outside the stacks of layers belongs to no depth, so that AdapterDrop never reaches it.
+OUTSIDE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear (or the slice of a fused one) that gets an update.
+
+    Args:
+        site: The linear's output.
+        part: What the slice of a fused linear makes (``query``), or "" for all of it.
+    """
+
+    site: Site
+    part: str = ""
+
+
+def find_targets(config: LoRA, arch: ArchitectureMap, model: nn.Module) -> list[Target]:
+    """Return the linears that ``config.target_modules`` names, in the order of the model.
+
+    Raises:
+        AttachError: a name matches nothing, a role is served by a linear that cannot be sliced, or both a fused linear
+            and a slice of it were named.
+    """
+    layers = select_layers(config, arch)
+    inside = {layer.path for layer in arch.layers()}
+    found: dict[tuple[str, int, str], Target] = {}
+    for name in config.target_modules:
+        matches = [t for layer in layers for t in _in_layer(name, layer, model)]
+        if name != ALL and config.layers == "all" and config.stack == "all":
+            matches += _outside(name, inside, model)
+        if not matches:
+            raise _no_match(name, arch, model)
+        found.update({(t.site.leaf, t.site.layer, t.part): t for t in matches})
+    whole = {(leaf, depth) for leaf, depth, part in found if not part}
+    twice = [t for (leaf, depth, part), t in found.items() if part and (leaf, depth) in whole]
+    if twice:
+        raise AttachError(
+            problem(
+                "a fused linear and a slice of it are both named",
+                where=f"lora on {arch.model_type}",
+                got=f"{twice[0].site.leaf} and {twice[0].part!r}",
+                try_="name the roles, or the module, but not both",
+            )
+        )
+    return list(found.values())
+
+
+def _in_layer(name: str, layer: LayerMap, model: nn.Module) -> Iterator[Target]:
+    roles = dict(_roles(layer))
+    if name in ROLES:
+        for leaf, part in (pair for role, pair in roles.items() if role in ROLES[name]):
+            yield _target(layer, leaf, part, model)
+        return
+    module = model.get_submodule(layer.path)
+    for path, child in module.named_modules():
+        full = f"{layer.path}.{path}" if path else layer.path
+        if not is_linear(child) or ".hfadapt." in full:
+            continue
+        if _ends_with(full, name) or (name == ALL and path.rpartition(".")[2] not in POSITION_TABLES):
+            yield Target(sites.linear(layer, full, model))
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith("." + name)
+
+
+def _role_names() -> dict[str, tuple[str, ...]]:
+    """What a user may write, and the roles of a layer it stands for."""
+    names: dict[str, tuple[str, ...]] = {}
+    for role in ATTENTION_ROLES:
+        names[role] = (f"self_{role}", f"cross_{role}")
+        names[f"self_{role}"] = (f"self_{role}",)
+        names[f"cross_{role}"] = (f"cross_{role}",)
+    return {**names, "ffn_in": ("ffn_in",), "ffn_out": ("ffn_out",)}
+
+
+ROLES = _role_names()
+
+
+def _roles(layer: LayerMap) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield each role of a layer with its linear, and the part of it when it is fused."""
+    for prefix, attention in (("self", layer.attention), ("cross", layer.cross_attention)):
+        if attention is None:
+            continue
+        for role in ATTENTION_ROLES:
+            leaf = getattr(attention, role)
+            if leaf is not None:
+                yield f"{prefix}_{role}", (leaf, "")
+            elif attention.fused is not None:
+                yield f"{prefix}_{role}", (attention.fused, role)
+    yield from (("ffn_in", (leaf, "")) for leaf in layer.ffn_in[:1])
+    yield from ((f"ffn_in_{i}", (leaf, "")) for i, leaf in enumerate(layer.ffn_in) if i)
+    yield "ffn_out", (layer.ffn_out, "")
+
+
+def _target(layer: LayerMap, leaf: str, part: str, model: nn.Module) -> Target:
+    site = sites.linear(layer, leaf, model)
+    if not part:
+        return Target(site)
+    attention = next(a for a in (layer.attention, layer.cross_attention) if a is not None and a.fused == leaf)
+    return Target(replace(site, part=_part(layer, attention, part, site.width)), part)
+
+
+def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tuple[int, int, int]:
+    """The outputs of a fused linear that make one role: ``(blocks, start, stop)`` inside each of equal blocks."""
+    stack = layer.stack
+    queries, keys = stack.num_heads * stack.head_dim, stack.num_kv_heads * stack.head_dim
+    blocks = {"blocks": 1, "heads": stack.num_heads, "groups": stack.num_kv_heads}.get(attention.fused_layout, 0)
+    if not blocks or queries + 2 * keys != width:
+        raise AttachError(
+            problem(
+                f"the {role} part of a fused linear cannot be told apart",
+                where=f"lora at {attention.fused}",
+                got=f"layout {attention.fused_layout!r}, {width} outputs",
+                try_=f"target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
+            )
+        )
+    q, k = queries // blocks, keys // blocks
+    bounds = {"query": (0, q), "key": (q, q + k), "value": (q + k, q + 2 * k)}
+    return (blocks, *bounds[role])
+
+
+def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
+    """Linears outside the stacks of layers (pooler, projections, language-model head) with that name."""
+    starts = tuple(f"{path}." for path in layers)
+    found = []
+    for path, module in model.named_modules():
+        if path and is_linear(module) and ".hfadapt." not in path and not path.startswith(starts):
+            if _ends_with(path, name):
+                inputs, outputs = linear_sizes(module)
+                site = Site(
+                    "linear", "", OUTSIDE, path, "output", outputs, reads_leaf_input=True, source_width=inputs
+                )
+                found.append(Target(site))
+    return found
+
+
+def _no_match(name: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
+    modules = list(dict.fromkeys(path.rpartition(".")[2] for path in arch.linears(model)))
+    have = {role for layer in arch.layers() for role, _ in _roles(layer)}
+    roles = [role for role, parts in ROLES.items() if have.intersection(parts)]
+    return AttachError(
+        problem(
+            f"target_modules matched nothing for {name!r}",
+            where=f"lora on {arch.model_type}",
+            allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
+            try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
+        )
+    )
