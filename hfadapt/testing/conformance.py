@@ -34,8 +34,8 @@ from hfadapt.testing.tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
 
 __all__ = ["CHECKS", "COMPILED_TYPES", "Case", "cases", "check_compile"]
 
-# Their norms compute in float32 whatever the model's dtype, which drowns small difference quotients.
-_FLOAT32_NORMS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "t5")
+# Their norms or rotary embeddings compute in float32 whatever the model's dtype, and small differences drown in it.
+_FLOAT32_NORMS = ("modernbert", "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "t5")
 COMPILED_TYPES = ("bert", "modernbert", "llama", "t5")
 _TOLERANCE = 1e-9
 
@@ -233,6 +233,8 @@ def check_gradients_in_float64(case: Case) -> None:
     parameters = [p for name in ("one", "two") for p in hfadapt.parameters_of(model, name).values()]
     generator = torch.Generator().manual_seed(5)
     step, tolerance = (1e-4, 3e-3) if case.model_type in _FLOAT32_NORMS else (1e-6, 1e-4)
+    if case.model_type == "t5":  # attention without 1/sqrt(d) bends more within a step
+        step = 1e-5
     directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
     slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True) if p.grad is not None)
     values = []

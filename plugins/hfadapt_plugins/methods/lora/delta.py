@@ -55,9 +55,7 @@ class LoRADelta(Delta):
         if self.site.part is None:
             if not gated:
                 return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)
-            return value + gate_of_rows(self, source, rows) * grouped_lora(
-                source, a, b, scales, rows.batch, **options
-            )
+            return value + gate_of_rows(self, source, rows) * grouped_lora(source, a, b, scales, rows.batch, **options)
         update = grouped_lora(source, a, b, scales, rows.batch, **options)
         if gated:
             update = gate_of_rows(self, source, rows) * update

@@ -30,6 +30,10 @@ class LoRAMethod(Method):
     paper = "Hu et al. 2021, arXiv:2106.09685"
     summary = "low-rank update of any linear, also of the slices of a fused one"
 
+    def starts_as_base(self, config: LoRA) -> bool:
+        """B is zero in the published initialisation."""
+        return config.init == "lora"
+
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One update at every linear that ``config.target_modules`` names."""
         for target in find_targets(config, arch, model):

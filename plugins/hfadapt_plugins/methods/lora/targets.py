@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Target", "find_targets"]
 
 ALL = "all-linear"
-# These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own there.
+# These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own.
 POSITION_TABLES = ("pos_key_proj", "pos_query_proj", "pos_proj", "pos_q_proj")
 ATTENTION_ROLES = ("query", "key", "value", "output")
 # A linear outside the stacks of layers belongs to no depth, so that AdapterDrop never reaches it.
@@ -152,13 +152,11 @@ def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
     starts = tuple(f"{path}." for path in layers)
     found = []
     for path, module in model.named_modules():
-        if path and is_linear(module) and ".hfadapt." not in path and not path.startswith(starts):
-            if _ends_with(path, name):
-                inputs, outputs = linear_sizes(module)
-                site = Site(
-                    "linear", "", OUTSIDE, path, "output", outputs, reads_leaf_input=True, source_width=inputs
-                )
-                found.append(Target(site))
+        if not _ends_with(path, name) or ".hfadapt." in path or path.startswith(starts) or not is_linear(module):
+            continue
+        inputs, outputs = linear_sizes(module)
+        site = Site("linear", "", OUTSIDE, path, "output", outputs, reads_leaf_input=True, source_width=inputs)
+        found.append(Target(site))
     return found
 
 
