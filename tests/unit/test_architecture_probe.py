@@ -191,10 +191,24 @@ def test_a_model_that_cannot_be_run_says_why_and_what_to_do():
     assert "inputs of your own" in str(caught.value)
 
 
-def test_a_model_without_weights_is_refused():
+@pytest.mark.parametrize("name", ["camembert", "phi3", "olmo2", "bloom", "marian", "siglip", "gemma3_text"])
+def test_a_model_without_weights_is_mapped_like_one_with_weights(name):
+    settings = MAPPED[name][0]
     with torch.device("meta"):
-        model = build("camembert", COMMON)
-    with pytest.raises(ArchitectureError, match="load its weights first"):
+        model = build(name, settings)
+    assert resolve(model) == resolve(build(name, settings))
+
+
+def test_a_deep_model_without_weights_gets_all_its_layers():
+    with torch.device("meta"):
+        model = build("olmo2", {**LLAMA, "num_hidden_layers": 40, "vocab_size": 100_000})
+    assert resolve(model).stacks[0].num_layers == 40
+
+
+def test_uneven_layers_are_found_without_weights():
+    with torch.device("meta"):
+        model = build("lfm2", {**LLAMA, "num_hidden_layers": 3, "layer_types": ["full_attention"] * 2 + ["conv"]})
+    with pytest.raises(ArchitectureError, match=r"layers\.2|layers\.0"):
         resolve(model)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.architecture.layer import AttentionMap, join
-from hfadapt.architecture.linears import is_linear, linear_sizes
+from hfadapt.architecture.linears import linear_sizes
 from hfadapt.architecture.maps import ArchitectureMap, StackMap
 from hfadapt.architecture.probe.attention import find_parts, uses_interface, with_layout
 from hfadapt.architecture.probe.inputs import example_inputs
 from hfadapt.architecture.probe.norms import find_residual
 from hfadapt.architecture.probe.replay import Replay
 from hfadapt.architecture.probe.sizes import attention_sizes, stack_kind
+from hfadapt.architecture.probe.skeleton import probe_skeleton
 from hfadapt.architecture.probe.stacks import layer_lists, outermost_list
 from hfadapt.architecture.probe.surroundings import Forward, after_stack, watch_forward, word_embedding
+from hfadapt.architecture.probe.uniform import differences, linears_of
 from hfadapt.errors import ArchitectureError, problem
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
     """Map a model by its data flow.
 
     Args:
-        model: Any model of transformers, with its weights. It is left as it was.
+        model: Any model of transformers; it is left as it was. For one without weights (meta device) a shallow twin
+            with the same widths is built and probed.
         inputs: Keyword arguments for one forward of `model`; made from the config when None.
 
     Raises:
@@ -40,8 +41,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
             what is missing.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        text = "a model of an unknown family is mapped by running it, and this one has no weights (meta device)"
-        raise ArchitectureError(problem(text, where=type(model).__name__, try_="load its weights first"))
+        return probe_skeleton(model, probe)
     root, prefix = (model, "") if inputs is not None else _runnable(model)
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
@@ -127,7 +127,8 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
             missing.append("the number of heads: no size of the attention module divides its linears' widths")
         elif attention.fused is not None:
             attention = with_layout(replay, attention, *sizes)
-    missing += _unequal(root, seen, paths, parts.attention, parts.cross, parts.ffn_in, parts.ffn_out, residual.norms)
+    linears = linears_of((attention, parts.cross), (*parts.ffn_in, parts.ffn_out))
+    missing += differences(layer, root, paths, linears, residual.norms.values(), seen.fired)
     if missing or attention is None or sizes is None or parts.ffn_out is None or residual.style is None:
         raise ArchitectureError(_refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing))
     heads, kv_heads, head_dim = sizes
@@ -162,35 +163,6 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
         projection_out=projection,
         embedding=word_embedding(seen, first, max(others, default=0)),
     )
-
-
-def _unequal(
-    root: nn.Module,
-    seen: Forward,
-    paths: Sequence[str],
-    attention: AttentionMap | None,
-    cross: AttentionMap | None,
-    ffn_in: Sequence[str],
-    ffn_out: str | None,
-    norms: dict[str, str],
-) -> list[str]:
-    """What the last layer has and another lacks, or has in another size, or does not run."""
-    linears = [getattr(one, name) for one in (attention, cross) if one for name in ("query", "key", "value", "fused")]
-    linears += [one.output for one in (attention, cross) if one] + [*ffn_in, ffn_out]
-    last = root.get_submodule(paths[-1])
-    missing = []
-    for path in dict.fromkeys(paths):
-        layer = root.get_submodule(path)
-        present = dict(layer.named_modules())
-        for name in [*filter(None, linears), *norms.values()]:
-            module = present.get(name)
-            if module is None or join(path, name) not in seen.fired:
-                missing.append(f"{join(path, name)}, which the last layer has")
-            elif is_linear(module) and linear_sizes(module) != linear_sizes(last.get_submodule(name)):
-                missing.append(f"{join(path, name)} of the last layer's size")
-        if sum(map(is_linear, present.values())) != sum(map(is_linear, last.modules())):
-            missing.append(f"the same number of linears in {path} as in the last layer")
-    return missing
 
 
 def _refusal(where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any) -> str:

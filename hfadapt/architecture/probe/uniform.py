@@ -1,0 +1,51 @@
+"""Whether all layers of a stack are made like the one that was mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from hfadapt.architecture.layer import AttentionMap, join
+from hfadapt.architecture.linears import is_linear, linear_sizes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def linears_of(attentions: Iterable[AttentionMap | None], ffn: Iterable[str | None]) -> list[str]:
+    """Paths of the mapped linears, relative to the layer."""
+    names = ("query", "key", "value", "fused", "output")
+    paths = [getattr(one, name) for one in attentions if one is not None for name in names]
+    return [path for path in (*paths, *ffn) if path is not None]
+
+
+def differences(
+    mapped: nn.Module,
+    root: nn.Module,
+    layers: Sequence[str],
+    linears: Sequence[str],
+    norms: Collection[str],
+    fired: Collection[str] | None = None,
+) -> list[str]:
+    """What the mapped layer has and another one lacks, has in another size, or does not run.
+
+    Args:
+        mapped: The layer that was mapped.
+        root: The model.
+        layers: Paths of the layer modules.
+        linears, norms: Paths relative to a layer.
+        fired: Paths of the modules that ran; not looked at when None.
+    """
+    count = sum(map(is_linear, mapped.modules()))
+    found = []
+    for path in dict.fromkeys(layers):
+        present = dict(root.get_submodule(path).named_modules())
+        for name in (*linears, *norms):
+            module = present.get(name)
+            if module is None or (fired is not None and join(path, name) not in fired):
+                found.append(f"{join(path, name)}, which the mapped layer has")
+            elif name in linears and linear_sizes(module) != linear_sizes(mapped.get_submodule(name)):
+                found.append(f"{join(path, name)} of the mapped layer's size")
+        if sum(map(is_linear, present.values())) != count:
+            found.append(f"as many linears in {path} as in the mapped layer")
+    return found
