@@ -1,0 +1,36 @@
+"""Pieces that several rivals share: oneDNN products, and compiled eager code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["compiled", "gradients", "onednn_linear"]
+
+
+def onednn_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """``x W^T + bias`` with W reordered once by oneDNN, inference only: what the best library product costs."""
+    with torch.no_grad():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 2048)
+
+    def apply(x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    return apply
+
+
+def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` of eager code, static shapes."""
+    return torch.compile(fn, dynamic=False)
+
+
+def gradients(fn: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
+    """One forward and backward with fresh gradients, as a training step runs them."""
+
+    def step() -> Any:
+        return torch.autograd.grad(fn(), inputs, grad)
+
+    return step
