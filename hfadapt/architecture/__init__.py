@@ -5,6 +5,7 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 """
 
 from hfadapt.architecture.build import stack_map
+from hfadapt.architecture.explain import explain
 from hfadapt.architecture.layer import AttentionMap, LayerMap, join
 from hfadapt.architecture.linears import is_linear, linear_sizes
 from hfadapt.architecture.maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, StackMap
@@ -18,6 +19,7 @@ __all__ = [
     "AttentionMap",
     "LayerMap",
     "StackMap",
+    "explain",
     "is_linear",
     "join",
     "linear_sizes",
