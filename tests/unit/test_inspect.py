@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import AutoConfig
+
 from hfadapt import Method, MethodConfig, plugins
 from hfadapt.architecture import explain
-from hfadapt.registry import Registry
 from hfadapt.inspect import describe, skeleton
+from hfadapt.registry import Registry
 from hfadapt.testing.tiny import TINY_TYPES, tiny_config, tiny_model
-from transformers import AutoConfig
 
 
 @pytest.mark.parametrize("name", TINY_TYPES)
