@@ -15,6 +15,7 @@ from .composition import Composition, adapter_names
 from .delta import check_adapter_name
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all_but_head
+from .fused_norm import fuse_norm, unfuse_norm
 from .hooks import (
     CallCounter,
     CheckpointWithRouting,
@@ -219,6 +220,8 @@ def _add(
         delta.add(name, config, shared, device, dtype)
         delta.train(leaf.training)
         _connect(model, state, place)
+        if place.site.side == "input":
+            fuse_norm(leaf, delta)
 
 
 def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
@@ -269,6 +272,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
         if slot.drop_empty():
             leaf = model.get_submodule(path)
             remove_hooks_of_slot(leaf)
+            unfuse_norm(leaf)
             del leaf.hfadapt
     if not state.adapters:
         _end(model, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class Delta(nn.Module):
     Args:
         site: Where the delta sits, with the sizes of what it reads and changes.
     """
+
+    # Its op can finish with the norm that follows: ``forward`` then takes norm, norm_weight, norm_bias and eps as well.
+    fuses_norm: ClassVar[bool] = False
 
     def __init__(self, site: Site) -> None:
         super().__init__()

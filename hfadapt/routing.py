@@ -173,6 +173,7 @@ class Routing:
     options: dict[str, Any] = field(default_factory=dict)
     taps: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    deferred: dict[str, Any] = field(default_factory=dict)
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)
 

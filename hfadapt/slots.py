@@ -7,13 +7,14 @@ layer of one model: a leaf module, which side of it is changed, and which other 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .composition import Average
 from .delta import Delta
+from .errors import AttachError, problem
 from .routing import Routing, Rows, current
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Slot(nn.Module):
         super().__init__()
         self.deltas = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
+        # The leaf is a norm that finishes the op of the last delta at its input (see fused_norm.py).
+        self.fuses_norm = False
         self._sides: dict[str, tuple[Delta, ...]] = {}
 
     def delta(self, place: Place, method: str) -> Delta:
@@ -133,10 +136,12 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     if routing is None:
         return value
     slot = leaf.hfadapt
+    deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
+    last = (len(routing.steps) - 1, deltas[-1]) if deltas and slot.fuses_norm and side == "input" else None
     for index, step in enumerate(routing.steps):
-        for delta in slot.side(side):
-            if not applies(delta, routing):
-                continue
+        for delta in deltas:
+            if last == (index, delta) and step.kind == "select" and _defer(delta, index, value, leaf, routing):
+                return value
             if step.kind == "select":
                 value = _run_delta(delta, index, value, leaf_input, leaf, routing)
             elif step.kind == "average":
@@ -161,24 +166,44 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
     """Return the tensor that ``delta`` reads."""
     site = delta.site
     if site.source is not None:
+        if site.source.key not in routing.taps:
+            raise AttachError(
+                problem(
+                    "the tensor that a delta reads was not seen in this forward pass",
+                    where=f"{site.leaf} ({site.slot})",
+                    got=f"no call of {site.source.leaf}",
+                    try_="another method or other layers; fused kernels that bypass that module must be switched off",
+                )
+            )
         return routing.taps[site.source.key]
     return leaf_input if site.reads_leaf_input and leaf_input is not None else value
 
 
-def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
     shaped, read = _shape_like_batch(value, size), _shape_like_batch(source, size)
     if shaped.shape[0] != size:
         rows = _repeated(rows, shaped.shape[0])
-    dtype = next((p.dtype for p in delta.adapters[rows.names[0]].parameters()), value.dtype)
-    if dtype != shaped.dtype and not torch.is_autocast_enabled(value.device.type):
-        return delta(shaped.to(dtype), read.to(dtype), rows).to(value.dtype).view(value.shape)
-    return (
-        delta(shaped, read if read.dtype == shaped.dtype else read.to(shaped.dtype), rows)
-        .to(value.dtype)
-        .view(value.shape)
-    )
+    dtype = shaped.dtype
+    if not torch.is_autocast_enabled(value.device.type):
+        dtype = next((p.dtype for p in delta.adapters[rows.names[0]].parameters()), dtype)
+    changed = delta(shaped.to(dtype), read.to(dtype), rows, **norm)
+    return changed.to(value.dtype).view(value.shape)
+
+
+def _defer(delta: Delta, index: int, value: Tensor, leaf: nn.Module, routing: Routing) -> bool:
+    """Leave the last delta at a norm's input to the norm; return whether it was.
+
+    Under autocast the stock norm computes and returns float32, which the op would not.
+    """
+    if not delta.fuses_norm or torch.is_autocast_enabled(value.device.type):
+        return False
+    found = routing.rows(index, delta.names, value.device)
+    if found is not None:
+        source = source_of(delta, value, None, routing)
+        routing.deferred[delta.site.leaf] = (delta, source, Rows(*found, routing, leaf))
+    return found is not None
 
 
 def _repeated(rows: Rows, batch_size: int) -> Rows:

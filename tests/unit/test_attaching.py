@@ -95,7 +95,11 @@ def test_error_inside_the_model_leaves_no_routing_behind():
 def test_nested_forwards_find_their_own_routing_again():
     outer, inner = adapted(), adapted()
     want = run(outer, task_ids="one")
-    outer.encoder.layer[0].register_forward_hook(lambda *_: run(inner, task_ids="two") is None)
+
+    def run_another(*_):
+        run(inner, task_ids="two")
+
+    outer.encoder.layer[0].register_forward_hook(run_another)
     assert torch.equal(run(outer, task_ids="one"), want)
 
 
@@ -297,6 +301,9 @@ def test_silent_slots_are_found_by_verify(monkeypatch):
     monkeypatch.setattr(attention, "query", _Bypass(leaf))
     with pytest.raises(AttachError, match="would never run"):
         hfadapt.attach(model, "lora")
+    with pytest.raises(AttachError, match="not seen in this forward pass"):
+        hfadapt.attach(model, "low_rank")
+    assert "_hfadapt" not in model.__dict__
 
 
 class _Bypass(torch.nn.Linear):

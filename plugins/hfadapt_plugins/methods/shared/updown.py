@@ -98,8 +98,10 @@ class UpDownDelta(Delta):
         shared = self._shared.get(name)
         return None if shared is None else getattr(shared, "weights_of", lambda site: shared)(self.site)
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
-        return self.project(value, source, rows)
+    fuses_norm = False
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
+        return self.project(value, source, rows, **norm)
 
     def project(self, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
         """Call the kernel; ``norm`` is handed on to it."""
