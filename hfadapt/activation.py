@@ -63,18 +63,19 @@ def activate(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] 
         state.require(choice)
     state.active = choice
     state.disabled = choice is None
+    state.chosen = True
 
 
 @contextlib.contextmanager
 def active(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> Iterator[None]:
     """``activate`` inside a ``with`` block; what was active before comes back, also after an exception."""
     state = attachment(model)
-    before = (state.active, state.disabled, state.parallel, dict(state.compositions))
+    before = (state.active, state.disabled, state.chosen, state.parallel, dict(state.compositions))
     try:
         activate(model, choice)
         yield
     finally:
-        state.active, state.disabled, state.parallel, state.compositions = before
+        state.active, state.disabled, state.chosen, state.parallel, state.compositions = before
         state.changed()
 
 

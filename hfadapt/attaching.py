@@ -124,10 +124,7 @@ def attach(
     state.changed()
     if freeze_base:
         state.head_paths = freeze_all_but_head(model, train_head)
-    if state.active is None and len(state.adapters) == 1:
-        state.active = wanted[0]
-    elif fresh is False or len(wanted) > 1:
-        state.active = None if state.active in (None, *wanted) or len(state.adapters) > 1 else state.active
+    state.choose_default()
     if verify:
         try:
             verify_slots(model, wanted)
@@ -266,7 +263,8 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
         del state.adapters[name]
     state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
     if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
-        state.active = next(iter(state.adapters)) if len(state.adapters) == 1 else None
+        state.active = None
+    state.choose_default()
     state.changed()
     for path, slot in list(slots_of(model)):
         if slot.drop_empty():

@@ -52,6 +52,7 @@ class Attachment:
         compositions: Further routable names and what they stand for.
         active: The name, number or list of names used when a call has no ``task_ids``.
         disabled: Run the base alone when nothing is active.
+        chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
         original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
     """
@@ -62,6 +63,7 @@ class Attachment:
     active: Any = None
     parallel: Parallel | None = None
     disabled: bool = False
+    chosen: bool = False
     drop: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     head_paths: tuple[str, ...] = ()
@@ -111,6 +113,13 @@ class Attachment:
                     try_=did_you_mean(missing[0], self.adapters),
                 )
             )
+
+    def choose_default(self) -> None:
+        """Make the only adapter active; with several of them nothing is, unless the user said so."""
+        if self.chosen and (self.active is not None or self.disabled):
+            return
+        self.chosen = self.disabled = False
+        self.active = next(iter(self.adapters)) if len(self.adapters) == 1 else None
 
     def changed(self) -> None:
         """Work out the steps anew after adapters or compositions changed."""
