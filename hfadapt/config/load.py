@@ -1,0 +1,238 @@
+"""Read a recipe: text, overrides, checks of every section, and one error that lists everything that is wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfadapt.config.check import BAD, fields_of, known_keys, mapping_of, value_of
+from hfadapt.config.recipe import Baseline, MixingSection, Recipe, TaskSection
+from hfadapt.config.tree import Node, Problems, override, parse
+from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
+
+__all__ = ["load_recipe", "read_recipe"]
+
+SECTIONS = (
+    *("model", "tasks", "method", "mixing", "training", "train_base", "adapter_drop", "baselines", "output", "seed"),
+    "fast",
+)
+# Set by the recipe's own keys, so that a value has one place.
+TAKEN = {
+    "output_dir": "output",
+    "seed": "seed",
+    "data_seed": "seed",
+    "per_device_train_batch_size": "mixing.batch_size",
+    "remove_unused_columns": "nothing: hfadapt's collator needs every column",
+}
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool = False) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key.sub=value`` assignments, applied in order.
+        fast: Apply the recipe's own ``fast`` overrides first.
+
+    Raises:
+        ConfigError: lists every problem with its line: unknown keys with the nearest known one, mistyped values,
+            names of methods, strategies or heads that do not exist.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            problem("the recipe cannot be read", where=str(path), got=error.strerror, try_="hfadapt train examples/...")
+        ) from error
+    return read_recipe(text, overrides, fast=fast, source=str(path))
+
+
+def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False, source: str = "recipe") -> Recipe:
+    """Read a recipe from its text; see ``load_recipe``."""
+    problems = Problems(source)
+    root = parse(text, problems)
+    if not isinstance(root.value, dict):
+        problems.add(root, "a recipe is a mapping", got=root.kind, allowed=", ".join(SECTIONS))
+        problems.raise_if_any()
+    for assignment in _fast(root, fast, problems):
+        override(root, assignment, problems)
+    for assignment in overrides:
+        override(root, assignment, problems)
+    known_keys(root, SECTIONS, problems)
+    values = {
+        "model": _plain(root, "model", str, problems),
+        "tasks": _tasks(root, problems),
+        "method": _method(root, problems),
+        "mixing": _mixing(root, problems),
+        "training": _training(root, problems),
+        "train_base": _plain(root, "train_base", bool, problems, False),
+        "adapter_drop": _plain(root, "adapter_drop", "int | None", problems, None),
+        "baselines": _plain(root, "baselines", "tuple[Baseline, ...]", problems, ()),
+        "output": _plain(root, "output", str, problems, "runs/hfadapt"),
+        "seed": _plain(root, "seed", int, problems, 42),
+    }
+    problems.raise_if_any()
+    return Recipe(**values, source=text)
+
+
+_HINTS: dict[Any, Any] = {"int | None": int | None, "tuple[Baseline, ...]": tuple[Baseline, ...]}
+_REQUIRED = object()
+
+
+def _plain(root: Node, key: str, hint: Any, problems: Problems, default: Any = _REQUIRED) -> Any:
+    node = root.value.get(key)
+    if node is None:
+        if default is _REQUIRED:
+            problems.add(root, f"key {key!r} is missing")
+        return default
+    return value_of(node, _HINTS.get(hint, hint), problems)
+
+
+def _fast(root: Node, fast: bool, problems: Problems) -> Sequence[str]:
+    node = root.value.pop("fast", None)
+    if node is None:
+        if fast:
+            problems.add(root, "--fast was asked for, but the recipe has no section 'fast'")
+        return ()
+    values = value_of(node, tuple[str, ...], problems)
+    return values if fast and values is not BAD else ()
+
+
+def _tasks(root: Node, problems: Problems) -> Any:
+    node = root.value.get("tasks")
+    if node is None or not isinstance(node.value, list) or not node.value:
+        problems.add(node or root, "'tasks' must list at least one task", got=node.kind if node else "nothing")
+        return BAD
+    tasks = []
+    for item in node.value:
+        if isinstance(item.value, str):
+            item = Node({"name": item}, item.path, item.line)
+        tasks.append(_task(item, problems))
+    names = [task.name for task in tasks if task is not BAD]
+    for task, item in zip(tasks, node.value, strict=True):
+        if task is not BAD and names.count(task.name) > 1 and names.index(task.name) != tasks.index(task):
+            problems.add(item, f"task name {task.name!r} is used twice")
+    return tuple(tasks)
+
+
+def _task(node: Node, problems: Problems) -> Any:
+    if not isinstance(node.value, dict):
+        problems.add(node, "a task is a name or a mapping", got=node.kind)
+        return BAD
+    head = node.value.get("head")
+    section = mapping_of(node, TaskSection, problems, skip=("head",))
+    built = _head(head, problems) if head is not None else None
+    if section is BAD or built is BAD or BAD in section.values():
+        return BAD
+    return TaskSection(head=built, **section)
+
+
+def _head(node: Node, problems: Problems) -> Any:
+    from hfadapt.heads import HEADS
+
+    return _named(node, "kind", HEADS, problems, "head")
+
+
+def _method(root: Node, problems: Problems) -> Any:
+    node = root.value.get("method")
+    if node is None:
+        problems.add(root, "key 'method' is missing", try_="method: pal   (hfadapt methods lists all)")
+        return BAD
+    parts = node.value if isinstance(node.value, list) else [node]
+    configs = [config for part in parts for config in _one_method(part, problems)]
+    return tuple(configs)
+
+
+def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
+    from hfadapt import plugins
+    from hfadapt.method import MethodPreset, expand
+
+    if isinstance(node.value, str):
+        node = Node({"method": node}, node.path, node.line)
+    if not isinstance(node.value, dict) or "method" not in node.value:
+        problems.add(node, "a method is a name, or a mapping with the key 'method'", got=node.kind)
+        return ()
+    name = node.value["method"]
+    registry = plugins.methods()
+    if name.value not in registry:
+        names = list(registry)
+        problems.add(name, f"no method {name.value!r}", try_=did_you_mean(str(name.value), names), allowed=", ".join(names))
+        return ()
+    entry = registry[name.value]
+    takes = entry.build if isinstance(entry, MethodPreset) else entry.config_class
+    values = mapping_of(node, takes, problems, skip=("method",))
+    if values is BAD or BAD in values.values():
+        return ()
+    try:
+        return expand({"method": name.value, **values})
+    except HFAdaptError as error:
+        problems.add(node, str(error))
+        return ()
+
+
+def _mixing(root: Node, problems: Problems) -> Any:
+    from hfadapt import plugins
+
+    node = root.value.get("mixing", Node({}, "mixing"))
+    if isinstance(node.value, str):
+        node = Node({"strategy": node}, node.path, node.line)
+    if not isinstance(node.value, dict):
+        problems.add(node, "expected a mapping or the name of a strategy", got=node.kind)
+        return BAD
+    strategy = node.value.get("strategy", Node("annealed", "mixing.strategy", node.line))
+    made = _named(strategy, "name", plugins.mixing_strategies(), problems, "mixing strategy")
+    rest = mapping_of(node, MixingSection, problems, skip=("strategy",))
+    if made is BAD or BAD in rest.values():
+        return BAD
+    return MixingSection(strategy=made, **rest)
+
+
+def _named(node: Node, key: str, registry: Any, problems: Problems, what: str) -> Any:
+    """Make the object that ``node`` names, with the options beside the name."""
+    if isinstance(node.value, str):
+        node = Node({key: node}, node.path, node.line)
+    if not isinstance(node.value, dict) or key not in node.value:
+        problems.add(node, f"a {what} is a name, or a mapping with the key {key!r}", got=node.kind)
+        return BAD
+    name = node.value[key]
+    if name.value not in registry:
+        names = list(registry)
+        hint = did_you_mean(str(name.value), names)
+        problems.add(name, f"no {what} {name.value!r}", try_=hint, allowed=", ".join(names))
+        return BAD
+    cls = registry[name.value]
+    values = mapping_of(node, cls, problems, skip=(key,))
+    if values is BAD or BAD in values.values():
+        return BAD
+    try:
+        return cls(**values)
+    except (HFAdaptError, TypeError, ValueError) as error:
+        problems.add(node, str(error))
+        return BAD
+
+
+def _training(root: Node, problems: Problems) -> Any:
+    node = root.value.get("training")
+    if node is None:
+        return {}
+    if not isinstance(node.value, dict):
+        problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)
+        return BAD
+    known = _training_fields()
+    values = {}
+    known_keys(node, known, problems, "TrainingArguments field")
+    for key, child in node.items():
+        if key in TAKEN:
+            problems.add(child, f"{key} is set by the recipe's own key", try_=TAKEN[key])
+        elif key in known:
+            values[key] = value_of(child, known[key], problems)
+    return values
+
+
+@functools.cache
+def _training_fields() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    return {name: hint for name, (hint, _) in fields_of(TrainingArguments).items()}

@@ -1,0 +1,97 @@
+"""The recipe: what ``hfadapt train`` reads. Every section is a frozen dataclass; README and docs show an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from hfadapt.data.mixing import MixingStrategy
+    from hfadapt.heads import Head
+    from hfadapt.method import MethodConfig
+
+__all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]
+
+Baseline = Literal["frozen_head", "full_finetuning"]
+BASELINES: tuple[Baseline, ...] = ("frozen_head", "full_finetuning")
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """One task of a recipe.
+
+    Args:
+        name: Of the task; also of its data where ``data`` is left out.
+        data: A bundled or built data set's name, a file or folder, a mapping from split to file, or a name for
+            ``datasets.load_dataset`` (``glue:mrpc``).
+        head: Kind and options, as ``{kind: classification, num_labels: 3}``; known for named data sets.
+        metrics: Names of metrics; the first counts for the macro average.
+        columns: Names of the columns for ``text``, ``text_pair`` and ``label``, where they differ.
+        pair: ``joint`` (one sequence) or ``separate`` (each text encoded alone).
+        loss_weight: Factor of this task's loss.
+        label_names: Names of the classes, in order.
+        max_length: Longest sequence in tokens.
+        splits: Names of the splits ``train``, ``validation`` and ``test`` in the data, where they differ.
+        limit: Most rows to use of a split, as ``{train: 2000}``.
+    """
+
+    name: str
+    data: str | Mapping[str, str] | None = None
+    head: Head | None = None
+    metrics: Sequence[str] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    pair: Literal["joint", "separate"] = "joint"
+    loss_weight: float = 1.0
+    label_names: Sequence[str] | None = None
+    max_length: int | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    limit: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MixingSection:
+    """How the tasks share the training steps.
+
+    Args:
+        strategy: The strategy object made from a name, or from a mapping with ``name`` and its options.
+        batch: ``one_task`` or ``mixed``.
+        batch_size: Rows a batch.
+        epoch_steps: Steps that make one epoch; ``None`` takes as many as the data fill once.
+    """
+
+    strategy: MixingStrategy
+    batch: Literal["one_task", "mixed"] = "one_task"
+    batch_size: int = 32
+    epoch_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run.
+
+    Args:
+        model: A hub name, a folder, or ``package:NAME`` for a model that a Python package carries.
+        tasks: At least one.
+        method: The configs of the adaptation method, expanded from what the recipe names.
+        mixing: How tasks share the steps.
+        training: Fields of ``transformers.TrainingArguments``, by their own names.
+        train_base: Train the base along with the deltas.
+        adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
+        baselines: Trained and shown beside the adapted model.
+        output: Folder of the adapter, the report and the checkpoints.
+        seed: Of data order, task draws and initialisation.
+        source: The recipe's text file, for the record.
+    """
+
+    model: str
+    tasks: tuple[TaskSection, ...]
+    method: tuple[MethodConfig, ...]
+    mixing: MixingSection
+    training: Mapping[str, Any] = field(default_factory=dict)
+    train_base: bool = False
+    adapter_drop: int | None = None
+    baselines: tuple[Baseline, ...] = ()
+    output: str = "runs/hfadapt"
+    seed: int = 42
+    source: str = ""

@@ -1,0 +1,198 @@
+"""A recipe's text as a tree whose every value knows the line it stands on, and overrides put into that tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from hfadapt.errors import ConfigError, did_you_mean, problem
+
+__all__ = ["Node", "Problems", "override", "parse"]
+
+
+class Problems:
+    """Collects what is wrong, so that everything is reported at once."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._found: list[tuple[int, str]] = []
+
+    def add(self, node: Node, what: str, **details: Any) -> None:
+        """Note a problem at a node; ``details`` as for ``hfadapt.errors.problem``."""
+        self._found.append((node.line or 0, problem(what, where=node.place, **details)))
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def raise_if_any(self) -> None:
+        """Raise one ``ConfigError`` that lists every problem in the order of lines."""
+        if not self._found:
+            return
+        count = len(self._found)
+        head = f"{self.source}: {count} problem{'s' if count > 1 else ''}"
+        raise ConfigError("\n".join([head, *(f"  {text}" for _, text in sorted(self._found, key=lambda f: f[0]))]))
+
+
+@dataclass
+class Node:
+    """A value with its place.
+
+    Args:
+        value: a scalar, a list of nodes, or a dict from name to node.
+        path: dotted path from the root, as an override would write it.
+        line: counted from 1; ``None`` for a value given on the command line.
+        plain: the scalar was written without quotes (``1e-4`` may then be a number).
+    """
+
+    value: Any
+    path: str = ""
+    line: int | None = 1
+    plain: bool = True
+    key_lines: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where the value stands, for messages: ``line 3 (training.learning_rate)``."""
+        at = "command line" if self.line is None else f"line {self.line}"
+        return f"{at} ({self.path})" if self.path else at
+
+    @property
+    def kind(self) -> str:
+        """What the value is, in words."""
+        if isinstance(self.value, dict):
+            return "a mapping"
+        if isinstance(self.value, list):
+            return "a list"
+        return f"{self.value!r} ({type(self.value).__name__})" if self.value is not None else "nothing"
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        """Names and nodes of a mapping."""
+        yield from self.value.items()
+
+    def plain_value(self) -> Any:
+        """The value without places: dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {key: node.plain_value() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain_value() for node in self.value]
+        return self.value
+
+
+def parse(text: str, problems: Problems, *, path: str = "", command_line: bool = False) -> Node:
+    """Read YAML into a tree.
+
+    Repeated keys and keys that are no strings are noted in ``problems``; text that is no YAML raises at once, as
+    nothing after it can be trusted.
+
+    Raises:
+        ConfigError: the text is no YAML.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{problems.source}, line {mark.line + 1}" if mark else problems.source
+        raise ConfigError(
+            problem(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where)
+        ) from error
+    if root is None:
+        return Node(None, path, None if command_line else 1)
+    return _convert(root, path, yaml.SafeLoader(""), problems, command_line)
+
+
+def _convert(raw: yaml.Node, path: str, loader: yaml.SafeLoader, problems: Problems, command_line: bool) -> Node:
+    line = None if command_line else raw.start_mark.line + 1
+    if isinstance(raw, yaml.SequenceNode):
+        items = [
+            _convert(child, f"{path}[{index}]", loader, problems, command_line) for index, child in enumerate(raw.value)
+        ]
+        return Node(items, path, line)
+    if not isinstance(raw, yaml.MappingNode):
+        return Node(loader.construct_object(raw), path, line, plain=getattr(raw, "style", None) is None)
+    node = Node({}, path, line)
+    for raw_key, raw_value in raw.value:
+        key = _convert(raw_key, path, loader, problems, command_line)
+        if not isinstance(key.value, str):
+            problems.add(key, "a key must be a word", got=key.kind)
+            continue
+        child = _convert(raw_value, f"{path}.{key.value}" if path else key.value, loader, problems, command_line)
+        if key.value in node.value:
+            first = node.key_lines[key.value]
+            problems.add(Node(None, child.path, key.line), "key is given twice", got=f"first on line {first}")
+            continue
+        # The key's line, not the value's: a mapping starts below its key.
+        if isinstance(child.value, (dict, list)):
+            child.line = key.line
+        node.value[key.value] = child
+        node.key_lines[key.value] = key.line
+    return node
+
+
+def override(root: Node, assignment: str, problems: Problems) -> None:
+    """Put ``path.to.key=value`` into the tree; the value is read as YAML.
+
+    Items of a list are addressed by number or, where they have one, by their ``name``: ``tasks.sms_spam.max_length=32``.
+    """
+    path, equals, text = assignment.partition("=")
+    path = path.strip()
+    place = Node(None, path or assignment, None)
+    if not equals or not path:
+        problems.add(place, "not an override", got=repr(assignment), allowed="key.sub=value")
+        return
+    *parents, last = path.split(".")
+    at = root
+    for depth, name in enumerate(parents):
+        below = _step(at, name, problems, place)
+        if below is None:
+            return
+        at = below
+        at.path = at.path or ".".join(parents[: depth + 1])
+    value = parse(text, problems, path=path, command_line=True)
+    if isinstance(at.value, list):
+        target = _item(at, last, problems, place)
+        if target is not None:
+            at.value[at.value.index(target)] = value
+        return
+    if at.value is None:
+        at.value = {}
+    if not isinstance(at.value, dict):
+        problems.add(place, f"{at.path or 'the recipe'} is no mapping", got=at.kind)
+        return
+    at.value[last] = value
+
+
+def _step(at: Node, name: str, problems: Problems, place: Node) -> Node | None:
+    if at.value is None:
+        at.value = {}
+    if isinstance(at.value, list):
+        return _item(at, name, problems, place)
+    if isinstance(at.value, dict):
+        # A mapping that the recipe leaves out is made; whether its name is known is checked with all other keys.
+        return at.value.setdefault(name, Node({}, f"{at.path}.{name}" if at.path else name, None))
+    problems.add(place, f"{at.path} is no mapping and no list", got=at.kind)
+    return None
+
+
+def _item(at: Node, name: str, problems: Problems, place: Node) -> Node | None:
+    if name.isdecimal() and int(name) < len(at.value):
+        return at.value[int(name)]
+    names = []
+    for index, item in enumerate(at.value):
+        own = item.value.get("name") if isinstance(item.value, dict) else item
+        names.append(own.value if own is not None else None)
+        if names[-1] == name:
+            if not isinstance(item.value, dict):
+                # `- sms_spam` is short for a mapping with that name.
+                at.value[index] = Node({"name": item}, item.path, item.line)
+            return at.value[index]
+    known = [str(known) for known in names if known is not None]
+    problems.add(
+        place,
+        f"{at.path} has no item {name!r}",
+        allowed=", ".join([*known, f"0..{len(at.value) - 1}"]),
+        try_=did_you_mean(name, known),
+    )
+    return None
