@@ -91,9 +91,7 @@ def to_dataclass(node: Node, cls: type[T], problems: Problems, skip: tuple[str, 
         return BAD
 
 
-def mapping_of(
-    node: Node, thing: Callable[..., Any], problems: Problems, skip: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def mapping_of(node: Node, thing: Callable[..., Any], problems: Problems, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """The checked values of a mapping that has the fields of ``thing``; mistyped ones are ``BAD``."""
     if not isinstance(node.value, dict):
         problems.add(node, "expected a mapping", got=node.kind)

@@ -158,7 +158,9 @@ def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
     registry = plugins.methods()
     if name.value not in registry:
         names = list(registry)
-        problems.add(name, f"no method {name.value!r}", try_=did_you_mean(str(name.value), names), allowed=", ".join(names))
+        problems.add(
+            name, f"no method {name.value!r}", try_=did_you_mean(str(name.value), names), allowed=", ".join(names)
+        )
         return ()
     entry = registry[name.value]
     takes = entry.build if isinstance(entry, MethodPreset) else entry.config_class

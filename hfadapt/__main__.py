@@ -1,0 +1,5 @@
+"""``python -m hfadapt``."""
+
+from hfadapt.cli import main
+
+main()

@@ -1,0 +1,103 @@
+"""The top of the command line: finds commands without importing them, and prints hfadapt's errors plainly."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+import click
+
+import hfadapt
+from hfadapt.errors import HFAdaptError, did_you_mean
+
+__all__ = ["cli", "main"]
+
+# name -> (module:attribute, help line). The help stands here so that `hfadapt --help` imports nothing heavy.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "train": ("hfadapt.cli.train:train", "Train the tasks of a recipe together and report."),
+    "evaluate": ("hfadapt.cli.evaluate:evaluate", "Score a saved adapter on its tasks' data."),
+    "predict": ("hfadapt.cli.predict:predict", "Predict texts with a saved adapter, tasks mixed in one batch."),
+    "methods": ("hfadapt.cli.methods:methods", "List adaptation methods, or show the options of one."),
+    "plugins": ("hfadapt.cli.plugins:plugins", "Show which plugins loaded, from where, and which failed."),
+    "inspect": ("hfadapt.cli.inspect:inspect", "Show a model's slots, sizes and the methods that fit it."),
+    "doctor": ("hfadapt.cli.doctor:doctor", "Show versions, devices and which kernel serves which op here."),
+    "data": ("hfadapt.cli.data:data", "List named data sets; build the minisuite."),
+    "bench": ("hfadapt.cli.bench:bench", "Measure the kernels on this machine."),
+    "completion": ("hfadapt.cli.completion:completion", "Print a shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used, and asks plugins only for names that are not built in."""
+
+    _plugins_asked = False
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Built-in names in their order, then those of third-party plugins."""
+        self._ask_plugins()
+        return [*COMMANDS, *sorted(name for name in self.commands if name not in COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command by its name."""
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        self._ask_plugins()
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table above, without importing them."""
+        names = self.list_commands(ctx)
+        rows = []
+        for name in names:
+            line = COMMANDS[name][1] if name in COMMANDS else self.commands[name].get_short_help_str(80)
+            rows.append((name, line))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, with the nearest name in the error."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
+        return super().resolve_command(ctx, args)
+
+    def _ask_plugins(self) -> None:
+        """Let third parties add commands. Without any of their entry points nothing is loaded, which keeps help fast."""
+        if self._plugins_asked:
+            return
+        self._plugins_asked = True
+        if os.environ.get("HFADAPT_PLUGINS") == "" or not entry_points(group="hfadapt"):
+            return
+        from hfadapt import plugins
+
+        plugins.manager().hook.register_commands(group=self)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(hfadapt.__version__, prog_name="hfadapt")
+def cli() -> None:
+    """Adapt one pretrained transformer to many tasks.
+
+    Try: hfadapt train examples/minisuite-pals.yaml --fast
+    """
+
+
+def main() -> None:
+    """Run the command line. An error that hfadapt raises on purpose is printed without a traceback; exit status 1.
+
+    ``HFADAPT_DEBUG=1`` shows the traceback.
+    """
+    try:
+        cli(prog_name="hfadapt")
+    except HFAdaptError as error:
+        if os.environ.get("HFADAPT_DEBUG") == "1":
+            raise
+        click.secho("error: ", fg="red", bold=True, err=True, nl=False)
+        click.echo(str(error), err=True)
+        sys.exit(1)

@@ -1,0 +1,152 @@
+"""From a recipe to the objects of a run: tasks with their data, tokenizer, mixture, TrainingArguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.config import Recipe, TaskSection
+from hfadapt.data import TaskMixture, bundled
+from hfadapt.data.glue import GLUE
+from hfadapt.data.sources import load_splits
+from hfadapt.errors import TaskError, problem
+from hfadapt.heads import Classification, Head, Regression
+from hfadapt.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+__all__ = ["build_mixture", "build_task", "build_tasks", "training_arguments"]
+
+
+def build_tasks(recipe: Recipe) -> list[Task]:
+    """The recipe's tasks with their data loaded."""
+    return [build_task(section) for section in recipe.tasks]
+
+
+def build_task(section: TaskSection) -> Task:
+    """One task; what a named data set knows of itself (head, metrics, label names, columns) need not be said again.
+
+    Raises:
+        TaskError: no head is given and the data do not tell it.
+        DataError: the data cannot be loaded.
+    """
+    data = section.data if section.data is not None else section.name
+    known = _known(data) if isinstance(data, str) else None
+    head = section.head or (known.head if known else None)
+    if head is None:
+        raise TaskError(
+            problem(
+                "the head is not given, and the data do not tell it",
+                where=f"task {section.name!r}",
+                allowed="a named data set, or a key 'head'",
+                try_="head: {kind: classification, num_labels: 2}",
+            )
+        )
+    task = Task(
+        name=section.name,
+        head=head,
+        data=known.data if known else data,
+        metrics=section.metrics or (known.metrics if known and section.head is None else ()),
+        columns=section.columns or (known.columns if known else {}),
+        pair=section.pair,
+        loss_weight=section.loss_weight,
+        label_names=section.label_names or (known.label_names if known else None),
+        max_length=section.max_length,
+        splits=section.splits or (known.splits if known else {}),
+    )
+    return _limited(task, section.limit) if section.limit else task
+
+
+def _known(data: str) -> Task | None:
+    """What is known of a data set by its name: bundled or built, or a GLUE task."""
+    if data in bundled.BUNDLED + bundled.BUILT:
+        description = bundled.describe(data)
+        regression = description.kind == "regression"
+        head: Head = Regression() if regression else Classification(description.num_labels)
+        return Task(
+            data, head, bundled.load(data), metrics=(description.metric,), label_names=description.labels
+        )
+    return GLUE.get(data.removeprefix("glue:"))
+
+
+def _limited(task: Task, limit: Mapping[str, int]) -> Task:
+    rows = dict(load_splits(task))
+    unknown = sorted(set(limit) - set(rows))
+    if unknown:
+        raise TaskError(
+            problem(
+                "a limit for a split that the data lack",
+                where=f"task {task.name!r}",
+                got=", ".join(unknown),
+                allowed=", ".join(rows),
+            )
+        )
+    for split, most in limit.items():
+        rows[split] = rows[split].select(range(min(most, len(rows[split]))))
+    return dataclasses.replace(task, data=rows, splits={})
+
+
+def build_mixture(
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    epoch_steps: int | None = None,
+    epochs: int | None = None,
+) -> TaskMixture:
+    """The mixture of the recipe, tokenised.
+
+    Args:
+        recipe: Its section ``mixing`` is read.
+        tasks: All tasks of the recipe, or one of them for a baseline.
+        tokenizer: Of the base.
+        epoch_steps: In place of the recipe's.
+        epochs: E of the strategy, to plan before a Trainer exists.
+    """
+    mixing = recipe.mixing
+    return TaskMixture(
+        tasks,
+        tokenizer,
+        strategy=mixing.strategy,
+        batch=mixing.batch,
+        batch_size=mixing.batch_size,
+        seed=recipe.seed,
+        epoch_steps=epoch_steps or mixing.epoch_steps,
+        epochs=epochs,
+    )
+
+
+def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] | None = None) -> TrainingArguments:
+    """``TrainingArguments`` of the recipe; quiet, because the run reports its own progress.
+
+    Args:
+        recipe: Its section ``training`` is taken field by field.
+        folder: Where checkpoints go.
+        changes: Fields that a baseline sets for itself.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    defaults: dict[str, Any] = {
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "per_device_eval_batch_size": 64,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    # Which device to take is transformers' choice; the seed also orders the data.
+    fixed: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": recipe.seed,
+        "per_device_train_batch_size": recipe.mixing.batch_size,
+        "remove_unused_columns": False,
+    }
+    taken = inspect.signature(TrainingArguments).parameters
+    values = {**defaults, **recipe.training, **(changes or {}), **fixed}
+    return TrainingArguments(**{name: value for name, value in values.items() if name in taken})

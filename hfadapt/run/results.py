@@ -1,0 +1,141 @@
+"""What a run found, as data: written to ``results.json``, read by tables, plots and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hfadapt.errors import DataError, problem
+
+__all__ = ["RESULTS_FILE", "ArmResult", "RunResult", "machine"]
+
+RESULTS_FILE = "results.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One way to solve the tasks: the adapted model, or a baseline.
+
+    Args:
+        name: ``adapted``, ``frozen_head`` or ``full_finetuning``.
+        title: For tables.
+        test: Task to metric name to value, on the test split.
+        macro: Mean of the tasks' first metrics.
+        parameters_total: Parameters needed to serve all tasks, the base included.
+        parameters_task: Parameters that belong to each task alone, on average, heads included.
+        trained: Parameters that were trained.
+        steps: Optimizer steps, all tasks together.
+        seconds: Of training, evaluations during training left out.
+        tokens: Real tokens trained on, padding left out.
+        history: Trainer's log: one dict a log line, with ``epoch`` and ``step``; for separate models with ``task``.
+    """
+
+    name: str
+    title: str
+    test: Mapping[str, Mapping[str, float]]
+    macro: float
+    parameters_total: int
+    parameters_task: int
+    trained: int
+    steps: int
+    seconds: float
+    tokens: int
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens trained on a second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run.
+
+    Args:
+        model: The base, as the recipe names it.
+        base_parameters: Parameters of the base.
+        tasks: Task to the name of its first metric.
+        arms: The adapted model first.
+        sampling: The schedule, as ``TaskMixture.preview().to_dict()`` gives it.
+        proof: What was checked after training; see ``hfadapt.run.proof``.
+        seconds: Of the whole run.
+        machine: Device, threads and versions.
+        recipe: The recipe's text.
+        fast: Whether the recipe's ``fast`` overrides were in force.
+    """
+
+    model: str
+    base_parameters: int
+    tasks: Mapping[str, str]
+    arms: tuple[ArmResult, ...]
+    sampling: Mapping[str, Any]
+    proof: Mapping[str, Any]
+    seconds: float
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    fast: bool = False
+
+    def write(self, folder: Path) -> Path:
+        """Write ``results.json`` into a folder, whole or not at all."""
+        path = folder / RESULTS_FILE
+        temporary = path.with_suffix(f".{os.getpid()}")
+        text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1, default=float)
+        temporary.write_text(text + "\n", "utf-8")
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def read(cls, folder: Path) -> RunResult:
+        """Read what ``write`` wrote.
+
+        Raises:
+            DataError: no run was finished there, or by another version.
+        """
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise DataError(problem("no finished run", where=str(folder), try_="hfadapt train RECIPE --output FOLDER"))
+        values = json.loads(path.read_text("utf-8"))
+        found = values.pop("format_version", None)
+        if found != FORMAT_VERSION:
+            raise DataError(problem("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION))
+        arms = tuple(ArmResult(**{**arm, "history": tuple(arm["history"])}) for arm in values.pop("arms"))
+        return cls(arms=arms, **values)
+
+
+def machine() -> dict[str, Any]:
+    """Device, threads and versions: what every number must carry."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    found = {}
+    for package in ("hfadapt", "torch", "transformers", "datasets"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "python": platform.python_version(),
+        **found,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
