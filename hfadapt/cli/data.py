@@ -56,7 +56,9 @@ def show(name: str, split: str, count: int) -> None:
 
 @data.command()
 @click.option("--task", "tasks", multiple=True, help="Build only this task (may be repeated).")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default $HFADAPT_DATA or ~/.cache/hfadapt/minisuite.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder; default $HFADAPT_DATA or ~/.cache/hfadapt/minisuite."
+)
 @click.option(
     "--archives",
     type=click.Path(path_type=Path),

@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def _ask_plugins(self) -> None:
-        """Let third parties add commands. Without any of their entry points nothing is loaded, which keeps help fast."""
+        """Let third parties add commands. Without any of them nothing is loaded: help stays fast."""
         if self._plugins_asked:
             return
         self._plugins_asked = True

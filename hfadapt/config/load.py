@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.config.check import BAD, fields_of, known_keys, mapping_of, value_of
-from hfadapt.config.recipe import Baseline, MixingSection, Recipe, TaskSection
+from hfadapt.config.recipe import BASELINES, MixingSection, Recipe, TaskSection
 from hfadapt.config.tree import Node, Problems, override, parse
 from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
 
@@ -66,10 +66,10 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
         "tasks": _tasks(root, problems),
         "method": _method(root, problems),
         "mixing": _mixing(root, problems),
-        "training": _training(root, problems),
+        "training": _training(root.value.get("training"), problems),
         "train_base": _plain(root, "train_base", bool, problems, False),
-        "adapter_drop": _plain(root, "adapter_drop", "int | None", problems, None),
-        "baselines": _plain(root, "baselines", "tuple[Baseline, ...]", problems, ()),
+        "adapter_drop": _plain(root, "adapter_drop", int | None, problems, None),
+        "baselines": _baselines(root, problems),
         "output": _plain(root, "output", str, problems, "runs/hfadapt"),
         "seed": _plain(root, "seed", int, problems, 42),
     }
@@ -77,7 +77,6 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
     return Recipe(**values, source=text)
 
 
-_HINTS: dict[Any, Any] = {"int | None": int | None, "tuple[Baseline, ...]": tuple[Baseline, ...]}
 _REQUIRED = object()
 
 
@@ -87,7 +86,7 @@ def _plain(root: Node, key: str, hint: Any, problems: Problems, default: Any = _
         if default is _REQUIRED:
             problems.add(root, f"key {key!r} is missing")
         return default
-    return value_of(node, _HINTS.get(hint, hint), problems)
+    return value_of(node, hint, problems)
 
 
 def _fast(root: Node, fast: bool, problems: Problems) -> Sequence[str]:
@@ -215,9 +214,22 @@ def _named(node: Node, key: str, registry: Any, problems: Problems, what: str) -
         return BAD
 
 
-def _training(root: Node, problems: Problems) -> Any:
-    node = root.value.get("training")
+def _baselines(root: Node, problems: Problems) -> Any:
+    node = root.value.get("baselines")
     if node is None:
+        return {}
+    if isinstance(node.value, list) and all(isinstance(item.value, str) for item in node.value):
+        nothing = {item.value: Node({}, item.path, item.line) for item in node.value}
+        node = Node(nothing, node.path, node.line, key_lines={item.value: item.line for item in node.value})
+    if not isinstance(node.value, dict):
+        problems.add(node, "expected a list or a mapping of baselines", got=node.kind, allowed=", ".join(BASELINES))
+        return BAD
+    known_keys(node, BASELINES, problems, "baseline")
+    return {name: _training(child, problems) for name, child in node.items() if name in BASELINES}
+
+
+def _training(node: Node | None, problems: Problems) -> Any:
+    if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
         problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)

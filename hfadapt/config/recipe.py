@@ -78,7 +78,8 @@ class Recipe:
         training: Fields of ``transformers.TrainingArguments``, by their own names.
         train_base: Train the base along with the deltas.
         adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
-        baselines: Trained and shown beside the adapted model.
+        baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
+            for itself. Each gets the steps that the adapted run gave its tasks.
         output: Folder of the adapter, the report and the checkpoints.
         seed: Of data order, task draws and initialisation.
         source: The recipe's text file, for the record.
@@ -91,7 +92,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     train_base: bool = False
     adapter_drop: int | None = None
-    baselines: tuple[Baseline, ...] = ()
+    baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""

@@ -134,7 +134,7 @@ def _convert(raw: yaml.Node, path: str, loader: yaml.SafeLoader, problems: Probl
 def override(root: Node, assignment: str, problems: Problems) -> None:
     """Put ``path.to.key=value`` into the tree; the value is read as YAML.
 
-    Items of a list are addressed by number or, where they have one, by their ``name``: ``tasks.sms_spam.max_length=32``.
+    Items of a list are addressed by number or by their ``name``: ``tasks.sms_spam.max_length=32``.
     """
     path, equals, text = assignment.partition("=")
     path = path.strip()

@@ -67,9 +67,7 @@ def _known(data: str) -> Task | None:
         description = bundled.describe(data)
         regression = description.kind == "regression"
         head: Head = Regression() if regression else Classification(description.num_labels)
-        return Task(
-            data, head, bundled.load(data), metrics=(description.metric,), label_names=description.labels
-        )
+        return Task(data, head, bundled.load(data), metrics=(description.metric,), label_names=description.labels)
     return GLUE.get(data.removeprefix("glue:"))
 
 

@@ -47,7 +47,9 @@ class ProgressLines(TrainerCallback):
         passed = time.monotonic() - self._start
         left = passed / max(state.global_step, 1) * (state.max_steps - state.global_step)
         speed = passed / max(state.global_step, 1)
-        self._say(f"step {state.global_step}/{state.max_steps}  {speed:.2f} s/step{self._loss}  about {left:.0f} s left")
+        self._say(
+            f"step {state.global_step}/{state.max_steps}  {speed:.2f} s/step{self._loss}  about {left:.0f} s left"
+        )
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show that an evaluation goes on."""

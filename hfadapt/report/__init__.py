@@ -1,0 +1,20 @@
+"""Reports of runs: tables, plots, ``report.html`` and the adapter's model card."""
+
+from hfadapt.report.card import model_card
+from hfadapt.report.html import html_report
+from hfadapt.report.plots import write_plots
+from hfadapt.report.table import conditions, markdown_table, proof_lines, result_rows, rich_table, to_markdown
+from hfadapt.report.write import write_report
+
+__all__ = [
+    "conditions",
+    "html_report",
+    "markdown_table",
+    "model_card",
+    "proof_lines",
+    "result_rows",
+    "rich_table",
+    "to_markdown",
+    "write_plots",
+    "write_report",
+]

@@ -1,0 +1,72 @@
+"""The model card of a saved adapter: ``README.md`` in its folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfadapt.report.table import conditions, markdown_table, proof_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hfadapt.run.results import RunResult
+
+__all__ = ["model_card"]
+
+
+def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
+    """The card as Markdown, with the metadata that the Hugging Face Hub reads.
+
+    Args:
+        result: Of the run that made the adapter.
+        sections: Further sections, from plugins.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    adapted = result.arms[0]
+    scores = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=task,
+            dataset_name=task,
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for task, values in adapted.test.items()
+        for metric, value in values.items()
+    ]
+    data = ModelCardData(
+        base_model=None if result.model.startswith("package:") else result.model,
+        library_name="hfadapt",
+        tags=["hfadapt", "adapter", "multi-task"],
+        model_name="adapter",
+        eval_results=scores,
+    )
+    tasks = ", ".join(f"`{task}`" for task in result.tasks)
+    body = f"""# Adapter for {tasks}
+
+{adapted.title}, on `{result.model}`. Adds {adapted.parameters_task:,} parameters a task; base and adapter together are
+{adapted.parameters_total / result.base_parameters:.3f}x the base.
+
+## Use
+
+```python
+import hfadapt
+
+model = hfadapt.MultiTaskModel.from_pretrained("path/to/this/folder")
+```
+
+```sh
+hfadapt predict path/to/this/folder --task {next(iter(result.tasks))} "a text"
+```
+
+## Results
+
+{markdown_table(result)}
+
+\\* best of the column. {conditions(result)}
+
+{chr(10).join("- " + line for line in proof_lines(result))}
+"""
+    return "\n".join([f"---\n{data.to_yaml()}\n---\n", body, *sections]).rstrip() + "\n"

@@ -1,0 +1,75 @@
+"""The method table, generated from what is registered: for the terminal, the README and the docs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfadapt.report.table import to_markdown
+
+__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows"]
+
+MARKDOWN_COLUMNS = ("method", "what it adds", "added", "mixed batch", "merges", "kernels", "paper")
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """One row a method or preset, built-in families first to last by name."""
+    from hfadapt import plugins
+
+    rows = []
+    for name, entry in sorted(plugins.methods().items(), key=lambda item: (item[1].family, item[0])):
+        configs = default_configs(entry)
+        capabilities = [plugins.methods()[config.method].capabilities for config in configs or ()]
+        ops = sorted({op for one in capabilities for op in one.ops})
+        rows.append(
+            {
+                "method": name,
+                "family": entry.family,
+                "what it adds": entry.summary,
+                "added": _added(configs),
+                "mixed batch": _all(capabilities, "mixed_batch"),
+                "merges": _all(capabilities, "mergeable"),
+                "kernels": ", ".join(ops) or "-",
+                "paper": entry.paper,
+            }
+        )
+    return rows
+
+
+def markdown_methods() -> str:
+    """The table as Markdown."""
+    rows = [[row[column] for column in MARKDOWN_COLUMNS] for row in method_rows()]
+    rows = [[f"`{row[0]}`", *row[1:]] for row in rows]
+    return to_markdown(MARKDOWN_COLUMNS, rows)
+
+
+def default_configs(entry: Any) -> tuple[Any, ...] | None:
+    """Configs of a method with every option at its default; ``None`` when some option must be given."""
+    try:
+        built = entry.config_class() if hasattr(entry, "config_class") else entry.build()
+    except TypeError:
+        return None
+    return built if isinstance(built, tuple) else (built,)
+
+
+def _all(capabilities: list[Any], name: str) -> str:
+    return "-" if not capabilities else "yes" if all(getattr(one, name) for one in capabilities) else "no"
+
+
+def _added(configs: tuple[Any, ...] | None) -> str:
+    """Parameters that one adapter adds to BERT-base, counted on a model without storage."""
+    if configs is None:
+        return "-"
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from hfadapt import attach
+    from hfadapt.errors import AttachError
+
+    with torch.device("meta"):
+        model = BertModel(BertConfig())
+    base = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        handle = attach(model, configs, verify=False)
+    except AttachError:
+        return "-"
+    return f"{handle.num_parameters() / base:.2%}"

@@ -1,0 +1,111 @@
+"""The plots of a run, as PNG files: learning curves, sampling probabilities, accuracy against parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.errors import HFAdaptError, problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from hfadapt.run.results import ArmResult, RunResult
+
+__all__ = ["write_plots"]
+
+COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+STYLES = {"adapted": "-", "frozen_head": ":", "full_finetuning": "--"}
+
+
+def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
+    """Draw every plot into a folder; returns title to file.
+
+    Raises:
+        HFAdaptError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise HFAdaptError(problem("plots need matplotlib", try_="pip install 'hfadapt[report]'")) from error
+    # Files only: no window, and no display needed.
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = {
+        "Learning curves (validation)": ("learning_curves.png", _learning_curves),
+        "Sampling probability of each task": ("sampling.png", _sampling),
+        "Macro average against parameters": ("parameters.png", _parameters),
+    }
+    return {title: draw(result, folder / name) for title, (name, draw) in plots.items()}
+
+
+def _learning_curves(result: RunResult, path: Path) -> Path:
+    figure, axes = _figure(len(result.tasks))
+    for ax, (task, metric) in zip(axes, result.tasks.items(), strict=True):
+        for arm in result.arms:
+            steps, values = _curve(arm, task, metric)
+            if values:
+                ax.plot(steps, values, STYLES.get(arm.name, "-"), marker="o", markersize=3, label=arm.title)
+        _finish(ax, task, "epoch", metric)
+    axes[0].legend(fontsize=7, frameon=False)
+    return _save(figure, path)
+
+
+def _curve(arm: ArmResult, task: str, metric: str) -> tuple[list[float], list[float]]:
+    key = f"eval_{task}_{metric}"
+    lines = [line for line in arm.history if key in line and line.get("task", task) == task]
+    return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
+
+
+def _sampling(result: RunResult, path: Path) -> Path:
+    figure, axes = _figure(1)
+    probabilities = result.sampling["probabilities"]
+    epochs = range(1, len(probabilities) + 1)
+    for index, task in enumerate(result.sampling["tasks"]):
+        share = [epoch[index] for epoch in probabilities]
+        label = f"{task} ({result.sampling['sizes'][index]:,} rows)"
+        axes[0].plot(epochs, share, marker="o", markersize=4, color=COLORS[index % len(COLORS)], label=label)
+    axes[0].set_ylim(0, 1)
+    axes[0].legend(fontsize=8, frameon=False)
+    _finish(axes[0], result.sampling["strategy"], "epoch", "probability")
+    return _save(figure, path)
+
+
+def _parameters(result: RunResult, path: Path) -> Path:
+    figure, axes = _figure(1)
+    for index, arm in enumerate(result.arms):
+        multiple = arm.parameters_total / result.base_parameters
+        axes[0].scatter([multiple], [arm.macro], s=60, color=COLORS[index % len(COLORS)], zorder=3)
+        axes[0].annotate(
+            f"{arm.title}\n{multiple:.2f}x, {arm.macro:.3f}",
+            (multiple, arm.macro),
+            xytext=(0, 9),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+        )
+    axes[0].margins(0.35, 0.35)
+    _finish(axes[0], "", "parameters for all tasks, as a multiple of the base", "macro average (test)")
+    return _save(figure, path)
+
+
+def _figure(columns: int) -> tuple[Any, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.4, 3.6 * columns), 3.8), dpi=130, layout="constrained")
+    grid = figure.subplots(1, columns, squeeze=False)
+    return figure, list(grid[0])
+
+
+def _finish(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(True, alpha=0.25)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path)
+    return path

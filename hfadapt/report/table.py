@@ -1,0 +1,110 @@
+"""The final table of a run: as rows, as Markdown, and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hfadapt.run.results import RunResult
+
+__all__ = ["conditions", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
+
+
+def result_rows(result: RunResult) -> tuple[list[str], list[list[str]]]:
+    """Column names and one row an arm, the best value of each task marked with ``*``."""
+    columns = [
+        "",
+        *(f"{task} {metric}" for task, metric in result.tasks.items()),
+        "macro",
+        "params a task",
+        "all tasks / base",
+        "train s",
+        "tokens/s",
+    ]
+    best = {
+        task: max(arm.test[task][metric] for arm in result.arms if task in arm.test)
+        for task, metric in result.tasks.items()
+    }
+    best_macro = max(arm.macro for arm in result.arms)
+    rows = []
+    for arm in result.arms:
+        scores = [
+            _score(arm.test[task][metric], best[task]) if task in arm.test else "-"
+            for task, metric in result.tasks.items()
+        ]
+        rows.append(
+            [
+                arm.title,
+                *scores,
+                _score(arm.macro, best_macro),
+                f"{arm.parameters_task:,}",
+                f"{arm.parameters_total / result.base_parameters:.3f}x",
+                f"{arm.seconds:.0f}",
+                f"{arm.tokens_per_second:,.0f}",
+            ]
+        )
+    return columns, rows
+
+
+def _score(value: float, best: float) -> str:
+    return f"{value:.3f}{'*' if value == best else ''}"
+
+
+def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table with its columns padded; numbers right-aligned."""
+    table = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    rule = (
+        "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+    )
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def markdown_table(result: RunResult) -> str:
+    """The result as a Markdown table."""
+    return to_markdown(*result_rows(result))
+
+
+def rich_table(result: RunResult) -> Table:
+    """The result for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    columns, rows = result_rows(result)
+    table = Table(box=box.SIMPLE_HEAD, title="Test split", title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"[bold]{cell}[/bold]" if cell.endswith("*") else cell for cell in row))
+    return table
+
+
+def conditions(result: RunResult) -> str:
+    """How the numbers were measured, in one sentence."""
+    machine = result.machine
+    steps = ", ".join(f"{arm.steps} steps ({arm.title})" for arm in result.arms)
+    return (
+        f"Base {result.model} ({result.base_parameters:,} parameters); one seed; {steps}; {machine.get('device')}, "
+        f"{machine.get('threads')} threads, {machine.get('dtype')}; torch {machine.get('torch')}, transformers "
+        f"{machine.get('transformers')}, hfadapt {machine.get('hfadapt')}; whole run {result.seconds:.0f} s."
+    )
+
+
+def proof_lines(result: RunResult) -> list[str]:
+    """What was checked after training, in words."""
+    reload, mixed = result.proof["reload"], result.proof["mixed_batch"]
+    size = sum(reload["bytes"].values()) / 1e6
+    same = "identical to the last bit" if reload["bit_identical"] else "NOT IDENTICAL"
+    equal = "equal" if mixed["predictions_equal"] else "DIFFERENT"
+    return [
+        f"Adapter folder {reload['folder']} ({size:.1f} MB) loaded into a fresh base: {reload['logits_compared']:,} "
+        f"logits {same}.",
+        f"One mixed batch ({mixed['rows']} rows, {mixed['tasks']} tasks) in a single forward: predictions {equal} to each "
+        f"task alone, largest difference of a logit {mixed['largest_difference']:.1e}.",
+    ]

@@ -1,0 +1,44 @@
+"""Write everything that a person reads of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfadapt.report.card import model_card
+from hfadapt.report.html import html_report
+from hfadapt.report.plots import write_plots
+from hfadapt.report.table import conditions, markdown_table, proof_lines
+
+if TYPE_CHECKING:
+    from hfadapt.run.results import RunResult
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    result: RunResult, folder: Path, adapter: Path | None = None, sections: Iterable[str] = ()
+) -> list[Path]:
+    """Write ``results.md``, ``plots/*.png``, ``report.html``, and the card into the adapter's folder.
+
+    Args:
+        result: Of the run.
+        folder: Of the run.
+        adapter: The adapter's folder; ``None`` writes no card.
+        sections: Further sections of the card, from plugins.
+
+    Returns:
+        The files, the report first.
+    """
+    plots = write_plots(result, folder / "plots")
+    report, table = folder / "report.html", folder / "results.md"
+    report.write_text(html_report(result, plots), "utf-8")
+    lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+    table.write_text("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n", "utf-8")
+    written = [report, table, *plots.values()]
+    if adapter is not None:
+        card = adapter / "README.md"
+        card.write_text(model_card(result, sections), "utf-8")
+        written.append(card)
+    return written

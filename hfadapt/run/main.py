@@ -1,0 +1,233 @@
+"""A whole run: the adapted model, the baselines, the checks, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.config import Baseline, Recipe
+from hfadapt.errors import ConfigError, problem
+from hfadapt.run.build import build_mixture, build_tasks, training_arguments
+from hfadapt.run.results import ArmResult, RunResult, machine
+from hfadapt.run.source import model_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt.data import TaskMixture
+    from hfadapt.tasks import Task
+
+__all__ = ["ADAPTER_FOLDER", "Run"]
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+TITLES = {"frozen_head": "head on the frozen encoder", "full_finetuning": "full fine-tuning, one model a task"}
+
+
+class Run:
+    """Builds a recipe's parts once, and trains them.
+
+    Args:
+        recipe: What to do.
+        say: Called with a line for each stage.
+    """
+
+    def __init__(self, recipe: Recipe, say: Callable[[str], None] = logger.info) -> None:
+        from transformers import AutoTokenizer
+
+        self.recipe = recipe
+        self.say = say
+        self.output = Path(recipe.output)
+        self.base = model_path(recipe.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.base)
+        self.tasks: list[Task] = build_tasks(recipe)
+        self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
+        self.mixture: TaskMixture = build_mixture(recipe, self.tasks, self.tokenizer, epochs=self._epochs)
+
+    @property
+    def _epochs(self) -> int:
+        return max(1, math.ceil(self.arguments.num_train_epochs))
+
+    def prepare_output(self, *, overwrite: bool = False, resume: bool = False) -> None:
+        """Make the output folder.
+
+        Raises:
+            ConfigError: it holds an earlier run, and neither ``overwrite`` nor ``resume`` was asked for.
+        """
+        if self.output.exists() and any(self.output.iterdir()) and not resume:
+            if not overwrite:
+                raise ConfigError(
+                    problem(
+                        "the output folder is not empty",
+                        where=str(self.output),
+                        try_="--overwrite, --resume, or --output with another folder",
+                    )
+                )
+            shutil.rmtree(self.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def build_model(
+        self, *, adapted: bool = True, train_base: bool | None = None, tasks: Any = None
+    ) -> PreTrainedModel:
+        """A fresh model on the base.
+
+        Args:
+            adapted: With the recipe's method, or heads alone.
+            train_base: In place of the recipe's.
+            tasks: In place of the recipe's.
+        """
+        from transformers import set_seed
+
+        from hfadapt import MultiTaskModel
+
+        set_seed(self.recipe.seed)
+        return MultiTaskModel.from_pretrained(
+            self.base,
+            tasks=tasks or self.tasks,
+            method=self.recipe.method if adapted else None,
+            train_base=self.recipe.train_base if train_base is None else train_base,
+        )
+
+    def train(self, *, resume: bool = False, fast: bool = False) -> RunResult:
+        """Train the adapted model and the baselines, check them, save everything but the report."""
+        from hfadapt import MultiTaskModel
+        from hfadapt.run.arm import train_arm
+        from hfadapt.run.proof import check_mixed_batch, check_reload
+
+        start = time.perf_counter()
+        model = self.build_model()
+        base_parameters = self._base_parameters(model)
+        method = " + ".join(config.method for config in self.recipe.method)
+        self.say(f"Training {len(self.tasks)} tasks together with {method}")
+        trained = train_arm(
+            "adapted",
+            f"{method}, all tasks together",
+            model,
+            self.mixture,
+            self.arguments,
+            base_parameters=base_parameters,
+            callbacks=self._callbacks(model),
+            tokenizer=self.tokenizer,
+            resume=resume,
+        )
+        folder = self.output / ADAPTER_FOLDER
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.say(f"Saved {folder}; loading it into a fresh base")
+        proof = {
+            "reload": check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture),
+            "mixed_batch": check_mixed_batch(model, self.mixture),
+        }
+        sampling = self.mixture.preview().to_dict()
+        arms = [trained.result]
+        del trained, model
+        for baseline in self.recipe.baselines:
+            arms.append(self._baseline(baseline, sampling, base_parameters))
+        result = RunResult(
+            model=self.recipe.model,
+            base_parameters=base_parameters,
+            tasks={task.name: task.metrics[0] for task in self.tasks},
+            arms=tuple(arms),
+            sampling=sampling,
+            proof=proof,
+            seconds=time.perf_counter() - start,
+            machine=machine(),
+            recipe=self.recipe.source,
+            fast=fast,
+        )
+        result.write(self.output)
+        return result
+
+    def _callbacks(self, model: PreTrainedModel) -> list[Any]:
+        from hfadapt import plugins
+        from hfadapt.training import RobustAdapterDrop
+
+        found = plugins.manager().hook.configure_training(args=self.arguments, model=model, tasks=self.tasks)
+        callbacks = [callback for group in found for callback in group or ()]
+        if self.recipe.adapter_drop is not None:
+            callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
+        return callbacks
+
+    def _base_parameters(self, model: PreTrainedModel) -> int:
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        with torch.device("meta"):
+            base = AutoModel.from_config(AutoConfig.from_pretrained(self.base))
+        return sum(parameter.numel() for parameter in base.parameters())
+
+    def _baseline(self, name: Baseline, sampling: dict[str, Any], base_parameters: int) -> ArmResult:
+        """Train one baseline with the steps that the adapted run gave each task."""
+        from hfadapt.run.arm import merge, train_arm
+
+        changes = self.recipe.baselines[name]
+        title = TITLES[name]
+        folder = self.output / "checkpoints" / name
+        self.say(f"Baseline: {title}")
+        if name == "frozen_head":
+            return train_arm(
+                name,
+                title,
+                self.build_model(adapted=False, train_base=False),
+                build_mixture(self.recipe, self.tasks, self.tokenizer),
+                training_arguments(self.recipe, folder, changes),
+                base_parameters=base_parameters,
+            ).result
+        parts = {}
+        for index, task in enumerate(self.tasks):
+            rows = sum(epoch[index] for epoch in sampling["rows"])
+            steps = max(1, round(rows / sampling["rows_per_step"] / sampling["epochs"]))
+            parts[task.name] = train_arm(
+                name,
+                f"{title}: {task.name}",
+                self.build_model(adapted=False, train_base=True, tasks=[task]),
+                build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps),
+                training_arguments(self.recipe, folder, changes),
+                base_parameters=base_parameters,
+            ).result
+        return merge(name, title, parts)
+
+    def finish(self, result: RunResult) -> list[Path]:
+        """Write tables, plots, ``report.html`` and the adapter's model card; returns the files."""
+        from hfadapt.report import write_report
+
+        return write_report(result, self.output, self.output / ADAPTER_FOLDER)
+
+    def dry(self) -> dict[str, Any]:
+        """The plan as data: sizes, memory, schedule, first rows."""
+        from hfadapt.run.arm import count_parameters
+        from hfadapt.run.plan import decode_batch, estimate_memory
+
+        model = self.build_model()
+        longest = self._longest()
+        memory = estimate_memory(
+            model,
+            self.recipe.mixing.batch_size,
+            longest,
+            2 if any(task.pair == "separate" for task in self.tasks) else 1,
+        )
+        preview = self.mixture.preview()
+        base = self._base_parameters(model)
+        total = count_parameters(model)
+        return {
+            "model": self.recipe.model,
+            "base_parameters": base,
+            "added_parameters": total - base,
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "multiple_of_base": total / base,
+            "steps": preview.schedule.steps * self._epochs,
+            "longest_row_tokens": longest,
+            "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+            "schedule": preview.to_dict(),
+            "first_rows": decode_batch(self.mixture, self.tokenizer),
+        }
+
+    def _longest(self) -> int:
+        return max(int(lengths.max()) for lengths in self.mixture.schedule.lengths)

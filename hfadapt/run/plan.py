@@ -1,0 +1,82 @@
+"""The plan of a run, before anything is trained: tasks, schedule, memory, the first batch in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from hfadapt.data import TaskMixture
+
+__all__ = ["Memory", "decode_batch", "estimate_memory"]
+
+ADAM_BYTES = 8
+"""AdamW keeps two float32 numbers for each trained parameter."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training needs, estimated.
+
+    Args:
+        weights: All parameters.
+        gradients: One number for each trained parameter.
+        optimizer: AdamW's two moments.
+        activations: What back-propagation keeps, for a batch of the longest rows.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_memory(model: nn.Module, rows: int, tokens: int, sequences: int = 1) -> Memory:
+    """Estimate the memory of a training step.
+
+    Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, eq. 2) without dropout masks, for numbers of 4 bytes:
+    each layer keeps about ``T B D (16 + 2 H T / D)`` numbers. A frozen base keeps as many, since gradients still flow
+    through it to the deltas below.
+
+    Args:
+        model: With its config's ``hidden_size``, ``num_hidden_layers`` and ``num_attention_heads``.
+        rows: B.
+        tokens: T, of the longest row.
+        sequences: 2 where both texts of a pair are encoded alone.
+    """
+    parameters = {id(p): p for p in model.parameters()}.values()
+    trained = [p for p in parameters if p.requires_grad]
+    config: Any = getattr(model, "base_model", model).config
+    config = config.get_text_config()
+    width, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    kept = layers * tokens * rows * sequences * (16 * width + 2 * heads * tokens)
+    return Memory(
+        weights=sum(p.numel() * p.element_size() for p in parameters),
+        gradients=sum(p.numel() * p.element_size() for p in trained),
+        optimizer=sum(p.numel() * ADAM_BYTES for p in trained),
+        activations=kept * 4 if trained else 0,
+    )
+
+
+def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase, rows: int = 3) -> list[dict[str, Any]]:
+    """The first rows of the first training batch, as the model will read them."""
+    items: Sequence[Any] = [mixture.train[i] for i in range(min(rows, len(mixture.train)))]
+    names = [task.name for task in mixture.tasks]
+    decoded = []
+    for item in items:
+        row = {"task": names[int(item["task_ids"])], "text": tokenizer.decode(item["input_ids"])}
+        if item.get("pair_input_ids") is not None:
+            row["text_pair"] = tokenizer.decode(item["pair_input_ids"])
+        labels = item.get("labels")
+        row["label"] = labels.tolist() if hasattr(labels, "tolist") else labels
+        decoded.append(row)
+    return decoded

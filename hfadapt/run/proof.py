@@ -1,0 +1,110 @@
+"""What is checked after training: the saved folder reloads bit for bit, and a mixed batch equals each task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt.data import TaskMixture
+
+__all__ = ["check_mixed_batch", "check_reload"]
+
+Batch = dict[str, Any]
+
+
+def check_reload(
+    model: PreTrainedModel,
+    folder: Path,
+    load: Callable[[Path], PreTrainedModel],
+    mixture: TaskMixture,
+    *,
+    split: str = "test",
+    rows: int = 32,
+) -> dict[str, Any]:
+    """Load a saved adapter folder into a fresh base and compare its logits with the trained model's, bit for bit.
+
+    Args:
+        model: The trained model.
+        folder: Where it was saved.
+        load: Makes the fresh model from the folder.
+        mixture: Whose rows are predicted.
+        split: Falls back to validation.
+        rows: Of each task.
+    """
+    fresh = load(folder)
+    batches = [_batch(mixture, [task.name], split, rows) for task in mixture.tasks]
+    same, compared = True, 0
+    for batch in batches:
+        before, after = _logits(model, batch), _logits(fresh, batch)
+        same = same and before.dtype == after.dtype and torch.equal(before, after)
+        compared += before.numel()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {
+        "folder": str(folder),
+        "bit_identical": same,
+        "logits_compared": compared,
+        "bytes": {path.name: path.stat().st_size for path in files},
+    }
+
+
+def check_mixed_batch(
+    model: PreTrainedModel, mixture: TaskMixture, *, split: str = "test", rows: int = 8
+) -> dict[str, Any]:
+    """Predict one batch with rows of every task in a single forward, and each task's rows alone.
+
+    The rows of one task alone have fewer neighbours, so matrix products may sum in another order: the largest
+    difference is reported beside whether the predictions agree.
+
+    Args:
+        model: The trained model.
+        mixture: Whose rows are predicted.
+        split: Falls back to validation.
+        rows: Of each task.
+    """
+    names = [task.name for task in mixture.tasks]
+    batch = _batch(mixture, names, split, rows, interleave=True)
+    mixed = _logits(model, batch)
+    task_ids = torch.as_tensor(batch["task_ids"])
+    worst, agree = 0.0, True
+    for index, task in enumerate(mixture.tasks):
+        here = task_ids == index
+        alone = _logits(model, {key: value[here] for key, value in batch.items()})
+        width = task.head.num_outputs
+        a, b = mixed[here][:, :width], alone[:, :width]
+        worst = max(worst, float((a - b).abs().max()))
+        agree = agree and bool(torch.equal(a.argmax(1), b.argmax(1)) if width > 1 else torch.allclose(a, b, atol=1e-5))
+    return {"rows": len(task_ids), "tasks": len(names), "largest_difference": worst, "predictions_equal": agree}
+
+
+def _batch(mixture: TaskMixture, tasks: Sequence[str], split: str, rows: int, interleave: bool = False) -> Batch:
+    split = split if mixture.has_split(split) else "validation"
+    columns = [[*_first(mixture, task, split, rows)] for task in tasks]
+    if interleave:
+        short = min(len(column) for column in columns)
+        items = [column[i] for i in range(short) for column in columns]
+    else:
+        items = [item for column in columns for item in column]
+    batch = dict(mixture.collator(items))
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
+
+
+def _first(mixture: TaskMixture, task: str, split: str, rows: int) -> list[Mapping[str, Any]]:
+    data = mixture.dataset(split, [task])
+    return [data[i] for i in range(min(rows, len(data)))]
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    out = model(**{key: value.to(device) for key, value in batch.items()}).logits
+    model.train(training)
+    return out.detach().cpu()
