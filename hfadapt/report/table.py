@@ -105,6 +105,6 @@ def proof_lines(result: RunResult) -> list[str]:
     return [
         f"Adapter folder {reload['folder']} ({size:.1f} MB) loaded into a fresh base: {reload['logits_compared']:,} "
         f"logits {same}.",
-        f"One mixed batch ({mixed['rows']} rows, {mixed['tasks']} tasks) in a single forward: predictions {equal} to each "
-        f"task alone, largest difference of a logit {mixed['largest_difference']:.1e}.",
+        f"One mixed batch ({mixed['rows']} rows, {mixed['tasks']} tasks) in a single forward: predictions {equal} to "
+        f"each task alone, largest difference of a logit {mixed['largest_difference']:.1e}.",
     ]

@@ -19,7 +19,7 @@ from hfadapt.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-__all__ = ["build_mixture", "build_task", "build_tasks", "training_arguments"]
+__all__ = ["build_mixture", "build_task", "build_tasks", "known_task", "training_arguments"]
 
 
 def build_tasks(recipe: Recipe) -> list[Task]:
@@ -35,7 +35,7 @@ def build_task(section: TaskSection) -> Task:
         DataError: the data cannot be loaded.
     """
     data = section.data if section.data is not None else section.name
-    known = _known(data) if isinstance(data, str) else None
+    known = known_task(data) if isinstance(data, str) else None
     head = section.head or (known.head if known else None)
     if head is None:
         raise TaskError(
@@ -61,7 +61,7 @@ def build_task(section: TaskSection) -> Task:
     return _limited(task, section.limit) if section.limit else task
 
 
-def _known(data: str) -> Task | None:
+def known_task(data: str) -> Task | None:
     """What is known of a data set by its name: bundled or built, or a GLUE task."""
     if data in bundled.BUNDLED + bundled.BUILT:
         description = bundled.describe(data)

@@ -1,0 +1,57 @@
+"""``hfadapt predict``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from hfadapt.cli.output import json_option, print_json, print_table
+
+__all__ = ["predict"]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("--task", "tasks", multiple=True, help="One for all texts, or one for each; default: every task.")
+@click.option("--pair", "pairs", multiple=True, help="The second text, for tasks on pairs; one for each text.")
+@json_option
+def predict(
+    folder: Path, texts: tuple[str, ...], tasks: tuple[str, ...], pairs: tuple[str, ...], as_json: bool
+) -> None:
+    """Predict TEXTS with the adapter in FOLDER; texts come from standard input, one a line, where none are given.
+
+    Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
+    """
+    from hfadapt.run.predict import Predictor, to_dict
+
+    lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if pairs and len(pairs) != len(lines):
+        raise click.UsageError(f"{len(lines)} texts, but {len(pairs)} --pair")
+    predictor = Predictor.from_folder(folder)
+    chosen = list(tasks) or [task.name for task in predictor.tasks if bool(pairs) == (task.pair == "separate")]
+    if tasks and len(tasks) in (1, len(lines)):
+        rows = [(line, chosen[i % len(chosen)], i) for i, line in enumerate(lines)]
+    elif tasks and len(lines) > 1:
+        raise click.UsageError(f"{len(lines)} texts, but {len(tasks)} --task: give one, or one for each text")
+    else:
+        rows = [(line, task, i) for i, line in enumerate(lines) for task in chosen]
+    seconds = [pairs[i] for _, _, i in rows] if pairs else None
+    found = predictor.predict([line for line, _, _ in rows], [task for _, task, _ in rows], seconds)
+    if as_json:
+        print_json([to_dict(one) for one in found])
+        return
+    print_table(
+        ["task", "answer", "probability", "text"],
+        [
+            (
+                one.task,
+                f"{one.label:.3f}" if isinstance(one.label, float) else one.label,
+                None if one.score is None else f"{one.score:.3f}",
+                one.text if one.text_pair is None else f"{one.text} || {one.text_pair}",
+            )
+            for one in found
+        ],
+    )
