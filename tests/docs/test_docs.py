@@ -1,0 +1,49 @@
+"""All code in the documentation runs, and the documentation is complete."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hfadapt import hookspecs, plugins
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a page share their names, as a reader who types them in order would have it."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text("utf-8")
+    names: dict = {"__name__": "page"}
+    try:
+        for match in BLOCK.finditer(text):
+            line = text[: match.start(1)].count("\n")
+            # Blank lines in front make a traceback show the page's own line numbers.
+            exec(compile("\n" * line + match.group(1), str(page), "exec"), names)
+    finally:
+        plugins.reload()
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "hfadapt_spec")])
+def test_every_hook_is_in_the_reference(hook: str) -> None:
+    assert f"`{hook}`" in (ROOT / "docs" / "hook-reference.md").read_text("utf-8")
+
+
+def test_every_environment_variable_is_documented() -> None:
+    documented = (ROOT / "docs" / "environment.md").read_text("utf-8")
+    sources = [*ROOT.glob("hfadapt/**/*.py"), *ROOT.glob("kernels/**/*.py"), *ROOT.glob("plugins/**/*.py")]
+    used = {name for path in sources for name in re.findall(r"HFADAPT_[A-Z_]+[A-Z]", path.read_text("utf-8"))}
+    used -= {"HFADAPT_COMPLETE"}  # click's own, written by `hfadapt completion`
+    assert used
+    assert not {name for name in used if f"`{name}" not in documented}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
