@@ -33,9 +33,11 @@ __all__ = [
     "manager",
     "methods",
     "mixing_strategies",
+    "register",
     "regularizers",
     "reload",
     "report",
+    "unregister",
 ]
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ BUILTIN_PLUGINS = (
     "hfadapt_plugins.architectures",
     "hfadapt_plugins.mixing",
 )
+# Plugins of this process, by name; they survive a reload.
+_ADDED: dict[str, Any] = {}
 _REGISTRIES = {
     "register_methods": "method",
     "register_architectures": "architecture",
@@ -163,6 +167,10 @@ def _loaded() -> _Loaded:
         record = PluginRecord(name, "hfadapt", __version__)
         records.append(record)
         _register(pm, record, importlib.import_module(name))
+    for name, module in _ADDED.items():
+        record = PluginRecord(name, "this process")
+        records.append(record)
+        _register(pm, record, module)
     only = os.environ.get("HFADAPT_PLUGINS")
     selected = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
@@ -170,6 +178,23 @@ def _loaded() -> _Loaded:
     loaded = _Loaded(pm, records)
     _fill_registries(loaded)
     return loaded
+
+
+def register(module: ModuleType | Any, name: str | None = None) -> None:
+    """Add a plugin that no entry point names: one written in a notebook, a script or a test.
+
+    Args:
+        module: Whatever has functions marked with ``hookimpl``: a module, or an object.
+        name: By default the module's own.
+    """
+    _ADDED[name or getattr(module, "__name__", type(module).__name__)] = module
+    reload()
+
+
+def unregister(name: str) -> None:
+    """Take out a plugin that ``register`` added; the name of one that is not there is no error."""
+    _ADDED.pop(name, None)
+    reload()
 
 
 def reload() -> None:

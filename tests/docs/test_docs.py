@@ -26,10 +26,13 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
             # Blank lines in front make a traceback show the page's own line numbers.
             exec(compile("\n" * line + match.group(1), str(page), "exec"), names)
     finally:
-        plugins.reload()
+        for name in list(plugins._ADDED):
+            plugins.unregister(name)
 
 
-@pytest.mark.parametrize("hook", [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "hfadapt_spec")])
+@pytest.mark.parametrize(
+    "hook", [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "hfadapt_spec")]
+)
 def test_every_hook_is_in_the_reference(hook: str) -> None:
     assert f"`{hook}`" in (ROOT / "docs" / "hook-reference.md").read_text("utf-8")
 

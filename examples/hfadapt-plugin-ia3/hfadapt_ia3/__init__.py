@@ -85,7 +85,10 @@ class IA3(Method):
                     continue
                 if attention.key is None or attention.value is None:
                     raise self.refuse(
-                        "keys and values come out of one fused linear", arch, got=attention.fused, try_="attention=False"
+                        "keys and values come out of one fused linear",
+                        arch,
+                        got=attention.fused,
+                        try_="attention=False",
                     )
                 for leaf in (attention.key, attention.value):
                     yield Place(linear(layer, leaf, model), ScaleDelta)
