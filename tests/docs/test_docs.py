@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,13 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     """Blocks of a page share their names, as a reader who types them in order would have it."""
     monkeypatch.chdir(tmp_path)
     text = page.read_text("utf-8")
-    names: dict = {"__name__": "page"}
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up
     try:
         for match in BLOCK.finditer(text):
             line = text[: match.start(1)].count("\n")
             # Blank lines in front make a traceback show the page's own line numbers.
-            exec(compile("\n" * line + match.group(1), str(page), "exec"), names)
+            exec(compile("\n" * line + match.group(1), str(page), "exec"), vars(module))
     finally:
         for name in list(plugins._ADDED):
             plugins.unregister(name)
