@@ -95,6 +95,7 @@ def build_mixture(
     *,
     epoch_steps: int | None = None,
     epochs: int | None = None,
+    cache: Path | None = None,
 ) -> TaskMixture:
     """The mixture of the recipe, tokenised.
 
@@ -104,6 +105,7 @@ def build_mixture(
         tokenizer: Of the base.
         epoch_steps: In place of the recipe's.
         epochs: E of the strategy, to plan before a Trainer exists.
+        cache: Folder for tokenised data; arms of a run share it.
     """
     mixing = recipe.mixing
     return TaskMixture(
@@ -115,6 +117,7 @@ def build_mixture(
         seed=recipe.seed,
         epoch_steps=epoch_steps or mixing.epoch_steps,
         epochs=epochs,
+        cache_dir=cache,
     )
 
 

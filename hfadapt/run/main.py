@@ -49,7 +49,21 @@ class Run:
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.tasks: list[Task] = build_tasks(recipe)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
-        self.mixture: TaskMixture = build_mixture(recipe, self.tasks, self.tokenizer, epochs=self._epochs)
+        self._mixture: TaskMixture | None = None
+
+    @property
+    def mixture(self) -> TaskMixture:
+        """The mixture of all tasks, tokenised on first use."""
+        if self._mixture is None:
+            self._mixture = build_mixture(
+                self.recipe, self.tasks, self.tokenizer, epochs=self._epochs, cache=self._token_cache
+            )
+        return self._mixture
+
+    @property
+    def _token_cache(self) -> Path | None:
+        # A dry run writes nothing; the folder exists from prepare_output on.
+        return self.output / "tokens" if self.output.is_dir() else None
 
     @property
     def _epochs(self) -> int:
@@ -103,7 +117,7 @@ class Run:
 
         start = time.perf_counter()
         model = self.build_model()
-        base_parameters = self._base_parameters(model)
+        base_parameters = self._base_parameters()
         method = " + ".join(config.method for config in self.recipe.method)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
         trained = train_arm(
@@ -155,7 +169,7 @@ class Run:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
         return callbacks
 
-    def _base_parameters(self, model: PreTrainedModel) -> int:
+    def _base_parameters(self) -> int:
         import torch
         from transformers import AutoConfig, AutoModel
 
@@ -176,7 +190,7 @@ class Run:
                 name,
                 title,
                 self.build_model(adapted=False, train_base=False),
-                build_mixture(self.recipe, self.tasks, self.tokenizer),
+                build_mixture(self.recipe, self.tasks, self.tokenizer, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
                 base_parameters=base_parameters,
             ).result
@@ -188,7 +202,7 @@ class Run:
                 name,
                 f"{title}: {task.name}",
                 self.build_model(adapted=False, train_base=True, tasks=[task]),
-                build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps),
+                build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
                 base_parameters=base_parameters,
             ).result
@@ -206,15 +220,10 @@ class Run:
         from hfadapt.run.plan import decode_batch, estimate_memory
 
         model = self.build_model()
-        longest = self._longest()
-        memory = estimate_memory(
-            model,
-            self.recipe.mixing.batch_size,
-            longest,
-            2 if any(task.pair == "separate" for task in self.tasks) else 1,
-        )
+        longest = int(max(lengths.max() for lengths in self.mixture.schedule.lengths))
+        memory = estimate_memory(model, self.recipe.mixing.batch_size, longest)
         preview = self.mixture.preview()
-        base = self._base_parameters(model)
+        base = self._base_parameters()
         total = count_parameters(model)
         return {
             "model": self.recipe.model,
@@ -228,6 +237,3 @@ class Run:
             "schedule": preview.to_dict(),
             "first_rows": decode_batch(self.mixture, self.tokenizer),
         }
-
-    def _longest(self) -> int:
-        return max(int(lengths.max()) for lengths in self.mixture.schedule.lengths)

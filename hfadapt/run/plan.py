@@ -40,7 +40,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(model: nn.Module, rows: int, tokens: int, sequences: int = 1) -> Memory:
+def estimate_memory(model: nn.Module, rows: int, tokens: int) -> Memory:
     """Estimate the memory of a training step.
 
     Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, eq. 2) without dropout masks, for numbers of 4 bytes:
@@ -50,15 +50,14 @@ def estimate_memory(model: nn.Module, rows: int, tokens: int, sequences: int = 1
     Args:
         model: With its config's ``hidden_size``, ``num_hidden_layers`` and ``num_attention_heads``.
         rows: B.
-        tokens: T, of the longest row.
-        sequences: 2 where both texts of a pair are encoded alone.
+        tokens: T, of the longest row; of both texts together where each is encoded alone, which errs upwards.
     """
     parameters = {id(p): p for p in model.parameters()}.values()
     trained = [p for p in parameters if p.requires_grad]
     config: Any = getattr(model, "base_model", model).config
     config = config.get_text_config()
     width, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    kept = layers * tokens * rows * sequences * (16 * width + 2 * heads * tokens)
+    kept = layers * tokens * rows * (16 * width + 2 * heads * tokens)
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in parameters),
         gradients=sum(p.numel() * p.element_size() for p in trained),
