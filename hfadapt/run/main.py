@@ -28,7 +28,7 @@ __all__ = ["ADAPTER_FOLDER", "Run"]
 logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
-TITLES = {"frozen_head": "head on the frozen encoder", "full_finetuning": "full fine-tuning, one model a task"}
+TITLES = {"frozen_head": "frozen encoder + heads", "full_finetuning": "full fine-tuning"}
 
 
 class Run:
@@ -41,7 +41,10 @@ class Run:
 
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = logger.info) -> None:
         from transformers import AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        # Its bars for reading and writing weights would stand between the lines of progress.
+        transformers_logging.disable_progress_bar()
         self.recipe = recipe
         self.say = say
         self.output = Path(recipe.output)
@@ -122,7 +125,7 @@ class Run:
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
         trained = train_arm(
             "adapted",
-            f"{method}, all tasks together",
+            f"{method} + heads",
             model,
             self.mixture,
             self.arguments,

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hfadapt import __version__
 from hfadapt.errors import DataError, problem
 
 __all__ = ["RESULTS_FILE", "ArmResult", "RunResult", "machine"]
@@ -116,8 +117,8 @@ def machine() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    found = {}
-    for package in ("hfadapt", "torch", "transformers", "datasets"):
+    found = {"hfadapt": __version__}
+    for package in ("torch", "transformers", "datasets"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
