@@ -72,7 +72,10 @@ class LazyGroup(click.Group):
         if self._plugins_asked:
             return
         self._plugins_asked = True
-        if os.environ.get("HFADAPT_PLUGINS") == "" or not entry_points(group="hfadapt"):
+        # Plugins can be added by hand only where the module that loads them was imported.
+        loader = sys.modules.get("hfadapt.plugins")
+        by_hand = loader is not None and bool(loader._ADDED)
+        if not by_hand and (os.environ.get("HFADAPT_PLUGINS") == "" or not entry_points(group="hfadapt")):
             return
         from hfadapt import plugins
 

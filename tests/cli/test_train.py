@@ -1,0 +1,91 @@
+"""``hfadapt train`` trains, checks itself, reports, and can be planned, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hfadapt.errors import ConfigError
+from hfadapt.report import markdown_table
+from hfadapt.run import RunResult
+
+
+def test_a_run_leaves_adapter_report_table_and_plots(finished: Path) -> None:
+    for name in (
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/README.md",
+        "report.html",
+        "results.json",
+        "results.md",
+        "plots/learning_curves.png",
+        "plots/sampling.png",
+        "plots/parameters.png",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+
+
+def test_results_hold_every_arm_with_scores_parameters_and_speed(finished: Path) -> None:
+    result = RunResult.read(finished)
+    assert [arm.name for arm in result.arms] == ["adapted", "frozen_head", "full_finetuning"]
+    for arm in result.arms:
+        assert set(arm.test) == {"wn_relation", "sms_spam", "tweet_valence"}
+        assert arm.tokens > 0
+        assert arm.seconds > 0
+        assert arm.steps > 0
+    adapted, frozen, full = result.arms
+    assert result.base_parameters < frozen.parameters_total < adapted.parameters_total < full.parameters_total
+    assert full.parameters_total > 3 * result.base_parameters
+    assert frozen.steps == adapted.steps
+
+
+def test_the_reloaded_adapter_predicts_the_same_bits(finished: Path) -> None:
+    assert RunResult.read(finished).proof["reload"]["bit_identical"] is True
+
+
+def test_one_mixed_batch_predicts_what_each_task_alone_predicts(finished: Path) -> None:
+    proof = RunResult.read(finished).proof["mixed_batch"]
+    assert proof["predictions_equal"] is True
+    assert proof["tasks"] == 3
+    assert proof["largest_difference"] < 1e-5
+
+
+def test_learning_curves_have_a_point_for_every_task_and_epoch(finished: Path) -> None:
+    for arm in RunResult.read(finished).arms:
+        for task, metric in (("wn_relation", "accuracy"), ("sms_spam", "f1"), ("tweet_valence", "pearson")):
+            key = f"eval_{task}_{metric}"
+            assert len([line for line in arm.history if key in line]) == 2
+
+
+def test_the_report_stands_alone(finished: Path) -> None:
+    page = (finished / "report.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "identical to the last bit" in page
+
+
+def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
+    card = (finished / "adapter" / "README.md").read_text("utf-8")
+    assert card.startswith("---\n")
+    assert "library_name: hfadapt" in card
+    assert markdown_table(RunResult.read(finished)) in card
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    output = tmp_path / "nothing"
+    plan = json.loads(hfadapt("train", recipe, "--dry-run", "--json", "--output", output).stdout)
+    assert plan["steps"] == 6
+    assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["weights"] > 0
+    assert plan["first_rows"][0]["text"].startswith("[CLS]")
+    assert len(plan["schedule"]["probabilities"]) == 2
+    assert not output.exists()
+    assert "First rows" in hfadapt("train", recipe, "--dry-run", "--output", output).output
+
+
+def test_an_output_folder_in_use_is_not_overwritten_unasked(recipe: Path, finished: Path, hfadapt) -> None:
+    with pytest.raises(ConfigError, match="--overwrite"):
+        hfadapt("train", recipe)
+    assert (finished / "results.json").exists()
