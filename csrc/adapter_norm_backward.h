@@ -96,7 +96,16 @@ static __attribute__((noinline)) void adapter_norm_rows_backward(const AdapterNo
     }
     const T* z = static_cast<const T*>(a.z) + row * D;
     T* dz = static_cast<T*>(g.dz) + row * D;
-    const float rstd = a.rstd[row], mean = a.norm == Norm::layer ? a.mean[row] : 0.f;
+    const float rstd = a.rstd[row];
+    float mean = a.norm == Norm::layer ? a.mean[row] : 0.f;
+    if (sizeof(T) == 2 && a.norm == Norm::layer) {
+      // z was rounded when it was saved: centre what was saved, or xhat has a mean where z is large beside its spread.
+      V sum = zero();
+      for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
+        sum += get<decltype(f)::value>(z + n, D - n);
+      });
+      mean = hsum(sum) / float(D);
+    }
     V c1 = zero(), c2 = zero();
     for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
       constexpr bool full = decltype(f)::value;

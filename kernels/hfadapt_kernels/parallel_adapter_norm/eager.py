@@ -77,7 +77,10 @@ def backward(
     width, stat = grad.shape[-1], stat_dtype(grad)
     flow = grad
     if norm:
-        xhat = ((z.reshape(-1, width).to(stat) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).view(z.shape)
+        saved = z.reshape(-1, width).to(stat)
+        # z was rounded when it was saved: centre what was saved.
+        centre = saved.mean(-1, keepdim=True) if norm == 1 else 0.0
+        xhat = ((saved - centre) * rstd.unsqueeze(-1)).view(z.shape)
         wide = grad.to(stat)
         weighted = wide if norm_weight is None else wide * (norm_weight.to(stat) + norm_offset)
         centre = weighted.mean(-1, keepdim=True) if norm == 1 else 0.0

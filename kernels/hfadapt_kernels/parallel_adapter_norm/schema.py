@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backend import FusedOp
 from ..errors import KernelError
 from ..opaque import define
-from . import cpu, eager
+from . import cpu, eager, triton
 from .checks import NAME
 from .saved import (
     NEED_DOWN,
@@ -31,6 +31,7 @@ __all__ = ["OP", "forward_op"]
 OP = FusedOp(NAME)
 OP.register("reference", eager.forward, eager.backward)
 OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("triton", triton.forward, triton.backward, triton.supports)
 
 _SHARED = (
     "Tensor[] scale, float[] scale_values, Tensor? norm_weight, {norm_bias}Tensor? ids, Tensor? seed, int activation, "

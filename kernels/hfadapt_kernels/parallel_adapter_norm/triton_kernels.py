@@ -1,0 +1,261 @@
+"""The Triton kernels of parallel_adapter_norm. Imported lazily: importing this imports triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..triton_common import activate, activate_derivative, dropout_factor
+
+__all__ = ["adapter_norm_bwd_kernel", "adapter_norm_fwd_kernel", "weight_grad_kernel"]
+
+
+@triton.jit
+def _task_pointer(table_ptr, task, like):
+    return tl.load(table_ptr + task).to(tl.pointer_type(like.dtype.element_ty))
+
+
+@triton.jit
+def adapter_norm_fwd_kernel(
+    x_ptr, residual_ptr, h_ptr, out_ptr, z_ptr, pre_ptr, act_ptr, mean_ptr, rstd_ptr, down_table, up_table,
+    down_bias_table, up_bias_table, scale_table, scales_ptr, ranks_ptr, ids_ptr, norm_weight_ptr, norm_bias_ptr,
+    seed_ptr, T, D, DH, max_rank, eps, norm_offset, threshold, keep_scale,
+    ACT: tl.constexpr, NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_DOWN_BIAS: tl.constexpr,
+    HAS_UP_BIAS: tl.constexpr, SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """One program: BM tokens of one batch row, so one task. The bottleneck passes through act_ptr [N, max_rank]."""
+    row = tl.program_id(0).to(tl.int64)
+    task = tl.load(ids_ptr + row)
+    token = tl.program_id(1) * BM + tl.arange(0, BM)
+    live = token < T
+    rm = row * T + token
+    rank = 0
+    if task >= 0:
+        rank = tl.load(ranks_ptr + task)
+        down_ptr = _task_pointer(down_table, task, x_ptr)
+        for r0 in range(0, rank, BR):
+            rr = r0 + tl.arange(0, BR)
+            in_rank = rr < rank
+            acc = tl.zeros((BM, BR), tl.float32)
+            for k in range(0, DH, BD):
+                rk = k + tl.arange(0, BD)
+                in_k = rk < DH
+                h = tl.load(h_ptr + rm[:, None] * DH + rk[None, :], mask=live[:, None] & in_k[None, :], other=0.0)
+                w = tl.load(down_ptr + rr[None, :] * DH + rk[:, None], mask=in_k[:, None] & in_rank[None, :], other=0.0)
+                acc = tl.dot(h, w, acc, input_precision=PRECISION)
+            if HAS_DOWN_BIAS:
+                bias_ptr = _task_pointer(down_bias_table, task, x_ptr)
+                acc += tl.load(bias_ptr + rr, mask=in_rank, other=0.0).to(tl.float32)[None, :]
+            both = live[:, None] & in_rank[None, :]
+            at = rm[:, None] * max_rank + rr[None, :]
+            if SAVE:
+                tl.store(pre_ptr + at, acc.to(pre_ptr.dtype.element_ty), mask=both)
+            t = activate(acc, ACT)
+            if DROPOUT:
+                t *= dropout_factor(seed_ptr, threshold, keep_scale, rm[:, None], rr[None, :])
+            tl.store(act_ptr + at, t.to(act_ptr.dtype.element_ty), mask=both)
+        # The bottleneck written above is read by other threads of this program below.
+        tl.debug_barrier()
+    total = tl.zeros((BM,), tl.float32)
+    for n in range(0, D, BD):
+        rn = n + tl.arange(0, BD)
+        in_n = rn < D
+        both = live[:, None] & in_n[None, :]
+        at = rm[:, None] * D + rn[None, :]
+        z = tl.load(x_ptr + at, mask=both, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            z += tl.load(residual_ptr + at, mask=both, other=0.0).to(tl.float32)
+        if task >= 0:
+            up_ptr = _task_pointer(up_table, task, x_ptr)
+            u = tl.zeros((BM, BD), tl.float32)
+            for r0 in range(0, rank, BR):
+                rr = r0 + tl.arange(0, BR)
+                in_rank = rr < rank
+                t = tl.load(
+                    act_ptr + rm[:, None] * max_rank + rr[None, :], mask=live[:, None] & in_rank[None, :], other=0.0
+                )
+                w = tl.load(up_ptr + rn[None, :] * rank + rr[:, None], mask=in_rank[:, None] & in_n[None, :], other=0.0)
+                u = tl.dot(t, w, u, input_precision=PRECISION)
+            if HAS_UP_BIAS:
+                u += tl.load(_task_pointer(up_bias_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[
+                    None, :
+                ]
+            # SCALE: 0 numbers, 1 one learned number a task, 2 a learned vector a task.
+            if SCALE == 2:
+                u *= tl.load(_task_pointer(scale_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
+            elif SCALE == 1:
+                u *= tl.load(_task_pointer(scale_table, task, x_ptr)).to(tl.float32)
+            else:
+                u *= tl.load(scales_ptr + task)
+            z += u
+        if SAVE and NORM > 0:
+            tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=both)
+        tl.store(out_ptr + at, z.to(out_ptr.dtype.element_ty), mask=both)
+        total += tl.sum(tl.where(both, z, 0.0), 1)
+    if NORM > 0:
+        # out holds z until it is normalised in place.
+        tl.debug_barrier()
+        mean = total / D
+        if NORM == 2:
+            mean = tl.zeros((BM,), tl.float32)
+        square = tl.zeros((BM,), tl.float32)
+        for n in range(0, D, BD):
+            rn = n + tl.arange(0, BD)
+            both = live[:, None] & (rn < D)[None, :]
+            z = tl.load(out_ptr + rm[:, None] * D + rn[None, :], mask=both, other=0.0).to(tl.float32)
+            d = tl.where(both, z - mean[:, None], 0.0)
+            square += tl.sum(d * d, 1)
+        rstd = 1.0 / tl.sqrt(square / D + eps)
+        if SAVE:
+            tl.store(mean_ptr + rm, mean, mask=live)
+            tl.store(rstd_ptr + rm, rstd, mask=live)
+        for n in range(0, D, BD):
+            rn = n + tl.arange(0, BD)
+            in_n = rn < D
+            both = live[:, None] & in_n[None, :]
+            at = rm[:, None] * D + rn[None, :]
+            y = (tl.load(out_ptr + at, mask=both, other=0.0).to(tl.float32) - mean[:, None]) * rstd[:, None]
+            if HAS_WEIGHT:
+                y *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
+            if HAS_BIAS:
+                y += tl.load(norm_bias_ptr + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
+            tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def adapter_norm_bwd_kernel(
+    dout_ptr, z_ptr, pre_ptr, mean_ptr, rstd_ptr, dz_ptr, dh_ptr, dpre_ptr, act_ptr, sums_ptr, down_table, up_table,
+    scale_table, scales_ptr, ranks_ptr, ids_ptr, norm_weight_ptr, seed_ptr, T, D, DH, max_rank, norm_offset, threshold,
+    keep_scale,
+    ACT: tl.constexpr, NORM: tl.constexpr, SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, DROPOUT: tl.constexpr,
+    NEED_H: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """One program: BM tokens of one batch row. Writes dz, dh, dpre, act(pre) and its own three column sums [3, D]."""
+    row = tl.program_id(0).to(tl.int64)
+    program = row * tl.num_programs(1) + tl.program_id(1)
+    task = tl.load(ids_ptr + row)
+    token = tl.program_id(1) * BM + tl.arange(0, BM)
+    live = token < T
+    rm = row * T + token
+    mean = tl.zeros((BM,), tl.float32)
+    rstd = tl.zeros((BM,), tl.float32)
+    c1 = tl.zeros((BM,), tl.float32)
+    c2 = tl.zeros((BM,), tl.float32)
+    if NORM > 0:
+        rstd = tl.load(rstd_ptr + rm, mask=live, other=0.0)
+        if NORM == 1:
+            mean = tl.load(mean_ptr + rm, mask=live, other=0.0)
+        for n in range(0, D, BD):
+            rn = n + tl.arange(0, BD)
+            in_n = rn < D
+            both = live[:, None] & in_n[None, :]
+            at = rm[:, None] * D + rn[None, :]
+            d = tl.load(dout_ptr + at, mask=both, other=0.0).to(tl.float32)
+            z = tl.load(z_ptr + at, mask=both, other=0.0).to(tl.float32)
+            xhat = tl.where(both, (z - mean[:, None]) * rstd[:, None], 0.0)
+            tl.store(sums_ptr + (program * 3) * D + rn, tl.sum(d * xhat, 0), mask=in_n)
+            tl.store(sums_ptr + (program * 3 + 1) * D + rn, tl.sum(d, 0), mask=in_n)
+            if HAS_WEIGHT:
+                d *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
+            c1 += tl.sum(d, 1)
+            c2 += tl.sum(d * xhat, 1)
+        c1 = c1 / D
+        c2 = c2 / D
+        if NORM == 2:
+            c1 = tl.zeros((BM,), tl.float32)
+    for n in range(0, D, BD):
+        rn = n + tl.arange(0, BD)
+        in_n = rn < D
+        both = live[:, None] & in_n[None, :]
+        at = rm[:, None] * D + rn[None, :]
+        d = tl.load(dout_ptr + at, mask=both, other=0.0).to(tl.float32)
+        if NORM > 0:
+            z = tl.load(z_ptr + at, mask=both, other=0.0).to(tl.float32)
+            xhat = tl.where(both, (z - mean[:, None]) * rstd[:, None], 0.0)
+            if HAS_WEIGHT:
+                d *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
+            d = tl.where(both, rstd[:, None] * (d - c1[:, None] - xhat * c2[:, None]), 0.0)
+        tl.store(dz_ptr + at, d.to(dz_ptr.dtype.element_ty), mask=both)
+        tl.store(sums_ptr + (program * 3 + 2) * D + rn, tl.sum(d, 0), mask=in_n)
+    # dz written above is read by other threads of this program below.
+    tl.debug_barrier()
+    rank = 0
+    if task >= 0:
+        rank = tl.load(ranks_ptr + task)
+        up_ptr = _task_pointer(up_table, task, dout_ptr)
+        for r0 in range(0, rank, BR):
+            rr = r0 + tl.arange(0, BR)
+            in_rank = rr < rank
+            acc = tl.zeros((BM, BR), tl.float32)
+            for n in range(0, D, BD):
+                rn = n + tl.arange(0, BD)
+                in_n = rn < D
+                d = tl.load(dz_ptr + rm[:, None] * D + rn[None, :], mask=live[:, None] & in_n[None, :], other=0.0)
+                if SCALE == 2:
+                    s = tl.load(_task_pointer(scale_table, task, dout_ptr) + rn, mask=in_n, other=0.0)
+                    d = (d.to(tl.float32) * s.to(tl.float32)[None, :]).to(dz_ptr.dtype.element_ty)
+                w = tl.load(up_ptr + rn[:, None] * rank + rr[None, :], mask=in_n[:, None] & in_rank[None, :], other=0.0)
+                acc = tl.dot(d, w, acc, input_precision=PRECISION)
+            if SCALE == 1:
+                acc *= tl.load(_task_pointer(scale_table, task, dout_ptr)).to(tl.float32)
+            elif SCALE == 0:
+                acc *= tl.load(scales_ptr + task)
+            both = live[:, None] & in_rank[None, :]
+            at = rm[:, None] * max_rank + rr[None, :]
+            pre = tl.load(pre_ptr + at, mask=both, other=0.0).to(tl.float32)
+            acc *= activate_derivative(pre, ACT)
+            t = activate(pre, ACT)
+            if DROPOUT:
+                keep = dropout_factor(seed_ptr, threshold, keep_scale, rm[:, None], rr[None, :])
+                acc *= keep
+                t *= keep
+            tl.store(dpre_ptr + at, acc.to(dpre_ptr.dtype.element_ty), mask=both)
+            tl.store(act_ptr + at, t.to(act_ptr.dtype.element_ty), mask=both)
+        tl.debug_barrier()
+    if NEED_H:
+        for n in range(0, DH, BD):
+            rn = n + tl.arange(0, BD)
+            in_n = rn < DH
+            acc = tl.zeros((BM, BD), tl.float32)
+            if task >= 0:
+                down_ptr = _task_pointer(down_table, task, dout_ptr)
+                for r0 in range(0, rank, BR):
+                    rr = r0 + tl.arange(0, BR)
+                    in_rank = rr < rank
+                    at = rm[:, None] * max_rank + rr[None, :]
+                    d = tl.load(dpre_ptr + at, mask=live[:, None] & in_rank[None, :], other=0.0)
+                    w = tl.load(
+                        down_ptr + rr[:, None] * DH + rn[None, :], mask=in_rank[:, None] & in_n[None, :], other=0.0
+                    )
+                    acc = tl.dot(d, w, acc, input_precision=PRECISION)
+            both = live[:, None] & in_n[None, :]
+            tl.store(dh_ptr + rm[:, None] * DH + rn[None, :], acc.to(dh_ptr.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def weight_grad_kernel(
+    a_ptr, b_ptr, out_table, order_ptr, starts_ptr, rows_ptr, cols_ptr, T, lda, ldb,
+    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """``out_t[i, j] = sum over tokens n of task t: a[n, i] * b[n, j]``, float32, tokens in a fixed order."""
+    task = tl.program_id(0)
+    rows = tl.load(rows_ptr + task)
+    cols = tl.load(cols_ptr + task)
+    ri = tl.program_id(1) * BI + tl.arange(0, BI)
+    rj = tl.program_id(2) * BJ + tl.arange(0, BJ)
+    in_i = ri < rows
+    in_j = rj < cols
+    begin = tl.load(starts_ptr + task) * T
+    end = tl.load(starts_ptr + task + 1) * T
+    acc = tl.zeros((BI, BJ), tl.float32)
+    for k in range(begin, end, BK):
+        rk = k + tl.arange(0, BK)
+        in_k = rk < end
+        token = tl.load(order_ptr + rk // T, mask=in_k, other=0) * T + rk % T
+        a = tl.load(a_ptr + token[None, :] * lda + ri[:, None], mask=in_i[:, None] & in_k[None, :], other=0.0)
+        b = tl.load(b_ptr + token[:, None] * ldb + rj[None, :], mask=in_k[:, None] & in_j[None, :], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    out_ptr = tl.load(out_table + task).to(tl.pointer_type(tl.float32))
+    tl.store(out_ptr + ri[:, None].to(tl.int64) * cols + rj[None, :], acc, mask=in_i[:, None] & in_j[None, :])
