@@ -2,9 +2,10 @@
 
 import threading
 
-import hfadapt
 import pytest
 import torch
+
+import hfadapt
 from hfadapt import routing
 from hfadapt.errors import AttachError, CompositionError, ConfigError, RegistryError, RoutingError
 from hfadapt.testing.conformance import randomize

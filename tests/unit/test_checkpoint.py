@@ -3,15 +3,16 @@
 import json
 import shutil
 
-import hfadapt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import hfadapt
 from hfadapt import checkpoint
 from hfadapt.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
-from safetensors.torch import load_file, save_file
 
 INPUTS = tiny_inputs("bert", padding="right")
 

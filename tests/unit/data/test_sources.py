@@ -82,7 +82,13 @@ def test_missing_column_lists_columns_and_suggests():
 
 @pytest.mark.parametrize(
     ("label", "match"),
-    [(2, "outside the head's classes"), (-1, "outside"), (None, "missing"), (float("nan"), "missing"), (0.5, "outside")],
+    [
+        (2, "outside the head's classes"),
+        (-1, "outside"),
+        (None, "missing"),
+        (float("nan"), "missing"),
+        (0.5, "outside"),
+    ],
 )
 def test_bad_class_label_is_named_with_row_and_range(label, match):
     rows = [*[{"text": "w", "label": 1.0 if isinstance(label, float) else 1}] * 3, {"text": "w", "label": label}]
@@ -92,7 +98,9 @@ def test_bad_class_label_is_named_with_row_and_range(label, match):
 
 @pytest.mark.parametrize("label", [float("nan"), float("inf"), None, 5.1])
 def test_bad_number_is_named_with_row_and_bounds(label):
-    message = refused("label", Task("t", Regression(0, 5), data=[{"text": "w", "label": 1.0}, {"text": "w", "label": label}]))
+    message = refused(
+        "label", Task("t", Regression(0, 5), data=[{"text": "w", "label": 1.0}, {"text": "w", "label": label}])
+    )
     assert "row 1" in message and "[0, 5]" in message
 
 
@@ -123,7 +131,9 @@ def test_unknown_data_set_name_says_what_is_accepted():
 
 
 def test_text_that_is_no_text_is_named_with_its_row():
-    assert "row 1" in refused("does not hold text", Task("t", data=[{"text": "a", "label": 0}, {"text": None, "label": 0}]))
+    assert "row 1" in refused(
+        "does not hold text", Task("t", data=[{"text": "a", "label": 0}, {"text": None, "label": 0}])
+    )
 
 
 def test_task_name_used_twice_is_refused():
