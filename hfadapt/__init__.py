@@ -100,6 +100,8 @@ def _from_plugins(name: str) -> Any:
             return entry.build
         if getattr(getattr(entry, "config_class", None), "__name__", None) == name:
             return entry.config_class
+        if name in getattr(entry, "exports", {}):
+            return entry.exports[name]
     for registry in (plugins.mixing_strategies(), plugins.regularizers()):
         for entry in registry.values():
             if getattr(entry, "__name__", None) == name:

@@ -7,20 +7,25 @@ without it transformers passes no mask at all, silently.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hfadapt_kernels import TaskBatch
+
+from .composition import Average
 from .delta import Delta
 from .errors import AttachError, problem
-from .routing import Rows, current
-from .slots import applies
+from .routing import Routing, Rows, current
+from .slots import Slot, applies
 
 __all__ = ["SUPPORTED", "AttentionCall", "AttentionDelta", "disable", "enable", "implementation"]
 
@@ -39,7 +44,8 @@ class AttentionCall:
         value: ``[B, G, Tk, K]``.
         mask: None, additive float (eager) or bool (sdpa) ``[B|1, 1|H, Tq, Tk]``.
         options: dropout, scaling, sliding_window, position_bias, is_causal, ...
-        stock: The stock attention function.
+        stock: The stock attention function; a delta may put one of its own in its place.
+        name: Which one it is: ``eager`` or ``sdpa``.
     """
 
     module: nn.Module
@@ -49,16 +55,11 @@ class AttentionCall:
     mask: Tensor | None
     options: dict[str, Any]
     stock: Callable[..., tuple[Tensor, Tensor | None]]
+    name: str
 
     def run(self) -> tuple[Tensor, Tensor | None]:
         """Call the stock function: output ``[B, Tq, H, K]`` and weights or None."""
         return self.stock(self.module, self.query, self.key, self.value, self.mask, **self.options)
-
-    @property
-    def causal(self) -> bool:
-        """Whether a query sees only keys up to its own position when there is no mask."""
-        given = self.options.get("is_causal")
-        return bool(getattr(self.module, "is_causal", True) if given is None else given)
 
 
 class AttentionDelta(Delta):
@@ -96,28 +97,70 @@ class _Twin:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        call = AttentionCall(module, query, key, value, attention_mask, options, _stock(self.name, module))
+        call = AttentionCall(module, query, key, value, attention_mask, options, _stock(self.name, module), self.name)
         routing = current()
         slot = getattr(module, "hfadapt", None)
         if routing is None or slot is None:
             return call.run()
-        routing = routing.for_batch(query.shape[0])
-        pending = []
-        for index in range(len(routing.steps)):
-            for delta in slot.side("attention"):
-                if applies(delta, routing):
-                    found = routing.rows(index, delta.names, query.device)
-                    if found is not None:
-                        pending.append((delta, Rows(*found, routing, module)))
-        return _chain(call, pending)
+        return _chain(call, _pending(slot, routing.for_batch(query.shape[0]), query, module))
 
 
-def _chain(call: AttentionCall, pending: list[tuple[Delta, Rows]]) -> tuple[Tensor, Tensor | None]:
+def _pending(slot: Slot, routing: Routing, query: Tensor, module: nn.Module) -> list[_Item]:
+    """What runs at this module, step by step: deltas with their rows, or averages of them."""
+    pending: list[_Item] = []
+    for index, step in enumerate(routing.steps):
+        for delta in slot.side("attention"):
+            assert isinstance(delta, AttentionDelta)
+            if not applies(delta, routing):
+                continue
+            if step.kind == "average":
+                pending.append(_Average(delta, index, routing, module))
+            elif step.kind == "select":
+                found = routing.rows(index, delta.names, query.device)
+                if found is not None:
+                    pending.append((delta, Rows(*found, routing, module)))
+    return pending
+
+
+def _chain(call: AttentionCall, pending: Sequence[_Item]) -> tuple[Tensor, Tensor | None]:
     """Run the first delta, which decides when the rest runs; behind the last one stands the stock function."""
     if not pending:
         return call.run()
-    delta, rows = pending[0]
-    return delta(call, rows, lambda: _chain(call, pending[1:]))
+    first, rest = pending[0], pending[1:]
+    if isinstance(first, _Average):
+        return first(call, rest)
+    delta, rows = first
+    return delta(call, rows, lambda: _chain(call, rest))
+
+
+class _Average:
+    """``v + sum_i w_i (a_i(v) - v)`` with v the attention's output, on the rows of an average step."""
+
+    def __init__(self, delta: AttentionDelta, index: int, routing: Routing, module: nn.Module) -> None:
+        self.delta = delta
+        self.index = index
+        self.routing = routing
+        self.module = module
+
+    def __call__(self, call: AttentionCall, rest: Sequence[_Item]) -> tuple[Tensor, Tensor | None]:
+        node = self.routing.steps[self.index].node
+        assert isinstance(node, Average)
+        base, _ = _chain(replace(call, options=dict(call.options)), rest)
+        whole = TaskBatch.single(base.shape[0], base.device)
+        changed = torch.zeros_like(base)
+        for name, weight in zip(node.children, node.weights, strict=True):
+            if name in self.delta.names:
+                one = replace(call, options=dict(call.options))
+                rows = Rows((str(name),), whole, self.routing, self.module)
+                out, _ = self.delta(one, rows, functools.partial(_chain, one, rest))
+                changed = changed + weight * (out - base)
+        inside = self.routing.members(self.index, base.device)
+        if inside is not None:
+            changed = changed * inside.view(-1, 1, 1, 1).to(changed.dtype)
+        return base + changed, None
+
+
+_Item = tuple[AttentionDelta, Rows] | _Average
 
 
 def implementation(model: PreTrainedModel) -> str:

@@ -151,6 +151,8 @@ class Method:
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    exports: ClassVar[Mapping[str, Any]] = {}
+    """Functions of the method that ``hfadapt`` offers by name, e.g. ``hfadapt.flatten_prefix``."""
 
     def place(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """Say which delta goes to which slot.

@@ -39,13 +39,13 @@ class RootPre(Hook):
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
         before = push()
-        set_current(self._routing(attachment, before, task_ids, args, kwargs))
+        set_current(self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None)))
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _carry_routing_into_checkpoints(module)
         return args, kwargs
 
     def _routing(
-        self, attachment: Attachment, before: Routing | None, task_ids: Any, args: tuple, kwargs: dict
+        self, attachment: Attachment, before: Routing | None, task_ids: Any, args: tuple, kwargs: dict, config: Any
     ) -> Routing | None:
         found = tensor_batch_size(args, kwargs)
         inherits = before is not None and before.owner == attachment.token and self.path and task_ids is None
@@ -61,6 +61,8 @@ class RootPre(Hook):
         elif mask is None and self.path in attachment.decoder_paths:
             routing = replace(routing, mask=None)
         if not inherits:
+            asked = kwargs.get("output_attentions")
+            routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
             attachment.prepare(routing)
         for key in attachment.call_counters:
             if not self.path or key.startswith(self.path + "."):

@@ -156,6 +156,7 @@ class Routing:
         uniform: The id of all rows when ``ids`` is None.
         batch_size: B.
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
+        attentions: The caller asked for attention weights.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
         options: Anything methods agree on among themselves (say, recording of fusion weights).
@@ -168,6 +169,7 @@ class Routing:
     batch_size: int
     owner: int = 0
     mask: Tensor | None = None
+    attentions: bool = False
     drop: Mapping[str, int] = field(default_factory=dict)
     prepared: dict[Any, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)

@@ -142,12 +142,20 @@ def linear(layer: LayerMap, leaf: str, model: nn.Module) -> Site:
     return _site(layer, "linear", leaf, "output", outputs, reads_leaf_input=True, source_width=inputs)
 
 
-def attention_core(layer: LayerMap, cross: bool = False) -> Site:
-    """Keys, values and queries of every head, through AttentionInterface."""
+def attention_core(layer: LayerMap, cross: bool = False, source: Tap | None = None) -> Site:
+    """Keys, values and queries of every head, through AttentionInterface; may read the attention input too."""
     attention = layer.cross_attention if cross else layer.attention
     assert attention is not None
+    stack = layer.stack
     return _site(
-        layer, "cross_core" if cross else "attention_core", attention.module, "attention", layer.stack.head_dim
+        layer,
+        "cross_core" if cross else "attention_core",
+        attention.module,
+        "attention",
+        stack.head_dim,
+        source=source,
+        source_width=stack.hidden_size,
+        kv_heads=stack.num_kv_heads,
     )
 
 

@@ -59,6 +59,7 @@ class Site:
         causal: The stack's self-attention is causal.
         part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
             blocks (the queries of a fused projection); None for all.
+        kv_heads: Key-value heads of the attention whose core is changed.
     """
 
     slot: str
@@ -73,6 +74,7 @@ class Site:
     shared_layer: str = ""
     causal: bool = False
     part: tuple[int, int, int] | None = None
+    kv_heads: int = 0
 
     @property
     def read_width(self) -> int:

@@ -9,6 +9,7 @@ from hfadapt import hookimpl
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .pal import PALMethod
+from .prefix import PrefixMethod
 
 __all__ = ["register_methods"]
 
@@ -19,3 +20,4 @@ def register_methods(registry: Any) -> None:
     registry.add("lora", LoRAMethod())
     registry.add("low_rank", LowRankMethod())
     registry.add("pal", PALMethod())
+    registry.add("prefix", PrefixMethod())

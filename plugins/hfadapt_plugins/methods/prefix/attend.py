@@ -1,0 +1,227 @@
+"""Attention over prefixes: the kernel where it serves, else longer keys and values for the stock function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfadapt_kernels import TaskBatch, prefix_attention
+
+__all__ = ["Part", "PrefixAttention"]
+
+# Options that change the products in a way that the kernel does not know (Gemma 2's soft cap, attention sinks).
+_UNKNOWN_TO_KERNEL = ("softcap", "s_aux", "cache", "head_mask")
+
+
+@dataclass
+class Part:
+    """The prefixes of one adapter method at one attention.
+
+    Args:
+        keys: One ``[G, P, K]`` an adapter; P may differ.
+        values: As ``keys``.
+        batch: Which of them each row has.
+        form: See ``PrefixConfig``.
+        query: Queries of its own ``[B, H, T, K]`` (then the products are not scaled), or None for the attention's.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    batch: TaskBatch
+    form: str
+    query: Tensor | None = None
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Prefixes of several adapters in one row (a stack): later ones stand in front, as when prepended in turn."""
+    first = parts[0]
+    for part in parts[1:]:
+        n, m = len(first.keys), len(part.keys)
+        empty_k, empty_v = first.keys[0][:, :0], first.values[0][:, :0]
+        keys = [torch.cat([q, p], 1) for p in [*first.keys, empty_k] for q in [*part.keys, empty_k]]
+        values = [torch.cat([q, p], 1) for p in [*first.values, empty_v] for q in [*part.values, empty_v]]
+        # -1 stands for the empty prefix, which is the last of each list.
+        ids = (first.batch.ids % (n + 1)) * (m + 1) + part.batch.ids % (m + 1)
+        first = Part(keys, values, TaskBatch.from_ids(ids, (n + 1) * (m + 1)), first.form)
+    return first
+
+
+class PrefixAttention:
+    """Stands in for the stock attention function during one call.
+
+    Args:
+        stock: The stock function.
+        name: ``eager`` or ``sdpa``.
+        wants_weights: The caller asked for attention weights, which the kernel does not form.
+    """
+
+    def __init__(self, stock: Callable[..., tuple[Tensor, Tensor | None]], name: str, wants_weights: bool) -> None:
+        self.stock = stock
+        self.name = name
+        self.wants_weights = wants_weights and name == "eager"
+        self.parts: list[Part] = []
+
+    def with_part(self, part: Part) -> PrefixAttention:
+        """Return the same with one more part; the old one may serve another branch of a composition."""
+        new = PrefixAttention(self.stock, self.name, self.wants_weights)
+        new.parts = [*self.parts, part]
+        return new
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention's output ``[B, T, H, K]`` and its weights or None."""
+        scaling = options.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        fits = not self.wants_weights and not any(options.get(o) is not None for o in _UNKNOWN_TO_KERNEL)
+        plain = [p for p in self.parts if p.form == "concat"]
+        added = [p for p in self.parts if p.form in ("no_gating", "relu")]
+        gated = [p for p in self.parts if p.form == "gate_add"]
+        kernel = _Kernel(self.name, module, query, key, value, mask, scaling, options)
+        if fits and len(self.parts) == 1 and not gated and self.parts[0].query is None:
+            only = self.parts[0]
+            return kernel(only, "softmax" if plain else only.form), None
+        weights = None
+        if plain and fits:
+            out = kernel(_joined(plain), "softmax")
+        elif plain:
+            out, weights = self._longer(_joined(plain), module, query, key, value, mask, options)
+        else:
+            out, weights = self.stock(module, query, key, value, mask, **options)
+        for part in gated:
+            gate = kernel.gate(part).unsqueeze(-1).to(out.dtype)
+            out = out + gate * (kernel.alone(part, "softmax") - out)
+        for part in added:
+            out = out + kernel.alone(part, part.form)
+        return out, weights
+
+    def _longer(
+        self,
+        part: Part,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Put each row's prefix in front of its keys and values, and call the stock function."""
+        lengths = [k.shape[1] for k in part.keys]
+        longest = max(lengths)
+        keys, values = (_per_row(t, part.batch, longest, key) for t in (part.keys, part.values))
+        valid = torch.arange(longest, device=key.device) < torch.tensor([*lengths, 0], device=key.device).unsqueeze(1)
+        valid = valid[part.batch.ids]  # -1 picks the last line: no prefix
+        bias = options.get("position_bias")
+        if _is_causal(self.name, module, mask, query, options):
+            # With an empty static cache the stock function cuts the keys to the queries; the prefix must not be cut.
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+            bias = None if bias is None else bias[..., : query.shape[2]]
+            visible = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
+            mask = visible.expand(1, 1, -1, -1)
+        if mask is None:
+            mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
+        mask = mask.expand(query.shape[0], *mask.shape[1:-2], query.shape[2], mask.shape[-1])
+        seen = valid[:, None, None, :].expand(*mask.shape[:-1], longest)
+        if self.name == "eager" and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(query.dtype).min
+            )
+        if mask.dtype != torch.bool:
+            none = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device)
+            seen = none.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        options = {**options, "is_causal": False} if self.name == "sdpa" else options
+        if bias is not None:
+            options = {**options, "position_bias": nn.functional.pad(bias, (longest, 0))}
+        key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+        return self.stock(module, query, key, value, torch.cat([seen, mask], -1), **options)
+
+
+def _per_row(tensors: list[Tensor], batch: TaskBatch, length: int, like: Tensor) -> Tensor:
+    """Return each row's own prefix ``[B, G, length, K]``, padded with zeros."""
+    padded = [nn.functional.pad(t, (0, 0, 0, length - t.shape[1])) for t in tensors]
+    return torch.stack([*padded, torch.zeros_like(padded[0])])[batch.ids].to(like.dtype)
+
+
+def _is_causal(name: str, module: nn.Module, mask: Tensor | None, query: Tensor, options: dict[str, Any]) -> bool:
+    """Say whether the stock function would hide later keys although it is given no mask."""
+    if name != "sdpa" or mask is not None or query.shape[2] == 1:
+        return False
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+class _Kernel:
+    """The kernel's calls for one attention call; outputs are ``[B, T, H, K]`` as the stock function's."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        options: dict[str, Any],
+    ) -> None:
+        bias = options.get("position_bias")
+        causal = _is_causal(name, module, mask, query, options)
+        if causal and key.shape[2] > query.shape[2]:
+            # An empty static cache: its places behind the queries hold nothing yet.
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+            bias = None if bias is None else bias[..., : query.shape[2]]
+        self.query, self.key, self.value = query, key, value
+        self.mask, self.bias, self.causal = mask, bias, causal
+        self.scaling = scaling
+        self.dropout = float(options.get("dropout") or 0.0)
+        self.training = module.training
+
+    def __call__(self, part: Part, form: str) -> Tensor:
+        """Attention over prefix and keys."""
+        return self._run(part, form).transpose(1, 2)
+
+    def gate(self, part: Part) -> Tensor:
+        """The share of the attention that goes to the prefix, ``[B, T, H]``."""
+        _, gate = self._run(part, "softmax", dropout=0.0, return_gate=True)
+        return gate.transpose(1, 2)
+
+    def _run(self, part: Part, form: str, dropout: float | None = None, return_gate: bool = False) -> Any:
+        dtype = self.query.dtype
+        return prefix_attention(
+            self.query,
+            self.key,
+            self.value,
+            [k.to(dtype) for k in part.keys],
+            [v.to(dtype) for v in part.values],
+            part.batch,
+            mask=self.mask,
+            causal=self.causal,
+            scaling=self.scaling,
+            position_bias=self.bias,
+            form=form,
+            dropout=self.dropout if dropout is None else dropout,
+            training=self.training,
+            return_gate=return_gate,
+        )
+
+    def alone(self, part: Part, form: str) -> Tensor:
+        """Attention over the prefix alone: zeros in rows without one."""
+        query, scaling = (self.query, self.scaling) if part.query is None else (part.query, 1.0)
+        nothing = self.key[:, :, :0]
+        out = prefix_attention(
+            query,
+            nothing,
+            nothing,
+            [k.to(query.dtype) for k in part.keys],
+            [v.to(query.dtype) for v in part.values],
+            part.batch,
+            scaling=scaling,
+            form=form,
+            dropout=self.dropout,
+            training=self.training,
+        )
+        return out.transpose(1, 2)

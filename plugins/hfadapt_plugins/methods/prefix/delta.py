@@ -1,0 +1,110 @@
+"""The prefixes of one attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hfadapt import AttentionCall, AttentionDelta, Rows, Weights
+from hfadapt_kernels import TaskBatch
+
+from ..gating import add_gate, gate_of_rows
+from .attend import Part, PrefixAttention
+
+if TYPE_CHECKING:
+    from hfadapt import MethodConfig
+
+    from .tables import PrefixTables
+
+__all__ = ["PrefixDelta"]
+
+
+class PrefixDelta(AttentionDelta):
+    """Trained keys and values in front of a row's own.
+
+    Weights of a flat adapter: ``prefix_key`` and ``prefix_value`` ``[G, P, K]``. Those of a reparametrised one come
+    from the networks that its layers share.
+    """
+
+    def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
+        if config.reparametrization == "flat":
+            shape = (self.site.kv_heads, config.num_virtual_tokens, self.site.width)
+            for name in ("prefix_key", "prefix_value"):
+                setattr(weights, name, self.parameter(shape, lambda t: nn.init.normal_(t, std=config.init_std)))
+        if config.query_norm:
+            weights.norm_weight = self.parameter((self.site.read_width,), nn.init.ones_)
+            weights.norm_bias = self.parameter((self.site.read_width,))
+        if config.gate != "none":
+            add_gate(self, weights, self.site.read_width)
+
+    def prefixes(self, name: str, prepared: dict[Any, Any]) -> tuple[Tensor, Tensor]:
+        """Return the keys and values ``[G, P, K]`` of one adapter.
+
+        Args:
+            name: The adapter.
+            prepared: ``Routing.prepared``, where a reparametrised adapter's tables are.
+        """
+        config = self.config(name)
+        if config.reparametrization == "flat":
+            inside = self.adapters[name]
+            return inside.prefix_key, inside.prefix_value
+        tables: PrefixTables = self.shared(name)  # type: ignore[assignment]
+        return tables.pick(prepared[(name, config.method)], self.site)
+
+    def forward(  # type: ignore[override]
+        self, call: AttentionCall, rows: Rows, proceed: Callable[[], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add this adapter method's prefixes to the call, and let the rest of the chain run."""
+        part = self.part(call, rows)
+        stock = call.stock
+        if not isinstance(stock, PrefixAttention):
+            stock = PrefixAttention(stock, call.name, rows.routing.attentions)
+        call.stock = stock.with_part(part)
+        return proceed()
+
+    def part(self, call: AttentionCall, rows: Rows) -> Part:
+        """What this call attends to besides its keys."""
+        config: MethodConfig = self.config(rows.names[0])
+        pairs = [self.prefixes(name, rows.routing.prepared) for name in rows.names]
+        keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+        drop = config.dropout
+        if drop and self.training:
+            keys, values = ([nn.functional.dropout(t, drop) for t in side] for side in (keys, values))
+        if config.query_norm:
+            return Part(keys, values, rows.batch, config.form, self.normed_query(call, rows))
+        if config.gate == "none":
+            return Part(keys, values, rows.batch, config.form)
+        return self.gated(keys, values, rows, config.form)
+
+    def gated(self, keys: list[Tensor], values: list[Tensor], rows: Rows, form: str) -> Part:
+        """Prefixes times their row's gate: every row gets a prefix of its own."""
+        gates = gate_of_rows(self, self.read(rows), rows).view(-1, 1, 1, 1)
+        ids = rows.batch.ids
+        if len({k.shape for k in keys}) == 1:
+            chosen = ids.clamp_min(0)
+            keys, values = ((torch.stack(side)[chosen] * gates).unbind(0) for side in (keys, values))
+        else:
+            tasks = [max(i, 0) for i in ids.tolist()]
+            keys, values = ([side[t] * g for t, g in zip(tasks, gates, strict=True)] for side in (keys, values))
+        each = torch.arange(ids.shape[0], device=ids.device)
+        return Part(list(keys), list(values), TaskBatch.from_ids(torch.where(ids < 0, -1, each), ids.shape[0]), form)
+
+    def read(self, rows: Rows) -> Tensor:
+        """The attention input ``[B, T, D]``."""
+        assert self.site.source is not None
+        return rows.routing.taps[self.site.source.key]
+
+    def normed_query(self, call: AttentionCall, rows: Rows) -> Tensor:
+        """``W_q LN(x)`` ``[B, H, T, K]`` with the trained norm of each row's adapter."""
+        assert self.site.source is not None
+        path = self.site.source.leaf
+        query = rows.leaf.get_submodule(path.removeprefix(self.site.leaf).lstrip("."))
+        x = self.read(rows)
+        x = nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+        gain = rows.gather(self.weights("norm_weight", rows.names), 1.0).unsqueeze(1)
+        shift = rows.gather(self.weights("norm_bias", rows.names), 0.0).unsqueeze(1)
+        made = nn.functional.linear(x * gain + shift, query.weight, query.bias)
+        return made.unflatten(-1, (call.query.shape[1], -1)).transpose(1, 2)
