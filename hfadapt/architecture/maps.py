@@ -137,7 +137,7 @@ class ArchitectureMap:
     Attributes:
         model_type: transformers' name of the family.
         attention_interface: Whether attention goes through ``transformers.AttentionInterface``, which prefixes
-            need.
+            need; read off the model's code, since it differs between releases of transformers.
         pooler: The module that pools the last hidden state, where the model has one.
         source: "table" for a shipped or registered map, "probe" for an automatic one.
     """

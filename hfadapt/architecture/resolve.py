@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hfadapt.architecture.interface import uses_interface
 from hfadapt.architecture.layer import join
 from hfadapt.architecture.maps import ArchitectureMap, StackMap
 
@@ -39,18 +40,20 @@ def resolve(model: nn.Module) -> ArchitectureMap:
 
 
 def table_map(
-    model: nn.Module, table: Mapping[str, Callable[[PretrainedConfig], ArchitectureMap]]
+    model: nn.Module, table: Mapping[str, Callable[[PretrainedConfig], ArchitectureMap | Sequence[ArchitectureMap]]]
 ) -> ArchitectureMap | None:
     """The registered map of `model` or of the models it is made of; None where one is missing or does not fit."""
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type in table:
-        arch = table[model_type](config)
-        placed = place(arch, names, _base_prefix(model))
-        if placed is None:
-            logger.warning("the registered map of %r does not fit this %s", model_type, type(model).__name__)
-        return placed
+        registered = table[model_type](config)
+        for arch in (registered,) if isinstance(registered, ArchitectureMap) else registered:
+            placed = place(arch, names, _base_prefix(model))
+            if placed is not None:
+                return replace(placed, attention_interface=uses_interface(model, placed.stacks))
+        logger.warning("the registered map of %r does not fit this %s", model_type, type(model).__name__)
+        return None
     parts = [(prefix, table_map(part, table)) for prefix, part in _inner_models(model)]
     if not parts or any(arch is None for _, arch in parts):
         return None

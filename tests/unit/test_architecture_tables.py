@@ -101,7 +101,7 @@ def test_top_gives_the_last_hidden_state(name):
 
 @pytest.mark.parametrize("name", ALL_TINY_TYPES)
 def test_attention_module_is_what_the_attention_function_is_given(name):
-    model = tiny_model(name, attn_implementation="eager" if name in ("deberta-v2", "mpnet", "gemma2") else "sdpa")
+    model = tiny_model(name, attn_implementation="eager")
     arch = resolve(model)
     given = set()
 

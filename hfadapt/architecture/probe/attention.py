@@ -7,12 +7,11 @@ positions without being the value. Names play no part.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfadapt.architecture.layer import AttentionMap
 from hfadapt.architecture.linears import is_linear, linear_sizes
@@ -164,18 +163,6 @@ def _value_columns_in_blocks(heads: int, kv_heads: int, head_dim: int) -> Tensor
 def _value_columns_in_groups(groups: int, queries: int, head_dim: int) -> Tensor:
     group = torch.cat([torch.zeros(queries + 1, dtype=torch.bool), torch.ones(1, dtype=torch.bool)])
     return group.repeat(groups).repeat_interleave(head_dim)
-
-
-def uses_interface(layer: nn.Module, attention: AttentionMap) -> bool:
-    """Whether the attention module, or one around it, looks its function up in transformers' table."""
-    path = attention.module
-    while True:
-        forward = inspect.unwrap(type(layer.get_submodule(path)).forward)
-        if "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names:
-            return True
-        if not path:
-            return False
-        path = path.rpartition(".")[0]
 
 
 def _linears_of(attention: AttentionMap | None) -> set[str]:

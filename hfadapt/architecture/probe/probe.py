@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.architecture.interface import uses_interface
 from hfadapt.architecture.linears import linear_sizes
 from hfadapt.architecture.maps import ArchitectureMap, StackMap
-from hfadapt.architecture.probe.attention import find_parts, uses_interface, with_layout
+from hfadapt.architecture.probe.attention import find_parts, with_layout
 from hfadapt.architecture.probe.inputs import example_inputs
 from hfadapt.architecture.probe.norms import find_residual
 from hfadapt.architecture.probe.replay import Replay
@@ -61,7 +62,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
         raise ArchitectureError(
             problem("no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE)
         )
-    interface = all(uses_interface(root.get_submodule(stack.layer_paths[-1]), stack.attention) for stack in stacks)
+    interface = uses_interface(root, stacks)
     pooler = "pooler" if hasattr(root, "pooler") and root.pooler is not None else None
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe").under(prefix)

@@ -39,7 +39,7 @@ def _bert_attention(at: str) -> AttentionMap:
 
 
 def deberta_v2(config: PretrainedConfig) -> ArchitectureMap:
-    """DeBERTa v2 and v3: BERT's layer with disentangled attention of its own, not through AttentionInterface."""
+    """DeBERTa v2 and v3: BERT's layer with disentangled attention."""
     at = "attention.self"
     stack = stack_map(
         config,
@@ -55,7 +55,7 @@ def deberta_v2(config: PretrainedConfig) -> ArchitectureMap:
         norms={"post_attention": "attention.output.LayerNorm", "post_ffn": "output.LayerNorm"},
         embedding="embeddings.word_embeddings",
     )
-    return ArchitectureMap(config.model_type, (stack,), attention_interface=False)
+    return ArchitectureMap(config.model_type, (stack,))
 
 
 def distilbert(config: PretrainedConfig) -> ArchitectureMap:
@@ -102,7 +102,7 @@ def albert(config: PretrainedConfig) -> ArchitectureMap:
 
 
 def mpnet(config: PretrainedConfig) -> ArchitectureMap:
-    """MPNet: BERT's layer with a shared relative position bias, not through AttentionInterface."""
+    """MPNet: BERT's layer with a shared relative position bias."""
     at = "attention.attn"
     stack = stack_map(
         config,
@@ -116,7 +116,7 @@ def mpnet(config: PretrainedConfig) -> ArchitectureMap:
         norms={"post_attention": "attention.LayerNorm", "post_ffn": "output.LayerNorm"},
         embedding="embeddings.word_embeddings",
     )
-    return ArchitectureMap(config.model_type, (stack,), attention_interface=False, pooler="pooler")
+    return ArchitectureMap(config.model_type, (stack,), pooler="pooler")
 
 
 def modernbert(config: PretrainedConfig) -> ArchitectureMap:

@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def vit(config: PretrainedConfig) -> ArchitectureMap:
-    """ViT: pre-norm. Its layer has one dropout for both sub-layers, so neither can be told by its leaf."""
-    stack = stack_map(
+def vit(config: PretrainedConfig) -> tuple[ArchitectureMap, ...]:
+    """ViT: pre-norm, under the names of newer and of older releases of transformers.
+
+    The newer layer has one dropout for both sub-layers, so neither can be told by its leaf.
+    """
+    at, norms = "attention.attention", {"pre_attention": "layernorm_before", "pre_ffn": "layernorm_after"}
+    newer = stack_map(
         config,
         "layers",
         style="pre",
@@ -21,10 +25,22 @@ def vit(config: PretrainedConfig) -> ArchitectureMap:
         ),
         ffn_in=("mlp.fc1",),
         ffn_out="mlp.fc2",
-        norms={"pre_attention": "layernorm_before", "pre_ffn": "layernorm_after"},
+        norms=norms,
         final_norm="layernorm",
     )
-    return ArchitectureMap(config.model_type, (stack,), pooler="pooler")
+    older = stack_map(
+        config,
+        "encoder.layer",
+        style="pre",
+        attention=AttentionMap(f"{at}.query", f"{at}.key", f"{at}.value", "attention.output.dense", module=at),
+        ffn_in=("intermediate.dense",),
+        ffn_out="output.dense",
+        attn_out_dropout="attention.output.dropout",
+        ffn_out_dropout="output.dropout",
+        norms=norms,
+        final_norm="layernorm",
+    )
+    return tuple(ArchitectureMap(config.model_type, (stack,), pooler="pooler") for stack in (newer, older))
 
 
 def clip(config: PretrainedConfig) -> ArchitectureMap:
