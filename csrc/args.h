@@ -3,3 +3,4 @@
 #include "common.h"
 #include "adapter_norm_args.h"
 #include "frozen_linear_args.h"
+#include "grouped_lora_args.h"

@@ -21,6 +21,12 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
       "Tensor[] up, Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? ids, "
       "Tensor? seed, int activation, int norm, float norm_offset, float dropout, Tensor(a!)? dz, Tensor(b!)? dh, "
       "Tensor(c!)[] grads) -> ()");
+      "grouped_lora_forward(Tensor x, Tensor? y, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids, float dropout, "
+      "Tensor? seed, Tensor(a!) out, Tensor(b!) low) -> ()");
+  m.def(
+      "grouped_lora_backward(Tensor grad, Tensor x, Tensor low, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids, "
+      "float dropout, Tensor? seed, bool add_to_dx, Tensor(a!) dx, Tensor(b!)[] da, Tensor(c!)[] db, "
+      "Tensor(d!) dscale) -> ()");
 }
 
 namespace {

@@ -111,13 +111,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 10
     need = ctx.needs_input_grad
     wanted = [need[0], any(need[2]), any(need[3]), any(need[4])]
     (x, low), lora = _restore(ctx, 2)
-    dx = da = db = dl = None
-    if any(wanted):
+    dx, (da, db, dl) = None, ([None] * len(weights) for weights in lora[:3])
+    if grad is not None and any(wanted):
         dx, da, db, dl = _backward_op(grad, x, low, *lora, wanted)
         da, db, dl = (_per_task(g, list(n), lora[4]) for g, n in ((da, need[2]), (db, need[3]), (dl, need[4])))
     return (dx if need[0] else None, grad if need[1] else None, da, db, dl, *(None,) * 5)
@@ -128,12 +126,12 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def _linear_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 11
     need = ctx.needs_input_grad
     wanted = [need[0], any(need[3]), any(need[4]), any(need[5])]
     (x, low, weight), lora = _restore(ctx, 3)
-    dx = da = db = dl = None
+    dx, (da, db, dl) = None, ([None] * len(weights) for weights in lora[:3])
+    if grad is None:
+        return (None, None, None, da, db, dl, *(None,) * 5)
     if any(wanted):
         dx, da, db, dl = _linear_backward_op(grad, x, low, weight, *lora, wanted)
         da, db, dl = (_per_task(g, list(n), lora[4]) for g, n in ((da, need[3]), (db, need[4]), (dl, need[5])))

@@ -85,7 +85,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     hidden, lse, pre, *weights = saved
     need_x, need_weights = ctx.needs_input_grad[0], list(ctx.needs_input_grad[1])
     if grad is None or not (need_x or any(need_weights)):
-        return (None,) * 11
+        return (None, [None] * len(weights), *(None,) * 9)
     num_heads, causal, activation, dropout = ctx.options
     dx, dw = _backward_op(
         grad, x, weights, ctx.present, ids, mask, num_heads, causal, activation, dropout, seed,

@@ -1,0 +1,223 @@
+// grouped_lora forward: rows of one task at a time, down to the rank and up again while the rank rows are in cache.
+
+// Up to this rank the product down runs along the inputs (one vector of x against R rows of A): no lane is wasted.
+constexpr int64_t kDotRank = 8;
+// Rank rows are padded to full vectors, and to what the dot products write.
+constexpr int64_t kRankPad = VL > kDotRank ? VL : kDotRank;
+
+template <class E>
+static HFK_INLINE bool lora_uses_dots(int64_t R) {
+  return sizeof(E) == 4 && R <= kDotRank;
+}
+// Elements of the operand that takes rows of K values to the rank, and of the one that takes the rank to N values.
+template <class E>
+static HFK_INLINE int64_t lora_down_size(int64_t K, int64_t R) {
+  return lora_uses_dots<E>(R) ? kDotRank * round_up(K, VL) : packed_size<E>(K, R);
+}
+
+// The rank as rows: [kDotRank][round_up(K, VL)], zero padded.
+template <class T>
+static void lora_pack_dots(int64_t K, int64_t R, const T* s, int64_t sk, int64_t sr, float* d) {
+  const int64_t Kp = round_up(K, VL);
+  for (int64_t r = 0; r < kDotRank; r++, d += Kp) {
+    int64_t k = 0;
+    if (r < R) {
+      if (sk == 1)
+        for (; k + VL <= K; k += VL) store(d + k, load(s + r * sr + k));
+      for (; k < K; k++) d[k] = to_float(s[r * sr + k * sk]);
+    }
+    for (; k < Kp; k++) d[k] = 0.f;
+  }
+}
+template <class E, class T>
+static void lora_pack_down(int64_t K, int64_t R, const T* s, int64_t sk, int64_t sr, E* d) {
+  if constexpr (sizeof(E) == 4)
+    if (lora_uses_dots<E>(R)) return lora_pack_dots(K, R, s, sk, sr, d);
+  pack<E>(K, R, s, sk, sr, d, 0, ceil_div(R, PW));
+}
+
+// C[m][j] = sum_k X[m][k] W[j][k] for 8 rows W of Kp values; C has 8 columns in use of ldc.
+template <int MR>
+static HFK_INLINE void lora_dots(int64_t K, const float* X, int64_t xs, const float* W, int64_t Kp, float* C, int64_t ldc) {
+  V c[MR][kDotRank];
+#pragma GCC unroll 3
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < kDotRank; j++) c[i][j] = zero();
+  const int64_t whole = K / VL * VL;
+  for (int64_t k = 0; k < Kp; k += VL) {
+    V x[MR];
+#pragma GCC unroll 3
+    for (int i = 0; i < MR; i++) x[i] = k < whole ? load(X + i * xs + k) : load_first(X + i * xs + k, K - k);
+#pragma GCC unroll 8
+    for (int j = 0; j < kDotRank; j++) {
+      V w = load(W + j * Kp + k);
+#pragma GCC unroll 3
+      for (int i = 0; i < MR; i++) c[i][j] = fma(x[i], w, c[i][j]);
+    }
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kDotRank; j++) C[i * ldc + j] = hsum(c[i][j]);
+    for (int64_t j = kDotRank; j < VL; j++) C[i * ldc + j] = 0.f;
+  }
+}
+
+// C [rows][ldc] = X down to the rank; ldc is a multiple of VL.
+template <class E>
+static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t R, const E* X, int64_t xs, const E* W,
+                                                float* C, int64_t ldc) {
+  if constexpr (sizeof(E) == 4) {
+    if (lora_uses_dots<E>(R)) {
+      constexpr int MR = VL == 16 ? 3 : 1;
+      const int64_t Kp = round_up(K, VL);
+      int64_t m = 0;
+      for (; m + MR <= rows; m += MR) lora_dots<MR>(K, X + m * xs, xs, W, Kp, C + m * ldc, ldc);
+      for (; m < rows; m++) lora_dots<1>(K, X + m * xs, xs, W, Kp, C + m * ldc, ldc);
+      return;
+    }
+  }
+  gemm_store(rows, R, K, X, xs, W, C, ldc);
+}
+
+// The rows of a tile as the product wants them, dropped elements zeroed.
+template <class E, class T>
+static const E* lora_rows(const LoraArgs& a, const LoraTile& t, const void* source, int64_t K, int64_t stride,
+                          bool drop, int64_t* out_stride) {
+  const int32_t* index = a.order + t.first;
+  const T* s = static_cast<const T*>(source);
+  const int64_t Kp = padded_k<E>(K);
+  E* buffer = scratch<E>(0, round_up(kLoraTileRows, 16) * Kp);
+  if (!drop) {
+    if (t.contiguous) return rows_for_product<E>(t.rows, K, s + index[0] * stride, stride, nullptr, buffer, out_stride);
+    return rows_for_product<E>(t.rows, K, s, stride, index, buffer, out_stride);
+  }
+  const Dropout d = make_dropout(a.seed, a.dropout);
+  for (int64_t m = 0; m < t.rows; m++) {
+    const T* from = s + int64_t(index[m]) * stride;
+    E* to = buffer + m * Kp;
+    const uint32_t hash = dropout_row(d, uint32_t(index[m]));
+    int64_t k = 0;
+    for (; k < K; k += VL) store_first(to + k, load_first(from + k, K - k) * dropout_factor(d, hash, k), K - k);
+    for (k = K; k < Kp; k++) from_float(0.f, to[k]);
+  }
+  *out_stride = Kp;
+  return buffer;
+}
+
+// Rank rows C (float) as rows of the product up: C itself, or rounded to bf16 and padded.
+template <class E>
+static HFK_INLINE const E* lora_rank_rows(int64_t rows, int64_t R, const float* C, int64_t ldc, int64_t* stride) {
+  if constexpr (sizeof(E) == 4) {
+    *stride = ldc;
+    return C;
+  } else {
+    const int64_t Rp = padded_k<E>(R);
+    E* d = scratch<E>(3, round_up(rows, 16) * Rp);
+    for (int64_t m = 0; m < rows; m++) {
+      for (int64_t r = 0; r < R; r += VL) store_first(d + m * Rp + r, load(C + m * ldc + r), R - r);
+      for (int64_t r = R; r < Rp; r++) d[m * Rp + r].bits = 0;
+    }
+    *stride = Rp;
+    return d;
+  }
+}
+
+// One panel of results: out = base + scale * C, times the dropout factors of the row where there are any.
+template <class T>
+static __attribute__((noinline)) void lora_store(int64_t rows, int64_t n0, int64_t N, const float* C, float scale,
+                                                 const int32_t* index, const T* base, int64_t base_stride, T* out,
+                                                 const Dropout* d) {
+  const int64_t columns = imin(PW, N - n0);
+  for (int64_t m = 0; m < rows; m++) {
+    const int64_t row = index[m];
+    T* o = out + row * N + n0;
+    const T* y = base ? base + row * base_stride + n0 : nullptr;
+    const uint32_t hash = d ? dropout_row(*d, uint32_t(row)) : 0;
+    for (int64_t n = 0; n < columns; n += VL) {
+      V v = load(C + m * PW + n) * scale;
+      if (d) v *= dropout_factor(*d, hash, n0 + n);
+      if (y) v += load_first(y + n, columns - n);
+      store_first(o + n, v, columns - n);
+    }
+  }
+}
+
+// All panels of the product up from the rank.
+template <class T, class E>
+static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, const E* L, int64_t ls, const E* W,
+                    float scale, const void* base, int64_t base_stride, void* out, const Dropout* d) {
+  float* C = scratch<float>(2, kLoraTileRows * PW);
+  for (int64_t n0 = 0; n0 < N; n0 += PW, W += panel_size<E>(R)) {
+    gemm_store(t.rows, imin(PW, N - n0), R, L, ls, W, C, PW);
+    lora_store<T>(t.rows, n0, N, C, scale, a.order + t.first, static_cast<const T*>(base), base_stride,
+                  static_cast<T*>(out), d);
+  }
+}
+
+// Where the packed operands of each task start: down and up of tasks that have rows.
+template <class E>
+static int64_t lora_offsets(const LoraArgs& a, int64_t K, int64_t N, int64_t* down, int64_t* up) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < a.tasks; t++) {
+    const bool here = a.task[t].count > 0;
+    down[t] = total;
+    total += here ? round_up(lora_down_size<E>(K, a.task[t].R), 32) : 0;
+    up[t] = total;
+    total += here ? round_up(packed_size<E>(a.task[t].R, N), 32) : 0;
+  }
+  return total;
+}
+
+template <class T, class E>
+static void lora_forward_t(const LoraArgs& a) {
+  Shared<int64_t> offsets(2 * a.tasks + 1);
+  int64_t *down = offsets, *up = down + a.tasks;
+  Shared<E> packed(lora_offsets<E>(a, a.Din, a.O, down, up));
+  parallel(2 * a.tasks, [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++) {
+      const LoraTask& w = a.task[i / 2];
+      if (w.count == 0) continue;
+      if (i % 2 == 0)
+        lora_pack_down<E>(a.Din, w.R, static_cast<const T*>(w.a), w.a_sk, w.a_sr, packed + down[i / 2]);
+      else
+        pack<E>(w.R, a.O, static_cast<const T*>(w.b), w.b_sr, w.b_so, packed + up[i / 2], 0, ceil_div(a.O, PW));
+    }
+  });
+  const int64_t ldc = round_up(a.max_rank, kRankPad);
+  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+    float* C = scratch<float>(1, kLoraTileRows * ldc);
+    for (int64_t i = i0; i < i1; i++) {
+      const LoraTile& t = a.tile[i];
+      const LoraTask& w = a.task[t.task];
+      int64_t xs, ls;
+      const E* X = lora_rows<E, T>(a, t, a.x, a.Din, a.x_stride, a.dropout > 0, &xs);
+      lora_down<E>(t.rows, a.Din, w.R, X, xs, packed + down[t.task], C, ldc);
+      if (a.low)
+        for (int64_t m = 0; m < t.rows; m++) {
+          T* kept = static_cast<T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
+          for (int64_t r = 0; r < w.R; r += VL) store_first(kept + r, load(C + m * ldc + r), w.R - r);
+          for (int64_t r = w.R; r < a.low_stride; r++) from_float(0.f, kept[r]);
+        }
+      const E* L = lora_rank_rows<E>(t.rows, w.R, C, ldc, &ls);
+      lora_up<T, E>(a, t, a.O, w.R, L, ls, packed + up[t.task], w.scale, a.y, a.y_stride, a.out, nullptr);
+    }
+  });
+  // Rows without a task: the base bit for bit, or zeros.
+  parallel(ceil_div(a.idle, 64), [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0 * 64; i < imin(a.idle, i1 * 64); i++) {
+      const int64_t row = a.idle_rows[i];
+      T* o = static_cast<T*>(a.out) + row * a.O;
+      if (a.y == nullptr)
+        memset(o, 0, a.O * sizeof(T));
+      else if (a.y != a.out)
+        memcpy(o, static_cast<const T*>(a.y) + row * a.y_stride, a.O * sizeof(T));
+      if (a.low) memset(static_cast<T*>(a.low) + row * a.low_stride, 0, a.low_stride * sizeof(T));
+    }
+  });
+}
+
+static void lora_forward(const LoraArgs& a) {
+  a.type == DType::f32 ? lora_forward_t<float, float>(a) : lora_forward_t<bf16, Elem<bf16>>(a);
+}

@@ -1,0 +1,98 @@
+"""grouped_lora and lora_linear through the C++ kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _supports(*, device: str, dtype: torch.dtype) -> str | None:
+    return None if dtype in _DTYPES else f"the C++ kernels compute float32, bfloat16 and float16, not {dtype}"
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[rows, columns] with neighbouring columns, a view where possible."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def _wide(value: Any) -> Any:
+    """float16 is computed in float32: processors without half products are a hundred times slower in it."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == torch.float16 else value
+    return [_wide(item) for item in value] if isinstance(value, list) else value
+
+
+def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
+    factors = torch.tensor(scale, dtype=torch.float32)
+    return factors * torch.cat([t.reshape(1).float() for t in learned]) if learned else factors
+
+
+def _add(x: Tensor, y: Tensor | None, out: Tensor, low: Tensor, args: tuple[Any, ...]) -> None:
+    a, b, learned, scale, ids, dropout, seed = args
+    rows = None if y is None else _rows(y)
+    torch.ops.hfadapt_cpu.grouped_lora_forward(
+        _rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
+    )
+
+
+def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    *lora, save = args
+    if x.dtype == torch.float16:
+        return tuple(t.half() for t in _forward(*_wide([x, y]), *_wide(lora), save))  # type: ignore[return-value]
+    out = x.new_empty(*x.shape[:-1], lora[1][0].shape[0])
+    low = empty_low(x, lora[0], save)
+    _add(x, y, out, low, tuple(lora))
+    return out, low
+
+
+def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    *lora, save = args
+    if x.dtype == torch.float16:
+        return tuple(t.half() for t in _linear_forward(*_wide([x, weight, bias]), *_wide(lora), save))  # type: ignore[return-value]
+    out = F.linear(x, weight, bias)
+    low = empty_low(x, lora[0], save)
+    _add(x, out, out, low, tuple(lora))
+    return out, low
+
+
+def _backward(grad: Tensor, x: Tensor, low: Tensor, *args: Any) -> Gradients:
+    *lora, needs = args
+    return _gradients(grad, x, low, None, lora, needs)
+
+
+def _linear_backward(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, *args: Any) -> Gradients:
+    *lora, needs = args
+    return _gradients(grad, x, low, weight, lora, needs)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, lora: list[Any], needs: list[bool]
+) -> Gradients:
+    if x.dtype == torch.float16:
+        dx, *lists = _gradients(*_wide([grad, x, low, weight]), _wide(lora), needs)
+        return (dx.half(), *([t.half() for t in grads] for grads in lists))  # type: ignore[return-value]
+    a, b, learned, scale, ids, dropout, seed = lora
+    dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs)
+    add = weight is not None and needs[0]
+    if add:
+        dx = torch.matmul(grad, weight)
+    dscale = torch.empty(len(learned) if needs[3] else 0, dtype=torch.float32)
+    torch.ops.hfadapt_cpu.grouped_lora_backward(
+        _rows(grad), _rows(x), low, a, b, _factors(learned, scale), ids, dropout, seed, add, dx, da, db, dscale
+    )
+    if needs[3]:
+        for target, value, fixed in zip(dlearned, dscale.unbind(), scale, strict=True):
+            target.copy_(value * fixed)
+    return dx, da, db, dlearned
+
+
+OP.register("cpu", _forward, _backward, _supports)
+LINEAR.register("cpu", _linear_forward, _linear_backward, _supports)
