@@ -23,7 +23,7 @@ struct Plan {
               "grouped_lora: ids: expected contiguous int64 [B]");
     const int64_t B = ids->size(0), repeats = B > 0 ? rows / B : 0;
     HFK_CHECK(B * repeats == rows, "grouped_lora: ids: expected a divisor of ", rows, " rows, got ", B);
-    const int64_t* id = data<int64_t>(*ids);
+    const int64_t* id = ptr_of<int64_t>(*ids);
     for (int64_t b = 0; b < B; b++) {
       HFK_CHECK(id[b] >= -1 && id[b] < count, "grouped_lora: ids[", b, "] is out of range: expected -1..", count - 1,
                 ", got ", id[b]);
@@ -95,7 +95,7 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
     w = {};
     w.a = a[t].data_ptr(), w.b = b[t].data_ptr(), w.R = a[t].size(0);
     w.a_sr = a[t].stride(0), w.a_sk = a[t].stride(1), w.b_so = b[t].stride(0), w.b_sr = b[t].stride(1);
-    w.scale = data<float>(scale)[t];
+    w.scale = ptr_of<float>(scale)[t];
     args.max_rank = imax(args.max_rank, w.R);
   }
   plan.sort(ids, x.size(0));
@@ -106,7 +106,7 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
   args.x = x.data_ptr(), args.x_stride = x.stride(0);
   if (seed.has_value() && dropout > 0) {
     HFK_CHECK(seed->scalar_type() == ScalarType::Long && seed->numel() == 1, "grouped_lora: seed: expected int64 [1]");
-    args.dropout = dropout, args.seed = *data<int64_t>(*seed);
+    args.dropout = dropout, args.seed = *ptr_of<int64_t>(*seed);
   }
   return args;
 }
@@ -146,7 +146,7 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vecto
   }
   if (dscale.numel() > 0) {
     check_f32(dscale, args.tasks, "grouped_lora: dscale");
-    args.dscale = data<float>(dscale);
+    args.dscale = ptr_of<float>(dscale);
   }
   for (size_t t = 0; t < a.size(); t++) {
     if (da[t].numel() > 0) check_flat(da[t], a[t].numel(), args.type, "grouped_lora: da"), plan.tasks[t].da = da[t].data_ptr();

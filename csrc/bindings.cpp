@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
       "Tensor[] up, Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? ids, "
       "Tensor? seed, int activation, int norm, float norm_offset, float dropout, Tensor(a!)? dz, Tensor(b!)? dh, "
       "Tensor(c!)[] grads) -> ()");
+  m.def(
       "grouped_lora_forward(Tensor x, Tensor? y, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids, float dropout, "
       "Tensor? seed, Tensor(a!) out, Tensor(b!) low) -> ()");
   m.def(

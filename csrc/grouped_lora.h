@@ -1,12 +1,10 @@
 // grouped_lora forward: rows of one task at a time, down to the rank and up again while the rank rows are in cache.
 
-// Up to this rank the product down runs along the inputs (one vector of x against R rows of A): no lane is wasted.
-constexpr int64_t kDotRank = 8;
 // Rank rows are padded to full vectors, and to what the dot products write.
 constexpr int64_t kRankPad = VL > kDotRank ? VL : kDotRank;
 
 template <class E>
-static HFK_INLINE bool lora_uses_dots(int64_t R) {
+static HFK_INLINE bool lora_uses_dots(int64_t R) {  // see dot8_rows in adapter_norm.h
   return sizeof(E) == 4 && R <= kDotRank;
 }
 // Elements of the operand that takes rows of K values to the rank, and of the one that takes the rank to N values.
@@ -36,45 +34,15 @@ static void lora_pack_down(int64_t K, int64_t R, const T* s, int64_t sk, int64_t
   pack<E>(K, R, s, sk, sr, d, 0, ceil_div(R, PW));
 }
 
-// C[m][j] = sum_k X[m][k] W[j][k] for 8 rows W of Kp values; C has 8 columns in use of ldc.
-template <int MR>
-static HFK_INLINE void lora_dots(int64_t K, const float* X, int64_t xs, const float* W, int64_t Kp, float* C, int64_t ldc) {
-  V c[MR][kDotRank];
-#pragma GCC unroll 3
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < kDotRank; j++) c[i][j] = zero();
-  const int64_t whole = K / VL * VL;
-  for (int64_t k = 0; k < Kp; k += VL) {
-    V x[MR];
-#pragma GCC unroll 3
-    for (int i = 0; i < MR; i++) x[i] = k < whole ? load(X + i * xs + k) : load_first(X + i * xs + k, K - k);
-#pragma GCC unroll 8
-    for (int j = 0; j < kDotRank; j++) {
-      V w = load(W + j * Kp + k);
-#pragma GCC unroll 3
-      for (int i = 0; i < MR; i++) c[i][j] = fma(x[i], w, c[i][j]);
-    }
-  }
-#pragma GCC unroll 3
-  for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kDotRank; j++) C[i * ldc + j] = hsum(c[i][j]);
-    for (int64_t j = kDotRank; j < VL; j++) C[i * ldc + j] = 0.f;
-  }
-}
-
 // C [rows][ldc] = X down to the rank; ldc is a multiple of VL.
 template <class E>
 static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t R, const E* X, int64_t xs, const E* W,
                                                 float* C, int64_t ldc) {
   if constexpr (sizeof(E) == 4) {
     if (lora_uses_dots<E>(R)) {
-      constexpr int MR = VL == 16 ? 3 : 1;
-      const int64_t Kp = round_up(K, VL);
-      int64_t m = 0;
-      for (; m + MR <= rows; m += MR) lora_dots<MR>(K, X + m * xs, xs, W, Kp, C + m * ldc, ldc);
-      for (; m < rows; m++) lora_dots<1>(K, X + m * xs, xs, W, Kp, C + m * ldc, ldc);
+      dot8_rows(rows, K, X, xs, W, round_up(K, VL), C, ldc);
+      for (int64_t m = 0; m < rows; m++)
+        for (int64_t j = kDotRank; j < VL; j++) C[m * ldc + j] = 0.f;
       return;
     }
   }
