@@ -11,7 +11,7 @@ import torch
 
 from .errors import BackendError
 
-__all__ = ["ISA_NAMES", "available", "isa", "use_isa", "why_not"]
+__all__ = ["ISA_NAMES", "available", "isa", "lacks", "use_isa", "why_not"]
 
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 
@@ -41,6 +41,14 @@ def available() -> bool:
 def why_not() -> str | None:
     """Why the C++ ops cannot be called; ``None`` when they can."""
     return _load()
+
+
+@functools.cache
+def lacks(op: str) -> str | None:
+    """Why the loaded library has no op of this name (it was built from older sources); ``None`` when it has it."""
+    if not available() or hasattr(torch.ops.hfadapt_cpu, op):
+        return None
+    return f"the C++ library is older than {op}; build it again (python setup.py build_ext --inplace)"
 
 
 def isa() -> str | None:

@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import native
 from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _supports(*, device: str, dtype: torch.dtype) -> str | None:
-    return None if dtype in _DTYPES else f"the C++ kernels compute float32, bfloat16 and float16, not {dtype}"
+    if dtype in _DTYPES:
+        return native.lacks("grouped_lora_backward")
+    return f"the C++ kernels compute float32, bfloat16 and float16, not {dtype}"
 
 
 def _rows(x: Tensor) -> Tensor:
