@@ -6,6 +6,9 @@ from typing import Any
 
 from hfadapt import hookimpl
 
+from . import bottleneck
+from .bottleneck import BottleneckMethod
+from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .pal import PALMethod
@@ -21,3 +24,7 @@ def register_methods(registry: Any) -> None:
     registry.add("low_rank", LowRankMethod())
     registry.add("pal", PALMethod())
     registry.add("prefix", PrefixMethod())
+    registry.add("lhuc", LHUCMethod())
+    registry.add("bottleneck", BottleneckMethod())
+    for preset in bottleneck.PRESETS:
+        registry.add(preset.name, preset)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers
 
 from ..shared import UpDownDelta, updown_variant
+from ..shared.positions import task_function_site
 from .config import LowRank
 
 __all__ = ["LowRankMethod"]
@@ -31,8 +32,8 @@ class LowRankMethod(Method):
 
     def place(self, config: LowRank, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         for layer in select_layers(config, arch):
-            site = sites.layer_sum(layer)
+            site = task_function_site(layer, config.position)
             yield Place(site, UpDownDelta, updown_variant(config.updown(site)))
 
     def starts_as_base(self, config: LowRank) -> bool:
-        return config.init == "identity"
+        return config.init == "identity" and config.position != "serial"

@@ -8,6 +8,7 @@ from typing import ClassVar
 from hfadapt import MethodConfig
 
 from ..shared import INITS, require_activation
+from ..shared.positions import POSITIONS
 
 __all__ = ["PAL"]
 
@@ -27,6 +28,8 @@ class PAL(MethodConfig):
         inner_activation: Of the FFN form.
         dropout: Of the attention probabilities; 0.1 in the code.
         init: ``"identity"`` starts as the base exactly (V_D = 0); ``"normal"`` draws all from N(0, 0.02), as the code.
+        position: ``"layer"`` is the paper's; others in ``hfadapt_plugins.methods.shared.positions``.
+        lhuc: Multiply TS(h) by ``2 sigmoid(c)``, one learned c a hidden unit, as the code does when both are on.
     """
 
     method: ClassVar[str] = "pal"
@@ -41,6 +44,8 @@ class PAL(MethodConfig):
     inner_activation: str = "gelu"
     dropout: float = 0.1
     init: str = "identity"
+    position: str = "layer"
+    lhuc: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +53,7 @@ class PAL(MethodConfig):
         self.require_one_of("g", ("attention", "ffn"))
         self.require_fraction("dropout")
         self.require_one_of("init", INITS)
+        self.require_one_of("position", POSITIONS)
         require_activation(self, "activation", "inner_activation")
         if self.inner_size is not None:
             self.require_positive("inner_size")

@@ -13,6 +13,7 @@ from hfadapt_kernels import get_activation, pal_attention
 
 from ..shared import change_rows, init_projection
 from ..shared.mask import attention_mask
+from ..shared.norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 from .config import PAL
 
 __all__ = ["ENDS", "INNER", "PALAttentionDelta", "PALFFNDelta", "SharedEnds"]
@@ -70,6 +71,24 @@ class _PALDelta(Delta):
             _add_ends(weights, config, self.site.width)
         self.dropout = config.dropout  # part of the variant, so the same for every adapter here
         self.init_inner(weights, config)
+        if config.lhuc:
+            weights.lhuc = self.parameter((self.site.width,))
+        if config.position == "serial":
+            add_norm(weights, "norm", self.site.width)
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        config: PAL = self.config(rows.names[0])
+        change = self.task_function(source, rows, config)
+        if config.lhuc:
+            change = change * over_tokens(2 * torch.sigmoid(rows.gather(self.weights("lhuc", rows.names), 0.0)), change)
+        if config.position != "serial":
+            return value + change
+        weights, biases = self.weights("norm_weight", rows.names), self.weights("norm_bias", rows.names)
+        return keep_without_adapter(rows, own_norm(value + change, weights, biases, rows, norm_eps(rows.leaf)), value)
+
+    def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
+        """Return TS(source) ``[B, T, D]``, zeros in rows without an adapter."""
+        raise NotImplementedError
 
     def init_inner(self, weights: Weights, config: PAL) -> None:
         """Create the parameters of g."""
@@ -77,7 +96,7 @@ class _PALDelta(Delta):
 
 
 class PALAttentionDelta(_PALDelta):
-    """``value + act(V_D MHA(V_E source))``, every row with its own adapter, in one kernel."""
+    """``TS(x) = act(V_D MHA(V_E x))``, every row with its own adapter, in one kernel."""
 
     def init_inner(self, weights: Weights, config: PAL) -> None:
         for name in INNER:
@@ -85,11 +104,10 @@ class PALAttentionDelta(_PALDelta):
             if config.bias:
                 setattr(weights, f"{name}_bias", self.parameter((config.size,)))
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+    def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
         names = rows.names
-        config: PAL = self.config(names[0])
         biases = {f"{name}_bias": self.optional_weights(f"{name}_bias", names) for name in INNER}
-        return value + pal_attention(
+        return pal_attention(
             source,
             self.ends("encoder", names),
             self.ends("decoder", names),
@@ -108,7 +126,7 @@ class PALAttentionDelta(_PALDelta):
 
 
 class PALFFNDelta(_PALDelta):
-    """``value + act(V_D (W_2 a(W_1 V_E source)))``."""
+    """``TS(x) = act(V_D (W_2 a(W_1 V_E x)))``."""
 
     def init_inner(self, weights: Weights, config: PAL) -> None:
         weights.inner = self.parameter((config.hidden, config.size), init_projection)
@@ -117,9 +135,8 @@ class PALFFNDelta(_PALDelta):
             weights.inner_bias = self.parameter((config.hidden,))
             weights.outer_bias = self.parameter((config.size,))
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+    def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
         names = rows.names
-        config: PAL = self.config(names[0])
         inner, outer = get_activation(config.inner_activation).fn, get_activation(config.activation).fn
         ends = {name: self.ends(name, names) for name in ENDS}
 
@@ -132,6 +149,6 @@ class PALFFNDelta(_PALDelta):
             z = F.linear(pick(source), end("encoder", index), end("encoder_bias", index))
             z = inner(F.linear(z, w.inner, getattr(w, "inner_bias", None)))
             z = F.linear(z, w.outer, getattr(w, "outer_bias", None))
-            return pick(value) + outer(F.linear(z, end("decoder", index), end("decoder_bias", index)))
+            return outer(F.linear(z, end("decoder", index), end("decoder_bias", index)))
 
-        return change_rows(rows.batch, value, compute)
+        return change_rows(rows.batch, torch.zeros_like(source), compute)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers
 
+from ..shared.positions import task_function_site
 from .config import PAL
 from .delta import PALAttentionDelta, PALFFNDelta, SharedEnds
 
@@ -35,10 +36,10 @@ class PALMethod(Method):
     def place(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         delta = PALAttentionDelta if config.g == "attention" else PALFFNDelta
         heads = (f"h{config.num_heads}", f"drop{config.dropout:g}".replace(".", "_")) if config.g == "attention" else ()
-        bias = "" if config.bias else "nobias"
-        variant = "__".join(p for p in (config.g, *heads, config.inner_activation, config.activation, bias) if p)
+        flags = ("" if config.bias else "nobias", "lhuc" if config.lhuc else "", config.position)
+        variant = "__".join(p for p in (config.g, *heads, config.inner_activation, config.activation, *flags) if p)
         for layer in select_layers(config, arch):
-            yield Place(sites.layer_sum(layer), delta, variant)
+            yield Place(task_function_site(layer, config.position), delta, variant)
 
     def shared(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         if not config.share:
@@ -47,4 +48,4 @@ class PALMethod(Method):
         return SharedEnds(config, arch, stacks)
 
     def starts_as_base(self, config: PAL) -> bool:
-        return config.init == "identity"
+        return config.init == "identity" and config.position != "serial"

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
-
-try:
-    from hfadapt_kernels import parallel_adapter_norm
-except ImportError:
-    from .interim import parallel_adapter_norm
+from hfadapt_kernels import parallel_adapter_norm
 
 from .initial import init_pair
+from .norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 
 __all__ = ["HasUpDown", "UpDown", "UpDownDelta", "UpDownWeights", "updown_variant"]
 
@@ -30,8 +27,12 @@ class UpDown:
         activation: Name in ``hfadapt_kernels.ACTIVATIONS``.
         bias: Whether the two projections have biases.
         dropout: Probability of dropping a unit between them.
-        scale: s: a number, ``"learned"`` (one a place) or ``"channel"`` (one a hidden unit); both start at 1.
+        scale: s: a number, ``"learned"`` (one a place) or ``"channel"`` (one a hidden unit), both from 1, or
+            ``"lhuc"``: ``2 sigmoid(c)`` with one c a hidden unit, from 0.
         init: One of ``INITS``.
+        norm_before: A LayerNorm of the adapter's own on what it reads.
+        norm_after: A LayerNorm of the adapter's own: ``"delta"`` on what it adds, ``"sum"`` on value and delta.
+        gate: Multiply what is added by the mean over positions of ``sigmoid(w x + c)`` (UniPELT, Mao et al. 2022).
     """
 
     size: int
@@ -40,6 +41,14 @@ class UpDown:
     dropout: float = 0.0
     scale: float | str = 1.0
     init: str = "identity"
+    norm_before: bool = False
+    norm_after: str = ""
+    gate: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether one call of the kernel is all."""
+        return not (self.norm_before or self.norm_after or self.gate)
 
 
 class HasUpDown(Protocol):
@@ -52,13 +61,19 @@ class HasUpDown(Protocol):
 
 def updown_variant(form: UpDown) -> str:
     """Return the key of a place: adapters with the same one share a call of the kernel."""
-    dropout = f"drop{form.dropout:g}".replace(".", "_") if form.dropout else ""
-    scale = form.scale if isinstance(form.scale, str) else ""
-    return "__".join(p for p in (form.activation, "" if form.bias else "nobias", dropout, scale) if p)
+    flags = {
+        "nobias": not form.bias,
+        f"drop{form.dropout:g}".replace(".", "_"): bool(form.dropout),
+        str(form.scale): isinstance(form.scale, str),
+        "normbefore": form.norm_before,
+        f"norm{form.norm_after}": bool(form.norm_after),
+        "gate": form.gate,
+    }
+    return "__".join([form.activation, *(name for name, on in flags.items() if on)])
 
 
 class UpDownWeights(nn.Module):
-    """The parameters of one adapter: ``down [R, D_in]``, ``up [D, R]``, their biases, and a learned scale.
+    """The parameters of one adapter: ``down [R, D_in]``, ``up [D, R]``, their biases, and what its form adds.
 
     Args:
         form: What to make.
@@ -75,7 +90,15 @@ class UpDownWeights(nn.Module):
             self.down_bias = nn.Parameter(torch.zeros(form.size))
             self.up_bias = nn.Parameter(torch.zeros(width))
         if isinstance(form.scale, str):
-            self.scale = nn.Parameter(torch.ones(1 if form.scale == "learned" else width))
+            start = torch.zeros if form.scale == "lhuc" else torch.ones
+            self.scale = nn.Parameter(start(1 if form.scale == "learned" else width))
+        if form.norm_before:
+            add_norm(self, "norm_before", read_width)
+        if form.norm_after:
+            add_norm(self, "norm_after", width)
+        if form.gate:
+            self.gate_weight = nn.Parameter(torch.zeros(read_width).normal_(std=0.02))
+            self.gate_bias = nn.Parameter(torch.zeros(1))
 
 
 class UpDownDelta(Delta):
@@ -85,35 +108,58 @@ class UpDownDelta(Delta):
         form = config.updown(self.site)
         weights.form = form  # type: ignore[assignment]
         self.dropout = form.dropout  # part of the variant, so the same for every adapter here
+        self.fuses_norm = form.plain
         if shared is None:  # else one set of parameters serves every layer
             made = UpDownWeights(form, self.site.read_width, self.site.width)
             for name, parameter in list(made.named_parameters()):
                 setattr(weights, name, parameter)
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
-        return [getattr(self.shared_weights(name) or self.adapters[name], attribute) for name in names]
+        return [getattr(self.weights_of(name), attribute) for name in names]
 
-    def shared_weights(self, name: str) -> nn.Module | None:
-        """Return where the parameters of an adapter live that all layers share, or None."""
+    def weights_of(self, name: str) -> nn.Module:
+        """Return the module that holds an adapter's parameters: its own here, or the one that layers share."""
         shared = self._shared.get(name)
-        return None if shared is None else getattr(shared, "weights_of", lambda site: shared)(self.site)
+        return self.adapters[name] if shared is None else shared.weights_of(self.site)
 
-    fuses_norm = False
+    def form(self, name: str) -> UpDown:
+        """Return the functional form of the adapter ``name`` here."""
+        return self.adapters[name].form
+
+    def read(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        """Return what the down projection reads; AdapterFusion queries with it."""
+        return source
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
-        return self.project(value, source, rows, **norm)
+        return self.add_to(value, self.read(value, source, rows), rows, **norm)
 
-    def project(self, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
-        """Call the kernel; ``norm`` is handed on to it."""
+    def add_to(self, value: Tensor, read: Tensor, rows: Rows, **norm: Any) -> Tensor:
+        """Return ``value`` plus the delta of ``read``; ``norm`` are arguments of the kernel for the norm behind it."""
+        form = self.form(rows.names[0])
+        if form.plain:
+            return self.project(value, read, rows, **norm)
+        change = self.project(torch.zeros_like(value), self.normed(read, "before", rows), rows)
+        if form.gate:
+            change = change * self.gate(read, rows)
+        if form.norm_after == "sum":
+            changed = self.normed(value + change, "after", rows)
+        else:
+            changed = value + self.normed(change, "after", rows)
+        return keep_without_adapter(rows, changed, value)
+
+    def project(self, value: Tensor, read: Tensor, rows: Rows, **norm: Any) -> Tensor:
+        """Call the kernel."""
         names = rows.names
-        form: UpDown = self.adapters[names[0]].form
+        form = self.form(names[0])
         if isinstance(form.scale, str):
             scale: Any = self.weights("scale", names)
+            if form.scale == "lhuc":
+                scale = [2 * torch.sigmoid(c) for c in scale]
         else:
-            scale = [self.adapters[name].form.scale for name in names]
+            scale = [self.form(name).scale for name in names]
         return parallel_adapter_norm(
             value,
-            source,
+            read,
             self.weights("down", names),
             self.weights("up", names),
             rows.batch,
@@ -125,3 +171,19 @@ class UpDownDelta(Delta):
             training=self.training,
             **norm,
         )
+
+    def normed(self, tensor: Tensor, where: str, rows: Rows) -> Tensor:
+        """Apply the adapter's own LayerNorm ``before`` or ``after`` the projections, where its form has one."""
+        form = self.form(rows.names[0])
+        if not (form.norm_before if where == "before" else form.norm_after):
+            return tensor
+        weights = self.weights(f"norm_{where}_weight", rows.names)
+        biases = self.weights(f"norm_{where}_bias", rows.names)
+        return own_norm(tensor, weights, biases, rows, norm_eps(rows.leaf))
+
+    def gate(self, read: Tensor, rows: Rows) -> Tensor:
+        """Return each row's gate: the mean over all its positions, padding included, as the published code has it."""
+        weight = over_tokens(rows.gather(self.weights("gate_weight", rows.names), 0.0), read)
+        bias = over_tokens(rows.gather(self.weights("gate_bias", rows.names), 0.0), read)
+        gates = torch.sigmoid((read * weight).sum(-1, keepdim=True) + bias)
+        return gates.mean(dim=1, keepdim=True) if read.dim() == 3 else gates

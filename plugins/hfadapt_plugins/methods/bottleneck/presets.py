@@ -1,0 +1,41 @@
+"""Ready bottleneck configs under the names that papers and AdapterHub use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfadapt import MethodPreset
+
+from .config import Bottleneck, LayerNorms
+
+__all__ = ["PRESETS", "houlsby", "par_bn", "pfeiffer"]
+
+
+def houlsby(**fields: Any) -> Bottleneck:
+    """``LN(f + a + U silu(D f))`` after attention and FFN (Houlsby et al. 2019), in AdapterHub's form."""
+    return Bottleneck(**{"on": ("attention", "ffn"), "non_linearity": "silu", **fields})
+
+
+def pfeiffer(**fields: Any) -> Bottleneck:
+    """``LN(f + a + U relu(D LN(f + a)))`` after the FFN (Pfeiffer et al. 2021): the base's norm is applied twice."""
+    return Bottleneck(**{"norms": LayerNorms(original_ln_before=True), **fields})
+
+
+def par_bn(**fields: Any) -> Bottleneck:
+    """``LN(f + a + 4 U relu(D a))`` beside the FFN (He et al. 2022), in AdapterHub's form."""
+    return Bottleneck(
+        **{"is_parallel": True, "reduction_factor": 2, "scaling": 4.0, "init": "identity", **fields},
+    )
+
+
+_HOULSBY = {"paper": "Houlsby et al. 2019, arXiv:1902.00751", "summary": "serial adapters after attention and FFN"}
+_PFEIFFER = {"paper": "Pfeiffer et al. 2021, arXiv:2005.00247", "summary": "one serial adapter after the FFN"}
+_PARALLEL = {"paper": "He et al. 2022, arXiv:2110.04366", "summary": "one scaled adapter beside the FFN"}
+
+PRESETS = (
+    MethodPreset("houlsby", houlsby, export="Houlsby", family="bottleneck", **_HOULSBY),
+    MethodPreset("double_seq_bn", houlsby, family="bottleneck", **_HOULSBY),
+    MethodPreset("pfeiffer", pfeiffer, export="Pfeiffer", family="bottleneck", **_PFEIFFER),
+    MethodPreset("seq_bn", pfeiffer, family="bottleneck", **_PFEIFFER),
+    MethodPreset("par_bn", par_bn, family="bottleneck", **_PARALLEL),
+)
