@@ -77,9 +77,7 @@ def method_of(golden: Golden) -> MethodConfig | tuple[MethodConfig, ...] | None:
         attention = hfadapt.Bottleneck(attention_size, on=("attention",), non_linearity="gelu", layers=layers)
         if options.get("pals"):
             return attention, hfadapt.PAL(size, num_heads=6, position="ffn", lhuc=lhuc, **code_form)
-        return attention, hfadapt.Bottleneck(
-            size, on=("ffn",), is_parallel=True, non_linearity="gelu", layers=layers
-        )
+        return attention, hfadapt.Bottleneck(size, on=("ffn",), is_parallel=True, non_linearity="gelu", layers=layers)
     if options.get("pals"):
         return hfadapt.PAL(size, num_heads=6, lhuc=lhuc, **code_form)
     if options.get("mult"):
@@ -92,16 +90,18 @@ def base(golden: Golden, **more: Any) -> BertModel:
     known = set(BertConfig().to_dict())
     config = BertConfig(**{k: v for k, v in golden.config.items() if k in known and k != "num_labels"}, **more)
     model = BertModel(config).double().eval()
-    renamed = {
-        k.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): v
-        for k, v in golden.weights.items()
-        if k.startswith("bert.")
-    }
+    renamed = {hf_name(k): v for k, v in golden.weights.items() if k.startswith("bert.")}
     wanted = model.state_dict()
     missing = [k for k in wanted if k not in renamed and "position_ids" not in k]
     assert not missing, missing
     model.load_state_dict({k: v for k, v in renamed.items() if k in wanted}, strict=False)
     return model
+
+
+def hf_name(name: str) -> str:
+    """Return transformers' name of one of the reference's base weights."""
+    name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def reference_name(path: str, task: int) -> str:

@@ -53,7 +53,7 @@ def test_both_tasks_in_one_batch_equal_each_alone(name: str) -> None:
             close(hidden[row], golden.output(f"{task}.hidden.{layer}")[row], f"layer {layer} row {row}")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if f"output.module.ts0.out" in read(n).tensors])
+@pytest.mark.parametrize("name", [n for n in NAMES if "output.module.ts0.out" in read(n).tensors])
 def test_task_function_alone(name: str) -> None:
     """The task function of the first adapted layer, on the embedding output (trap 1: it reads the layer's input)."""
     golden = read(name)
