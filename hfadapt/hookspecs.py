@@ -36,8 +36,8 @@ def register_architectures(registry: Registry) -> None:
     """Add architecture maps: ``registry.add("bert", describe_bert)``.
 
     Args:
-        registry: Maps transformers' ``config.model_type`` to a function from the config to an ``ArchitectureMap``, or to
-            several of which the first that fits the model counts.
+        registry: Maps transformers' ``config.model_type`` to a function from the config to an ``ArchitectureMap``,
+            or to several of which the first that fits the model counts.
     """
 
 

@@ -73,7 +73,7 @@ MAPPED = {
     ),
     "mt5": (T5, "pre", "layer.0.SelfAttention.q", None),
     "siglip": ({"text_config": COMMON, "vision_config": IMAGE}, "pre", "self_attn.q_proj", None),
-    "deit": (IMAGE, "pre", "attention.q_proj", None),
+    "pixtral": (IMAGE, "pre", "attention.q_proj", None),
     "wav2vec2": (SOUND, "post", "attention.q_proj", None),
 }
 
