@@ -5,67 +5,25 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import PreTrainedModel
 
 from . import auto
 from . import multitask_checkpoint as checkpoint
 from .attaching import attach
-from .errors import RoutingError, TaskError, did_you_mean, problem
-from .heads import IGNORE, HeadFeatures, OwnHead, Pooling, flatten_logits
-from .routing import all_tasks_take_part
+from .errors import TaskError, problem
+from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
+from .heads.fit import hidden_size, settle_pooling
+from .multitask_config import HFAdaptConfig, MultiTaskOutput
 from .state import find_attachment
+from .task_ids import find_task_ids, task_number
 from .tasks import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
-
-
-class HFAdaptConfig(PretrainedConfig):
-    """What ``config.json`` of a saved ``MultiTaskModel`` says, so that ``AutoModel`` knows what the folder holds.
-
-    Args:
-        base_model_name_or_path: The pretrained base.
-        tasks: ``Task.to_dict`` of each task, in the order of their ids.
-        base_class: Class of the base in transformers.
-        train_base: Whether the base trains (and is saved) too.
-    """
-
-    model_type = "hfadapt"
-
-    def __init__(
-        self,
-        base_model_name_or_path: str | None = None,
-        tasks: list[dict[str, Any]] | None = None,
-        base_class: str | None = None,
-        train_base: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.base_model_name_or_path = base_model_name_or_path
-        self.tasks = tasks or []
-        self.base_class = base_class
-        self.train_base = train_base
-        super().__init__(**kwargs)
-
-
-@dataclass
-class MultiTaskOutput(ModelOutput):
-    """What ``MultiTaskModel`` returns.
-
-    Args:
-        loss: Weighted mean over the rows, when labels were given.
-        logits: [B, W], W the widest head's outputs a row (token heads: T * C, token-major); -100 past a head's own.
-        task_ids: Task of each row, int64 [B].
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    task_ids: Tensor | None = None
 
 
 class MultiTaskModel(PreTrainedModel):
@@ -103,9 +61,9 @@ class MultiTaskModel(PreTrainedModel):
             labels = int(getattr(base.config, "num_labels", 0))
             self._own_kind = self.tasks[0].head.resolve(type(base).__name__, labels)
         self.heads = nn.ModuleDict()
-        hidden_size = _hidden_size(base)
+        width = hidden_size(base)
         for task in self.tasks:
-            head = task.head.build(hidden_size, _pooling(task, base), task.pair)
+            head = task.head.build(width, settle_pooling(task, base), task.pair)
             if head is not None:
                 self.heads[task.name] = head.to(next(base.parameters()).device)
         self._accepted = frozenset(inspect.signature(base.forward).parameters)
@@ -233,7 +191,10 @@ class MultiTaskModel(PreTrainedModel):
             RoutingError: several tasks and no ``task_ids``, or an unknown task.
         """
         first = next(x for x in (input_ids, inputs_embeds, pixel_values, input_features) if x is not None)
-        ids, present = self._task_ids(task_ids, first.shape[0], first.device)
+        if task_ids is None:
+            attached = find_attachment(self.base)
+            task_ids = attached.active if attached is not None else None
+        ids, present = find_task_ids(task_ids, [task.name for task in self.tasks], first.shape[0], first.device)
         if labels is not None and labels.dim() == 1:
             labels = labels[:, None]
         inputs = {
@@ -258,67 +219,13 @@ class MultiTaskModel(PreTrainedModel):
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
         """Return the logits of one task's rows without padding: [N, C], or [N, T, C] for token heads."""
-        index = self._number(task)
+        index = task_number(task, [t.name for t in self.tasks])
         head = self.tasks[index].head
         rows = output.logits[output.task_ids == index]
         if head.per_text:
             return rows[:, : head.num_outputs]
         tokens = rows.shape[1] // head.num_outputs
         return rows[:, : tokens * head.num_outputs].reshape(len(rows), tokens, head.num_outputs)
-
-    def _task_ids(self, task_ids: Any, size: int, device: torch.device) -> tuple[Tensor, tuple[int, ...] | None]:
-        """Return ids [B] and the tasks present, or ``None`` when all tasks must take part."""
-        every = all_tasks_take_part()
-        if isinstance(task_ids, Tensor):
-            ids = task_ids.expand(size) if task_ids.dim() == 0 else task_ids
-            if ids.shape != (size,):
-                raise RoutingError(problem("task_ids do not match the batch", got=list(ids.shape), allowed=[size]))
-            if torch.compiler.is_compiling():
-                return ids, None
-            present = tuple(sorted(set(ids.tolist())))
-            for task in present:
-                self._number(task)
-            return ids, None if every else present
-        listed = self._listed(task_ids, size)
-        ids = torch.tensor(listed, dtype=torch.long, device=device)
-        return ids, None if every else tuple(sorted(set(listed)))
-
-    def _listed(self, task_ids: Any, size: int) -> list[int]:
-        if task_ids is None:
-            attached = find_attachment(self.base)
-            task_ids = attached.active if attached is not None else None
-            if task_ids is None and len(self.tasks) == 1:
-                task_ids = 0
-        if task_ids is None:
-            raise RoutingError(
-                problem(
-                    "the model has several tasks and the call does not say which row is which",
-                    allowed=", ".join(task.name for task in self.tasks),
-                    try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
-                )
-            )
-        if isinstance(task_ids, (str, int)):
-            return [self._number(task_ids)] * size
-        listed = [self._number(task) for task in task_ids]
-        if len(listed) != size:
-            raise RoutingError(
-                problem("task_ids do not match the batch", got=f"{len(listed)} ids", allowed=f"{size} rows")
-            )
-        return listed
-
-    def _number(self, task: str | int) -> int:
-        names = [t.name for t in self.tasks]
-        if isinstance(task, str) and task in names:
-            return names.index(task)
-        if isinstance(task, int) and 0 <= task < len(names):
-            return task
-        raise RoutingError(
-            problem(
-                f"unknown task {task!r}",
-                allowed=f"{', '.join(names)} (0..{len(names) - 1})",
-                try_=did_you_mean(str(task), names),
-            )
-        )
 
     def _base_inputs(
         self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
@@ -419,48 +326,6 @@ def _select(features: HeadFeatures, rows: Tensor) -> HeadFeatures:
         features.pair_pooler,
     )
     return HeadFeatures(*(None if part is None else part.index_select(0, rows) for part in parts))
-
-
-def _hidden_size(base: PreTrainedModel) -> int:
-    config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
-    for name in ("hidden_size", "d_model", "n_embd", "dim"):
-        size = getattr(config, name, None)
-        if isinstance(size, int):
-            return size
-    raise TaskError(problem("the base's hidden size is not known", got=type(base.config).__name__))
-
-
-def _pooling(task: Task, base: PreTrainedModel) -> Pooling:
-    """Settle ``auto`` and refuse a pooler that the base does not have."""
-    pooling = task.head.pooling
-    if pooling == "pooler":
-        inner = getattr(base, base.base_model_prefix, base)
-        if getattr(inner, "pooler", None) is None:
-            raise TaskError(
-                problem(
-                    "the head asks for pooling='pooler', but the base has no pooler",
-                    where=f"task {task.name!r}",
-                    got=type(base).__name__,
-                    allowed="cls, mean, last, auto",
-                    try_="pooling='cls' or pooling='mean'",
-                )
-            )
-    if pooling != "auto":
-        return pooling
-    attached = find_attachment(base)
-    config = base.config
-    causal = attached.arch.stacks[0].causal if attached is not None else _looks_causal(config)
-    return "last" if causal or config.is_encoder_decoder else "mean"
-
-
-def _looks_causal(config: PretrainedConfig) -> bool:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind = config.model_type
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 auto.register()

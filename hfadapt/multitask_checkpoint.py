@@ -24,6 +24,7 @@ from .attaching import attach
 from .composition import parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
+from .multitask_config import HFAdaptConfig
 from .state import find_attachment, parameters_of
 from .tasks import Task
 
@@ -267,8 +268,6 @@ def _rebuild(
     own = any(task.head.kind == "own" for task in tasks)
     for name, method in configs.items():
         attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
-    from .model import HFAdaptConfig
-
     for name, tree in data.get("compositions", {}).items():
         compose(base, name, parse(tree))
     config = HFAdaptConfig(

@@ -22,10 +22,8 @@ ROWS = [{"text": f"w{i}", "label": i % 2} for i in range(6)]
 def write(path, kind):
     if kind.startswith("jsonl"):
         text = "".join(json.dumps(row) + "\n" for row in ROWS)
-        (gzip.open(path, "wt") if kind.endswith("gz") else path.open("w")).write(text)
-        if kind.endswith("gz"):
-            with gzip.open(path, "wt") as file:
-                file.write(text)
+        with gzip.open(path, "wt") if kind.endswith("gz") else path.open("w") as file:
+            file.write(text)
     elif kind == "parquet":
         datasets.Dataset.from_list(ROWS).to_parquet(str(path))
     else:

@@ -1,0 +1,67 @@
+"""Fits heads to a base: its width, and how its tokens become one vector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import TaskError, problem
+from ..state import find_attachment
+from .base import Pooling
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from ..tasks import Task
+
+__all__ = ["hidden_size", "settle_pooling"]
+
+
+def hidden_size(base: PreTrainedModel) -> int:
+    """Return D, the width of the base's last hidden state.
+
+    Raises:
+        TaskError: its config does not say.
+    """
+    config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        size = getattr(config, name, None)
+        if isinstance(size, int):
+            return size
+    raise TaskError(problem("the base's hidden size is not known", got=type(base.config).__name__))
+
+
+def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:
+    """Return the pooling of a task's head on this base, never ``auto``.
+
+    Raises:
+        TaskError: the head asks for a pooler that the base does not have.
+    """
+    pooling = task.head.pooling
+    if pooling == "pooler":
+        inner = getattr(base, base.base_model_prefix, base)
+        if getattr(inner, "pooler", None) is None:
+            raise TaskError(
+                problem(
+                    "the head asks for pooling='pooler', but the base has no pooler",
+                    where=f"task {task.name!r}",
+                    got=type(base).__name__,
+                    allowed="cls, mean, last, auto",
+                    try_="pooling='cls' or pooling='mean'",
+                )
+            )
+    if pooling != "auto":
+        return pooling
+    attached = find_attachment(base)
+    config = base.config
+    causal = attached.arch.stacks[0].causal if attached is not None else _looks_causal(config)
+    return "last" if causal or config.is_encoder_decoder else "mean"
+
+
+def _looks_causal(config: PretrainedConfig) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
