@@ -25,6 +25,8 @@ from .tasks import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
 
+_OF_THE_FOLDER = ("config", "adapter_kwargs", "adapter_name", "revision", "subfolder", "code_revision", "_commit_hash")
+
 
 class MultiTaskModel(PreTrainedModel):
     """A stock transformers model with an adapter and a head for each task.
@@ -136,7 +138,6 @@ class MultiTaskModel(PreTrainedModel):
             CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
             TaskError: ``tasks`` is missing, or given for a saved folder.
         """
-        kwargs.pop("config", None)
         if checkpoint.is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(
@@ -146,7 +147,9 @@ class MultiTaskModel(PreTrainedModel):
                         try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
                     )
                 )
-            return checkpoint.load_multi_task(cls, pretrained_model_name_or_path, base, kwargs)
+            # AutoModel adds what it found out about the folder; the base has a place and a revision of its own
+            options = {name: value for name, value in kwargs.items() if name not in _OF_THE_FOLDER}
+            return checkpoint.load_multi_task(cls, pretrained_model_name_or_path, base, options)
         if tasks is None:
             raise TaskError(
                 problem(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import TaskError, did_you_mean, problem
 
-__all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "head_from_dict", "masked_mean"]
+__all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "fit_labels", "head_from_dict", "masked_mean"]
 
 IGNORE = -100
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
@@ -145,6 +145,13 @@ def masked_mean(values: Tensor, valid: Tensor, keep: Tensor | None) -> Tensor:
         valid = valid & keep.reshape(-1, *([1] * (valid.dim() - 1)))
     total = torch.where(valid, values, torch.zeros_like(values)).sum()
     return total / valid.sum().clamp(min=1)
+
+
+def fit_labels(labels: Tensor, width: int) -> Tensor:
+    """Cut or pad the label matrix to ``width`` columns: other tasks' labels may be wider, or all of them narrower."""
+    if labels.shape[1] >= width:
+        return labels[:, :width]
+    return nn.functional.pad(labels, (0, width - labels.shape[1]), value=float(IGNORE))
 
 
 def head_from_dict(description: Mapping[str, Any]) -> Head:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError, TaskError, did_you_mean, problem
-from .base import IGNORE, Head, Pooling, masked_mean
+from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .pooling import SequenceModule
 
 __all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "class_index"]
@@ -176,7 +176,7 @@ class MultiLabel(SequenceHead):
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Binary cross entropy of logits [B, C], mean over rows and labels."""
-        target = labels[:, : self.num_labels]
+        target = fit_labels(labels, self.num_labels)
         valid = target >= 0
         safe = torch.where(valid, target, torch.zeros_like(target)).clamp(max=1.0)
         loss = F.binary_cross_entropy_with_logits(logits.float(), safe.float(), reduction="none")

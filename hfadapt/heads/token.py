@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DataError, TaskError, problem
-from .base import IGNORE, Head, HeadFeatures, Pooling, masked_mean
+from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
 from .sequence import class_index
 
 __all__ = ["Span", "TokenClassification", "TokenModule"]
@@ -87,7 +87,7 @@ class TokenClassification(Head):
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Cross entropy of logits [B, T, C] against labels [B, >= T], mean over labelled tokens."""
-        target = _fit(labels, logits.shape[1])
+        target = fit_labels(labels, logits.shape[1])
         valid = target >= 0
         if keep is not None:
             valid = valid & keep[:, None]
@@ -155,7 +155,7 @@ class Span(Head):
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mean of the cross entropies of start and end over the T tokens of logits [B, T, 2]."""
-        target = labels[:, :2].transpose(0, 1)
+        target = fit_labels(labels, 2).transpose(0, 1)
         valid = (target >= 0) & (target < logits.shape[1])
         if keep is not None:
             valid = valid & keep[None, :]
@@ -177,10 +177,3 @@ class Span(Head):
             return predictions, None
         valid = labels[:, 0] >= 0
         return predictions[valid], labels[valid, :2].astype(np.int64)
-
-
-def _fit(labels: Tensor, width: int) -> Tensor:
-    """Cut or pad label columns to ``width``: other tasks' labels may be wider, trailing padding may be missing."""
-    if labels.shape[1] >= width:
-        return labels[:, :width]
-    return F.pad(labels, (0, width - labels.shape[1]), value=float(IGNORE))

@@ -143,7 +143,7 @@ def test_token_decoding_undoes_the_flattening():
 
 def test_span_decoding_finds_the_best_pair_in_order_and_within_the_limit():
     logits = np.zeros((1, 6, 2))
-    logits[0, 4, 0], logits[0, 1, 1], logits[0, 5, 1] = 5, 9, 3
+    logits[0, 4, 0], logits[0, 1, 1], logits[0, 5, 1] = 5, 6, 3
     assert Span().decode(logits.reshape(1, -1), None)[0].tolist() == [[4, 5]]
     logits[0, 0, 0] = 6
     assert Span().decode(logits.reshape(1, -1), None)[0].tolist() == [[0, 1]]
