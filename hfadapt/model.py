@@ -20,6 +20,7 @@ from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
 from .heads.fit import hidden_size, settle_pooling
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
 from .state import find_attachment
+from .taking_part import take_part
 from .task_ids import find_task_ids, task_number
 from .tasks import Task, check_tasks
 
@@ -218,6 +219,8 @@ class MultiTaskModel(PreTrainedModel):
             second, second_pooler = self._encode(pair, ids, present)
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
+        if loss is not None and present is None and not torch.compiler.is_compiling():
+            loss = take_part(loss, self.parameters())
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
@@ -283,7 +286,10 @@ class MultiTaskModel(PreTrainedModel):
         if labels is not None:
             given["labels"] = self._own_kind.native_labels(labels)
         output = self.base(**given, return_dict=True)
-        return MultiTaskOutput(loss=output.loss, logits=flatten_logits(output.logits), task_ids=ids)
+        loss = output.loss
+        if loss is not None and present is None and not torch.compiler.is_compiling():
+            loss = take_part(loss, self.parameters())
+        return MultiTaskOutput(loss=loss, logits=flatten_logits(output.logits), task_ids=ids)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing random may touch the base, the adapters or the heads: they are initialised where they are made."""

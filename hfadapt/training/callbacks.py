@@ -19,7 +19,7 @@ from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, DataError, problem
-from ..state import find_attachment, parameters_of
+from ..state import deltas_of, find_attachment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,39 +145,47 @@ def _base_name(model: Any) -> str:
 
 
 class IdleTaskGuard(TrainerCallback):
-    """Keeps tasks still that had no row in a step, where every task had to take part.
+    """Keeps still what a step did not use, where everything had to have a gradient.
 
-    Data-parallel ranks must agree on which parameters have gradients, so there all tasks take part and idle ones end
-    with gradients of zero; under AdamW momentum and weight decay would still move them. After the all-reduce every rank
-    sees the same zeros, so each sets them to ``None`` without asking the others. A task counts as idle only when all
-    its gradients are zero: one zero gradient alone is normal (LoRA's A at the first step).
+    Data-parallel ranks must agree on which parameters have gradients, so there all tasks and dropped layers end with
+    gradients of zero; under AdamW momentum and weight decay would still move them. After the all-reduce every rank sees
+    the same zeros, so each sets them to ``None`` without asking the others. A place of an adapter (or a head) counts as
+    idle only when all its gradients are zero: one zero alone is normal (LoRA's A at the first step).
     """
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the gradients of idle tasks to ``None``."""
-        model = kwargs["model"]
+        """Set the gradients of idle places to ``None``."""
         if not (routing.all_tasks_take_part() or args.torch_compile):
             return
-        for parameters in parameters_by_task(model).values():
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            # one reduction and one synchronisation a task, not one a parameter
-            if gradients and not bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).any()):
-                for parameter in parameters:
+        groups = [[p for p in group if p.grad is not None] for group in parameters_by_place(kwargs["model"])]
+        gradients = [p.grad for group in groups for p in group]
+        if not gradients:
+            return
+        # one synchronisation with the device for all of them
+        largest = iter(torch.stack(torch._foreach_norm(gradients, float("inf"))).tolist())
+        for group in groups:
+            # written this way round, NaN counts as movement and is left for the Trainer to see
+            idle = [next(largest) == 0 for _ in group]
+            if all(idle):
+                for parameter in group:
                     parameter.grad = None
 
 
-def parameters_by_task(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters that belong to one task alone, adapter and head, by task name."""
-    found: dict[str, list[nn.Parameter]] = {}
+def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of each task's adapter at each place, of each shared module, and of each head."""
+    found: list[list[nn.Parameter]] = []
     state = find_attachment(model)
+    base = getattr(model, "base", model) if state is not None else model
     for name in state.names if state is not None else ():
-        found.setdefault(name, []).extend(parameters_of(model, name).values())
+        found += [list(delta.adapters[name].parameters()) for _, delta in deltas_of(base, name)]
+        shared = getattr(base, "hfadapt_shared", None)
+        if shared is not None and name in shared:
+            found.append(list(shared[name].parameters()))
     heads = getattr(model, "heads", None)
     if isinstance(heads, torch.nn.ModuleDict):
-        for name, head in heads.items():
-            found.setdefault(name, []).extend(head.parameters())
+        found += [list(head.parameters()) for head in heads.values()]
     return found
 
 
@@ -220,7 +228,8 @@ class RobustAdapterDrop(TrainerCallback):
                 problem("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
             )
         self._limits = self._find_limits({(s.path, s.kind): s.num_layers for s in attached.arch.stacks})
-        if args.world_size > 1:
+        # MultiTaskModel gives dropped layers a gradient of zero; a stock model with adapters does not
+        if args.world_size > 1 and not _takes_task_ids(model):
             if args.ddp_find_unused_parameters is False:
                 raise ConfigError(
                     problem(
