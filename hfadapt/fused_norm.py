@@ -1,7 +1,7 @@
 """The norm behind a post-norm sub-layer, computed in one op together with the delta at its input.
 
 ``LN(s + delta)`` is what PALs' low-rank layers and parallel adapters come to in post-norm models. The delta's op can
-finish with the norm, which saves writing and reading the sum once. The norm keeps its class and its parameters; only its
+finish with the norm, which saves writing and reading the sum once. The norm keeps its class and parameters; only its
 instance ``forward`` is another callable.
 """
 

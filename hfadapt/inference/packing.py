@@ -1,7 +1,8 @@
 """The frozen linears of a model, packed once for this machine's fastest matrix product.
 
-A packed linear keeps its class, its parameters and their names; only its instance ``forward`` is another callable. Hooks
-on it (LoRA) go on working, and training adapters through it does too: the gradient runs through the packed transpose.
+A packed linear keeps its class, its parameters and their names; only its instance ``forward`` is another callable.
+Hooks on it (LoRA) go on working, and training adapters through it does too: the gradient runs through the packed
+transpose.
 """
 
 from __future__ import annotations
