@@ -207,7 +207,7 @@ def _add(
         device, dtype = _device_and_dtype(model.get_submodule(places[0].site.leaf), model)
         if name not in model.hfadapt_shared:
             model.hfadapt_shared[name] = nn.ModuleDict()
-        model.hfadapt_shared[name][method.name] = shared.to(device=device, dtype=dtype)
+        model.hfadapt_shared[name][method.name] = shared.to(device=device, dtype=dtype).train(model.training)
     for place in places:
         leaf = model.get_submodule(place.site.leaf)
         if not hasattr(leaf, "hfadapt"):

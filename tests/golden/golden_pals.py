@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import hfadapt
-from hfadapt import MethodConfig, plugins
+from hfadapt import MethodConfig
 
 DATA = Path(__file__).parent / "data" / "pals"
 TASKS = ("task0", "task1")
@@ -113,12 +112,12 @@ def reference_name(path: str, task: int) -> str:
     """
     suffix = "bias" if path.endswith("_bias") else "weight"
     leaf = path.rpartition(".")[2].removesuffix("_bias")
+    if "top_" in path:
+        return _top_name(path, task)
     if path.startswith("hfadapt_shared"):
         return f"bert.encoder.mult_aug_dense{'' if leaf == 'encoder' else '2'}.{task}.{suffix}"
     site, _, rest = path.partition(".hfadapt.")
     layer = site.split(".")[2]
-    if "top_" in rest:
-        return _top_name(path, task)
     if leaf in ("lhuc", "contribution"):
         return f"bert.encoder.layer.{layer}.multi_lhuc.{task}.lhuc"
     owner = f"bert.encoder.layer.{layer}"
@@ -131,25 +130,32 @@ def reference_name(path: str, task: int) -> str:
 
 
 def _top_name(path: str, task: int) -> str:
-    inside = path.split(f".adapters.{TASKS[task]}.")[1]
+    owner = f"bert.encoder.multi_layers.{task}"
     if "top_layer" in path:
-        return _layer_name(f"bert.encoder.multi_layers.{task}", inside)
-    names = {"encoder": f"mult_dense.{task}.weight", "encoder_bias": f"mult_dense.{task}.bias"}
-    names |= {"decoder": f"mult_dense2.{task}.weight", "decoder_bias": f"mult_dense2.{task}.bias"}
-    if inside in names:
-        return f"bert.encoder.{names[inside]}"
-    _, number, name = inside.split(".")
-    kind = "bias" if name.endswith("_bias") else "weight"
-    plain = name.removesuffix("_bias").removesuffix("_weight")
-    part = {"query": "self.query", "key": "self.key", "value": "self.value", "output": "output.dense"}.get(plain)
-    if plain == "norm":
-        part, kind = "output.LayerNorm", "beta" if kind == "bias" else "gamma"
-    return f"bert.encoder.multi_layers.{task}.{number}.{part}.{kind}"
+        inside = path.partition("encoder_layer.")[2]
+        parts = {
+            "attention.query": "attention.self.query",
+            "attention.key": "attention.self.key",
+            "attention.value": "attention.self.value",
+            "attention.output": "attention.output.dense",
+            "attention.norm": "attention.output.LayerNorm",
+            "ffn.linears.0": "intermediate.dense",
+            "ffn.linears.1": "output.dense",
+            "ffn.norm": "output.LayerNorm",
+        }
+        part, _, kind = inside.rpartition(".")
+        return f"{owner}.{_gamma_beta(parts[part], kind)}"
+    inside = path.split(f".adapters.{TASKS[task]}.")[1]
+    part, _, kind = inside.rpartition(".")
+    if part in ("encoder", "decoder"):
+        return f"bert.encoder.mult_dense{'' if part == 'encoder' else '2'}.{task}.{kind}"
+    _, number, name = part.split(".")
+    parts = {"output": "output.dense", "norm": "output.LayerNorm"}
+    return f"{owner}.{number}.{_gamma_beta(parts.get(name, f'self.{name}'), kind)}"
 
 
-def _layer_name(owner: str, inside: str) -> str:
-    name = inside.removeprefix("layer.").replace("LayerNorm.weight", "LayerNorm.gamma")
-    return f"{owner}.{name.replace('LayerNorm.bias', 'LayerNorm.beta')}"
+def _gamma_beta(part: str, kind: str) -> str:
+    return f"{part}.{ {'weight': 'gamma', 'bias': 'beta'}[kind] if part.endswith('LayerNorm') else kind }"
 
 
 class Reference(nn.Module):
@@ -220,15 +226,8 @@ class Reference(nn.Module):
 
 
 def available() -> list[str]:
-    """Names of the goldens that are here and whose method is registered."""
-    found = []
-    for path in sorted(DATA.glob("*.safetensors")):
-        top = "top_" in path.name and "top_attention" not in plugins.methods()
-        if not top:
-            found.append(path.stem)
-    return found
+    """Names of the goldens that are here."""
+    return sorted(path.stem for path in DATA.glob("*.safetensors"))
 
 
 __all__ = ["DATA", "TASKS", "Golden", "Reference", "available", "base", "method_of", "read", "reference_name"]
-
-_ = torch

@@ -6,12 +6,13 @@ from typing import Any
 
 from hfadapt import hookimpl
 
-from . import bottleneck
+from . import bottleneck, top
 from .bottleneck import BottleneckMethod
 from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .pal import PALMethod
+from .pooler import PoolerMethod
 from .prefix import PrefixMethod
 
 __all__ = ["register_methods"]
@@ -25,6 +26,9 @@ def register_methods(registry: Any) -> None:
     registry.add("pal", PALMethod())
     registry.add("prefix", PrefixMethod())
     registry.add("lhuc", LHUCMethod())
+    for method in top.METHODS:
+        registry.add(method.name, method)
+    registry.add("pooler", PoolerMethod())
     registry.add("bottleneck", BottleneckMethod())
     for preset in bottleneck.PRESETS:
         registry.add(preset.name, preset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,7 @@ class PALFFNDelta(_PALDelta):
             found = ends[name]
             return None if found is None else found[index]
 
-        def compute(index: int, pick) -> Tensor:
+        def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             w = self.adapters[names[index]]
             z = F.linear(pick(source), end("encoder", index), end("encoder_bias", index))
             z = inner(F.linear(z, w.inner, getattr(w, "inner_bias", None)))

@@ -1,0 +1,108 @@
+"""The modules that task functions on top are made of."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfadapt_kernels import get_activation
+
+from ..shared import init_projection
+
+__all__ = ["EPS", "AttentionBlock", "FFNBlock", "TransformerLayer", "linear"]
+
+
+EPS = 1e-12
+"""Of every norm here, as BERT and the published code have it."""
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer with weights from N(0, 0.02) and bias 0."""
+    made = nn.Linear(inputs, outputs)
+    init_projection(made.weight.data)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+class AttentionBlock(nn.Module):
+    """``LN(z + drop(W_o MHA(z)))``, multi-head attention within one sequence.
+
+    Args:
+        size: S, width of z.
+        num_heads: Heads, a divisor of S.
+        dropout: Of the probabilities and of the output.
+        residual: Add z.
+        norm: Norm the sum.
+    """
+
+    def __init__(self, size: int, num_heads: int, dropout: float, residual: bool = True, norm: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.dropout, self.residual = num_heads, dropout, residual
+        self.query, self.key, self.value, self.output = (linear(size, size) for _ in range(4))
+        self.norm = nn.LayerNorm(size, eps=EPS) if norm else None
+
+    def forward(self, z: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Return ``[B, T, S]``.
+
+        Args:
+            z: ``[B, T, S]``.
+            mask: Bool ``[B, T]`` of the tokens that may be seen, or None.
+            causal: A token sees only those before it, and itself.
+        """
+        q, k, v = (p(z).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        seen = None if mask is None else mask[:, None, None, :]
+        if causal and seen is not None:
+            tokens = z.shape[1]
+            seen = seen & torch.ones(tokens, tokens, dtype=torch.bool, device=z.device).tril()
+            seen = seen | torch.eye(tokens, dtype=torch.bool, device=z.device)  # padding sees itself: no empty row
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal and seen is None)
+        out = F.dropout(self.output(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        out = z + out if self.residual else out
+        return out if self.norm is None else self.norm(out)
+
+
+class FFNBlock(nn.Module):
+    """``LN(z + drop(FFN(z)))`` with one or two hidden layers."""
+
+    def __init__(
+        self,
+        size: int,
+        inner: int,
+        hidden_layers: int,
+        activation: str,
+        dropout: float,
+        residual: bool = True,
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = [size, *[inner] * hidden_layers, size]
+        self.linears = nn.ModuleList(linear(i, o) for i, o in itertools.pairwise(widths))
+        self.activation, self.dropout, self.residual = activation, dropout, residual
+        self.norm = nn.LayerNorm(size, eps=EPS) if norm else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return ``[B, T, S]``."""
+        act = get_activation(self.activation).fn
+        out = self.linears[0](z)
+        for one in self.linears[1:]:
+            out = one(act(out))
+        out = F.dropout(out, self.dropout, self.training)
+        out = z + out if self.residual else out
+        return out if self.norm is None else self.norm(out)
+
+
+class TransformerLayer(nn.Module):
+    """One post-norm transformer layer, as BERT's."""
+
+    def __init__(self, size: int, inner: int, num_heads: int, activation: str, dropout: float) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(size, num_heads, dropout)
+        self.ffn = FFNBlock(size, inner, 1, activation, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Return ``[B, T, D]``; arguments as of ``AttentionBlock``."""
+        return self.ffn(self.attention(x, mask, causal))

@@ -1,0 +1,124 @@
+"""The task functions on top, each on the rows of its own task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from hfadapt import Delta, Rows, Site, Weights
+from hfadapt.architecture import StackMap
+from hfadapt_kernels import get_activation
+
+from ..shared import change_rows
+from ..shared.mask import attention_mask
+from .blocks import AttentionBlock, FFNBlock, TransformerLayer, linear
+from .config import TopAttention, TopFFN, TopLayer, TopLinear
+
+__all__ = ["TopAttentionDelta", "TopDelta", "TopFFNDelta", "TopLayerDelta", "TopLayers", "TopLinearDelta"]
+
+
+class TopDelta(Delta):
+    """Replaces the last hidden state: ``h_f = TS(h)`` (equation 6)."""
+
+    uses_attention = False
+
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+        mask = attention_mask(rows, value, self.site) if self.uses_attention else None
+
+        def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+            own = None if mask is None else pick(mask)
+            return self.task_function(self.weights_of(rows.names[index]), pick(value), own)
+
+        return change_rows(rows.batch, value, compute)
+
+    def weights_of(self, name: str) -> nn.Module:
+        """Return the module with the parameters of the adapter ``name``."""
+        return self.adapters[name]
+
+    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return TS(x) ``[B, T, D]`` of one task; ``mask`` is bool ``[B, T]`` or None."""
+        raise NotImplementedError
+
+
+class TopLayers(nn.Module):
+    """The extra layers of one adapter, by stack; made where the base's sizes are known."""
+
+    def __init__(self, config: TopLayer, stacks: Sequence[StackMap]) -> None:
+        super().__init__()
+        self.stacks = nn.ModuleDict()
+        for stack in stacks:
+            inner, heads = config.inner_size or stack.ffn_size, config.num_heads or stack.num_heads
+            layer = TransformerLayer(stack.hidden_size, inner, heads, config.activation, config.dropout)
+            self.stacks[stack.path.replace(".", "_")] = layer
+
+    def layer_of(self, site: Site) -> nn.Module:
+        """Return the layer on top of the stack of ``site``."""
+        return self.stacks[site.stack.replace(".", "_")]
+
+
+class TopLayerDelta(TopDelta):
+    """An extra transformer layer."""
+
+    uses_attention = True
+
+    def init_weights(self, weights: Weights, config: TopLayer, shared: nn.Module | None) -> None:
+        assert shared is not None
+
+    def weights_of(self, name: str) -> nn.Module:
+        return self.shared(name).layer_of(self.site)
+
+    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        return weights(x, mask, self.site.causal)
+
+
+class _Projected(TopDelta):
+    """``V_D (blocks (V_E x))``."""
+
+    def project(self, weights: Weights, size: int, blocks: list[nn.Module]) -> None:
+        """Create V_E, V_D and the blocks between them."""
+        weights.encoder, weights.decoder = linear(self.site.width, size), linear(size, self.site.width)
+        weights.blocks = nn.ModuleList(blocks)
+
+
+class TopAttentionDelta(_Projected):
+    """Projected attention on top."""
+
+    uses_attention = True
+
+    def init_weights(self, weights: Weights, config: TopAttention, shared: nn.Module | None) -> None:
+        options = (config.size, config.num_heads, config.dropout, config.residual, config.norm)
+        self.project(weights, config.size, [AttentionBlock(*options) for _ in range(config.num_layers)])
+
+    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        z = weights.encoder(x)
+        for block in weights.blocks:
+            z = block(z, mask, self.site.causal)
+        return weights.decoder(z)
+
+
+class TopFFNDelta(_Projected):
+    """Projected feed-forward networks on top."""
+
+    def init_weights(self, weights: Weights, config: TopFFN, shared: nn.Module | None) -> None:
+        options = (config.hidden_layers, config.activation, config.dropout, config.residual, config.norm)
+        blocks = [FFNBlock(config.size, config.hidden, *options) for _ in range(config.num_layers)]
+        self.project(weights, config.size, blocks)
+
+    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        z = weights.encoder(x)
+        for block in weights.blocks:
+            z = block(z)
+        return weights.decoder(z)
+
+
+class TopLinearDelta(TopDelta):
+    """One square matrix and a non-linearity."""
+
+    def init_weights(self, weights: Weights, config: TopLinear, shared: nn.Module | None) -> None:
+        weights.linear = linear(self.site.width, self.site.width)
+        if config.init == "identity":
+            nn.init.eye_(weights.linear.weight)
+
+    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        return get_activation(weights.config.activation).fn(weights.linear(x))

@@ -1,0 +1,97 @@
+"""Where the task functions on top go: one place a stack, its last hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers, sites
+from hfadapt.architecture import StackMap
+
+from .config import TopAttention, TopConfig, TopFFN, TopLayer, TopLinear
+from .delta import TopAttentionDelta, TopDelta, TopFFNDelta, TopLayerDelta, TopLayers, TopLinearDelta
+
+__all__ = ["METHODS", "TopMethod"]
+
+_PAPER = "Stickland & Murray 2019, arXiv:1902.02671, section 3.1"
+_NOT_MERGED = {"mergeable": "it stands behind the last layer"}
+
+
+class TopMethod(Method):
+    """``h_f = TS(BERT(tokens))``; the base runs once for all tasks."""
+
+    delta: ClassVar[type[TopDelta]]
+    family = "PALs, top"
+    paper = _PAPER
+    capabilities = Capabilities(reasons=_NOT_MERGED)
+
+    def place(self, config: TopConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        for stack in top_stacks(config, arch):
+            yield Place(sites.top(stack), self.delta)
+
+    def starts_as_base(self, config: TopConfig) -> bool:
+        return isinstance(config, TopLinear) and config.init == config.activation == "identity"
+
+
+def top_stacks(config: TopConfig, arch: ArchitectureMap) -> list[StackMap]:
+    """Return the chosen stacks; of an encoder and its decoder the decoder, unless the config names the encoder."""
+    stacks = list({layer.stack.path: layer.stack for layer in select_layers(config, arch)}.values())
+    decoders = [stack for stack in stacks if stack.kind == "decoder"]
+    return decoders if config.stack == "all" and decoders else stacks
+
+
+class TopAttentionMethod(TopMethod):
+    """Projected attention on top."""
+
+    name = "top_attention"
+    config_class = TopAttention
+    delta = TopAttentionDelta
+    summary = "a narrow stack of attention layers on the last hidden state"
+    capabilities = Capabilities(
+        cacheable=False,
+        reasons={**_NOT_MERGED, "cacheable": "the key-value cache does not hold the keys and values on top"},
+    )
+
+
+class TopLayerMethod(TopMethod):
+    """One more transformer layer a task."""
+
+    name = "top_layer"
+    config_class = TopLayer
+    delta = TopLayerDelta
+    summary = "one more transformer layer a task"
+    capabilities = TopAttentionMethod.capabilities
+
+    def shared(self, config: TopLayer, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module:
+        stacks = top_stacks(config, arch)
+        for stack in stacks:
+            if config.num_heads and stack.hidden_size % config.num_heads:
+                divisors = [h for h in range(1, stack.hidden_size + 1) if stack.hidden_size % h == 0]
+                raise self.refuse(
+                    "num_heads does not divide the hidden size", arch, got=config.num_heads, allowed=divisors
+                )
+        return TopLayers(config, stacks)
+
+
+class TopFFNMethod(TopMethod):
+    """Projected FFNs on top."""
+
+    name = "top_ffn"
+    config_class = TopFFN
+    delta = TopFFNDelta
+    summary = "a narrow stack of feed-forward layers on the last hidden state"
+
+
+class TopLinearMethod(TopMethod):
+    """A square matrix and a non-linearity on top."""
+
+    name = "top_linear"
+    config_class = TopLinear
+    delta = TopLinearDelta
+    summary = "a square matrix and a non-linearity on the last hidden state"
+
+
+METHODS = (TopLayerMethod(), TopAttentionMethod(), TopFFNMethod(), TopLinearMethod())
