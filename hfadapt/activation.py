@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .composition import Composition, Node, Parallel, steps_of
 from .delta import check_adapter_name
 from .errors import AttachError, problem
+from .parallel import install
 from .state import attachment
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def activate(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] 
     if isinstance(choice, Parallel):
         state.check(choice)
         state.parallel = choice
+        install(model, state)
     elif isinstance(choice, Composition):
         state.check(choice)
         key = f"_active_{len(state.compositions)}"

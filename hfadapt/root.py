@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .errors import RoutingError, did_you_mean, problem
 from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
-from .routing import Routing, pop, push, set_current
+from .parallel import check_output, fit_call, parallel_routing
+from .routing import Routing, current, pop, push, set_current
 
 if TYPE_CHECKING:
     from .state import Attachment
@@ -39,7 +40,10 @@ class RootPre(Hook):
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
         before = push()
-        set_current(self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None)))
+        routing = self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None))
+        set_current(routing)
+        if routing is not None and routing.growth is not None:
+            args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, args, kwargs)
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _carry_routing_into_checkpoints(module)
         return args, kwargs
@@ -50,14 +54,14 @@ class RootPre(Hook):
         found = tensor_batch_size(args, kwargs)
         inherits = before is not None and before.owner == attachment.token and self.path and task_ids is None
         if inherits:
-            routing = before if found is None else before.for_batch(found[0])
+            routing = before if found is None or before.growth is not None else before.for_batch(found[0])
         else:
             routing = make_routing(attachment, task_ids, found)
         if routing is None:
             return None
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            routing = replace(routing, mask=mask)
+            routing = replace(routing, mask=mask if routing.growth is None else routing.growth.repeat(mask))
         elif mask is None and self.path in attachment.decoder_paths:
             routing = replace(routing, mask=None)
         if not inherits:
@@ -81,7 +85,10 @@ class RootPost(Hook):
         return self.path
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        routing = current()
         pop()
+        if output is not None and not self.path and routing is not None and routing.growth is not None:
+            check_output(routing.growth, output)
 
 
 def _carry_routing_into_checkpoints(model: nn.Module) -> None:
@@ -124,6 +131,8 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
         task_ids = attachment.active
     names, steps = attachment.routable, attachment.steps
     make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
+    if task_ids is attachment.parallel is not None:
+        return parallel_routing(attachment, found, make)
     if isinstance(task_ids, Tensor):
         return _from_tensor(task_ids, names, steps, size, make)
     if isinstance(task_ids, (str, int)) or not isinstance(task_ids, Sequence):

@@ -22,6 +22,8 @@ from .errors import RoutingError, problem
 if TYPE_CHECKING:
     from torch import nn
 
+    from .parallel import Growth
+
 __all__ = ["Routing", "Rows", "Step", "all_tasks_take_part", "current", "plan", "use_routing"]
 
 _STATE = threading.local()
@@ -157,6 +159,7 @@ class Routing:
         batch_size: B.
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
         attentions: The caller asked for attention weights.
+        growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
         options: Anything methods agree on among themselves (say, recording of fusion weights).
@@ -176,6 +179,7 @@ class Routing:
     taps: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     deferred: dict[str, Any] = field(default_factory=dict)
+    growth: Growth | None = None
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)
 

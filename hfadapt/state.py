@@ -51,6 +51,8 @@ class Attachment:
         adapters: By name, in the order of their ids.
         compositions: Further routable names and what they stand for.
         active: The name, number or list of names used when a call has no ``task_ids``.
+        parallel: The composition that every row goes through, when ``Parallel`` is active.
+        parallel_layers: By stack, the layers at which its adapters have deltas.
         disabled: Run the base alone when nothing is active.
         chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
@@ -62,6 +64,7 @@ class Attachment:
     compositions: dict[str, Node] = field(default_factory=dict)
     active: Any = None
     parallel: Parallel | None = None
+    parallel_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     disabled: bool = False
     chosen: bool = False
     drop: dict[str, int] = field(default_factory=dict)

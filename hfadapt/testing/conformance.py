@@ -101,8 +101,12 @@ def cases(
 
 
 def output(model: PreTrainedModel, inputs: dict[str, Tensor], **more: Any) -> Tensor:
-    """The first tensor that a model returns."""
-    return model(**inputs, **more)[0]
+    """The first tensor that a model returns, and behind its tokens the pooled vector where there is one."""
+    out = model(**inputs, **more)
+    pooled = getattr(out, "pooler_output", None)
+    if pooled is None or out[0].dim() != 3 or pooled.shape != out[0][:, 0].shape:
+        return out[0]
+    return torch.cat([out[0], pooled.unsqueeze(1)], 1)
 
 
 def _equal(got: Tensor, want: Tensor, what: str, tolerance: float = _TOLERANCE) -> None:

@@ -51,6 +51,9 @@ def test_hidden_states(file: str, tag: str) -> None:
     found = run(model, golden, tag)
     for part, wanted in expected(golden, tag).items():
         for layer, (got, want) in enumerate(zip(found[part], wanted, strict=True)):
+            if tag == "parallel" and layer == 0 and part == "hidden":
+                # What transformers records first is the input of layer 0, where our batch has grown already.
+                want = want.repeat(len(hub.NAMES), 1, 1)
             assert got.shape == want.shape, f"{part} {layer}"
             error = (got - want).abs().max().item()
             assert error <= TOLERANCE.get(golden.arch, 1e-9) * max(1, want.abs().max().item()), f"{part} {layer}"
