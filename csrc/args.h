@@ -4,3 +4,4 @@
 #include "adapter_norm_args.h"
 #include "frozen_linear_args.h"
 #include "grouped_lora_args.h"
+#include "pal_attention_args.h"

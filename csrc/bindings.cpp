@@ -28,6 +28,14 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
       "grouped_lora_backward(Tensor grad, Tensor x, Tensor low, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids, "
       "float dropout, Tensor? seed, bool add_to_dx, Tensor(a!) dx, Tensor(b!)[] da, Tensor(c!)[] db, "
       "Tensor(d!) dscale) -> ()");
+  m.def(
+      "pal_attention_forward(Tensor x, int B, Tensor[] weights, int[] present, Tensor? ids, Tensor? mask, int heads, "
+      "bool causal, int activation, float dropout, Tensor? seed, Tensor(a!) out, Tensor(b!) hidden, Tensor(c!) lse, "
+      "Tensor(d!) pre) -> ()");
+  m.def(
+      "pal_attention_backward(Tensor grad, Tensor x, int B, Tensor[] weights, int[] present, Tensor? ids, Tensor? mask, "
+      "int heads, bool causal, int activation, float dropout, Tensor? seed, Tensor hidden, Tensor lse, Tensor pre, "
+      "Tensor(a!) dx, Tensor(b!)[] grads) -> ()");
 }
 
 namespace {

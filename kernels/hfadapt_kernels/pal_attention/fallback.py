@@ -16,7 +16,7 @@ from .weights import unflatten
 def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Results:
     *options, save = rest
     _, _, num_heads, _, activation = options[:5]
-    results = empty_results(x, weights, len(weights) // sum(present), num_heads, activation, save)
+    results = empty_results(x, weights, present, num_heads, activation, save)
     results[0].copy_(pal_attention_reference(x, unflatten(weights, present), *options))
     # The backward below recomputes everything, so what is saved is not read.
     for saved in results[1:]:

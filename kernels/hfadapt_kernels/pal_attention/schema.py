@@ -10,12 +10,11 @@ from torch import Tensor
 from .. import opaque
 from ..backend import FusedOp
 from ..batch import tasks_with_rows
+from .weights import FAMILIES
 
-__all__ = ["OP", "SAVED_PROJECTIONS", "empty_gradients", "empty_results", "forward_op"]
+__all__ = ["OP", "empty_gradients", "empty_results", "forward_op"]
 
 OP = FusedOp("pal_attention", head_dim=34, same_size=True)
-# What the backward reads of each token, one block of S a piece: encoded, query, key, value, mixed, projected.
-SAVED_PROJECTIONS = 6
 
 _ARGS = (
     "Tensor x, Tensor[] weights, bool[] present, Tensor? ids, Tensor? mask, int num_heads, bool causal, "
@@ -36,14 +35,20 @@ def select(x: Tensor, weights: list[Tensor], present: list[bool], num_heads: int
     return OP.select(x.device.type, x.dtype, head_dim=min(sizes) // num_heads, same_size=len(sizes) == 1)
 
 
-def empty_results(x: Tensor, weights: list[Tensor], tasks: int, num_heads: int, activation: str, save: bool) -> Results:
-    """Empty ``out`` and what the backward reads: projections, log-sum-exps, and the decoder's output."""
+def empty_results(
+    x: Tensor, weights: list[Tensor], present: list[bool], num_heads: int, activation: str, save: bool
+) -> Results:
+    """Empty ``out`` and what the backward reads: rank rows, log-sum-exps, and the decoder's output.
+
+    The rank rows are encoded, query, key, value, mixed and, with an output projection, projected; S rounded up to 16.
+    """
     batch, tokens, dim = x.shape
+    tasks, pieces = len(weights) // sum(present), 6 if present[FAMILIES.index("output")] else 5
     size = max(encoder.shape[0] for encoder in weights[:tasks])
     out, nothing = x.new_empty(x.shape), (0,)
     return (
         out,
-        x.new_empty((SAVED_PROJECTIONS, batch * tokens, size) if save else nothing),
+        x.new_empty((pieces, batch * tokens, -(-size // 16) * 16) if save else nothing),
         x.new_empty((batch, num_heads, tokens) if save else nothing, dtype=torch.float32),
         x.new_empty((batch * tokens, dim) if save and activation != "identity" else nothing),
     )
@@ -66,7 +71,7 @@ def _backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
 
 def _fake(*args: Any) -> Results:
     x, weights, present, _, _, num_heads, _, activation = args[:8]
-    return empty_results(x, weights, len(weights) // sum(present), num_heads, activation, args[-1])
+    return empty_results(x, weights, present, num_heads, activation, args[-1])
 
 
 def _backward_fake(grad: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:

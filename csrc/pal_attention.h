@@ -1,0 +1,252 @@
+// pal_attention forward, in three sweeps that each keep their rows in cache: tiles of tokens through encoder, query, key
+// and value; heads of sequences through attention; tiles through output projection, decoder and activation.
+
+constexpr int64_t kPalQueryRows = 48;  // queries of one head that attend at a time
+
+template <class T>
+static HFK_INLINE T* pal_hidden(const PalArgs& a, int piece, int64_t row) {
+  return static_cast<T*>(a.hidden) + (piece * a.B * a.T + row) * a.Sp;
+}
+static HFK_INLINE bool pal_square(int family) { return family != kPalEncoder && family != kPalDecoder; }
+static HFK_INLINE int64_t pal_outputs(const PalArgs& a, int family) { return family == kPalDecoder ? a.D : a.S; }
+static HFK_INLINE int64_t pal_inputs(const PalArgs& a, int family) { return family == kPalEncoder ? a.D : a.S; }
+
+// Packed weights of the tasks that have sequences. transposed: for gradients, rows times W instead of W^T.
+template <class E>
+struct PalPack {
+  Shared<E*> panels;       // [tasks * kPalMatrices]
+  Shared<float*> bias;     // [tasks * kPalMatrices], zero padded, null where absent
+  Shared<bool> present;    // [tasks]
+  E* memory = nullptr;
+  float* floats = nullptr;
+
+  template <class T>
+  PalPack(const PalArgs& a, bool transposed, const T*)
+      : panels(a.tasks * kPalMatrices), bias(a.tasks * kPalMatrices), present(a.tasks) {
+    for (int64_t t = 0; t < a.tasks; t++) present[t] = false;
+    for (int64_t b = 0; b < a.B; b++)
+      if (a.sequence_task[b] >= 0) present[a.sequence_task[b]] = true;
+    int64_t size = 0, count = 0;
+    // Offsets first, then memory, then pointers.
+    for (int pass = 0; pass < 2; pass++) {
+      if (pass == 1) {
+        memory = static_cast<E*>(shared_alloc(size_t(imax(size, 1)) * sizeof(E)));
+        floats = static_cast<float*>(shared_alloc(size_t(imax(count, 1)) * 4));
+        size = count = 0;
+      }
+      for (int64_t i = 0; i < a.tasks * kPalMatrices; i++) {
+        const int f = int(i % kPalMatrices);
+        const PalTask& w = a.task[i / kPalMatrices];
+        const bool here = present[i / kPalMatrices] && w.weight[f];
+        if (pass == 1) {
+          panels[i] = here ? memory + size : nullptr;
+          bias[i] = here && w.weight[f + kPalMatrices] && !transposed ? floats + count : nullptr;
+        }
+        if (!here) continue;
+        const int64_t K = transposed ? pal_outputs(a, f) : pal_inputs(a, f);
+        const int64_t N = transposed ? pal_inputs(a, f) : pal_outputs(a, f);
+        size += round_up(packed_size<E>(K, N), 32);
+        count += round_up(pal_outputs(a, f), PW);
+      }
+    }
+    parallel(a.tasks * kPalMatrices, [&](int64_t i0, int64_t i1) {
+      for (int64_t i = i0; i < i1; i++) {
+        if (panels[i] == nullptr) continue;
+        const int f = int(i % kPalMatrices);
+        const PalTask& w = a.task[i / kPalMatrices];
+        const T* s = static_cast<const T*>(w.weight[f]);
+        const int64_t out = pal_outputs(a, f), in = pal_inputs(a, f);
+        if (transposed)
+          pack<E>(out, in, s, w.row_stride[f], w.column_stride[f], panels[i], 0, ceil_div(in, PW));
+        else
+          pack<E>(in, out, s, w.column_stride[f], w.row_stride[f], panels[i], 0, ceil_div(out, PW));
+        if (bias[i]) {
+          const T* v = static_cast<const T*>(w.weight[f + kPalMatrices]);
+          for (int64_t n = 0; n < round_up(out, PW); n++)
+            bias[i][n] = n < out ? to_float(v[n * w.row_stride[f + kPalMatrices]]) : 0.f;
+        }
+      }
+    });
+  }
+  ~PalPack() {
+    shared_free(memory);
+    shared_free(floats);
+  }
+  const E* weight(int64_t task, int family) const { return panels[task * kPalMatrices + family]; }
+  const float* bias_of(int64_t task, int family) const { return bias[task * kPalMatrices + family]; }
+};
+
+// One panel of C plus bias, as T; columns up to `padded` (a multiple of VL, or `columns`) are written, 0 beyond columns.
+template <class T>
+static __attribute__((noinline)) void pal_keep(int64_t rows, int64_t columns, int64_t padded, const float* C, int64_t ldc,
+                                               const float* bias, T* out, int64_t stride) {
+  for (int64_t m = 0; m < rows; m++)
+    for (int64_t n = 0; n < padded; n += VL) {
+      V v = n < columns ? load_first(C + m * ldc + n, columns - n) : zero();
+      if (bias && n < columns) v += load_first(bias + n, columns - n);
+      store_first(out + m * stride + n, v, padded - n);
+    }
+}
+
+// hidden piece = source W^T + bias for the rows of a tile.
+template <class T, class E>
+static void pal_project(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, int family, int piece, const E* A,
+                        int64_t am, float* C) {
+  const int64_t K = pal_inputs(a, family);
+  const E* W = pack.weight(t.task, family);
+  const float* bias = pack.bias_of(t.task, family);
+  for (int64_t n0 = 0; n0 < a.S; n0 += PW, W += panel_size<E>(K)) {
+    gemm_store(t.rows, imin(PW, a.S - n0), K, A, am, W, C, PW);
+    pal_keep<T>(t.rows, imin(PW, a.S - n0), imin(PW, a.Sp - n0), C, PW, bias ? bias + n0 : nullptr,
+                pal_hidden<T>(a, piece, t.row) + n0, a.Sp);
+  }
+}
+
+// Scores of rows [q0, q0 + rows) against all keys become probabilities, in place; lse gets log(sum(exp)) of each row.
+static __attribute__((noinline)) void pal_softmax(const PalArgs& a, int64_t b, int64_t h, int64_t q0, int64_t rows,
+                                                  float scale, float* P, int64_t ldp, float* lse, bool drop) {
+  const Dropout d = make_dropout(a.seed, a.dropout);
+  const V lowest = broadcast(-INFINITY);
+  VI lane;
+  for (int i = 0; i < VL; i++) lane[i] = i;
+  for (int64_t m = 0; m < rows; m++) {
+    float* p = P + m * ldp;
+    const int64_t i = q0 + m, seen = a.causal ? i + 1 : a.T;
+    const float* mask = a.mask ? a.mask + b * a.mask_b + i * a.mask_i : nullptr;
+    V top = lowest;
+    for (int64_t j = 0; j < ldp; j += VL) {
+      V v = load(p + j) * scale;
+      if (mask && j < a.T) v += load_first(mask + j, a.T - j);
+      v = lane + int32_t(j) < int32_t(seen) ? v : lowest;
+      store(p + j, v);
+      top = vmax(top, v);
+    }
+    const float highest = hmax(top);
+    if (highest == -INFINITY) {
+      memset(p, 0, ldp * 4);
+      if (lse) lse[m] = INFINITY;
+      continue;
+    }
+    V sum = zero();
+    for (int64_t j = 0; j < ldp; j += VL) {
+      V e = vexp(load(p + j) - highest);
+      store(p + j, e);
+      sum += e;
+    }
+    const float total = hsum(sum), inverse = 1.f / total;
+    if (lse) lse[m] = highest + logf(total);
+    const uint32_t hash = drop ? dropout_row(d, uint32_t((b * a.heads + h) * a.T + i)) : 0;
+    for (int64_t j = 0; j < ldp; j += VL) {
+      V v = load(p + j) * inverse;
+      if (drop) v *= dropout_factor(d, hash, j);
+      store(p + j, v);
+    }
+  }
+}
+
+// Attention of one head of one sequence: query, key and value pieces of hidden to the mixed piece.
+template <class T, class E>
+static void pal_attend(const PalArgs& a, int64_t b, int64_t h) {
+  const int64_t K = a.S / a.heads, column = h * K, ldp = round_up(a.T, VL);
+  const T *q = pal_hidden<T>(a, 1, b * a.T) + column, *k = pal_hidden<T>(a, 2, b * a.T) + column,
+          *v = pal_hidden<T>(a, 3, b * a.T) + column;
+  T* mixed = pal_hidden<T>(a, 4, b * a.T) + column;
+  E* keys = scratch<E>(0, packed_size<E>(K, a.T));
+  E* values = scratch<E>(1, packed_size<E>(a.T, K));
+  pack<E>(K, a.T, k, 1, a.Sp, keys, 0, ceil_div(a.T, PW));
+  pack<E>(a.T, K, v, a.Sp, 1, values, 0, ceil_div(K, PW));
+  float* P = scratch<float>(2, kPalQueryRows * ldp);
+  const int64_t ldc = round_up(K, VL);
+  float* C = scratch<float>(3, kPalQueryRows * ldc);
+  for (int64_t q0 = 0; q0 < a.T; q0 += kPalQueryRows) {
+    const int64_t rows = imin(kPalQueryRows, a.T - q0), seen = a.causal ? q0 + rows : a.T;
+    int64_t am, pm;
+    const E* Q = rows_for_product<E>(rows, K, q + q0 * a.Sp, a.Sp, nullptr, scratch<E>(4, round_up(rows, 16) * padded_k<E>(K)),
+                                     &am);
+    gemm_store(rows, seen, K, Q, am, keys, P, ldp);
+    pal_softmax(a, b, h, q0, rows, 1.f / std::sqrt(float(K)), P, ldp,
+                a.lse ? a.lse + (b * a.heads + h) * a.T + q0 : nullptr, a.dropout > 0);
+    const E* R = rows_for_product<E>(rows, a.T, P, ldp, nullptr,
+                                     scratch<E>(5, round_up(rows, 16) * padded_k<E>(a.T)), &pm);
+    gemm_store(rows, K, a.T, R, pm, values, C, ldc);
+    pal_keep<T>(rows, K, K, C, ldc, nullptr, mixed + q0 * a.Sp, a.Sp);
+  }
+}
+
+// Decoder and activation of a tile.
+template <class T, class E>
+static void pal_decode(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, const E* A, int64_t am, float* C) {
+  const E* W = pack.weight(t.task, kPalDecoder);
+  const float* bias = pack.bias_of(t.task, kPalDecoder);
+  T* out = static_cast<T*>(a.out) + t.row * a.D;
+  for (int64_t n0 = 0; n0 < a.D; n0 += PW, W += panel_size<E>(a.S)) {
+    const int64_t columns = imin(PW, a.D - n0);
+    gemm_store(t.rows, columns, a.S, A, am, W, C, PW);
+    if (a.pre)
+      pal_keep<T>(t.rows, columns, columns, C, PW, bias ? bias + n0 : nullptr,
+                  static_cast<T*>(a.pre) + t.row * a.D + n0, a.D);
+    for (int64_t m = 0; m < t.rows; m++)
+      for (int64_t n = 0; n < columns; n += VL) {
+        V v = load(C + m * PW + n);
+        if (bias) v += load(bias + n0 + n);
+        store_first(out + m * a.D + n0 + n, activate(a.activation, v), columns - n);
+      }
+  }
+}
+
+// A sequence without a task: zeros, also in what the backward is given.
+template <class T>
+static void pal_clear(const PalArgs& a, int64_t b) {
+  memset(static_cast<T*>(a.out) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
+  for (int piece = 0; piece < a.pieces; piece++)
+    memset(pal_hidden<T>(a, piece, b * a.T), 0, a.T * a.Sp * sizeof(T));
+  if (a.lse) memset(a.lse + b * a.heads * a.T, 0, a.heads * a.T * sizeof(float));
+  if (a.pre) memset(static_cast<T*>(a.pre) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
+}
+
+template <class T, class E>
+static void pal_forward_t(const PalArgs& a) {
+  PalPack<E> pack(a, false, static_cast<const T*>(nullptr));
+  auto rows_of = [&](int piece, const PalTile& t, int64_t* am) {
+    return rows_for_product<E>(t.rows, a.S, pal_hidden<T>(a, piece, t.row), a.Sp, nullptr,
+                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
+  };
+  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+    float* C = scratch<float>(2, kPalTileRows * PW);
+    for (int64_t i = i0; i < i1; i++) {
+      const PalTile& t = a.tile[i];
+      int64_t am;
+      const E* X = rows_for_product<E>(t.rows, a.D, static_cast<const T*>(a.x) + t.row * a.x_stride, a.x_stride, nullptr,
+                                       scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am);
+      pal_project<T>(a, pack, t, kPalEncoder, 0, X, am, C);
+      const E* U = rows_of(0, t, &am);
+      for (int f = kPalQuery; f <= kPalValue; f++) pal_project<T>(a, pack, t, f, f, U, am, C);
+      // The padding of the mixed rows, whose columns the heads write one by one.
+      for (int64_t m = 0; m < t.rows; m++)
+        memset(pal_hidden<T>(a, 4, t.row + m) + a.S, 0, size_t(a.Sp - a.S) * sizeof(T));
+    }
+  });
+  parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++)
+      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, E>(a, i / a.heads, i % a.heads);
+  });
+  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+    float* C = scratch<float>(2, kPalTileRows * PW);
+    for (int64_t i = i0; i < i1; i++) {
+      const PalTile& t = a.tile[i];
+      int64_t am;
+      const E* M = rows_of(4, t, &am);
+      if (pack.weight(t.task, kPalOutput)) {
+        pal_project<T>(a, pack, t, kPalOutput, 5, M, am, C);
+        M = rows_of(5, t, &am);
+      }
+      pal_decode<T>(a, pack, t, M, am, C);
+    }
+  });
+  for (int64_t b = 0; b < a.B; b++)
+    if (a.sequence_task[b] < 0) pal_clear<T>(a, b);
+}
+
+static void pal_forward(const PalArgs& a) {
+  a.type == DType::f32 ? pal_forward_t<float, float>(a) : pal_forward_t<bf16, Elem<bf16>>(a);
+}
