@@ -10,7 +10,7 @@ from torch import Tensor
 from ..dropout import dropout_threshold
 from .saved import NEED_DOWN, NEED_H, NEED_SCALE, NEED_UP, empty_grads, saved_shapes, stat_dtype
 
-__all__ = ["aot_cases", "backward", "config", "forward", "supports"]
+__all__ = ["aot_cases", "backward", "config", "forward", "supports", "weight_products"]
 
 # (largest rank, BM tokens, BD columns, BR ranks, warps, stages), chosen so that nothing spills on sm_80, sm_90, sm_100
 # and gfx942 and shared memory fits the smallest of them; `hfadapt bench triton-static` prints the proof.
@@ -148,9 +148,9 @@ def _task_grads(
     task_dz = member @ dz_sums
     ddown = dup = None
     if needs & NEED_DOWN:
-        ddown = _weight_products(dpre, h, [d.shape for d in down], order, starts, tokens)
+        ddown = weight_products(dpre, h, [d.shape for d in down], order, starts, tokens)
     if needs & (NEED_UP | NEED_SCALE):
-        dup = _weight_products(flow, hidden, [u.shape for u in up], order, starts, tokens)
+        dup = weight_products(flow, hidden, [u.shape for u in up], order, starts, tokens)
     spread = member.repeat_interleave(tokens, 1)
     live = torch.arange(dpre.shape[1], device=dpre.device)
     for t in range(tasks):
@@ -174,9 +174,10 @@ def _task_grads(
             wanted[4].copy_(ds if wanted[4].numel() > 1 else ds.sum().reshape(1))
 
 
-def _weight_products(
+def weight_products(
     a: Tensor, b: Tensor, shapes: list[torch.Size], order: Tensor, starts: Tensor, tokens: int
 ) -> list[Tensor]:
+    """``a^T b`` over the tokens of each task, float32, of the given shapes; rows in the order of `TaskBatch.order`."""
     import triton
 
     from ..triton_common import pointer_table, precision
