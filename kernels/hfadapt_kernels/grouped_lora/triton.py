@@ -69,9 +69,9 @@ def _launch(
         lora_rows_kernel[(batch, triton.cdiv(tokens, launch["BM"]))](
             x, x if base is None else base, out, low, pointer_table(down, x.device), pointer_table(up, x.device),
             factors, torch.tensor(ranks, dtype=torch.int32).to(x.device, non_blocking=True), ids,
-            ids if seed is None else seed, tokens, x.shape[-1], outputs, max(ranks), dropout_threshold(dropout), 1.0 / (1.0 - dropout),
-            HAS_BASE=base is not None, BACKWARD=backward, DROPOUT=seed is not None, NEED_OUT=need_out,
-            PRECISION=precision(x.dtype), **launch,
+            ids if seed is None else seed, tokens, x.shape[-1], outputs, max(ranks), dropout_threshold(dropout),
+            1.0 / (1.0 - dropout), HAS_BASE=base is not None, BACKWARD=backward, DROPOUT=seed is not None,
+            NEED_OUT=need_out, PRECISION=precision(x.dtype), **launch,
         )  # fmt: skip
     return out, low
 

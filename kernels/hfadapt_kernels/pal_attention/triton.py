@@ -1,0 +1,206 @@
+"""pal_attention through Triton: a grouped linear kernel around the attention kernels of prefix_attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activations import ACTIVATIONS
+from ..backend import FusedOp, Implementation
+from .schema import OP, Results, empty_gradients, empty_results
+from .weights import FAMILIES, PalWeights, unflatten
+
+__all__ = ["aot_cases", "config"]
+
+# element bytes -> tokens, outputs, inputs of a block, warps, stages; nothing spills on sm_80, sm_90, sm_100 and gfx942.
+_CONFIGS = {2: (64, 64, 64, 4, 2), 4: (32, 64, 32, 4, 2)}
+
+
+def config(dtype: torch.dtype) -> dict[str, int]:
+    """Launch configuration of the grouped linear kernel."""
+    bm, bn, bk, warps, stages = _CONFIGS[min(dtype.itemsize, 4)]
+    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
+
+
+def _supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"no kernel for {dtype}"
+    if head_dim > 256:
+        return f"heads of {head_dim} are wider than 256"
+    if "triton" not in _prefix_op()._by_backend:
+        return "prefix_attention, whose attention this uses, has no Triton kernels"
+    return None if same_size else "the tasks' pal sizes differ"
+
+
+def _prefix_op() -> FusedOp:
+    from ..prefix_attention.op import OP as PREFIX
+
+    return PREFIX
+
+
+def _attention() -> Implementation:
+    return _prefix_op()._by_backend["triton"]
+
+
+class _Call:
+    """The arguments of one call, and the products with its per-task weights."""
+
+    def __init__(
+        self, x: Tensor, weights: list[Tensor], present: list[bool], ids: Tensor | None, num_heads: int
+    ) -> None:
+        self.B, self.T, self.D = x.shape
+        self.weights: list[PalWeights] = unflatten([w.contiguous() for w in weights], present)
+        self.S = self.weights[0].encoder.shape[0]
+        self.heads = num_heads
+        self.ids = torch.zeros(self.B, dtype=torch.int64, device=x.device) if ids is None else ids
+
+    def linear(
+        self, x: Tensor, family: str, out: Tensor, *, back: bool = False, add: bool = False, act: int = 0,
+        pre: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """``out = act(x W^T + b)`` of a family, or ``x W`` with ``back``; x and out are [B * T, ...] rows."""
+        import triton
+
+        from ..triton_common import pointer_table, precision
+        from .triton_kernels import pal_linear_kernel
+
+        matrices = [getattr(w, family) for w in self.weights]
+        biases = [getattr(w, f"{family}_bias") for w in self.weights]
+        rows, columns = matrices[0].shape
+        outputs, inputs = (columns, rows) if back else (rows, columns)
+        has_bias = not back and biases[0] is not None
+        launch = config(x.dtype)
+        table = pointer_table(matrices, x.device)
+        grid = (self.B, triton.cdiv(self.T, launch["BM"]), triton.cdiv(outputs, launch["BN"]))
+        if out.numel():
+            pal_linear_kernel[grid](
+                x, out, matrices[0] if pre is None else pre, table,
+                pointer_table(biases, x.device) if has_bias else table, self.ids, self.T, inputs, outputs, x.stride(0),
+                out.stride(0), 1 if back else columns, columns if back else 1, ACT=act, BIAS=has_bias, ADD=add,
+                SAVE=pre is not None, PRECISION=precision(x.dtype), **launch,
+            )  # fmt: skip
+        return out
+
+    def split(self, rows: Tensor) -> Tensor:
+        """Rank rows [B * T, Sp] as [B, H, T, S / H], a view."""
+        return rows.view(self.B, self.T, -1)[..., : self.S].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def merge(self, heads: Tensor, rows: Tensor) -> Tensor:
+        """The inverse of `split`, into ``rows``."""
+        rows.view(self.B, self.T, -1)[..., : self.S].copy_(heads.transpose(1, 2).flatten(2))
+        return rows
+
+    def attention(self, hidden: Tensor, mask: Tensor | None, causal: bool, dropout: float, seed: Tensor | None) -> Any:
+        """Arguments of the attention: no task has a prefix."""
+        none = torch.full_like(self.ids, -1)
+        scaling = (self.S // self.heads) ** -0.5
+        qkv = (self.split(hidden[piece]) for piece in (1, 2, 3))
+        return (*qkv, [], [], none, mask, None, causal, scaling, "softmax", dropout, seed)
+
+
+def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Results:
+    ids, mask, num_heads, causal, activation, dropout, seed, save = rest
+    call = _Call(x, weights, present, ids, num_heads)
+    out, hidden, lse, pre = results = empty_results(x, weights, present, num_heads, activation, save)
+    if x.numel() == 0:
+        return results
+    if not save:
+        hidden = empty_results(x, weights, present, num_heads, "identity", True)[1]
+    hidden.zero_()
+    call.linear(x.reshape(-1, call.D).contiguous(), "encoder", hidden[0])
+    for piece, family in enumerate(("query", "key", "value"), 1):
+        call.linear(hidden[0], family, hidden[piece])
+    mixed, _, sums = _attention().forward(*call.attention(hidden, mask, causal, dropout, seed))
+    last = call.merge(mixed, hidden[4])
+    if call.weights[0].output is not None:
+        last = call.linear(last, "output", hidden[5])
+    code, keep = ACTIVATIONS[activation].code, pre.zero_() if pre.numel() else None
+    call.linear(last, "decoder", out.view(-1, call.D), act=code, pre=keep)
+    if save:
+        lse.copy_(sums[0])
+    return results
+
+
+def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Any:
+    ids, mask, num_heads, causal, activation, dropout, seed, hidden, lse, pre, needs = rest
+    dx, dw = empty_gradients(x, weights, needs)
+    if x.numel() == 0:
+        return dx, [w.zero_() for w in dw]
+    call = _Call(x, weights, present, ids, num_heads)
+    rows = grad.reshape(-1, call.D).contiguous()
+    if pre.numel():
+        rows = (rows.float() * ACTIVATIONS[activation].derivative(pre.float())).to(x.dtype)
+    like = hidden[0]
+    output = call.weights[0].output is not None
+    projected = call.linear(rows, "decoder", torch.zeros_like(like), back=True)
+    mixed = call.linear(projected, "output", torch.zeros_like(like), back=True) if output else projected
+    arguments = call.attention(hidden, mask, causal, dropout, seed)
+    saved = (call.split(hidden[4]).contiguous(), torch.zeros_like(lse), torch.stack([lse, lse]))
+    needed = [True, True, False, False]
+    heads = _attention().backward(call.split(mixed).contiguous(), None, *arguments, *saved, needed)[:3]
+    dq, dk, dv = (call.merge(h, torch.zeros_like(like)) for h in heads)
+    encoded = torch.zeros_like(like)
+    for part, (family, d) in enumerate((("query", dq), ("key", dk), ("value", dv))):
+        call.linear(d, family, encoded, back=True, add=part > 0)
+    if needs[0]:
+        call.linear(encoded, "encoder", dx.view(-1, call.D), back=True)
+    flows = {"encoder": encoded, "query": dq, "key": dk, "value": dv, "output": projected, "decoder": rows}
+    sources = {
+        "encoder": x.reshape(-1, call.D).contiguous(),
+        "output": hidden[4],
+        "decoder": hidden[5 if output else 4],
+    }
+    return dx, _weight_gradients(call, present, dw, flows, sources, hidden[0])
+
+
+def _weight_gradients(
+    call: _Call, present: list[bool], dw: list[Tensor], flows: dict[str, Tensor], sources: dict[str, Tensor],
+    encoded: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    from ..batch import TaskBatch
+    from ..parallel_adapter_norm.triton import weight_products
+
+    tasks = len(call.weights)
+    order, starts = TaskBatch(call.ids, tasks).order()
+    # A product with a 0/1 matrix adds the sequences of each task in a fixed order, without atomics.
+    member = (call.ids[None, :] == torch.arange(tasks, device=call.ids.device)[:, None]).float()
+    found = []
+    for family in (name for name, here in zip(FAMILIES, present, strict=True) if here):
+        wanted = dw[len(found) : len(found) + tasks]
+        flow = flows[family.removesuffix("_bias")]
+        shapes = [getattr(w, family).shape for w in call.weights]
+        if not any(w.numel() for w in wanted):
+            found += wanted
+        elif family.endswith("_bias"):
+            sums = member @ flow.float().view(call.B, -1, flow.shape[-1]).sum(1)
+            found += [s[: shape[0]].to(w.dtype) for s, shape, w in zip(sums, shapes, wanted, strict=True)]
+        else:
+            products = weight_products(flow, sources.get(family, encoded), shapes, order, starts, call.T)
+            found += [p.to(w.dtype) for p, w in zip(products, wanted, strict=True)]
+    return [f if w.numel() else w for f, w in zip(found, dw, strict=True)]
+
+
+def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
+    """(kernel, signature, constexprs, options) of every committed configuration, for the resource table."""
+    from .triton_kernels import pal_linear_kernel
+
+    cases: list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        types = {f"{pointer}_ptr": f"*{name}" for pointer in ("x", "out", "pre")}
+        types |= {pointer: "*i64" for pointer in ("weight_table", "bias_table", "ids_ptr")}
+        types |= {number: "i32" for number in ("T", "K", "N", "x_t", "out_t", "w_n", "w_k")}
+        launch = config(dtype)
+        options = {"num_warps": launch.pop("num_warps"), "num_stages": launch.pop("num_stages")}
+        for flags in (
+            {"ACT": 2, "BIAS": True, "ADD": False, "SAVE": True},
+            {"ACT": 0, "BIAS": False, "ADD": True, "SAVE": False},
+        ):
+            constants = flags | {"PRECISION": "ieee"} | launch
+            signature = {key: types[key] for key in pal_linear_kernel.arg_names if key not in constants}
+            cases.append((pal_linear_kernel, signature, constants, dict(options)))
+    return cases
+
+
+OP.register("triton", _forward, _backward, _supports)
