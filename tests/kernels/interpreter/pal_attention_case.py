@@ -26,8 +26,10 @@ RUNS = {
 with hk.use_backend("triton"):
     for dtype in (torch.float32, torch.bfloat16):
         for name, (sizes, options) in RUNS.items():
-            cases.check_all(*sizes, dtype, **options)
+            # Flash attention takes its probabilities from the log-sum-exp: a few more roundings than a plain softmax.
+            slack = 4e-6 if dtype == torch.float32 else 0.0
+            cases.check_all(*sizes, dtype, slack=slack, **options)
             print(f"ok {dtype} {name}", flush=True)
-    cases.check_all(*RUNS["mixed tasks"][0], torch.float32, names=tuple(cases.REQUIRED))
+    cases.check_all(*RUNS["mixed tasks"][0], torch.float32, names=tuple(cases.REQUIRED), slack=4e-6)
     cases.test_rows_without_a_task_get_zeros("triton")
     cases.test_a_token_that_sees_nothing_gets_zeros_and_finite_gradients("triton")
