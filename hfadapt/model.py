@@ -17,6 +17,7 @@ from . import multitask_checkpoint as checkpoint
 from .attaching import attach
 from .errors import TaskError, problem
 from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
+from .heads.base import fit_labels
 from .heads.fit import hidden_size, settle_pooling
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
 from .state import find_attachment
@@ -284,7 +285,10 @@ class MultiTaskModel(PreTrainedModel):
     ) -> MultiTaskOutput:
         given = self._base_inputs(inputs, ids, present)
         if labels is not None:
-            given["labels"] = self._own_kind.native_labels(labels)
+            native = self._own_kind.native_labels(labels)
+            # the label matrix may be narrower or wider than the tokens; a decoder's labels have a length of their own
+            align = self._own_kind.labels == "tokens" and not self.base.config.is_encoder_decoder
+            given["labels"] = fit_labels(native, given["input_ids"].shape[1]) if align else native
         output = self.base(**given, return_dict=True)
         loss = output.loss
         if loss is not None and present is None and not torch.compiler.is_compiling():

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .collator import MultiTaskCollator
     from .glue import GLUE, glue_task, glue_tasks
     from .mixing import MixingStrategy, make_strategy, power_probabilities
-    from .mixture import MixtureDataset, SplitDataset, TaskMixture
+    from .mixture import TaskMixture
     from .preview import Preview
+    from .rows import MixtureDataset, SplitDataset
     from .schedule import Layout, Schedule
     from .sources import load_splits, read_file
     from .tokens import TokenTable, tokenize
@@ -24,8 +25,8 @@ _HOMES = {
     "MixingStrategy": "mixing",
     "make_strategy": "mixing",
     "power_probabilities": "mixing",
-    "MixtureDataset": "mixture",
-    "SplitDataset": "mixture",
+    "MixtureDataset": "rows",
+    "SplitDataset": "rows",
     "TaskMixture": "mixture",
     "Preview": "preview",
     "Layout": "schedule",

@@ -151,7 +151,7 @@ def fit_labels(labels: Tensor, width: int) -> Tensor:
     """Cut or pad the label matrix to ``width`` columns: other tasks' labels may be wider, or all of them narrower."""
     if labels.shape[1] >= width:
         return labels[:, :width]
-    return nn.functional.pad(labels, (0, width - labels.shape[1]), value=float(IGNORE))
+    return nn.functional.pad(labels, (0, width - labels.shape[1]), value=IGNORE)
 
 
 def head_from_dict(description: Mapping[str, Any]) -> Head:

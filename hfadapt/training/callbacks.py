@@ -113,6 +113,15 @@ def _require_order(args: TrainingArguments) -> None:
                 else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
             )
         )
+    if args.label_smoothing_factor:
+        raise ConfigError(
+            problem(
+                "label smoothing replaces the model's loss, which knows the tasks' heads",
+                where="TrainingArguments",
+                got=f"label_smoothing_factor={args.label_smoothing_factor}",
+                allowed="0 with a mixture of tasks",
+            )
+        )
     if args.auto_find_batch_size:
         raise ConfigError(
             problem(

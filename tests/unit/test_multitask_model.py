@@ -188,9 +188,28 @@ def test_own_head_uses_the_bases_loss():
     assert model.base.classifier.weight.requires_grad
 
 
+def test_own_head_on_tokens_takes_labels_of_any_width():
+    stock = tiny_model("bert", "token-classification", num_labels=3)
+    model = MultiTaskModel.from_base(stock, [Task("a", OwnHead())], "low_rank").eval()
+    ids = torch.tensor([[2, 5, 9, 3], [2, 6, 3, 0]])
+    labels = torch.tensor([[-100.0, 1, 2], [-100, 0, -100]])
+    got = model(input_ids=ids, labels=labels)
+    logits = got.logits.reshape(2, 4, 3)
+    want = torch.nn.functional.cross_entropy(logits[:, :3].flatten(0, 1), labels.flatten().long(), ignore_index=-100)
+    torch.testing.assert_close(got.loss, want)
+
+
 def test_own_head_on_a_bare_base_is_refused():
     with pytest.raises(TaskError, match="OwnHead needs a base with a head"):
         MultiTaskModel.from_base(tiny_model("bert"), [Task("a", OwnHead())], None)
+
+
+def test_a_whole_batch_compiles_into_one_graph(model):
+    batch = batch_of()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    want, got = model(**batch), compiled(**batch)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.loss, want.loss, rtol=1e-5, atol=1e-6)
 
 
 def test_copies_are_independent_and_equal(model):
@@ -339,6 +358,32 @@ def test_a_trained_base_is_saved_and_needs_no_original(tmp_path, method):
     again = MultiTaskModel.from_pretrained(tmp_path)
     batch = batch_of(toy_tasks())
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits, rtol=0, atol=0)
+
+
+def test_shared_parameters_are_saved_once_and_reload_tied(named_base, tmp_path):
+    torch.manual_seed(2)
+    model = MultiTaskModel.from_pretrained(named_base, tasks=toy_tasks(), method="pal").eval()
+    model.save_pretrained(tmp_path)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (tmp_path / "model.safetensors").stat().st_size < 4 * trainable + 40_000
+    again = MultiTaskModel.from_pretrained(tmp_path)
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in model.parameters())
+    batch = batch_of(toy_tasks())
+    torch.testing.assert_close(again(**batch).logits, model(**batch).logits, rtol=0, atol=0)
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfadapt.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        model.save_pretrained(tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_heads_alone_are_saved_without_the_base(named_base, tmp_path):

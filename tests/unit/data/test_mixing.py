@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hfadapt
 from hfadapt.data import Layout, Schedule, make_strategy
@@ -119,6 +121,28 @@ def test_bucketing_puts_like_lengths_into_a_step_and_keeps_every_row():
 
     assert sorted(bucketed.index(0)[1]) == list(range(512))
     assert padded(bucketed) < 0.75 * padded(plain)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    batch=st.integers(1, 5),
+    accumulation=st.integers(1, 3),
+    processes=st.integers(1, 3),
+    form=st.sampled_from(["one_task", "mixed"]),
+    strategy=st.sampled_from(ALL),
+    steps=st.none() | st.integers(1, 6),
+    bucket=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_schedule_stays_inside_its_data(sizes, batch, accumulation, processes, form, strategy, steps, bucket):
+    lengths = tuple(np.arange(size) % 7 for size in sizes)
+    layout = Layout(batch, accumulation, processes, 2)
+    plan = Schedule(tuple(sizes), strategy(), form, layout, steps, 1, lengths, bucket)
+    for epoch in range(3):
+        tasks, rows = plan.index(epoch)
+        assert len(tasks) == len(rows) == plan.rows
+        assert (rows >= 0).all() and (rows < np.asarray(sizes)[tasks]).all()
+        np.testing.assert_array_equal(plan.counts(epoch), np.bincount(tasks, minlength=len(sizes)))
 
 
 def test_epoch_has_as_many_steps_as_all_rows_fill_unless_told():

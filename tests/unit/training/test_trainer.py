@@ -204,6 +204,12 @@ def test_gradient_checkpointing_trains_to_the_same_weights(make_trainer, trained
         torch.testing.assert_close(got, want[name], rtol=1e-4, atol=1e-5)
 
 
+def test_low_precision_autocast_trains(make_trainer):
+    trainer = make_trainer(max_steps=4, bf16=True)
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+
+
 def test_robust_drop_draws_the_closed_range_and_agrees_in_a_step(make_trainer):
     watch = Watch()
     trainer = make_trainer(
@@ -251,9 +257,10 @@ def test_robust_drop_refuses_what_the_model_does_not_have(make_trainer, options,
     [
         ({"train_sampling_strategy": "group_by_length"}, "undo the mixture's order"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"label_smoothing_factor": 0.1}, "label smoothing"),
     ],
 )
-def test_arguments_that_would_break_the_order_are_refused_before_training(make_trainer, args, match):
+def test_arguments_that_would_break_the_run_are_refused_before_training(make_trainer, args, match):
     with pytest.raises(ConfigError, match=match):
         make_trainer(**args)
 

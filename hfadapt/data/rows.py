@@ -1,0 +1,115 @@
+"""Data sets of a mixture: the training rows of an epoch in their order, and the splits to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..errors import DataError, problem
+from .schedule import Schedule
+from .tokens import TokenTable
+
+__all__ = ["MixtureDataset", "SplitDataset", "Tables"]
+
+
+class Tables:
+    """The tokenised splits, filled when the tokenizer is known; data sets share one of these."""
+
+    def __init__(self) -> None:
+        self.by_place: dict[tuple[int, str], TokenTable] = {}
+
+    def row(self, task: int, split: str, index: int) -> dict[str, Any]:
+        """Return one tokenised row with its task id.
+
+        Raises:
+            DataError: nothing is tokenised yet.
+        """
+        try:
+            table = self.by_place[task, split]
+        except KeyError:
+            raise DataError(
+                problem(
+                    "the mixture has no tokenizer yet",
+                    where=f"split {split!r}",
+                    try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
+                )
+            ) from None
+        return {**table.row(index), "task_ids": task}
+
+
+class MixtureDataset(Dataset):
+    """The training rows of one epoch, in the order in which they are to be trained.
+
+    A map-style data set with a fixed order: with the sequential sampler it trains, shards over processes and resumes
+    exactly. ``set_epoch`` chooses the epoch; worker processes that outlive an epoch see the change.
+    """
+
+    def __init__(self, tables: Tables, schedule: Schedule) -> None:
+        self._tables = tables
+        self.schedule = schedule
+        self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+        self._known: tuple[Schedule, int, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose rows are given, counted from 0."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0."""
+        self._epoch[0] = epoch
+
+    def index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return task and row of every example of the present epoch."""
+        epoch = self.epoch
+        if self._known is None or self._known[0] is not self.schedule or self._known[1] != epoch:
+            self._known = (self.schedule, epoch, *self.schedule.index(epoch))
+        return self._known[2], self._known[3]
+
+    def __len__(self) -> int:
+        return self.schedule.rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        tasks, rows = self.index()
+        return self._tables.row(int(tasks[index]), "train", int(rows[index]))
+
+
+class SplitDataset(Dataset):
+    """One split of several tasks, one task after the other.
+
+    Args:
+        tables: Where the tokenised rows are.
+        split: Name of the split.
+        tasks: Ids of the tasks that have it.
+        sizes: Their rows.
+        by_length: Longest rows of each task first, which pads least; else the order of the data.
+    """
+
+    def __init__(self, tables: Tables, split: str, tasks: Sequence[int], sizes: Sequence[int], by_length: bool) -> None:
+        self._tables = tables
+        self.split = split
+        self.by_length = by_length
+        self._tasks = np.repeat(np.asarray(tasks, np.int64), sizes)
+        self._rows = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.zeros(0, np.int64)
+        self._sorted = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.by_length and not self._sorted:
+            self._sort()
+        return self._tables.row(int(self._tasks[index]), self.split, int(self._rows[index]))
+
+    def _sort(self) -> None:
+        for task in np.unique(self._tasks):
+            table = self._tables.by_place.get((int(task), self.split))
+            if table is not None:
+                self._rows[self._tasks == task] = np.argsort(-table.lengths, kind="stable")
+        self._sorted = True
