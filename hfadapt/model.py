@@ -287,7 +287,7 @@ class MultiTaskModel(PreTrainedModel):
         if labels is not None:
             native = self._own_kind.native_labels(labels)
             # the label matrix may be narrower or wider than the tokens; a decoder's labels have a length of their own
-            align = self._own_kind.labels == "tokens" and not self.base.config.is_encoder_decoder
+            align = self._own_kind.label_place == "token" and not self.base.config.is_encoder_decoder
             given["labels"] = fit_labels(native, given["input_ids"].shape[1]) if align else native
         output = self.base(**given, return_dict=True)
         loss = output.loss

@@ -26,7 +26,7 @@ class MultiTaskCollator:
     models expect, so that the same data train a model without ``MultiTaskModel``.
 
     Args:
-        kinds: Kind of each task's head, by task id; labels of tokens and spans move with left padding.
+        places: ``label_place`` of each task's head, by task id; labels of tokens move with left padding.
         tokenizer: Gives the padding token and side; may be set later, before the first batch.
         label_form: ``matrix``, or for a single task ``class`` (long [B]) or ``number`` (float [B]).
         pad_to_multiple_of: Round widths up, for tensor cores and compiled models.
@@ -34,12 +34,12 @@ class MultiTaskCollator:
 
     def __init__(
         self,
-        kinds: Sequence[str],
+        places: Sequence[str],
         tokenizer: PreTrainedTokenizerBase | None = None,
         label_form: str = "matrix",
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self.kinds = tuple(kinds)
+        self.places = tuple(places)
         self.tokenizer = tokenizer
         self.label_form = label_form
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -99,9 +99,9 @@ class MultiTaskCollator:
     def _moved(self, row: dict[str, Any], shift: int) -> np.ndarray:
         """Move labels that count tokens by the padding that stands before the row."""
         label = row["labels"]
-        kind = self.kinds[row["task_ids"]]
-        if kind == "span":
+        place = self.places[row["task_ids"]]
+        if place == "position":
             return np.where(label >= 0, label + shift, label)
-        if kind == "token_classification" or (kind == "own" and len(label) == len(row["input_ids"]) > 1):
+        if place == "token":
             return np.concatenate([np.full(shift, IGNORE, np.float32), label])
         return label

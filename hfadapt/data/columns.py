@@ -27,12 +27,14 @@ class Columns:
         texts: A string a row, or a list of words a row.
         pairs: The second texts, or ``None``.
         labels: One float32 vector a row; ``None`` for a split without labels.
+        targets: The text to write a row, for heads that write; such columns have no ``labels``.
     """
 
     where: str
     texts: list[Any]
     pairs: list[str] | None
     labels: list[np.ndarray] | None
+    targets: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -112,6 +114,12 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
         )
     if words and pairs is not None:
         raise DataError(problem("token classification takes one text a row", where=where, got="a column text_pair"))
+    if isinstance(task.head, OwnHead) and task.head.writes_text:
+        if split != "train" and task.column("label") not in data.column_names:
+            return Columns(where, texts, pairs, None)
+        targets = _column(task, data, "label", where)
+        _check_texts(targets, task.column("label"), where, words=False)
+        return Columns(where, texts, pairs, None, targets)
     return Columns(where, texts, pairs, _labels(task, split, data, where))
 
 

@@ -100,7 +100,7 @@ class TaskMixture:
         self._wanted: set[tuple[int, str]] = set(self._columns)
         self._train = MixtureDataset(self._tables, schedule)
         self._collator = MultiTaskCollator(
-            [task.head.kind for task in self.tasks],
+            [task.head.label_place for task in self.tasks],
             label_form=_label_form(self.tasks),
             pad_to_multiple_of=pad_to_multiple_of,
         )

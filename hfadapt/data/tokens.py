@@ -147,6 +147,8 @@ def tokenize(
 
 
 def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
+    if columns.targets is not None and task.head.label_place == "token":
+        return _continue(columns, tokenizer, limit)
     span, words = isinstance(task.head, Span), isinstance(task.head, TokenClassification)
     separate = task.pair == "separate" and columns.pairs is not None
     first = [columns.texts] if separate or columns.pairs is None else [columns.texts, columns.pairs]
@@ -173,7 +175,7 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         fields["pair_input_ids"] = Ragged.of(second, np.int32)
         cut, length = _cut(tokenizer, [columns.pairs], second, limit, words)
         truncated, longest = truncated + cut, max(longest, length)
-    fields["labels"] = Ragged.of(_label_rows(task, columns, encoded), np.float32)
+    fields["labels"] = Ragged.of(_label_rows(task, columns, encoded, tokenizer, limit), np.float32)
     return TokenTable(fields, truncated, longest)
 
 
@@ -190,7 +192,31 @@ def _cut(
     return int((lengths > limit).sum()), int(lengths.max())
 
 
-def _label_rows(task: Task, columns: Columns, encoded: Any) -> list[np.ndarray]:
+def _continue(columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
+    """Rows of prompt, continuation and end token, with labels on the latter two; long prompts lose their beginning."""
+    texts = [columns.texts] if columns.pairs is None else [columns.texts, columns.pairs]
+    prompts = tokenizer(*texts, verbose=False)["input_ids"]
+    ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if prompts and ending and all(ids[-1:] == ending for ids in prompts):
+        # a tokenizer that ends every text would end the prompt too
+        prompts = [ids[:-1] for ids in prompts]
+    written = tokenizer(columns.targets, add_special_tokens=False, verbose=False)["input_ids"]
+    ids, labels, lengths = [], [], []
+    for prompt, target in zip(prompts, written, strict=True):
+        answer = [*target, *ending][:limit]
+        kept = prompt[max(0, len(prompt) + len(answer) - limit) :]
+        lengths.append(len(prompt) + len(target) + len(ending))
+        ids.append([*kept, *answer])
+        labels.append([IGNORE] * len(kept) + answer)
+    fields = {"input_ids": Ragged.of(ids, np.int32), "labels": Ragged.of(labels, np.float32)}
+    return TokenTable(fields, sum(length > limit for length in lengths), max(lengths, default=0))
+
+
+def _label_rows(
+    task: Task, columns: Columns, encoded: Any, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> list[Any]:
+    if columns.targets is not None:
+        return tokenizer(text_target=columns.targets, max_length=limit, truncation=True, verbose=False)["input_ids"]
     if columns.labels is None:
         width = getattr(task.head, "num_labels", 1) if task.head.kind == "multi_label" else 1
         if task.head.kind == "span":
@@ -236,9 +262,9 @@ def _span_tokens(encoded: Any, row: int, start: int, length: int) -> np.ndarray:
 def _fingerprint(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
     digest = hashlib.sha256()
     model = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-    head = [_CACHE_VERSION, model, tokenizer.truncation_side, limit, task.pair, task.head.kind]
+    head = [_CACHE_VERSION, model, tokenizer.truncation_side, limit, task.pair, task.head.to_dict()]
     digest.update(json.dumps(head, default=str).encode())
-    digest.update(json.dumps([columns.texts, columns.pairs]).encode())
+    digest.update(json.dumps([columns.texts, columns.pairs, columns.targets]).encode())
     for labels in columns.labels or []:
         digest.update(labels.tobytes() + b"|")
     return digest.hexdigest()[:32]

@@ -65,6 +65,8 @@ class Head(ABC):
     default_metrics: ClassVar[tuple[str, ...]] = ()
     #: Names of metrics that make sense for this head.
     allowed_metrics: ClassVar[tuple[str, ...]] = ()
+    #: What labels are tied to: the ``row``, each ``token`` of it, or a ``position`` counted in tokens.
+    label_place: ClassVar[str] = "row"
     #: Whether the head gives one row of logits a text (pairs may then be encoded separately).
     per_text: ClassVar[bool] = True
 

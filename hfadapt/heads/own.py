@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, TaskError, problem
+from ..errors import DataError, TaskError, did_you_mean, problem
 from .base import IGNORE, Head, Pooling
 
 __all__ = ["OwnHead"]
 
-LabelKind = Literal["auto", "classes", "numbers", "tokens"]
+LabelKind = Literal["auto", "classes", "numbers", "tokens", "text", "continuation"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class OwnHead(Head):
 
     Args:
         labels: What the base's loss expects: ``classes`` (long [B]), ``numbers`` (float [B]), ``tokens`` (long [B, T]);
-            ``auto`` reads it off the base's class name and ``config.num_labels``.
+            ``auto`` reads it off the base's class name and ``config.num_labels``. With ``text`` the label column holds
+            what an encoder-decoder is to write, with ``continuation`` what a causal model is to write after the text.
     """
 
     labels: LabelKind = "auto"
@@ -38,6 +39,30 @@ class OwnHead(Head):
         "spearman",
         "mse",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels not in get_args(LabelKind):
+            allowed = get_args(LabelKind)
+            raise TaskError(
+                problem(
+                    "unknown kind of labels",
+                    where="OwnHead",
+                    got=repr(self.labels),
+                    allowed=", ".join(allowed),
+                    try_=did_you_mean(str(self.labels), allowed),
+                )
+            )
+
+    @property
+    def label_place(self) -> str:  # type: ignore[override]
+        """Labels of tokens and continuations are tied to tokens."""
+        return "token" if self.labels in ("tokens", "continuation") else "row"
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the label column holds text."""
+        return self.labels in ("text", "continuation")
 
     @property
     def num_outputs(self) -> int:

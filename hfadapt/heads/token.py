@@ -45,6 +45,7 @@ class TokenClassification(Head):
     num_labels: int = 2
 
     kind: ClassVar[str] = "token_classification"
+    label_place: ClassVar[str] = "token"
     default_metrics: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     allowed_metrics: ClassVar[tuple[str, ...]] = ("token_accuracy", "entity_f1")
     per_text: ClassVar[bool] = False
@@ -123,6 +124,7 @@ class Span(Head):
     max_answer_tokens: int = 30
 
     kind: ClassVar[str] = "span"
+    label_place: ClassVar[str] = "position"
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
     allowed_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
     per_text: ClassVar[bool] = False

@@ -45,7 +45,7 @@ class MultiTaskMetrics:
         primary: list[float] = []
         for index, task in enumerate(self.tasks):
             rows = task_ids == index
-            if not rows.any():
+            if not rows.any() or not task.metrics:
                 continue
             predictions, references = task.head.decode(logits[rows], labels[rows])
             if not len(references):

@@ -120,7 +120,7 @@ def test_a_single_task_has_labels_as_stock_models_expect_them(head, dtype):
 
 def test_left_padding_moves_token_labels_and_spans():
     tokenizer = tiny_tokenizer(padding_side="left")
-    collator = MultiTaskCollator(["token_classification", "span"], tokenizer)
+    collator = MultiTaskCollator(["token", "position"], tokenizer)
     long = np.arange(4, 10, dtype=np.int32)
     short = np.arange(4, 7, dtype=np.int32)
     batch = collator(
