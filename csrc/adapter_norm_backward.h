@@ -9,7 +9,7 @@ template <class E>
 struct AdapterTape {
   E* hidden;        // per task [rank rounded up to 16][Kt]: act(pre), dropped; rows along K
   E* dpre;          // the same: gradient of pre
-  int64_t stride;   // Kt: the task's rows rounded up to 32
+  int64_t stride;   // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
 };
 
 template <class T, class E>
@@ -205,11 +205,11 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
   Shared<AdapterTape<E>> tapes(a.num_tasks);
   int64_t tape_size = 0;
   for (int64_t t = 0; t < a.num_tasks; t++)
-    tape_size += 2 * round_up(a.tasks[t].rank, 16) * round_up(a.plan->tasks[t].count, 32);
+    tape_size += 2 * round_up(a.tasks[t].rank, 16) * (round_up(a.plan->tasks[t].count, 32) + 32);
   Shared<E> tape_memory(tape_size);
   E* tape_at = tape_memory;
   for (int64_t t = 0; t < a.num_tasks; t++) {
-    const int64_t stride = round_up(a.plan->tasks[t].count, 32), ranks = round_up(a.tasks[t].rank, 16);
+    const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, ranks = round_up(a.tasks[t].rank, 16);
     tapes[t] = {tape_at, tape_at + ranks * stride, stride};
     tape_at += 2 * ranks * stride;
     // Columns of padding take part in bf16 products: they must be finite.

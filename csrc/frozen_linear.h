@@ -23,7 +23,7 @@ static void pack_int8_panel(int64_t K, int64_t n0, int64_t N, const T* w, const 
         float r = s > 0.f ? std::nearbyint(to_float(w[k * a.sk + (n0 + n) * a.sn]) / s) : 0.f;
         q = int8_t(r < -127.f ? -127.f : r > 127.f ? 127.f : r);
       }
-      int64_t at = sizeof(LowElem) == 2 ? ((k / 2) * PW + n) * 2 + (k & 1) : k * PW + n;
+      const int64_t at = sizeof(LowElem) == 2 ? pair_index(Kp, k, n) : k * PW + n;
       d[at] = q;
     }
 }
@@ -80,14 +80,17 @@ static __attribute__((noinline)) void linear_epilogue(const LinearArgs& a, int64
     }
 }
 
+constexpr int64_t kLinearRows = 48;
+
 template <class T, class E>
 static void linear_t(const LinearArgs& a) {
-  // Rows of a block: the block of x and one panel of W stay in the second-level cache together.
-  const int64_t MB = 96, panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
+  // The block of x and one panel of W stay in the second-level cache together; kLinearRows rows of results and a piece
+  // of the panel in the first.
+  const int64_t MB = a.M >= 384 * num_threads() ? 192 : 96, panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
   // With few row blocks the panels are shared out as well.
   const int64_t cuts = blocks >= 2 * num_threads() ? 1 : imin(panels, ceil_div(4 * num_threads(), imax(blocks, 1)));
   parallel(blocks * cuts, [&](int64_t i0, int64_t i1) {
-    float* C = scratch<float>(2, MB * PW);
+    float* C = scratch<float>(2, kLinearRows * PW);
     for (int64_t i = i0; i < i1; i++) {
       const int64_t b = i / cuts, c = i % cuts, m0 = b * MB, rows = imin(MB, a.M - m0);
       int64_t am;
@@ -103,8 +106,12 @@ static void linear_t(const LinearArgs& a) {
         } else {
           B = static_cast<const E*>(a.packed) + p * panel_size<E>(a.K);
         }
-        gemm_store(rows, imin(PW, a.N - p * PW), a.K, A, am, B, C, PW);
-        linear_epilogue<T>(a, m0, rows, p * PW, C);
+        const int64_t columns = imin(PW, a.N - p * PW);
+        for (int64_t m = 0; m < rows; m += kLinearRows) {
+          const int64_t some = imin(kLinearRows, rows - m);
+          gemm_store(some, columns, a.K, A + m * am, am, B, C, PW);
+          linear_epilogue<T>(a, m0 + m, some, p * PW, C);
+        }
       }
     }
   });

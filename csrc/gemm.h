@@ -1,8 +1,8 @@
 // The matrix product: rows of A times packed panels of B (pack.h), results handed to an epilogue in registers.
 //
 // gemm(M, N, K, A, row stride, k stride, B, epi) calls epi(m, n, v) once for every m < M and every n = 0, VL, 2 VL, ...
-// below N; lanes of v at or beyond N are 0. Each result is one running sum over k in ascending order, so its bits
-// do not depend on M, N or on how the caller cuts the rows.
+// below N; lanes of v at or beyond N are 0. Each result is a sum over k in one fixed order, so its bits do not depend
+// on M, N or on how the caller cuts the rows.
 
 // C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers.
 template <int MR, int NV, class Epi>
@@ -67,18 +67,35 @@ static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int
 
 // C[m * ldc + n] = (A B)[m][n], or += with add; full vectors are written, so ldc >= round_up(N, VL) or the columns
 // beyond N must be writable. One instantiation for all callers: prefer it to an own epilogue, the buffer stays in cache.
+// A panel is taken in pieces of kPieceK rows, which stay in the first-level cache while all rows of A pass by.
+constexpr int64_t kPieceK = 32768 / (PW * 4);
+
+template <bool add>
+static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
+                                   const float* B, int64_t ldb, int64_t panel_stride, float* C, int64_t ldc) {
+  for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride, C += PW)
+    for (int64_t k = 0; k < K; k += kPieceK) {
+      const int64_t kc = imin(kPieceK, K - k), columns = imin(PW, N - n0);
+      if (add || k > 0)
+        gemm(M, columns, kc, A + k * ak, am, ak, B + k * ldb, ldb, 0,
+             [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
+               store(C + m * ldc + n, load(C + m * ldc + n) + v);
+             });
+      else
+        gemm(M, columns, kc, A, am, ak, B, ldb, 0, [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
+          store(C + m * ldc + n, v);
+        });
+    }
+}
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                                  const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                  int64_t ldc) {
-  gemm(M, N, K, A, am, ak, B, ldb, panel_stride,
-       [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
+  gemm_pieces<false>(M, N, K, A, am, ak, B, ldb, panel_stride, C, ldc);
 }
 static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                                const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                int64_t ldc) {
-  gemm(M, N, K, A, am, ak, B, ldb, panel_stride, [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
-    store(C + m * ldc + n, load(C + m * ldc + n) + v);
-  });
+  gemm_pieces<true>(M, N, K, A, am, ak, B, ldb, panel_stride, C, ldc);
 }
 // The same for an operand packed by pack.h.
 static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
@@ -92,7 +109,7 @@ static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* 
 #include "gemm_dpbf16.h"
 #endif
 
-#if defined(__AMX_TILE__) || defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
                                                  const bf16* B, float* C, int64_t ldc) {
   gemm(M, N, K, A, am, 1, B,

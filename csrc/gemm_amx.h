@@ -27,54 +27,71 @@ struct TileConfig {
   }
 };
 
-// One group of 32 (two = true) or 16 rows times one panel of up to 64 columns.
-template <bool two, class Epi>
-static HFK_INLINE void tile_rows(int64_t m0, int64_t M, int64_t n0, int64_t N, int64_t K, const bf16* A, int64_t am,
-                                 const bf16* B, Epi& epi) {
-  alignas(64) float c[32 * 32];
-  const bf16 *A0 = A + m0 * am, *A1 = A0 + 16 * am;
-  for (int64_t half = 0; half < 2 && n0 + 32 * half < N; half++) {
-    const bf16* b = B + half * 64;
-    const bool wide = n0 + 32 * half + 16 < N;
+// K is taken in pieces so that the piece of B (32 columns) stays in the first-level cache while all rows pass by.
+constexpr int64_t kTileK = 256;
+
+// C[32][32] (rows ldc apart) = or += A B for one piece; two: 32 rows, else 16; wide: 32 columns, else 16.
+template <bool two, bool wide>
+static HFK_INLINE void tile_piece(int64_t K, const bf16* A, int64_t am, const bf16* B, float* C, int64_t ldc, bool add) {
+  if (add) {
+    _tile_loadd(0, C, ldc * 4);
+    if (wide) _tile_loadd(1, C + 16, ldc * 4);
+    if (two) _tile_loadd(2, C + 16 * ldc, ldc * 4);
+    if (two && wide) _tile_loadd(3, C + 16 * ldc + 16, ldc * 4);
+  } else {
     _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < K; k += 32) {
-      _tile_loadd(4, A0 + k, am * 2);
-      _tile_loadd(6, b + k * PW, PW * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      if (wide) {
-        _tile_loadd(7, b + k * PW + 32, PW * 4);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      if (two) {
-        _tile_loadd(5, A1 + k, am * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        if (wide) _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, c, 128);
-    _tile_stored(1, c + 16, 128);
-    if (two) {
-      _tile_stored(2, c + 512, 128);
-      _tile_stored(3, c + 528, 128);
-    }
-    const int64_t rows = imin(two ? 32 : 16, M - m0);
-    for (int64_t i = 0; i < rows; i++) {
-      epi(m0 + i, n0 + 32 * half, load(c + i * 32));
-      if (wide) epi(m0 + i, n0 + 32 * half + 16, load(c + i * 32 + 16));
-    }
+    if (wide) _tile_zero(1);
+    if (two) _tile_zero(2);
+    if (two && wide) _tile_zero(3);
   }
+  for (int64_t k = 0; k < K; k += 32) {
+    _tile_loadd(6, B + k * 32, 128);
+    _tile_loadd(4, A + k, am * 2);
+    if (wide) _tile_loadd(7, B + k * 32 + 32, 128);
+    if (two) _tile_loadd(5, A + 16 * am + k, am * 2);
+    _tile_dpbf16ps(0, 4, 6);
+    if (wide) _tile_dpbf16ps(1, 4, 7);
+    if (two) _tile_dpbf16ps(2, 5, 6);
+    if (two && wide) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, C, ldc * 4);
+  if (wide) _tile_stored(1, C + 16, ldc * 4);
+  if (two) _tile_stored(2, C + 16 * ldc, ldc * 4);
+  if (two && wide) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
 }
 
-template <class Epi>
-static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am, int64_t, const bf16* B, Epi&& epi) {
+// C[m * ldc + n] = (A B)[m][n]; full vectors are written, as by the float version.
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
+                                                 const bf16* B, float* C, int64_t ldc) {
   TileConfig config;
+  alignas(64) float edge[32 * 32];
   const int64_t Kp = padded_k<bf16>(K);
-  for (int64_t n0 = 0; n0 < N; n0 += PW, B += Kp * PW) {
-    int64_t m = 0;
-    for (; m + 16 < M; m += 32) tile_rows<true>(m, M, n0, N, Kp, A, am, B, epi);
-    for (; m < M; m += 16) tile_rows<false>(m, M, n0, N, Kp, A, am, B, epi);
+  for (int64_t n = 0; n < N; n += 32) {
+    const bf16* b = B + n * Kp;
+    const bool wide = N - n > 16;
+    for (int64_t k = 0; k < Kp; k += kTileK) {
+      const int64_t kc = imin(kTileK, Kp - k);
+      for (int64_t m = 0; m < M; m += 32) {
+        const int64_t rows = imin(32, M - m);
+        const bool two = rows > 16, whole = rows % 16 == 0, add = k > 0;
+        float* c = C + m * ldc + n;
+        float* d = whole ? c : edge;
+        const int64_t ldd = whole ? ldc : 32, columns = wide ? 32 : 16;
+        if (!whole && add)
+          for (int64_t i = 0; i < rows; i++) memcpy(edge + i * 32, c + i * ldc, size_t(columns) * 4);
+        const bf16* a = A + m * am + k;
+        const bf16* bk = b + k * 32;
+        if (two && wide)
+          tile_piece<true, true>(kc, a, am, bk, d, ldd, add);
+        else if (two)
+          tile_piece<true, false>(kc, a, am, bk, d, ldd, add);
+        else if (wide)
+          tile_piece<false, true>(kc, a, am, bk, d, ldd, add);
+        else
+          tile_piece<false, false>(kc, a, am, bk, d, ldd, add);
+        if (!whole)
+          for (int64_t i = 0; i < rows; i++) memcpy(c + i * ldc, edge + i * 32, size_t(columns) * 4);
+      }
+    }
   }
 }

@@ -9,7 +9,7 @@ static HFK_INLINE void tile(int64_t K, const bf16* A, int64_t am, const bf16* B,
   for (int64_t k = 0; k < K; k += 2) {
     __m512bh b[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) b[j] = (__m512bh)_mm512_loadu_si512(B + k * PW + 32 * j);
+    for (int j = 0; j < NV; j++) b[j] = (__m512bh)_mm512_loadu_si512(B + pair_index(K, k, VL * j));
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) {
       int32_t pair;

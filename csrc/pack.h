@@ -1,7 +1,8 @@
 // Packing of the right-hand operand B (K x N, any strides) into column panels.
 //
 // A panel holds PW columns. E = float: [N / PW][K][PW]. E = bf16: pairs along K side by side, as vdpbf16ps and the AMX
-// tile product want them: [N / PW][Kp / 2][PW][2] with Kp = K rounded up to 32. Padding is zero.
+// tile product want them, 32 columns at a time so that what a tile product reads is contiguous (a wider row spreads it
+// over half of the cache's sets): [N / PW][PW / 32][Kp / 2][32][2] with Kp = K rounded up to 32. Padding is zero.
 
 constexpr int NV_PANEL = VL == 16 ? 4 : 2;
 constexpr int PW = VL * NV_PANEL;
@@ -39,6 +40,11 @@ static HFK_INLINE int64_t panel_size(int64_t K) {
 template <class E>
 static HFK_INLINE int64_t packed_size(int64_t K, int64_t N) {
   return ceil_div(N, PW) * panel_size<E>(K);
+}
+
+// Where element (k, n) of a bf16 panel stands.
+static HFK_INLINE int64_t pair_index(int64_t Kp, int64_t k, int64_t n) {
+  return ((n / 32) * (Kp / 2) + k / 2) * 64 + (n % 32) * 2 + (k & 1);
 }
 
 #if defined(__AVX512F__)
@@ -99,13 +105,13 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
 }
 
 #if defined(__AVX512F__)
-static HFK_INLINE void pack_pair(int64_t columns, bool second, const bf16* a, const bf16* b, bf16* d) {
-  // Interleaves two rows of bf16: columns is a multiple of 16.
-  for (int64_t n = 0; n < columns; n += 16) {
+static HFK_INLINE void pack_pair(int64_t Kp, bool second, const bf16* a, const bf16* b, bf16* d) {
+  // Interleaves two rows of PW columns of bf16.
+  for (int64_t n = 0; n < PW; n += 16) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + n)));
     __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + n)))
                           : _mm512_setzero_si512();
-    _mm512_storeu_si512(d + 2 * n, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    _mm512_storeu_si512(d + pair_index(Kp, 0, n), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 }
 #endif
@@ -120,14 +126,14 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
     if (scale == nullptr && sk == 1)
       for (; k + 32 <= K; k += 32)
         for (int64_t n = 0; n < PW; n += 16)
-          transpose16(s + n * sn + k, sn * 2, d + k * PW + 2 * n, PW * 4, int(imax(0, imin(16, columns - n))));
+          transpose16(s + n * sn + k, sn * 2, d + pair_index(Kp, k, n), 128, int(imax(0, imin(16, columns - n))));
     if (scale == nullptr && sn == 1 && columns == PW)
-      for (; k < K; k += 2) pack_pair(PW, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + k * PW);
+      for (; k < K; k += 2) pack_pair(Kp, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + pair_index(Kp, k, 0));
   }
 #endif
   for (k = k & ~int64_t(1); k < Kp; k++)
     for (int64_t n = 0; n < PW; n++) {
-      bf16* out = d + ((k / 2) * PW + n) * 2 + (k & 1);
+      bf16* out = d + pair_index(Kp, k, n);
       if (k < K && n < columns)
         from_float(to_float(s[k * sk + n * sn]) * (scale ? scale[k] : 1.f), *out);
       else

@@ -35,6 +35,10 @@ void fill(void* p, size_t bytes) {
 constexpr int kSlots = 12;
 constexpr size_t kKeep = size_t(64) << 20;
 
+// Slots start at different places within a page: a store and a later load whose addresses agree in the low 12 bits
+// are taken for the same address by the processor, and the load waits.
+constexpr size_t kStagger = 320;
+
 struct ThreadScratch {
   void* memory[kSlots] = {};
   size_t bytes[kSlots] = {};
@@ -53,11 +57,12 @@ void* scratch_bytes(int slot, size_t bytes) {
     std::free(local.memory[slot]);
     local.memory[slot] = nullptr;
     local.bytes[slot] = 0;
-    local.memory[slot] = allocate(bytes);
+    local.memory[slot] = allocate(bytes + kStagger * kSlots);
     local.bytes[slot] = bytes;
   }
-  fill(local.memory[slot], bytes);
-  return local.memory[slot];
+  void* start = static_cast<char*>(local.memory[slot]) + kStagger * size_t(slot);
+  fill(start, bytes);
+  return start;
 }
 
 void* shared_alloc(size_t bytes) {

@@ -12,19 +12,19 @@ from .saved import NEED_DOWN, NEED_H, NEED_SCALE, NEED_UP, empty_grads, saved_sh
 
 __all__ = ["aot_cases", "backward", "config", "forward", "supports", "weight_products"]
 
-# (largest rank, BM tokens, BD columns, BR ranks, warps, stages), chosen so that nothing spills on sm_80, sm_90, sm_100
-# and gfx942 and shared memory fits the smallest of them; `hfadapt bench triton-static` prints the proof.
-_CONFIGS = (
-    (16, 16, 128, 16, 4, 2),
-    (32, 32, 64, 32, 4, 2),
-    (1 << 30, 32, 64, 64, 4, 2),
-)
-_WEIGHT_CONFIG = {"BI": 64, "BJ": 64, "BK": 32}
+# Bytes an element -> (largest rank, BM tokens, BD columns, BR ranks, warps, stages), chosen so that nothing spills on
+# sm_80, sm_90, sm_100 and gfx942 and shared memory fits the smallest; `hfadapt bench triton-static` prints the proof.
+_CONFIGS = {
+    2: ((16, 16, 128, 16, 4, 2), (32, 32, 64, 32, 4, 2), (1 << 30, 32, 64, 64, 4, 2)),
+    # float32 products without TF32 are sums of single products: they need registers for both operands.
+    4: ((16, 16, 64, 16, 4, 2), (1 << 30, 16, 64, 32, 4, 2)),
+}
+_WEIGHT_CONFIGS = {2: {"BI": 64, "BJ": 64, "BK": 32}, 4: {"BI": 32, "BJ": 32, "BK": 16}}
 
 
-def config(max_rank: int) -> dict[str, int]:
-    """Launch configuration for bottlenecks up to ``max_rank``."""
-    _, bm, bd, br, warps, stages = next(row for row in _CONFIGS if max_rank <= row[0])
+def config(max_rank: int, element_size: int) -> dict[str, int]:
+    """Launch configuration for bottlenecks up to ``max_rank`` and elements of 2 or 4 bytes."""
+    _, bm, bd, br, warps, stages = next(row for row in _CONFIGS[element_size] if max_rank <= row[0])
     return {"BM": bm, "BD": bd, "BR": br, "num_warps": warps, "num_stages": stages}
 
 
@@ -78,7 +78,7 @@ def forward(
     # Kept in names so that they live until the launch.
     weights = [[w.contiguous() for w in ws] for ws in (down, up, down_bias, up_bias, _vectors(scale, mode, width))]
     tables = [pointer_table(ws, x.device) if ws else rows for ws in weights]
-    launch = config(max_rank)
+    launch = config(max_rank, x.element_size())
     adapter_norm_fwd_kernel[(batch, triton.cdiv(tokens, launch["BM"]))](
         x, x if residual is None else residual, h, out, z if z.numel() else out, pre if save else hidden, hidden,
         mean if stats else rows, rstd if stats else rows, *tables,
@@ -113,7 +113,7 @@ def backward(
     mode = _scale_mode(scale, width)
     weights = [[w.contiguous() for w in ws] for ws in (down, up, _vectors(scale, mode, width))]
     tables = [pointer_table(ws, grad.device) if ws else rows for ws in weights]
-    launch = config(max_rank)
+    launch = config(max_rank, grad.element_size())
     programs = triton.cdiv(tokens, launch["BM"])
     sums = torch.zeros(batch, programs, 3, width, dtype=torch.float32, device=grad.device)
     adapter_norm_bwd_kernel[(batch, programs)](
@@ -184,11 +184,12 @@ def weight_products(
     from .triton_kernels import weight_grad_kernel
 
     out = [torch.empty(shape, dtype=torch.float32, device=a.device) for shape in shapes]
+    launch = _WEIGHT_CONFIGS[a.element_size()]
     rows, cols = (_by_task([shape[i] for shape in shapes], torch.int32, a.device) for i in (0, 1))
-    blocks = [triton.cdiv(max(s[i] for s in shapes), _WEIGHT_CONFIG[name]) for i, name in ((0, "BI"), (1, "BJ"))]
+    blocks = [triton.cdiv(max(s[i] for s in shapes), launch[name]) for i, name in ((0, "BI"), (1, "BJ"))]
     weight_grad_kernel[(len(shapes), *blocks)](
         a, b, pointer_table(out, a.device), order, starts, rows, cols, tokens, a.shape[-1], b.shape[-1],
-        PRECISION=precision(a.dtype), **_WEIGHT_CONFIG, num_warps=4, num_stages=2,
+        PRECISION=precision(a.dtype), **launch, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out
 
@@ -207,7 +208,7 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any
         types = common | {f"{name}_ptr": f"*{dtype}" for name in pointers.split()}
         types |= {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "sums")}
         for rank in (16, 32, 64):
-            launch = config(rank)
+            launch = config(rank, 2 if dtype == "bf16" else 4)
             options = {"num_warps": launch.pop("num_warps"), "num_stages": launch.pop("num_stages"), "rank": rank}
             flags = {"ACT": 2, "NORM": 1, "SCALE": 0, "HAS_WEIGHT": True, "DROPOUT": True, "PRECISION": "ieee"}
             ahead = flags | {"HAS_RESIDUAL": True, "HAS_DOWN_BIAS": True, "HAS_UP_BIAS": True, "HAS_BIAS": True}
@@ -221,6 +222,11 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any
         weight = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "out_table": "*i64", "order_ptr": "*i64"}
         weight |= {"starts_ptr": "*i64", "rows_ptr": "*i32", "cols_ptr": "*i32", "T": "i32", "lda": "i32", "ldb": "i32"}
         cases.append(
-            (weight_grad_kernel, weight, {"PRECISION": "ieee", **_WEIGHT_CONFIG}, {"num_warps": 4, "num_stages": 2})
+            (
+                weight_grad_kernel,
+                weight,
+                {"PRECISION": "ieee", **_WEIGHT_CONFIGS[2 if dtype == "bf16" else 4]},
+                {"num_warps": 4, "num_stages": 2},
+            )
         )
     return cases
