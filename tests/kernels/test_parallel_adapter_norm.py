@@ -80,7 +80,9 @@ def compare(args, ids, backend, dtype, **options):
     exact = run(args, batch, "reference", torch.float64, grad, **options)
     for name, expected in exact.items():
         if expected is None or expected.abs().max() == 0:
-            assert ours[name] is None or not ours[name].abs().any(), name
+            # The norm of a single element is constant; 1 / sqrt(eps) = 316 multiplies what rounding leaves.
+            noise = 400 * torch.finfo(dtype).eps if args["x"].shape[-1] == 1 else 0.0
+            assert ours[name] is None or ours[name].abs().max() <= noise, name
         elif expected.numel() == 1:
             # One number out of a long sum with cancellation: eager's own error is luck, so the terms set the scale.
             terms = 1 + exact["out"].norm() * grad.double().norm()
