@@ -39,6 +39,7 @@ class Growth:
         size: Rows before.
         children: How many times the rows are repeated.
         first: By stack, the layer at whose input they are; the number of layers stands for the last layer's output.
+        at_root: Repeat the model's own arguments instead: behind its layers the model looks at its input again.
         grown: Whether it has happened in any stack.
         repeated: What was repeated, by identity: every layer is given the same masks.
     """
@@ -46,6 +47,7 @@ class Growth:
     size: int
     children: int
     first: Mapping[str, int]
+    at_root: bool = False
     grown: bool = False
     repeated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -140,6 +142,17 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
             _put_first(model.get_submodule(layer), hook, before=True)
         calls = stack.layer_paths[-1] if shared else ""
         _put_first(model.get_submodule(stack.top), GrowOutput(stack.path, stack.num_layers, calls), before=False)
+    attachment.rereads_input = _rereads_input(model, attachment)
+
+
+def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
+    """Say whether the model looks at its input again behind its layers, say for the last token of each row.
+
+    Such a model has to be given all rows from the start. One that is not known here fails with ``check_output``'s error.
+    """
+    causal = any(stack.causal for stack in attachment.arch.stacks)
+    last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
+    return last_token or attachment.arch.model_type in ("clip", "clip_text_model")
 
 
 def _put_first(module: nn.Module, hook: Hook, before: bool) -> None:
@@ -159,7 +172,8 @@ def parallel_routing(attachment: Attachment, found: tuple[int, Any] | None, make
     assert node is not None
     size, device = found if found is not None else (1, None)
     children = node.children
-    growth = Growth(size, len(children), _first_layers(attachment))
+    at_root = attachment.rereads_input
+    growth = Growth(size, len(children), {} if at_root else _first_layers(attachment), at_root)
     ids = torch.arange(len(children), device=device).repeat_interleave(size)
     listed = tuple(i for i in range(len(children)) for _ in range(size))
     labels = tuple(map(str, children))
@@ -197,6 +211,8 @@ def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: di
     if not path and isinstance(kwargs.get("labels"), Tensor) and kwargs["labels"].shape[:1] == (growth.size,):
         labels = kwargs["labels"]
         kwargs = {**kwargs, "labels": labels.repeat(growth.children, *(1,) * (labels.dim() - 1))}
+    if growth.at_root and not growth.grown:
+        return growth.repeat_call(args, kwargs)
     if decoder:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 1]
         if growth.grown or any(t.shape[0] == growth.rows for t in tensors):

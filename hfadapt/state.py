@@ -53,6 +53,7 @@ class Attachment:
         active: The name, number or list of names used when a call has no ``task_ids``.
         parallel: The composition that every row goes through, when ``Parallel`` is active.
         parallel_layers: By stack, the layers at which its adapters have deltas.
+        rereads_input: The model looks at its input's rows again behind its layers.
         disabled: Run the base alone when nothing is active.
         chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
@@ -65,6 +66,7 @@ class Attachment:
     active: Any = None
     parallel: Parallel | None = None
     parallel_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rereads_input: bool = False
     disabled: bool = False
     chosen: bool = False
     drop: dict[str, int] = field(default_factory=dict)
