@@ -1,0 +1,55 @@
+"""Write the generated parts of README.md: the method table, and the results of ``make demo``.
+
+Usage: python tools/update_readme.py [RUN_FOLDER]
+
+With a run folder its results.json is first copied to benchmarks/demo, so that every number in the README has its source
+in the repository. Without one, the results there are used again.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from hfadapt.report import conditions, markdown_table, proof_lines
+from hfadapt.report.methods import markdown_methods
+from hfadapt.run import RunResult
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "demo"
+PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
+
+
+def generated(folder: Path) -> dict[str, str]:
+    """The generated blocks by name."""
+    blocks = {"methods": markdown_methods()}
+    if (folder / "results.json").is_file():
+        result = RunResult.read(folder)
+        lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+        blocks["results"] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
+    return blocks
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, block=block: f"{match[1]}\n{block}\n\n{match[2]}", text)
+    return text
+
+
+def main(arguments: list[str]) -> None:
+    """Update README.md."""
+    if arguments:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(arguments[0]) / "results.json", RESULTS)
+        for name in PLOTS:
+            shutil.copy(Path(arguments[0]) / "plots" / name, RESULTS)
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text("utf-8"), generated(RESULTS)), "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
