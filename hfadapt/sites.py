@@ -128,6 +128,7 @@ def attention_heads(layer: LayerMap, cross: bool = False) -> Site:
         width,
         source=attention_input(layer, cross),
         source_width=layer.stack.hidden_size,
+        query_heads=layer.stack.num_heads,
     )
 
 
@@ -155,6 +156,7 @@ def attention_core(layer: LayerMap, cross: bool = False, source: Tap | None = No
         stack.head_dim,
         source=source,
         source_width=stack.hidden_size,
+        query_heads=stack.num_heads,
         kv_heads=stack.num_kv_heads,
     )
 

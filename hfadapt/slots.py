@@ -59,6 +59,7 @@ class Site:
         causal: The stack's self-attention is causal.
         part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
             blocks (the queries of a fused projection); None for all.
+        query_heads: Heads of the attention whose heads or core are changed.
         kv_heads: Key-value heads of the attention whose core is changed.
     """
 
@@ -74,6 +75,7 @@ class Site:
     shared_layer: str = ""
     causal: bool = False
     part: tuple[int, int, int] | None = None
+    query_heads: int = 0
     kv_heads: int = 0
 
     @property

@@ -137,7 +137,7 @@ def _attention_config(arch: str, options: dict[str, object]) -> hfadapt.MethodCo
     if mode == "lora":
         return hfadapt.LoRA(size, float(options["lora_alpha"]), ("query", "value"), init="normal")  # type: ignore[arg-type]
     if mode == "adapter" and option == "parallel":
-        return hfadapt.ParallelConfig(size, 1.0, ("attention",), norm_before=True)
+        return hfadapt.ParallelConfig(size, 1.0, ("attention",), norm_before=True, init="normal")
     if mode == "adapter":
         on = ("attention",) if arch == "roberta" else ("attention", "cross")
         return hfadapt.Bottleneck(size=size, on=on, norms=_norms(ln_before=True))

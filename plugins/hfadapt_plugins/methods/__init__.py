@@ -12,8 +12,11 @@ from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .pal import PALMethod
+from .parallel import ParallelMethod
 from .pooler import PoolerMethod
 from .prefix import PrefixMethod
+from .presets.mam import MAM_PRESET
+from .presets.unipelt import UNIPELT_PRESET
 
 __all__ = ["register_methods"]
 
@@ -25,6 +28,9 @@ def register_methods(registry: Any) -> None:
     registry.add("low_rank", LowRankMethod())
     registry.add("pal", PALMethod())
     registry.add("prefix", PrefixMethod())
+    registry.add("parallel", ParallelMethod())
+    registry.add("mam", MAM_PRESET)
+    registry.add("unipelt", UNIPELT_PRESET)
     registry.add("lhuc", LHUCMethod())
     for method in top.METHODS:
         registry.add(method.name, method)

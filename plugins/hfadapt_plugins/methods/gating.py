@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hfadapt.errors import RoutingError, problem
 from hfadapt.method import MethodConfig
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ def gate_of_rows(delta: Delta, x: Tensor, rows: Rows) -> Tensor:
     gates = torch.sigmoid(logits)
     if kind != "token":
         mask = rows.routing.mask
+        if delta.site.causal and mask is not None and mask.shape[1] > x.shape[1]:
+            raise RoutingError(
+                problem(
+                    "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
+                    where=delta.site.leaf,
+                    got=f"{x.shape[1]} new tokens after {mask.shape[1] - x.shape[1]} cached ones",
+                    try_="generate(..., use_cache=False), or gate='token' where the method has it",
+                )
+            )
         if kind == "mean" and mask is not None and mask.shape == x.shape[:2]:
             real = mask.to(gates.dtype).unsqueeze(-1)
             gates = (gates * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)

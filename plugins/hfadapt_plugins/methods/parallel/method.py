@@ -1,0 +1,58 @@
+"""Where parallel adapters go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hfadapt import Capabilities, Method, Place, select_layers, sites
+
+from ..shared import UpDownDelta, updown_variant
+from .config import ParallelConfig
+from .delta import ByHeadDelta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt import ArchitectureMap
+
+__all__ = ["ParallelMethod"]
+
+
+class ParallelMethod(Method):
+    """Adapters beside the FFN, the attentions, or both."""
+
+    name = "parallel"
+    config_class = ParallelConfig
+    capabilities = Capabilities(
+        fusable=True,
+        ops=("parallel_adapter_norm",),
+        reasons={"mergeable": "a non-linearity stands between its projections"},
+    )
+    family = "unified view"
+    paper = "He et al. 2022, arXiv:2110.04366"
+    summary = "a scaled bottleneck beside FFN or attention, reading the sub-layer's input"
+
+    def starts_as_base(self, config: ParallelConfig) -> bool:
+        """The second projection is zero in the published initialisation."""
+        return config.init == "identity"
+
+    def place(self, config: ParallelConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        """One adapter for each sub-layer that ``config.sublayers`` names."""
+        words = set(config.sublayers)
+        crosses = False
+        for layer in select_layers(config, arch):
+            if "ffn" in words:
+                site = sites.ffn_sum(layer, sites.ffn_input(layer))
+                yield Place(site, UpDownDelta, updown_variant(config.updown(site)))
+            delta = ByHeadDelta if config.by_head else UpDownDelta
+            for cross in (False, True):
+                if not words & {"attention", "cross" if cross else "self"} or (cross and layer.cross_attention is None):
+                    continue
+                crosses = crosses or cross
+                site = sites.attention_heads(layer, cross)
+                heads = "by_head" if config.by_head else ""
+                variant = "__".join(p for p in (updown_variant(config.updown(site)), heads) if p)
+                yield Place(site, delta, variant)
+        if "cross" in words and not crosses:
+            raise self.refuse("no chosen layer has cross-attention", arch, got=config.sublayers, allowed="ffn, self")

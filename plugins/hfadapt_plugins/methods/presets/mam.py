@@ -1,0 +1,58 @@
+"""MAM: prefix tuning with a small prefix in attention, a scaled parallel adapter beside the FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfadapt import MethodConfig, MethodPreset
+
+from ..parallel import ParallelConfig
+from ..prefix import PrefixConfig
+
+__all__ = ["MAM_PRESET", "mam", "read"]
+
+
+def read(kind: type[MethodConfig], given: Any, defaults: Mapping[str, Any], **more: Any) -> Any:
+    """Return a config: ``given`` itself, or one built from a map of fields over ``defaults``.
+
+    Raises:
+        ConfigError: a field is unknown or holds a value that is not allowed.
+    """
+    if isinstance(given, kind):
+        return given
+    return kind.from_dict({**defaults, **(given or {}), **more})
+
+
+def mam(
+    prefix: PrefixConfig | Mapping[str, Any] | None = None,
+    ffn: ParallelConfig | Mapping[str, Any] | None = None,
+    *,
+    layers: str | tuple[int, ...] = "all",
+    stack: str = "all",
+) -> tuple[MethodConfig, ...]:
+    """The mix-and-match adapter: prefix of 30 in every attention, parallel adapter of 512 with s = 4 beside the FFN.
+
+    (He et al. 2022, arXiv:2110.04366, section 4.6.)
+
+    Args:
+        prefix: The prefix, or fields of it.
+        ffn: The parallel adapter, or fields of it.
+        layers: See ``MethodConfig``; for parts that are not given as configs.
+        stack: See ``MethodConfig``.
+    """
+    common = {"layers": layers, "stack": stack}
+    return (
+        read(PrefixConfig, prefix, {"num_virtual_tokens": 30, **common}),
+        read(ParallelConfig, ffn, {"r": 512, "scale": 4.0, "sublayers": ("ffn",), **common}),
+    )
+
+
+MAM_PRESET = MethodPreset(
+    "mam",
+    mam,
+    export="MAM",
+    paper="He et al. 2022, arXiv:2110.04366",
+    summary="prefix tuning in attention and a scaled parallel adapter beside the FFN",
+    family="unified view",
+)
