@@ -1,7 +1,8 @@
 # make demo          create .venv, install, train three tasks together on a real encoder (at most 8 minutes on 2 cores)
 # make demo FULL=1   the same, to convergence
 # make test          create .venv, install, run the tests
-# make check         ruff, import directions, types, packaging
+# make check         ruff, import directions, types, packaging, the example plugin
+# make readme        write the README's generated parts from the last demo
 PYTHON ?= python3
 VENV ?= .venv
 # The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging clean
+.PHONY: demo test check lint imports types packaging plugin readme clean
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
@@ -20,38 +21,40 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -n $(JOBS) tests
 
-check: lint imports types packaging
+check: lint imports types packaging plugin
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-imports: $(VENV)/.dev
+imports: $(VENV)/.test
 	PYTHONPATH=.:kernels:plugins $(BIN)/lint-imports
 
-types: $(VENV)/.dev
+types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-packaging: $(VENV)/.dev
+packaging: $(VENV)/.test
 	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging
 
+# A third party's distribution: installed, held against the conformance suite, and trained with.
+plugin: $(VENV)/.test
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
+	$(PYTEST) -n $(JOBS) examples/hfadapt-plugin-ia3/tests; status=$$?; \
+	$(PIP) uninstall --quiet --yes hfadapt-plugin-ia3; exit $$status
+
+# The README's generated parts: the method table, and the results of the last `make demo`.
+readme: $(VENV)/.demo
+	$(BIN)/python tools/update_readme.py $(if $(wildcard $(OUT)/results.json),$(OUT))
+
 # Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
-$(VENV)/.base: pyproject.toml $(wildcard setup.py csrc/*)
+$(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet 'setuptools>=77' wheel ninja $(TORCH)
-	$(PIP) install --quiet --no-build-isolation --editable .
-	touch $@
-
-$(VENV)/.demo: $(VENV)/.base
 	$(PIP) install --quiet --no-build-isolation --editable '.[demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.base
-	$(PIP) install --quiet --no-build-isolation --editable '.[test,triton,demo]'
-	touch $@
-
-$(VENV)/.dev: $(VENV)/.test
-	$(PIP) install --quiet --no-build-isolation --editable '.[dev]'
+$(VENV)/.test: $(VENV)/.demo requirements-test.txt
+	$(PIP) install --quiet -r requirements-test.txt
 	touch $@
 
 clean:
