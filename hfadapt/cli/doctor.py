@@ -71,7 +71,7 @@ def _machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "GPUs": ", ".join(gpus) or "none",
-        "C++ kernels": native.isa() if native.available() else f"off: {native.why_not()}",
+        "C++ kernels": native.isa() or f"off: {native.why_not()}",
         **{name: value for name, value in os.environ.items() if name.startswith("HFADAPT_")},
     }
 

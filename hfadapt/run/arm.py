@@ -25,12 +25,12 @@ __all__ = ["TokenCounter", "Trained", "count_parameters", "merge", "train_arm"]
 class TokenCounter:
     """A collator that counts the real tokens it hands out; works in the process that trains."""
 
-    def __init__(self, collator: Callable[[list[Any]], Mapping[str, Any]]) -> None:
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
         self.collator = collator
         self.tokens = 0
         self.counting = True
 
-    def __call__(self, rows: list[Any]) -> Mapping[str, Any]:
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
         """Collate, and count where a mask says 1."""
         batch = self.collator(rows)
         if self.counting:

@@ -229,7 +229,7 @@ class Run:
         from hfadapt.run.plan import decode_batch, estimate_memory
 
         model = self.build_model()
-        longest = int(max(lengths.max() for lengths in self.mixture.schedule.lengths))
+        longest = int(max(lengths.max() for lengths in self.mixture.schedule.lengths or ()))
         memory = estimate_memory(model, self.recipe.mixing.batch_size, longest)
         preview = self.mixture.preview()
         base = self._base_parameters()

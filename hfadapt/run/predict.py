@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ class Predictor:
             raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
         return names.index(name)
 
-    def _row(self, index: int, text: str, pair: str | None) -> Mapping[str, Any]:
+    def _row(self, index: int, text: str, pair: str | None) -> dict[str, Any]:
         from hfadapt.data.columns import Columns
         from hfadapt.data.tokens import tokenize
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _batch(mixture: TaskMixture, tasks: Sequence[str], split: str, rows: int, in
     return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
 
 
-def _first(mixture: TaskMixture, task: str, split: str, rows: int) -> list[Mapping[str, Any]]:
+def _first(mixture: TaskMixture, task: str, split: str, rows: int) -> list[dict[str, Any]]:
     data = mixture.dataset(split, [task])
     return [data[i] for i in range(min(rows, len(data)))]
 
