@@ -127,12 +127,12 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
     """Note where the composition's deltas are, and put the hooks that grow the batch in front of theirs."""
     assert attachment.parallel is not None
     layers: dict[str, set[int]] = {}
-    tops = {stack.path: (stack.top, stack.num_layers) for stack in attachment.arch.stacks}
+    counts = {stack.path: stack.num_layers for stack in attachment.arch.stacks}
     for name in dict.fromkeys(adapter_names(attachment.parallel)):
         for _, delta in deltas_of(model, name):
             site = delta.site
-            top, count = tops[site.stack]
-            layers.setdefault(site.stack, set()).add(count if site.leaf == top and site.slot == "top" else site.layer)
+            depth = {"embedding_output": -1, "top": counts[site.stack]}.get(site.slot, site.layer)
+            layers.setdefault(site.stack, set()).add(depth)
     attachment.parallel_layers = {stack: tuple(sorted(found)) for stack, found in layers.items()}
     for stack in attachment.arch.stacks:
         shared = stack.calls_per_module > 1
@@ -148,7 +148,7 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
 def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
     """Say whether the model looks at its input again behind its layers, say for the last token of each row.
 
-    Such a model has to be given all rows from the start. One that is not known here fails with ``check_output``'s error.
+    Such a model is given all rows from the start. One that is not known here fails with the error of ``check_output``.
     """
     causal = any(stack.causal for stack in attachment.arch.stacks)
     last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
@@ -186,7 +186,7 @@ def _first_layers(attachment: Attachment) -> dict[str, int]:
     first: dict[str, int] = {}
     for stack in stacks:
         lowest = drop.get(stack.path, drop.get("", 0))
-        layers = [layer for layer in attachment.parallel_layers.get(stack.path, ()) if layer >= lowest]
+        layers = [layer for layer in attachment.parallel_layers.get(stack.path, ()) if layer >= lowest or layer < 0]
         if layers:
             first[stack.path] = min(layers)
         elif stack.path in decoders or not decoders:  # the result has a row for each child, with or without deltas

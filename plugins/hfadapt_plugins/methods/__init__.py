@@ -8,6 +8,7 @@ from hfadapt import hookimpl
 
 from . import bottleneck, top
 from .bottleneck import BottleneckMethod
+from .invertible import InvertibleMethod
 from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
@@ -31,6 +32,7 @@ def register_methods(registry: Any) -> None:
     registry.add("parallel", ParallelMethod())
     registry.add("mam", MAM_PRESET)
     registry.add("unipelt", UNIPELT_PRESET)
+    registry.add("invertible", InvertibleMethod())
     registry.add("lhuc", LHUCMethod())
     for method in top.METHODS:
         registry.add(method.name, method)

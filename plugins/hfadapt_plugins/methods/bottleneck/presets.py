@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfadapt import MethodPreset
+from hfadapt import MethodConfig, MethodPreset
 
+from ..invertible import Invertible
 from .config import Bottleneck, LayerNorms
 
-__all__ = ["PRESETS", "houlsby", "par_bn", "pfeiffer"]
+__all__ = ["PRESETS", "double_seq_bn_inv", "houlsby", "par_bn", "pfeiffer", "seq_bn_inv"]
 
 
 def houlsby(**fields: Any) -> Bottleneck:
@@ -28,6 +29,19 @@ def par_bn(**fields: Any) -> Bottleneck:
     )
 
 
+def seq_bn_inv(**fields: Any) -> tuple[MethodConfig, ...]:
+    """``pfeiffer`` with an invertible adapter of the embeddings (MAD-X)."""
+    config = pfeiffer(**fields)
+    return config, Invertible(non_linearity=config.non_linearity)
+
+
+def double_seq_bn_inv(**fields: Any) -> tuple[MethodConfig, ...]:
+    """``houlsby`` with an invertible adapter of the embeddings."""
+    config = houlsby(**fields)
+    return config, Invertible(non_linearity=config.non_linearity)
+
+
+_MADX = {"paper": "Pfeiffer et al. 2020, arXiv:2005.00052", "summary": "serial adapters and an invertible adapter"}
 _HOULSBY = {"paper": "Houlsby et al. 2019, arXiv:1902.00751", "summary": "serial adapters after attention and FFN"}
 _PFEIFFER = {"paper": "Pfeiffer et al. 2021, arXiv:2005.00247", "summary": "one serial adapter after the FFN"}
 _PARALLEL = {"paper": "He et al. 2022, arXiv:2110.04366", "summary": "one scaled adapter beside the FFN"}
@@ -37,5 +51,7 @@ PRESETS = (
     MethodPreset("double_seq_bn", houlsby, family="bottleneck", **_HOULSBY),
     MethodPreset("pfeiffer", pfeiffer, export="Pfeiffer", family="bottleneck", **_PFEIFFER),
     MethodPreset("seq_bn", pfeiffer, family="bottleneck", **_PFEIFFER),
+    MethodPreset("seq_bn_inv", seq_bn_inv, family="bottleneck", **_MADX),
+    MethodPreset("double_seq_bn_inv", double_seq_bn_inv, family="bottleneck", **_MADX),
     MethodPreset("par_bn", par_bn, family="bottleneck", **_PARALLEL),
 )
