@@ -2,10 +2,17 @@
 
 // The element type that panels of `weight_type` are multiplied in.
 typedef Elem<bf16> LowElem;
+// And for split panels.
+#if defined(__AMX_TILE__)
+typedef split SplitElem;
+#else
+typedef float SplitElem;
+#endif
 
 static void linear_size(const LinearSizeArgs& a) {
   switch (a.weight_type) {
     case WeightType::f32: *a.bytes = packed_size<float>(a.K, a.N) * 4; break;
+    case WeightType::split: *a.bytes = packed_size<SplitElem>(a.K, a.N) * int64_t(sizeof(SplitElem)); break;
     case WeightType::bf16: *a.bytes = packed_size<LowElem>(a.K, a.N) * int64_t(sizeof(LowElem)); break;
     case WeightType::int8: *a.bytes = packed_size<LowElem>(a.K, a.N); break;
   }
@@ -34,6 +41,9 @@ static void linear_pack_t(const LinearPackArgs& a) {
   parallel(ceil_div(a.N, PW), [&](int64_t p0, int64_t p1) {
     switch (a.weight_type) {
       case WeightType::f32: pack<float>(a.K, a.N, w, a.sk, a.sn, static_cast<float*>(a.packed), p0, p1); break;
+      case WeightType::split:
+        pack<SplitElem>(a.K, a.N, w, a.sk, a.sn, static_cast<SplitElem*>(a.packed), p0, p1);
+        break;
       case WeightType::bf16:
         if constexpr (sizeof(LowElem) == 2) {
           pack<LowElem>(a.K, a.N, w, a.sk, a.sn, static_cast<LowElem*>(a.packed), p0, p1);
@@ -86,7 +96,8 @@ template <class T, class E>
 static void linear_t(const LinearArgs& a) {
   // The block of x and one panel of W stay in the second-level cache together; kLinearRows rows of results and a piece
   // of the panel in the first.
-  const int64_t MB = a.M >= 384 * num_threads() ? 192 : 96, panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
+  const int64_t fits = (int64_t(640) << 10) / (imax(a.K, 1) * int64_t(sizeof(E))) / kLinearRows * kLinearRows;
+  const int64_t MB = imax(kLinearRows, imin(fits, a.M >= 384 * num_threads() ? 192 : 96)), panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
   // With few row blocks the panels are shared out as well.
   const int64_t cuts = blocks >= 2 * num_threads() ? 1 : imin(panels, ceil_div(4 * num_threads(), imax(blocks, 1)));
   parallel(blocks * cuts, [&](int64_t i0, int64_t i1) {
@@ -120,6 +131,8 @@ static void linear_t(const LinearArgs& a) {
 static void linear_forward(const LinearArgs& a) {
   if (a.weight_type == WeightType::f32)
     a.type == DType::f32 ? linear_t<float, float>(a) : linear_t<bf16, float>(a);
+  else if (a.weight_type == WeightType::split)
+    a.type == DType::f32 ? linear_t<float, SplitElem>(a) : linear_t<bf16, SplitElem>(a);
   else
     a.type == DType::f32 ? linear_t<float, LowElem>(a) : linear_t<bf16, LowElem>(a);
 }

@@ -4,7 +4,8 @@
 namespace hfk {
 
 // How the packed weight is stored. bf16 panels become float panels where the processor has no bf16 product.
-enum class WeightType : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
+// split: float32 as the sum of three bf16 parts on AMX (gemm_split.h), the same as f32 elsewhere.
+enum class WeightType : int32_t { f32 = 0, bf16 = 1, int8 = 2, split = 3 };
 
 struct LinearArgs {
   DType type;             // of x and out

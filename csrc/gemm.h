@@ -105,6 +105,7 @@ static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* 
 
 #if defined(__AMX_TILE__)
 #include "gemm_amx.h"
+#include "gemm_split.h"
 #elif defined(__AVX512BF16__)
 #include "gemm_dpbf16.h"
 #endif
@@ -117,12 +118,9 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
 }
 #endif
 
-// Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
-// into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
-// index: row numbers of `source`, or null for rows 0, 1, 2, ...
 template <class E, class T>
-static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
-                                            E* buffer, int64_t* out_stride) {
+static HFK_INLINE const E* plain_rows(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
+                                      E* buffer, int64_t* out_stride) {
   const int64_t Kp = padded_k<E>(K);
   if constexpr (sizeof(E) == sizeof(T)) {
     if (index == nullptr && (sizeof(E) == 4 || (rows % 16 == 0 && Kp == K))) {
@@ -140,4 +138,18 @@ static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* so
   }
   *out_stride = Kp;
   return buffer;
+}
+
+// Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
+// into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
+// index: row numbers of `source`, or null for rows 0, 1, 2, ...
+template <class E, class T>
+static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
+                                            E* buffer, int64_t* out_stride) {
+#if defined(__AMX_TILE__)
+  if constexpr (sizeof(E) == 6)
+    return split_rows(rows, K, source, stride, index, buffer, out_stride);
+  else
+#endif
+    return plain_rows<E>(rows, K, source, stride, index, buffer, out_stride);
 }

@@ -11,7 +11,7 @@ import torch
 
 from .errors import BackendError
 
-__all__ = ["ISA_NAMES", "available", "isa", "lacks", "use_isa", "why_not"]
+__all__ = ["ISA_NAMES", "available", "isa", "lacks", "torch_product_is_fast", "use_isa", "why_not"]
 
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 
@@ -54,6 +54,15 @@ def lacks(op: str) -> str | None:
 def isa() -> str | None:
     """Instruction set in use (one of `ISA_NAMES`), or ``None`` without the library."""
     return ISA_NAMES[torch.ops.hfadapt_cpu.isa(-1)] if available() else None
+
+
+@functools.cache
+def torch_product_is_fast() -> bool:
+    """Whether torch's own float32 product is near the peak here: MKL on Intel processors. On others it is not."""
+    if not torch.backends.mkl.is_available():
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8", errors="replace")[:4096]
 
 
 @contextlib.contextmanager

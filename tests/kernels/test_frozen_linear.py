@@ -22,7 +22,7 @@ SIZES = [(1, 1, 1), (5, 7, 3), (33, 96, 65), (97, 200, 130), (200, 64, 64)]
 
 @needs_cpp
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", native.ISA_NAMES)
 def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
@@ -39,9 +39,9 @@ def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
         return out.detach(), torch.autograd.grad(out, leaf, grad.to(dtype))[0]
 
     # Panels of bfloat16 and int8 multiply bfloat16 numbers, whatever the dtype of x: eager does the same.
-    eager_dtype = torch.bfloat16 if kind != "float32" else dtype
+    eager_dtype = torch.bfloat16 if kind in ("bfloat16", "int8") else dtype
     exact_weight = effective_weight(weight, kind).double()
-    with native.use_isa(isa), nan_poisoned():
+    with native.use_isa(isa), nan_poisoned(), hk.use_backend("cpu"):
         packed = hk.PackedLinear(weight, kind)
         ours = run(lambda t: hk.frozen_linear(t, packed, bias), dtype)
 
@@ -55,7 +55,7 @@ def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
         assert_as_good_as_eager(a.to(eager_dtype), b, c, name)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
 def test_unpack_returns_the_weight_bit_for_bit_after_pickle_and_deepcopy(kind):
     weight = torch.randn(17, 9)
     packed = hk.PackedLinear.pack(weight, kind)
@@ -112,11 +112,12 @@ def test_opcheck_compile_and_autocast(backend):
 def test_the_same_bits_with_two_threads_and_for_a_row_alone():
     torch.manual_seed(3)
     x, packed = torch.randn(130, 40), hk.PackedLinear(torch.randn(90, 40))
-    with threads(1):
-        one = hk.frozen_linear(x, packed)
-    with threads(2):
-        assert torch.equal(hk.frozen_linear(x, packed), one)
-    assert torch.equal(hk.frozen_linear(x[57:58], packed), one[57:58])
+    with hk.use_backend("cpu"):
+        with threads(1):
+            one = hk.frozen_linear(x, packed)
+        with threads(2):
+            assert torch.equal(hk.frozen_linear(x, packed), one)
+        assert torch.equal(hk.frozen_linear(x[57:58], packed), one[57:58])
 
 
 @needs_cpp
@@ -124,7 +125,7 @@ def test_the_same_bits_with_two_threads_and_for_a_row_alone():
 @given(rows=st.integers(0, 60), inputs=st.integers(1, 80), outputs=st.integers(1, 150))
 def test_any_shape_equals_torch(rows, inputs, outputs):
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-    with nan_poisoned():
+    with nan_poisoned(), hk.use_backend("cpu"):
         out = hk.frozen_linear(x, hk.PackedLinear(weight))
     torch.testing.assert_close(out, x @ weight.t(), atol=1e-4, rtol=1e-4)
 

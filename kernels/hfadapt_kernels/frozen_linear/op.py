@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import native
 from ..activations import get_activation
-from ..backend import FusedOp
+from ..backend import FusedOp, requested_backend
 from ..errors import ShapeError
 from ..opaque import autocast_inputs, define
 from . import cpu
@@ -18,7 +19,7 @@ from .reference import effective_weight, frozen_linear_reference
 __all__ = ["frozen_linear"]
 
 _NAME = "frozen_linear"
-_OP = FusedOp(_NAME, packed=True)
+_OP = FusedOp(_NAME, packed=True, mkl=False)
 
 
 def _reference_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
@@ -45,14 +46,21 @@ _OP.register("reference", _reference_forward, _reference_backward)
 _OP.register("cpu", _cpu_forward, _cpu_backward, cpu.supports)
 
 
+def _prefer_torch(kind: str, dtype: torch.dtype) -> bool:
+    """Whether the automatic choice leaves a float32 product to torch."""
+    plain = kind == "float32" and dtype == torch.float32
+    return plain and requested_backend() == "auto" and native.torch_product_is_fast()
+
+
 def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
-    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None)
+    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None, mkl=_prefer_torch(kind, x.dtype))
     return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation)
 
 
 def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-def]
     # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
-    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None)
+    mkl = _prefer_torch(kind, grad.dtype)
+    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None, mkl=mkl)
     if chosen.backend == "cpu" and scale is not None:
         grad = grad * scale.to(grad.dtype)
     return chosen.backward(grad, weight, panels_t, kind)
@@ -124,6 +132,8 @@ def frozen_linear(
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if not torch.compiler.is_compiling():
+        if _prefer_torch(packed.dtype, x.dtype):
+            return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.dtype, activation=chosen.name)
         packed.prepare(backward=differentiable and x.requires_grad)
     # The gradient of the activation needs its input: with gradients the activation runs outside of the op.
     fused = 0 if differentiable else chosen.code

@@ -13,7 +13,7 @@ from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
-WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
+WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "split": 3}
 
 
 class PackedLinear:
@@ -25,7 +25,8 @@ class PackedLinear:
 
     Attributes:
         weight: The frozen weight, [O, Din].
-        dtype: What the product multiplies with: ``float32``, ``bfloat16`` or ``int8`` (weights only, one scale a row).
+        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row);
+            ``split`` is float32 as three bfloat16 parts on AMX tiles, as exact as float32 (and float32 elsewhere).
     """
 
     def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
@@ -40,7 +41,7 @@ class PackedLinear:
         self._panels: Tensor | None = None
         self._panels_t: Tensor | None = None
         self._scale: Tensor | None = None
-        self.prepare()
+        self._prepare_early()
 
     @classmethod
     def pack(cls, weight: Tensor, dtype: str = "float32") -> PackedLinear:
@@ -76,6 +77,11 @@ class PackedLinear:
         if backward and self._panels_t is None:
             self._panels_t = self._make(transposed=True)
 
+    def _prepare_early(self) -> None:
+        # Where the automatic choice leaves float32 to torch, panels are made only when somebody insists on ours.
+        if self.dtype != "float32" or not native.torch_product_is_fast():
+            self.prepare()
+
     def _make(self, *, transposed: bool) -> Tensor:
         weight = self.weight.detach()
         if weight.dtype == torch.float16:
@@ -93,7 +99,7 @@ class PackedLinear:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.weight, self.dtype = state["weight"], state["dtype"]
         self._made_for = self._panels = self._panels_t = self._scale = None
-        self.prepare()
+        self._prepare_early()
 
     def __repr__(self) -> str:
         return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"
