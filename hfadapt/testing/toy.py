@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..heads import Classification, Regression
 from ..tasks import Task
@@ -13,7 +14,9 @@ from ..tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["tiny_tokenizer", "toy_rows", "toy_tasks"]
+    from ..model import MultiTaskModel
+
+__all__ = ["every_toy_task", "tiny_tokenizer", "toy_batch", "toy_model", "toy_rows", "toy_tasks"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _WORDS = 95
@@ -96,3 +99,54 @@ def toy_tasks(sizes: Sequence[int] = (64, 32, 16), validation: int = 8) -> list[
         )
         for (name, kind, head, pair), size in zip(kinds, sizes, strict=False)
     ]
+
+
+def every_toy_task() -> list[Task]:
+    """The toy tasks and one of each further kind: token labels, spans, several labels a row."""
+    from hfadapt import MultiLabel, Span, TokenClassification
+
+    span = {"text": "w1", "text_pair": "w2 w3", "label": {"text": ["w3"], "answer_start": [3]}}
+    return [
+        *toy_tasks(),
+        Task("tags", TokenClassification(3), data=[{"text": ["w1", "w2", "w5"], "label": [0, 2, 1]}]),
+        Task("span", Span(), data=[span]),
+        Task("labels", MultiLabel(4), data=[{"text": "w7 w8", "label": [0, 2]}]),
+    ]
+
+
+def toy_model(
+    tasks: Sequence[Task] | None = None,
+    method: Any = "low_rank",
+    model_type: str = "bert",
+    seed: int = 0,
+    **options: Any,
+) -> MultiTaskModel:
+    """A tiny multi-task model whose trainable parameters are all random.
+
+    Args:
+        tasks: ``every_toy_task()`` by default.
+        method: What ``hfadapt.attach`` takes.
+        model_type: A type of ``hfadapt.testing.tiny``.
+        seed: Of the weights.
+        options: Passed to ``MultiTaskModel.from_base``.
+    """
+    from hfadapt import MultiTaskModel
+    from hfadapt.testing.tiny import tiny_model
+
+    torch.manual_seed(seed)
+    model = MultiTaskModel.from_base(tiny_model(model_type), tasks or every_toy_task(), method, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model.eval()
+
+
+def toy_batch(
+    tasks: Sequence[Task] | None = None, names: Sequence[str] | None = None, padding_side: str = "right"
+) -> dict[str, Any]:
+    """One collated batch with the first training row of each task in ``names`` (all tasks by default)."""
+    from hfadapt import TaskMixture
+
+    mix = TaskMixture(tasks or every_toy_task(), tiny_tokenizer(padding_side))
+    return mix.collator([mix.dataset("train", [name])[0] for name in names or [task.name for task in mix.tasks]])
