@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from hfadapt.report.table import to_markdown
@@ -36,10 +38,24 @@ def method_rows() -> list[dict[str, Any]]:
 
 
 def markdown_methods() -> str:
-    """The table as Markdown."""
-    rows = [[row[column] for column in MARKDOWN_COLUMNS] for row in method_rows()]
-    rows = [[f"`{row[0]}`", *row[1:]] for row in rows]
+    """The table as Markdown; names link to the method's own page in the repository."""
+    rows = [[_linked(row["method"]), *(row[column] for column in MARKDOWN_COLUMNS[1:])] for row in method_rows()]
     return to_markdown(MARKDOWN_COLUMNS, rows)
+
+
+def _linked(name: str) -> str:
+    """A method's name, as a link where its module has a README beside it."""
+    from hfadapt import plugins
+
+    entry = plugins.methods()[name]
+    module = getattr(entry, "build", type(entry)).__module__
+    spec = importlib.util.find_spec(module.rpartition(".")[0] if "." in module else module)
+    for place in spec.submodule_search_locations or () if spec else ():
+        page = Path(place) / "README.md"
+        if page.is_file() and "plugins" in page.parts:
+            inside = page.parts[page.parts.index("plugins") :]
+            return f"[`{name}`]({'/'.join(inside)})"
+    return f"`{name}`"
 
 
 def default_configs(entry: Any) -> tuple[Any, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from hfadapt.run.results import RunResult
 
 __all__ = ["conditions", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
+
+_NUMBER = re.compile(r"-|[-+]?[\d.,]+[%x*]*")
 
 
 def result_rows(result: RunResult) -> tuple[list[str], list[list[str]]]:
@@ -54,16 +57,17 @@ def _score(value: float, best: float) -> str:
 
 
 def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table with its columns padded; numbers right-aligned."""
+    """A Markdown table with its columns padded; columns of numbers are right-aligned."""
     table = [[str(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(columns))]
+    numbers = [all(_NUMBER.fullmatch(row[i]) for row in table[1:]) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
     ]
-    rule = (
-        "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
-    )
-    return "\n".join([lines[0], rule, *lines[1:]])
+    rules = [
+        "-" * (width + 1) + ":" if right else "-" * (width + 2) for width, right in zip(widths, numbers, strict=True)
+    ]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
 def markdown_table(result: RunResult) -> str:

@@ -53,3 +53,14 @@ def test_every_environment_variable_is_documented() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
+    """``make readme`` writes them: the method table from the code, the results from benchmarks/demo/results.json."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from update_readme import RESULTS, fill, generated
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert fill(readme, generated(RESULTS)) == readme
