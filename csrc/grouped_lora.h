@@ -92,34 +92,52 @@ static HFK_INLINE const E* lora_rank_rows(int64_t rows, int64_t R, const float* 
   }
 }
 
-// One panel of results: out = base + scale * C, times the dropout factors of the row where there are any.
+// Whole rows of results, one after the other so that base and out stream: out = base + scale * C, times the dropout
+// factors of the row where there are any.
 template <class T>
-static __attribute__((noinline)) void lora_store(int64_t rows, int64_t n0, int64_t N, const float* C, float scale,
+static __attribute__((noinline)) void lora_store(int64_t rows, int64_t N, const float* C, int64_t ldc, float scale,
                                                  const int32_t* index, const T* base, int64_t base_stride, T* out,
                                                  const Dropout* d) {
-  const int64_t columns = imin(PW, N - n0);
+  const int64_t whole = N / VL * VL;
   for (int64_t m = 0; m < rows; m++) {
     const int64_t row = index[m];
-    T* o = out + row * N + n0;
-    const T* y = base ? base + row * base_stride + n0 : nullptr;
+    T* o = out + row * N;
+    const T* y = base ? base + row * base_stride : nullptr;
+    const float* c = C + m * ldc;
     const uint32_t hash = d ? dropout_row(*d, uint32_t(row)) : 0;
-    for (int64_t n = 0; n < columns; n += VL) {
-      V v = load(C + m * PW + n) * scale;
-      if (d) v *= dropout_factor(*d, hash, n0 + n);
-      if (y) v += load_first(y + n, columns - n);
-      store_first(o + n, v, columns - n);
+    if (y && !d) {
+      for (int64_t n = 0; n < whole; n += VL) store(o + n, fma(load(c + n), broadcast(scale), load(y + n)));
+    } else {
+      for (int64_t n = 0; n < whole; n += VL) {
+        V v = load(c + n) * scale;
+        if (d) v *= dropout_factor(*d, hash, n);
+        if (y) v += load(y + n);
+        store(o + n, v);
+      }
+    }
+    if (whole < N) {
+      V v = load_first(c + whole, N - whole) * scale;
+      if (d) v *= dropout_factor(*d, hash, whole);
+      if (y) v += load_first(y + whole, N - whole);
+      store_first(o + whole, v, N - whole);
     }
   }
 }
 
-// All panels of the product up from the rank.
+// The product up from the rank, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
 static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, const E* L, int64_t ls, const E* W,
                     float scale, const void* base, int64_t base_stride, void* out, const Dropout* d) {
-  float* C = scratch<float>(2, kLoraTileRows * PW);
-  for (int64_t n0 = 0; n0 < N; n0 += PW, W += panel_size<E>(R)) {
-    gemm_store(t.rows, imin(PW, N - n0), R, L, ls, W, C, PW);
-    lora_store<T>(t.rows, n0, N, C, scale, a.order + t.first, static_cast<const T*>(base), base_stride,
+  constexpr int64_t step = sizeof(E) == 2 ? 32 : 12;
+  const int64_t ldc = round_up(N, PW);
+  float* C = scratch<float>(2, step * ldc);
+  for (int64_t m = 0; m < t.rows; m += step) {
+    const int64_t rows = imin(step, t.rows - m);
+    if constexpr (sizeof(E) == 4)
+      gemm_store(rows, N, R, L + m * ls, ls, 1, W, PW, panel_size<E>(R), C, ldc);
+    else
+      gemm_store(rows, N, R, L + m * ls, ls, W, C, ldc);
+    lora_store<T>(rows, N, C, ldc, scale, a.order + t.first + m, static_cast<const T*>(base), base_stride,
                   static_cast<T*>(out), d);
   }
 }

@@ -48,13 +48,20 @@ static HFK_INLINE int64_t pair_index(int64_t Kp, int64_t k, int64_t n) {
 }
 
 #if defined(__AVX512F__)
-// Transposes 16 x 16 dwords; rows at or beyond `rows` count as 0.
-static HFK_INLINE void transpose16(const void* source, int64_t source_bytes, void* target, int64_t target_bytes, int rows) {
+// Transposes 16 x 16 dwords; rows at or beyond `rows`, and with `part` bytes of a row at or beyond `bytes`, count as 0.
+template <bool part = false>
+static HFK_INLINE void transpose16(const void* source, int64_t source_bytes, void* target, int64_t target_bytes, int rows,
+                                   int64_t bytes = 64) {
   const char* s = static_cast<const char*>(source);
   char* d = static_cast<char*>(target);
   __m512i r[16], t[16];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) r[i] = i < rows ? _mm512_loadu_si512(s + i * source_bytes) : _mm512_setzero_si512();
+  for (int i = 0; i < 16; i++) {
+    if (part)
+      r[i] = i < rows ? _mm512_maskz_loadu_epi8((uint64_t(1) << bytes) - 1, s + i * source_bytes) : _mm512_setzero_si512();
+    else
+      r[i] = i < rows ? _mm512_loadu_si512(s + i * source_bytes) : _mm512_setzero_si512();
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
     t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
@@ -89,10 +96,20 @@ template <class T>
 static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, float* d) {
   int64_t k = 0;
 #if defined(__AVX512F__)
-  if (sizeof(T) == 4 && sk == 1 && scale == nullptr)
+  if (sizeof(T) == 4 && sk == 1 && scale == nullptr) {
     for (; k + 16 <= K; k += 16)
       for (int64_t n = 0; n < PW; n += 16)
         transpose16(s + n * sn + k, sn * 4, d + k * PW + n, PW * 4, int(imax(0, imin(16, columns - n))));
+    if (k < K) {
+      // Only the rows that are left: the memory behind them is the next panel's.
+      float block[16 * 16];
+      for (int64_t n = 0; n < PW; n += 16) {
+        transpose16<true>(s + n * sn + k, sn * 4, block, 64, int(imax(0, imin(16, columns - n))), (K - k) * 4);
+        for (int64_t j = 0; j < K - k; j++) store(d + (k + j) * PW + n, load(block + j * 16));
+      }
+      return;
+    }
+  }
 #endif
   for (; k < K; k++) {
     float f = scale ? scale[k] : 1.f;
@@ -123,10 +140,17 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
   int64_t k = 0;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 2) {
-    if (scale == nullptr && sk == 1)
+    if (scale == nullptr && sk == 1) {
       for (; k + 32 <= K; k += 32)
         for (int64_t n = 0; n < PW; n += 16)
           transpose16(s + n * sn + k, sn * 2, d + pair_index(Kp, k, n), 128, int(imax(0, imin(16, columns - n))));
+      if (k < K) {
+        for (int64_t n = 0; n < PW; n += 16)
+          transpose16<true>(s + n * sn + k, sn * 2, d + pair_index(Kp, k, n), 128, int(imax(0, imin(16, columns - n))),
+                            (K - k) * 2);
+        return;
+      }
+    }
     if (scale == nullptr && sn == 1 && columns == PW)
       for (; k < K; k += 2) pack_pair(Kp, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + pair_index(Kp, k, 0));
   }

@@ -76,7 +76,7 @@ struct PalPack {
   const float* bias_of(int64_t task, int family) const { return bias[task * kPalMatrices + family]; }
 };
 
-// One panel of C plus bias, as T; columns up to `padded` (a multiple of VL, or `columns`) are written, 0 beyond columns.
+// C plus bias, as T; columns up to `padded` (a multiple of VL, or `columns`) are written, 0 beyond columns.
 template <class T>
 static __attribute__((noinline)) void pal_keep(int64_t rows, int64_t columns, int64_t padded, const float* C, int64_t ldc,
                                                const float* bias, T* out, int64_t stride) {
@@ -88,18 +88,23 @@ static __attribute__((noinline)) void pal_keep(int64_t rows, int64_t columns, in
     }
 }
 
-// hidden piece = source W^T + bias for the rows of a tile.
+// C [rows][ldc] = A W over all panels of W.
+template <class E>
+static HFK_INLINE void pal_product(int64_t rows, int64_t N, int64_t K, const E* A, int64_t am, const E* W, float* C,
+                                   int64_t ldc) {
+  if constexpr (sizeof(E) == 4)
+    gemm_store(rows, N, K, A, am, 1, W, PW, panel_size<E>(K), C, ldc);
+  else
+    gemm_store(rows, N, K, A, am, W, C, ldc);
+}
+
+// hidden piece = source W^T + bias for the rows of a tile. Whole rows are stored one after the other, so that they stream.
 template <class T, class E>
 static void pal_project(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, int family, int piece, const E* A,
                         int64_t am, float* C) {
-  const int64_t K = pal_inputs(a, family);
-  const E* W = pack.weight(t.task, family);
-  const float* bias = pack.bias_of(t.task, family);
-  for (int64_t n0 = 0; n0 < a.S; n0 += PW, W += panel_size<E>(K)) {
-    gemm_store(t.rows, imin(PW, a.S - n0), K, A, am, W, C, PW);
-    pal_keep<T>(t.rows, imin(PW, a.S - n0), imin(PW, a.Sp - n0), C, PW, bias ? bias + n0 : nullptr,
-                pal_hidden<T>(a, piece, t.row) + n0, a.Sp);
-  }
+  const int64_t ldc = round_up(a.Sp, PW);
+  pal_product<E>(t.rows, a.S, pal_inputs(a, family), A, am, pack.weight(t.task, family), C, ldc);
+  pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, pack.bias_of(t.task, family), pal_hidden<T>(a, piece, t.row), a.Sp);
 }
 
 // Scores of rows [q0, q0 + rows) against all keys become probabilities, in place; lse gets log(sum(exp)) of each row.
@@ -173,23 +178,26 @@ static void pal_attend(const PalArgs& a, int64_t b, int64_t h) {
   }
 }
 
-// Decoder and activation of a tile.
+// Decoder and activation of a tile, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
-static void pal_decode(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, const E* A, int64_t am, float* C) {
-  const E* W = pack.weight(t.task, kPalDecoder);
+static void pal_decode(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, const E* A, int64_t am) {
+  constexpr int64_t step = sizeof(E) == 2 ? 32 : 24;
+  const int64_t ldc = round_up(a.D, PW);
   const float* bias = pack.bias_of(t.task, kPalDecoder);
-  T* out = static_cast<T*>(a.out) + t.row * a.D;
-  for (int64_t n0 = 0; n0 < a.D; n0 += PW, W += panel_size<E>(a.S)) {
-    const int64_t columns = imin(PW, a.D - n0);
-    gemm_store(t.rows, columns, a.S, A, am, W, C, PW);
-    if (a.pre)
-      pal_keep<T>(t.rows, columns, columns, C, PW, bias ? bias + n0 : nullptr,
-                  static_cast<T*>(a.pre) + t.row * a.D + n0, a.D);
-    for (int64_t m = 0; m < t.rows; m++)
-      for (int64_t n = 0; n < columns; n += VL) {
-        V v = load(C + m * PW + n);
-        if (bias) v += load(bias + n0 + n);
-        store_first(out + m * a.D + n0 + n, activate(a.activation, v), columns - n);
+  float* C = scratch<float>(3, step * ldc);
+  for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
+    const int64_t rows = imin(step, t.rows - m0);
+    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, pack.weight(t.task, kPalDecoder), C, ldc);
+    T* out = static_cast<T*>(a.out) + (t.row + m0) * a.D;
+    if (a.pre) {
+      T* pre = static_cast<T*>(a.pre) + (t.row + m0) * a.D;
+      pal_keep<T>(rows, a.D, a.D, C, ldc, bias, pre, a.D);
+    }
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t n = 0; n < a.D; n += VL) {
+        V v = load(C + m * ldc + n);
+        if (bias) v += load(bias + n);
+        store_first(out + m * a.D + n, activate(a.activation, v), a.D - n);
       }
   }
 }
@@ -212,7 +220,7 @@ static void pal_forward_t(const PalArgs& a) {
                                scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
   };
   parallel(a.tiles, [&](int64_t i0, int64_t i1) {
-    float* C = scratch<float>(2, kPalTileRows * PW);
+    float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
     for (int64_t i = i0; i < i1; i++) {
       const PalTile& t = a.tile[i];
       int64_t am;
@@ -231,7 +239,7 @@ static void pal_forward_t(const PalArgs& a) {
       if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, E>(a, i / a.heads, i % a.heads);
   });
   parallel(a.tiles, [&](int64_t i0, int64_t i1) {
-    float* C = scratch<float>(2, kPalTileRows * PW);
+    float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
     for (int64_t i = i0; i < i1; i++) {
       const PalTile& t = a.tile[i];
       int64_t am;
@@ -240,7 +248,7 @@ static void pal_forward_t(const PalArgs& a) {
         pal_project<T>(a, pack, t, kPalOutput, 5, M, am, C);
         M = rows_of(5, t, &am);
       }
-      pal_decode<T>(a, pack, t, M, am, C);
+      pal_decode<T>(a, pack, t, M, am);
     }
   });
   for (int64_t b = 0; b < a.B; b++)

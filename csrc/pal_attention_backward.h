@@ -32,7 +32,7 @@ static const E* pal_decoded_rows(const PalArgs& a, const PalTile& t, float* deco
 // G = A W (gradient through one square weight), all columns of a tile; G rows are Sp apart, zero beyond S.
 template <class E>
 static void pal_through(const PalArgs& a, const PalTile& t, int64_t K, const E* A, int64_t am, const E* W, float* G) {
-  gemm_store(t.rows, a.S, K, A, am, W, G, a.Sp);
+  pal_product<E>(t.rows, a.S, K, A, am, W, G, a.Sp);
   for (int64_t m = 0; m < t.rows; m++)
     for (int64_t n = a.S; n < a.Sp; n++) G[m * a.Sp + n] = 0.f;
 }
@@ -115,11 +115,13 @@ static void pal_encoder_rows(const PalArgs& a, const PalPack<E>& pack, PalGrads&
   }
   if (a.dx == nullptr) return;
   const E* A = rows_for_product<E>(t.rows, a.S, static_cast<const float*>(du), a.Sp, nullptr, buffer, &am);
-  const E* W = pack.weight(t.task, kPalEncoder);
-  for (int64_t n0 = 0; n0 < a.D; n0 += PW, W += panel_size<E>(a.S)) {
-    const int64_t columns = imin(PW, a.D - n0);
-    gemm_store(t.rows, columns, a.S, A, am, W, one, PW);
-    pal_keep<T>(t.rows, columns, columns, one, PW, nullptr, static_cast<T*>(a.dx) + t.row * a.D + n0, a.D);
+  constexpr int64_t step = sizeof(E) == 2 ? 32 : 24;
+  const int64_t ldc = round_up(a.D, PW);
+  float* C = scratch<float>(3, step * ldc);
+  for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
+    const int64_t rows = imin(step, t.rows - m0);
+    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, pack.weight(t.task, kPalEncoder), C, ldc);
+    pal_keep<T>(rows, a.D, a.D, C, ldc, nullptr, static_cast<T*>(a.dx) + (t.row + m0) * a.D, a.D);
   }
 }
 
