@@ -15,7 +15,7 @@ from .weights import FAMILIES, PalWeights, unflatten
 __all__ = ["aot_cases", "config"]
 
 # element bytes -> tokens, outputs, inputs of a block, warps, stages; nothing spills on sm_80, sm_90, sm_100 and gfx942.
-_CONFIGS = {2: (64, 64, 64, 4, 2), 4: (32, 64, 32, 4, 2)}
+_CONFIGS = {2: (64, 64, 32, 8, 2), 4: (32, 32, 32, 4, 2)}
 
 
 def config(dtype: torch.dtype) -> dict[str, int]:
