@@ -19,7 +19,7 @@ __all__ = ["aot_cases", "config"]
 # sm_90, sm_100 and gfx942 and shared memory fits the smallest; `hfadapt bench triton-static` prints the proof.
 _CONFIGS = (
     (16, 16, 64, 128, 16, 4, 2),
-    (32, 16, 32, 64, 32, 4, 2),
+    (32, 16, 64, 64, 32, 4, 2),
     (1 << 30, 32, 32, 64, 64, 8, 2),
 )
 
