@@ -28,7 +28,7 @@ from .hooks import (
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
 from .root import RootPost, RootPre
-from .slots import Slot
+from .slots import Site, Slot
 from .state import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
 from .verification import verify as verify_slots
 
@@ -235,11 +235,24 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
     if site.source is not None:
         tap = site.source
+        for layer in _owning(model, state, site):
+            # Chunks of a feed-forward would meet a source that holds all tokens; chunking only saves memory.
+            state.original_chunk_sizes.setdefault(layer, model.get_submodule(layer).chunk_size_feed_forward)
+            model.get_submodule(layer).chunk_size_feed_forward = 0
         add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
     if site.shared_layer:
         add_hook(model.get_submodule(site.shared_layer), CallCounter(site.shared_layer))
         if site.shared_layer not in state.call_counters:
             state.call_counters = (*state.call_counters, site.shared_layer)
+
+
+def _owning(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[str]:
+    """Yield the path of the layer of ``site`` if it runs its feed-forward part in chunks."""
+    stack = next(s for s in state.arch.stacks if s.path == site.stack)
+    if site.layer < stack.num_layers:
+        path = stack.layer_paths[site.layer]
+        if getattr(model.get_submodule(path), "chunk_size_feed_forward", 0):
+            yield path
 
 
 def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
@@ -304,6 +317,8 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         from . import attention
 
         attention.disable(model, state.original_attention)
+    for path, size in state.original_chunk_sizes.items():
+        model.get_submodule(path).chunk_size_feed_forward = size
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
     del model.__dict__["_hfadapt"]

@@ -64,6 +64,9 @@ class RootPre(Hook):
             routing = replace(routing, mask=mask if routing.growth is None else routing.growth.repeat(mask))
         elif mask is None and self.path in attachment.decoder_paths:
             routing = replace(routing, mask=None)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and not torch.compiler.is_compiling():
+            routing.cached = int(getattr(cache, "get_seq_length", int)())
         if not inherits:
             asked = kwargs.get("output_attentions")
             routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)

@@ -159,6 +159,7 @@ class Routing:
         batch_size: B.
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
         attentions: The caller asked for attention weights.
+        cached: How many tokens the key-value cache of the call holds.
         growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
@@ -180,6 +181,7 @@ class Routing:
     calls: dict[str, int] = field(default_factory=dict)
     deferred: dict[str, Any] = field(default_factory=dict)
     growth: Growth | None = None
+    cached: int = 0
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)
 

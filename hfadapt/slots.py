@@ -187,6 +187,15 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
     shaped, read = _shape_like_batch(value, size), _shape_like_batch(source, size)
+    if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
+        raise AttachError(
+            problem(
+                "a delta that reads the whole layer's input is called for a part of its tokens",
+                where=f"{delta.site.leaf} ({delta.site.slot})",
+                got=f"{shaped.shape[1]} of {read.shape[1]} tokens: chunked feed-forward",
+                try_="chunk_size_feed_forward=0 in the model's layers",
+            )
+        )
     if shaped.shape[0] != size:
         rows = _repeated(rows, shaped.shape[0])
     dtype = shaped.dtype

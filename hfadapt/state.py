@@ -76,6 +76,7 @@ class Attachment:
     call_counters: tuple[str, ...] = ()
     original_requires_grad: dict[str, bool] = field(default_factory=dict)
     original_attention: Any = None
+    original_chunk_sizes: dict[str, int] = field(default_factory=dict)
     token: int = field(default_factory=lambda: next(_TOKENS))
     shared: nn.ModuleDict | None = None
     steps: tuple[Step, ...] = ()

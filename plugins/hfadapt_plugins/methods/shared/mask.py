@@ -19,12 +19,12 @@ def attention_mask(rows: Rows, source: Tensor, site: Site) -> Tensor | None:
     routing = rows.routing
     tokens = source.shape[1]
     mask = routing.mask
-    if site.causal and mask is not None and mask.shape[1] > tokens:
+    if site.causal and routing.cached:
         raise RoutingError(
             problem(
                 "attention inside a delta cannot decode with a key-value cache",
                 where=site.leaf,
-                got=f"{tokens} new tokens after {mask.shape[1] - tokens} cached ones",
+                got=f"{tokens} new tokens after {routing.cached} cached ones",
                 try_="generate(..., use_cache=False)",
             )
         )
