@@ -236,9 +236,9 @@ def check_gradients_in_float64(case: Case) -> None:
     (output(model, inputs, task_ids=ids) * weight).sum().backward()
     parameters = [p for name in ("one", "two") for p in hfadapt.parameters_of(model, name).values()]
     generator = torch.Generator().manual_seed(5)
-    # Norms in float32 drown small steps and attention bends within large ones: one of several has to agree.
+    # Norms in float32 drown small steps; within large ones attention bends and a ReLU may have its kink.
     float32 = case.model_type in _FLOAT32_NORMS
-    steps, tolerance = ((1e-3, 1e-4, 1e-5), 3e-3) if float32 else ((1e-6,), 1e-4)
+    steps, tolerance = ((1e-3, 1e-4, 1e-5, 1e-6), 3e-3) if float32 else ((1e-6,), 1e-4)
     directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
     slopes = [(p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True) if p.grad is not None]
     slope = sum(slopes)
