@@ -120,6 +120,8 @@ class Run:
         from hfadapt.run.proof import check_mixed_batch, check_reload
 
         start = time.perf_counter()
+        if resume:
+            self._require_checkpoint()
         model = self.build_model()
         base_parameters = self._base_parameters()
         method = " + ".join(config.method for config in self.recipe.method)
@@ -165,6 +167,19 @@ class Run:
         )
         result.write(self.output)
         return result
+
+    def _require_checkpoint(self) -> None:
+        from transformers.trainer_utils import get_last_checkpoint
+
+        folder = self.arguments.output_dir
+        if not Path(folder).is_dir() or get_last_checkpoint(folder) is None:
+            raise ConfigError(
+                problem(
+                    "there is no checkpoint to go on from",
+                    where=str(folder),
+                    try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
+                )
+            )
 
     def _callbacks(self, model: PreTrainedModel) -> list[Any]:
         from hfadapt import plugins

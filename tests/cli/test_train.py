@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,23 @@ def test_an_output_folder_in_use_is_not_overwritten_unasked(recipe: Path, finish
     with pytest.raises(ConfigError, match="--overwrite"):
         hfadapt("train", recipe)
     assert (finished / "results.json").exists()
+
+
+def test_a_run_that_was_cut_off_resumes_to_the_same_numbers(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    options = ["training.save_strategy=epoch", "baselines=[]", "--fast", "--output", tmp_path / "run"]
+    hfadapt("train", recipe, *options)
+    whole = RunResult.read(tmp_path / "run").arms[0]
+    checkpoints = tmp_path / "run" / "checkpoints" / "adapted"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    hfadapt("train", recipe, *options, "--resume")
+    resumed = RunResult.read(tmp_path / "run").arms[0]
+    assert resumed.test == whole.test
+    assert [line["loss"] for line in resumed.history if "loss" in line] == [
+        line["loss"] for line in whole.history if "loss" in line
+    ]
+
+
+def test_resume_without_a_checkpoint_says_how_to_get_one(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="save_strategy=epoch"):
+        hfadapt("train", recipe, "--fast", "--resume", "--output", tmp_path / "run")
