@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def uses_interface(model: nn.Module, stacks: Sequence[StackMap]) -> bool:
     """Whether the attention modules of all stacks look their function up in ``AttentionInterface``.
 
-    The code of the module, or of one around it, says so by the name of transformers' table of functions.
+    The code of the module, or of one around it, says so by the name of transformers' table of functions; and
+    transformers must agree that the function of this model may be changed, which older releases refuse ModernBERT.
     """
-    return all(
+    return all(_may_change(model, stack.path) for stack in stacks) and all(
         _looks_up(model, stack.layer_paths[-1], attention.module)
         for stack in stacks
         for attention in (stack.attention, stack.cross_attention)
@@ -35,3 +36,10 @@ def _looks_up(model: nn.Module, layer: str, module: str) -> bool:
         if not module:
             return False
         module = module.rpartition(".")[0]
+
+
+def _may_change(model: nn.Module, path: str) -> bool:
+    """What transformers itself says of the models around a stack; yes where a release has no such question."""
+    parts = path.split(".")
+    owners = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
+    return all(getattr(owner, "_can_set_attn_implementation", lambda: True)() for owner in owners)
