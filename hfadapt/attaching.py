@@ -28,7 +28,7 @@ from .hooks import (
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
 from .root import RootPost, RootPre
-from .slots import Site, Slot
+from .slots import Site, Slot, fused_node
 from .state import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
 from .verification import verify as verify_slots
 
@@ -213,6 +213,14 @@ def _add(
         if not hasattr(leaf, "hfadapt"):
             leaf.add_module("hfadapt", Slot())
         delta = leaf.hfadapt.delta(place, method.name)
+        if name in delta.names:
+            raise AttachError(
+                problem(
+                    f"two configs of adapter {name!r} want the same place",
+                    where=f"{method.name} at {place.site.leaf}",
+                    try_="two adapters, and hfadapt.Stack of them",
+                )
+            )
         device, dtype = _device_and_dtype(leaf, model)
         delta.add(name, config, shared, device, dtype)
         delta.train(leaf.training)
@@ -275,6 +283,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
             del model.hfadapt_shared[name]
         del state.adapters[name]
     state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
+    drop_fusions(model, state, gone)
     if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
         state.active = None
     state.choose_default()
@@ -287,6 +296,16 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
             del leaf.hfadapt
     if not state.adapters:
         _end(model, state)
+
+
+def drop_fusions(model: PreTrainedModel, state: Attachment, gone: list[str]) -> None:
+    """Remove the fusion layers over adapters that are gone."""
+    old = [node for node in state.fusions if _mentions(node, gone)]
+    for node in old:
+        del state.fusions[node]
+        for _, slot in slots_of(model):
+            for key in [k for k in slot.fusions if fused_node(k) == node.key]:
+                del slot.fusions[key]
 
 
 def remove_hooks_of_slot(leaf: nn.Module) -> None:

@@ -25,7 +25,7 @@ from .composition import Average
 from .delta import Delta
 from .errors import AttachError, problem
 from .routing import Routing, Rows, current
-from .slots import Slot, applies
+from .slots import applies
 
 __all__ = ["SUPPORTED", "AttentionCall", "AttentionDelta", "disable", "enable", "implementation"]
 
@@ -102,17 +102,20 @@ class _Twin:
         slot = getattr(module, "hfadapt", None)
         if routing is None or slot is None:
             return call.run()
-        return _chain(call, _pending(slot, routing.for_batch(query.shape[0]), query, module))
+        deltas = [delta for delta in slot.side("attention") if applies(delta, routing)]
+        if not deltas:  # under Parallel the rows are not repeated yet where nothing applies
+            return call.run()
+        return _chain(call, _pending(deltas, routing.for_batch(query.shape[0]), query, module))
 
 
-def _pending(slot: Slot, routing: Routing, query: Tensor, module: nn.Module) -> list[_Item]:
+def _pending(deltas: Sequence[Delta], routing: Routing, query: Tensor, module: nn.Module) -> list[_Item]:
     """What runs at this module, step by step: deltas with their rows, or averages of them."""
     pending: list[_Item] = []
     for index, step in enumerate(routing.steps):
-        for delta in slot.side("attention"):
+        if not routing.takes_part(index):
+            continue
+        for delta in deltas:
             assert isinstance(delta, AttentionDelta)
-            if not applies(delta, routing):
-                continue
             if step.kind == "average":
                 pending.append(_Average(delta, index, routing, module))
             elif step.kind == "select":

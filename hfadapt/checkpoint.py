@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .activation import compose
 from .atomic import atomic_folder
 from .attaching import attach, detach
-from .composition import parse, to_json
+from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
 from .freezing import head_modules
 from .state import attachment, find_attachment, parameters_of
@@ -87,7 +87,7 @@ def state_of(model: PreTrainedModel, names: Iterable[str] | None = None, head: b
     for name in state.names if names is None else names:
         for key, parameter in parameters_of(model, name).items():
             tensors[key.removeprefix(prefix)] = parameter.detach()
-    for path, delta in _fusions(model):
+    for path, delta in _fusions(model, names):
         for key, parameter in delta.named_parameters():
             tensors[f"{path.removeprefix(prefix)}.{key}"] = parameter.detach()
     if head:
@@ -97,14 +97,26 @@ def state_of(model: PreTrainedModel, names: Iterable[str] | None = None, head: b
     return tensors
 
 
-def _fusions(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+def _fusions(model: PreTrainedModel, names: Iterable[str] | None = None) -> list[tuple[str, nn.Module]]:
+    from .slots import fused_node
     from .state import slots_of
 
+    names = None if names is None else tuple(names)
     return [
         (f"{path}.hfadapt.fusions.{key}", fusion)
         for path, slot in slots_of(model)
         for key, fusion in slot.fusions.items()
+        if names is None or all(n in names for n in fused_node(key).split(","))
     ]
+
+
+def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
+    """Make the fusion layers that ``adapter_config.json`` names."""
+    from . import plugins
+
+    for entry in data.get("fusions", ()):
+        fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
+        plugins.methods()[entry["method"]].restore_fusion(model, Fuse(*entry["adapters"]), fields, entry["kept"])
 
 
 def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Any]:
@@ -122,6 +134,11 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
         "compositions": {
             k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
         },
+        "fusions": [
+            {**f.config.to_dict(), "adapters": list(node.children), "kept": {k: list(v) for k, v in f.kept.items()}}
+            for node, f in state.fusions.items()
+            if _covered(node, chosen)
+        ],
         "active": state.active if isinstance(state.active, str) and state.active in chosen else None,
         "head": list(state.head_paths),
         "versions": _versions(),
@@ -277,6 +294,7 @@ def load(
     for configs, names in groups.items():
         attach(model, json.loads(configs), names=names, train_head=bool(data.get("head")) or None, verify=False)
     try:
+        restore_fusions(model, data)
         for name, tree in data.get("compositions", {}).items():
             compose(model, name, parse(tree))  # type: ignore[arg-type]
         apply_tensors(model, tensors, list(data["adapters"]), folder, strict)
@@ -337,7 +355,7 @@ def apply_tensors(
     for name in names:
         for key, parameter in parameters_of(model, name).items():
             targets[key.removeprefix(prefix)] = parameter
-    for path, fusion in _fusions(model):
+    for path, fusion in _fusions(model, names):
         for key, parameter in fusion.named_parameters():
             targets[f"{path.removeprefix(prefix)}.{key}"] = parameter
     heads = {k.removeprefix(_HEAD).rpartition(".")[0] for k in tensors if k.startswith(_HEAD)}

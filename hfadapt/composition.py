@@ -19,6 +19,7 @@ __all__ = [
     "Parallel",
     "Stack",
     "adapter_names",
+    "fuse_nodes",
     "parse",
     "steps_of",
     "to_json",
@@ -130,6 +131,15 @@ def adapter_names(node: Node) -> Iterator[str]:
     else:
         for child in node.children:
             yield from adapter_names(child)
+
+
+def fuse_nodes(node: Node) -> Iterator[Fuse]:
+    """Yield every ``Fuse`` in the tree, left to right."""
+    if isinstance(node, Fuse):
+        yield node
+    elif isinstance(node, Composition):
+        for child in node.children:
+            yield from fuse_nodes(child)
 
 
 def to_json(node: Node) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .routing import Rows
     from .slots import Site
 
-__all__ = ["Delta", "Weights", "check_adapter_name"]
+__all__ = ["Delta", "FusionPart", "Weights", "check_adapter_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 
@@ -40,6 +41,25 @@ class Weights(nn.Module):
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
         self.config = config
+
+
+@dataclass
+class FusionPart:
+    """One adapter's share in AdapterFusion: ``u = scale (up hidden + bias)``, kept apart so that u need not be formed.
+
+    Args:
+        query: ``[B, T, D]``, what the adapter reads, or where that has another width, what it changes.
+        hidden: ``[B, T, R]``.
+        up: ``[D, R]``.
+        bias: ``[D]`` or None.
+        scale: A number or a tensor of one element.
+    """
+
+    query: Tensor
+    hidden: Tensor
+    up: Tensor
+    bias: Tensor | None
+    scale: float | Tensor
 
 
 class Delta(nn.Module):
@@ -113,6 +133,14 @@ class Delta(nn.Module):
             source: The tensor that the site reads; ``value`` itself for serial deltas.
             rows: Which adapter each row uses; rows without one keep ``value`` bit for bit.
         """
+        raise NotImplementedError
+
+    def cannot_fuse(self, name: str) -> str:
+        """Say why AdapterFusion cannot attend over the adapter ``name`` here; "" when it can."""
+        return "its change is not a projection of a bottleneck"
+
+    def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
+        """Return what AdapterFusion needs of the adapter ``name``; arguments as of ``forward``."""
         raise NotImplementedError
 
     def merge(self, name: str, leaf: nn.Module) -> None:

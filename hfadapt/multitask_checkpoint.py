@@ -268,6 +268,7 @@ def _rebuild(
     own = any(task.head.kind == "own" for task in tasks)
     for name, method in configs.items():
         attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
+    checkpoint.restore_fusions(base, data)
     for name, tree in data.get("compositions", {}).items():
         compose(base, name, parse(tree))
     config = HFAdaptConfig(

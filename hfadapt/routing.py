@@ -264,6 +264,13 @@ class Routing:
                 used.update((step.names[i], None) for i in chosen)
         return tuple(used)
 
+    def takes_part(self, index: int) -> bool:
+        """Say whether any row may be in step ``index``; in a traced graph, where rows are unknown, any may."""
+        table = self.steps[index].table
+        if self.ids is None:
+            return table[self.uniform] >= 0
+        return self.id_list is None or all_tasks_take_part() or any(table[i] >= 0 for i in self.id_list)
+
     def members(self, index: int, device: torch.device) -> Tensor | None:
         """Return a bool ``[B]`` of the rows in an average or fuse step, or None when every row is in it."""
         table = self.steps[index].table

@@ -6,19 +6,22 @@ layer of one model: a leaf module, which side of it is changed, and which other 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .composition import Average
+from .composition import Average, Fuse
 from .delta import Delta
 from .errors import AttachError, problem
 from .routing import Routing, Rows, current
 
 if TYPE_CHECKING:
     from .method import Place
+
+_FUSION_KEY = re.compile(r"__(input|output)(__d\d+)?$")
 
 __all__ = ["Site", "Slot", "Tap", "run_slot"]
 
@@ -126,6 +129,16 @@ class Slot(nn.Module):
         self._sides = {side: tuple(deltas) for side, deltas in sides.items()}
 
 
+def fusion_key(node: str, site: Site) -> str:
+    """The name of the fusion layer that serves a place, among ``Slot.fusions``."""
+    return f"{node}__{site.side}" + (f"__d{site.layer}" if site.shared_layer else "")
+
+
+def fused_node(key: str) -> str:
+    """The key of the node that a fusion layer's name stands for: the inverse of `fusion_key`."""
+    return _FUSION_KEY.sub("", key)
+
+
 def applies(delta: Delta, routing: Routing) -> bool:
     """Say whether ``delta`` takes part at the depth the forward pass is at: not dropped, and its own call."""
     site = delta.site
@@ -143,6 +156,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
     last = (len(routing.steps) - 1, deltas[-1]) if deltas and slot.fuses_norm and side == "input" else None
     for index, step in enumerate(routing.steps):
+        if not routing.takes_part(index):
+            continue
         for delta in deltas:
             if last == (index, delta) and step.kind == "select" and _defer(delta, index, value, leaf, routing):
                 return value
@@ -151,10 +166,10 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             elif step.kind == "average":
                 value = _run_average(delta, index, value, leaf_input, leaf, routing)
             else:
-                key = step.node.key if step.node is not None else ""
-                fusion = slot.fusions.get(f"{key}__{side}", None)
-                if fusion is not None:
-                    value = fusion(value, leaf_input, leaf, routing, index)
+                assert isinstance(step.node, Fuse)
+                key = fusion_key(step.node.key, delta.site)
+                if key in slot.fusions:
+                    value = slot.fusions[key](value, leaf_input, leaf, routing, index)
                     break  # one fusion attends over every delta of this side
     return value
 

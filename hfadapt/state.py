@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .composition import Composition, Node, Parallel, adapter_names
+from .composition import Composition, Fuse, Node, Parallel, adapter_names, fuse_nodes
 from .delta import Delta
 from .errors import AttachError, CompositionError, did_you_mean, problem
 from .routing import Routing, Step, plan
@@ -43,6 +43,19 @@ class Adapter:
 
 
 @dataclass
+class Fusion:
+    """AdapterFusion over some adapters.
+
+    Args:
+        config: Its config.
+        kept: For each pruned layer (by path), the adapters that are left.
+    """
+
+    config: MethodConfig
+    kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
 class Attachment:
     """The state of an adapted model, kept at ``model._hfadapt``.
 
@@ -50,6 +63,7 @@ class Attachment:
         arch: The model's architecture map.
         adapters: By name, in the order of their ids.
         compositions: Further routable names and what they stand for.
+        fusions: AdapterFusion layers by the node they serve.
         active: The name, number or list of names used when a call has no ``task_ids``.
         parallel: The composition that every row goes through, when ``Parallel`` is active.
         parallel_layers: By stack, the layers at which its adapters have deltas.
@@ -63,6 +77,7 @@ class Attachment:
     arch: ArchitectureMap
     adapters: dict[str, Adapter] = field(default_factory=dict)
     compositions: dict[str, Node] = field(default_factory=dict)
+    fusions: dict[Fuse, Fusion] = field(default_factory=dict)
     active: Any = None
     parallel: Parallel | None = None
     parallel_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -119,6 +134,16 @@ class Attachment:
                     try_=did_you_mean(missing[0], self.adapters),
                 )
             )
+        for fuse in fuse_nodes(node):
+            if fuse not in self.fusions:
+                raise CompositionError(
+                    problem(
+                        "there is no fusion layer for this composition",
+                        got=repr(fuse),
+                        allowed=", ".join(map(repr, self.fusions)) or "none was added",
+                        try_=f"hfadapt.add_fusion(model, {fuse!r})",
+                    )
+                )
 
     def choose_default(self) -> None:
         """Make the only adapter active; with several of them nothing is, unless the user said so."""

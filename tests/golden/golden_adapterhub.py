@@ -99,6 +99,7 @@ def base(arch: str, **more: Any) -> PreTrainedModel:
             relative_attention_num_buckets=weights[
                 "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
             ].shape[0],
+            relative_attention_max_distance=16,
             **more,
         )
         model: PreTrainedModel = T5Model(config)

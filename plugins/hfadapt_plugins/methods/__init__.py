@@ -8,6 +8,7 @@ from hfadapt import hookimpl
 
 from . import bottleneck, top
 from .bottleneck import BottleneckMethod
+from .fusion import FusionMethod
 from .invertible import InvertibleMethod
 from .lhuc import LHUCMethod
 from .lora import LoRAMethod
@@ -25,6 +26,7 @@ __all__ = ["register_methods"]
 @hookimpl
 def register_methods(registry: Any) -> None:
     """Add every method and preset."""
+    registry.add("fusion", FusionMethod())
     registry.add("lora", LoRAMethod())
     registry.add("low_rank", LowRankMethod())
     registry.add("pal", PALMethod())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Weights
 from hfadapt.architecture import linear_sizes
+from hfadapt.delta import FusionPart
 from hfadapt.errors import AttachError, problem
 from hfadapt_kernels import grouped_lora
 
@@ -63,6 +64,18 @@ class LoRADelta(Delta):
         whole = value.unflatten(-1, (blocks, -1))
         changed = whole[..., start:stop] + update.unflatten(-1, (blocks, -1))
         return whole.slice_scatter(changed, -1, start, stop).flatten(-2)
+
+    def cannot_fuse(self, name: str) -> str:
+        """A whole linear's ungated update can be fused."""
+        if self.site.part is not None:
+            return "it changes a slice of a fused linear"
+        return "a gate stands behind its projections" if self.config(name).gate != "none" else ""
+
+    def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
+        """The update as a bottleneck without activation; the fusion's query is the linear's output."""
+        config, inside = self.config(name), self.adapters[name]
+        read = nn.functional.dropout(source, config.dropout, self.training)
+        return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, None, config.scale)
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the weight of ``leaf``."""

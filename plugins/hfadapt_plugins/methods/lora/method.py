@@ -25,7 +25,7 @@ class LoRAMethod(Method):
 
     name = "lora"
     config_class = LoRA
-    capabilities = Capabilities(mergeable=True, ops=("grouped_lora",))
+    capabilities = Capabilities(mergeable=True, fusable=True, ops=("grouped_lora",))
     family = "unified view"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     summary = "low-rank update of any linear, also of the slices of a fused one"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
-from hfadapt_kernels import parallel_adapter_norm
+from hfadapt.delta import FusionPart
+from hfadapt_kernels import TaskBatch, get_activation, parallel_adapter_norm
 
 from .initial import init_pair
 from .norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
@@ -146,6 +148,26 @@ class UpDownDelta(Delta):
         else:
             changed = value + self.normed(change, "after", rows)
         return keep_without_adapter(rows, changed, value)
+
+    def cannot_fuse(self, name: str) -> str:
+        form = self.form(name)
+        if form.gate or form.norm_after:
+            return "a gate or a norm of its own stands behind its projections"
+        return ""
+
+    def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
+        one = Rows((name,), TaskBatch.single(value.shape[0], value.device), rows.routing, rows.leaf)
+        read = self.read(value, source, one)
+        form, inside = self.form(name), self.weights_of(name)
+        low = F.linear(self.normed(read, "before", one), inside.down, inside.down_bias if form.bias else None)
+        low = F.dropout(get_activation(form.activation).fn(low), form.dropout, self.training)
+        up, (bias,) = self.weights("up", [name])[0], self.weights("up_bias", [name]) if form.bias else (None,)
+        scale: Any = form.scale
+        if isinstance(scale, str):
+            scale = 2 * torch.sigmoid(inside.scale) if scale == "lhuc" else inside.scale
+            if scale.numel() > 1:  # one a hidden unit: part of the projection
+                up, bias, scale = up * scale.unsqueeze(1), None if bias is None else bias * scale, 1.0
+        return FusionPart(read if read.shape == value.shape else value, low, up, bias, scale)
 
     def project(self, value: Tensor, read: Tensor, rows: Rows, **norm: Any) -> Tensor:
         """Call the kernel."""

@@ -1,0 +1,163 @@
+"""Adding fusion layers to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hfadapt import Fuse, activate, attachment, freeze, sites
+from hfadapt.errors import CompositionError, problem
+from hfadapt.hooks import TapInput, add_hook
+from hfadapt.slots import Site, Tap, fusion_key
+from hfadapt.state import Fusion, deltas_of
+
+from .config import FusionConfig, read_config
+from .layer import FusionLayer, deltas_with
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt import ArchitectureMap
+    from hfadapt.state import Attachment
+
+__all__ = ["add_fusion", "fusion_layers", "make_layers"]
+
+_SUMS = ("ffn_sum", "attention_sum", "cross_sum", "layer_sum")
+
+
+def add_fusion(
+    model: PreTrainedModel,
+    node: Fuse | tuple[str, ...] | list[str],
+    config: str | FusionConfig | Mapping[str, Any] = "dynamic",
+    *,
+    train_adapters: bool = False,
+    activate_it: bool = True,
+) -> int:
+    """Add AdapterFusion over adapters that are attached, and train it alone.
+
+    Args:
+        model: An adapted model.
+        node: The adapters: ``Fuse("a", "b")`` or their names.
+        config: ``"dynamic"``, ``"static"``, a config or its fields.
+        train_adapters: Leave the adapters trainable; by default they are frozen, as in the paper's second stage.
+        activate_it: Use the fusion in calls without ``task_ids``.
+
+    Returns:
+        How many parameters the fusion layers have.
+
+    Raises:
+        CompositionError: an adapter is not attached, cannot be fused, is not at the same places as the others, or the
+            fusion exists.
+    """
+    state = attachment(model)
+    node = node if isinstance(node, Fuse) else Fuse(*node)
+    chosen = read_config(config)
+    layers = make_layers(model, node, chosen)
+    if not train_adapters:
+        freeze(model, [str(c) for c in node.children])
+    if activate_it:
+        activate(model, node)
+    state.changed()
+    return sum(p.numel() for layer in layers.values() for p in layer.parameters())
+
+
+def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dict[str, FusionLayer]:
+    """Create the fusion layers of ``node``; return them by the path of their leaf and side.
+
+    Raises:
+        CompositionError: see `add_fusion`.
+    """
+    state = attachment(model)
+    names = tuple(str(c) for c in node.children)
+    for name in names:
+        if name not in state.adapters:
+            state.check(node)
+    if node in state.fusions:
+        raise CompositionError(problem("the fusion exists", got=repr(node), try_="hfadapt.activate(model, node)"))
+    wanted = _places(model, names)
+    plan = [_check(model, state, names, key, sites_) for key, sites_ in wanted.items()]
+    made: dict[str, FusionLayer] = {}
+    for site in plan:
+        leaf = model.get_submodule(site.leaf)
+        residual = _residual(state.arch, site)
+        layer = FusionLayer(config, names, site.width, site.side, residual)
+        like = next(p for d in leaf.hfadapt.side(site.side) for p in d.parameters())  # type: ignore[union-attr]
+        layer.to(device=like.device, dtype=like.dtype).train(leaf.training)
+        key = fusion_key(node.key, site)
+        leaf.hfadapt.fusions[key] = layer  # type: ignore[union-attr]
+        if residual is not None:
+            add_hook(model.get_submodule(residual.leaf), TapInput(residual.key))
+        made[f"{site.leaf}.{key}"] = layer
+    state.fusions[node] = Fusion(config)
+    return made
+
+
+def fusion_layers(model: nn.Module, node: Fuse | None = None) -> dict[str, FusionLayer]:
+    """Return the fusion layers of a model by path; those of one node when it is given."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, FusionLayer) and (node is None or set(module.names) == {str(c) for c in node.children})
+    }
+
+
+def _places(model: PreTrainedModel, names: tuple[str, ...]) -> dict[tuple[str, str, int], dict[str, Site]]:
+    """Every place of the adapters: (leaf, side, depth of a shared layer) to the site of each adapter there."""
+    found: dict[tuple[str, str, int], dict[str, Site]] = {}
+    for name in names:
+        for path, delta in deltas_of(model, name):
+            site = delta.site
+            why = delta.cannot_fuse(name)
+            if why:
+                raise CompositionError(
+                    problem(
+                        f"adapter {name!r} cannot be fused",
+                        where=path.partition(".hfadapt.")[0],
+                        got=f"{delta.config(name).method}: {why}",
+                        allowed="bottleneck and parallel adapters, low rank, LoRA",
+                        try_="hfadapt.Average of the adapters",
+                    )
+                )
+            depth = site.layer if site.shared_layer else -1
+            found.setdefault((site.leaf, site.side, depth), {})[name] = site
+    return found
+
+
+def _check(
+    model: PreTrainedModel,
+    state: Attachment,
+    names: tuple[str, ...],
+    key: tuple[str, str, int],
+    found: dict[str, Site],
+) -> Site:
+    leaf, side, depth = key
+    missing = [n for n in names if n not in found]
+    if missing:
+        raise CompositionError(
+            problem(
+                "the adapters to fuse are not at the same places",
+                where=leaf,
+                got=f"{', '.join(found)} there, {', '.join(missing)} not",
+                try_="adapters of one method with the same layers and sub-layers",
+            )
+        )
+    module = model.get_submodule(leaf)
+    double = [n for n in names if len(deltas_with(module, side, n, depth)) > 1]
+    if double:
+        raise CompositionError(
+            problem("an adapter to fuse has two deltas at one place", where=leaf, got=", ".join(double))
+        )
+    return found[names[-1]]
+
+
+def _residual(arch: ArchitectureMap, site: Site) -> Tap | None:
+    """Where a place changes the sum f + a, the tensor a."""
+    if site.slot not in _SUMS or site.side != "input":
+        return None
+    stack = next(s for s in arch.stacks if s.path == site.stack)
+    layer = stack.layer(site.layer)
+    if site.slot in ("ffn_sum", "layer_sum"):
+        return sites.ffn_input(layer)
+    return sites.attention_input(layer, cross=True) if site.slot == "cross_sum" else sites.layer_input(layer)

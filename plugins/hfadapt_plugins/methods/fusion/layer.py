@@ -1,0 +1,157 @@
+"""One fusion layer: attention over the adapters of one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hfadapt.slots import Tap, applies, source_of
+from hfadapt_kernels import TaskBatch, adapter_fusion
+
+if TYPE_CHECKING:
+    from hfadapt import Delta
+    from hfadapt.delta import FusionPart
+    from hfadapt.routing import Routing
+
+    from .config import FusionConfig
+
+__all__ = ["FusionLayer"]
+
+_START, _STEPS = 50.0, 1000.0
+
+
+class FusionLayer(nn.Module):
+    """``value + sum_n p_n V u_n`` at one side of a leaf.
+
+    Args:
+        config: The options.
+        names: The adapters.
+        width: D.
+        side: ``"input"`` or ``"output"``.
+        residual: Where ``value`` is the sum f + a, the tap that holds a; else None.
+    """
+
+    def __init__(
+        self, config: FusionConfig, names: tuple[str, ...], width: int, side: str, residual: Tap | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.names = names
+        self.kept = names
+        self.side = side
+        self.residual = residual
+        self.width = width
+        self.record: Any = None
+        if config.query:
+            self.query_weight = nn.Parameter(torch.empty(width, width).normal_(std=0.02))
+            self.query_bias = nn.Parameter(torch.zeros(width))
+        if config.key:
+            self.key_weight = nn.Parameter(torch.empty(width, width).normal_(std=0.02))
+            self.key_bias = nn.Parameter(torch.zeros(width))
+        if config.value:
+            near = torch.full((width, width), 1e-6).fill_diagonal_(1.0)
+            self.value_weight = nn.Parameter(near)
+        if config.temperature:
+            # A parameter that no optimizer gets: it is saved and loaded with the others.
+            self.temperature = nn.Parameter(torch.tensor(_START), requires_grad=False)
+
+    def forward(
+        self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing, index: int
+    ) -> Tensor:
+        """Return the changed tensor; rows outside the step keep ``value``."""
+        names, parts = self.parts(value, leaf_input, leaf, routing)
+        if not parts:
+            return value
+        residual = self.residual_of(value, routing)
+        query = residual if self.config.query_before_ln else parts[-1].query
+        identity = self._identity(value)
+        query_weight, query_bias = self._pair("query", identity)
+        key_weight, key_bias = self._pair("key", identity)
+        value_weight = getattr(self, "value_weight", identity)
+        if self.config.temperature:
+            # Dividing the queries divides the scores; a number would be read from the device.
+            query_weight = query_weight / self.temperature
+            query_bias = None if query_bias is None else query_bias / self.temperature
+        biased = any(p.bias is not None for p in parts)
+        mixed, weights = adapter_fusion(
+            query.to(value.dtype),
+            [p.hidden for p in parts],
+            [p.up for p in parts],
+            [value.new_zeros(self.width) if p.bias is None else p.bias for p in parts] if biased else None,
+            [p.scale for p in parts],
+            query_weight,
+            query_bias,
+            key_weight,
+            key_bias,
+            value_weight,
+            dropout=self.config.dropout,
+            training=self.training,
+            return_weights=True,
+        )
+        if self.config.residual_before and self.config.value:
+            mixed = mixed + nn.functional.linear(residual, value_weight) - residual
+        if self.record is not None:
+            self.record.add(names, weights.detach(), routing)
+        self._cool()
+        changed = value + mixed.to(value.dtype)
+        inside = routing.members(index, value.device)
+        if inside is None:
+            return changed
+        repeats = value.shape[0] // inside.shape[0]
+        inside = inside.repeat_interleave(repeats) if repeats > 1 else inside
+        return torch.where(inside.view(-1, *(1,) * (value.dim() - 1)), changed, value)
+
+    def parts(
+        self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
+    ) -> tuple[list[str], list[FusionPart]]:
+        """What each adapter that takes part here adds."""
+        from hfadapt import Rows
+
+        names: list[str] = []
+        parts: list[FusionPart] = []
+        for name in self.kept:
+            for delta in leaf.hfadapt.side(self.side):  # type: ignore[union-attr]
+                if name in delta.names and applies(delta, routing):
+                    batch = TaskBatch.single(value.shape[0], value.device)
+                    source = source_of(delta, value, leaf_input, routing)
+                    parts.append(delta.fusion_part(name, value, source, Rows((name,), batch, routing, leaf)))
+                    names.append(name)
+        return names, parts
+
+    def residual_of(self, value: Tensor, routing: Routing) -> Tensor:
+        """The sub-layer's output f, without the residual stream a."""
+        return value if self.residual is None else value - routing.taps[self.residual.key].view_as(value)
+
+    def regularizer(self) -> Tensor | None:
+        """``weight * ||V - I||_F^2``, or None where V is fixed or free."""
+        if not (self.config.value and self.config.regularization):
+            return None
+        difference = self.value_weight - torch.eye(
+            self.width, dtype=self.value_weight.dtype, device=self.value_weight.device
+        )
+        return self.config.regularization_weight * difference.square().sum()
+
+    def _identity(self, like: Tensor) -> Tensor:
+        if self.config.query and self.config.key and self.config.value:
+            return like  # not used
+        return torch.eye(self.width, dtype=like.dtype, device=like.device)
+
+    def _pair(self, which: str, identity: Tensor) -> tuple[Tensor, Tensor | None]:
+        return getattr(self, f"{which}_weight", identity), getattr(self, f"{which}_bias", None)
+
+    def _cool(self) -> None:
+        """Lower the temperature by one training step; evaluation leaves it as it is."""
+        if self.config.temperature and self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.temperature.sub_(_START / _STEPS).clamp_min_(1.0)
+
+
+def deltas_with(leaf: nn.Module, side: str, name: str, depth: int) -> list[Delta]:
+    """The deltas at one side of a leaf (and one depth of a shared layer) that have the adapter ``name``."""
+    return [
+        d
+        for d in leaf.hfadapt.side(side)  # type: ignore[union-attr]
+        if name in d.names and (not d.site.shared_layer or d.site.layer == depth)
+    ]
