@@ -174,7 +174,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     return value
 
 
-def _shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
+def shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
     """View ``[B * T, D]`` (models that flatten their feed-forward input) as ``[B, T, D]``."""
     if tensor.dim() == 2 and tensor.shape[0] != batch_size and batch_size and tensor.shape[0] % batch_size == 0:
         return tensor.view(batch_size, -1, tensor.shape[-1])
@@ -201,7 +201,7 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
 def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
-    shaped, read = _shape_like_batch(value, size), _shape_like_batch(source, size)
+    shaped, read = shape_like_batch(value, size), shape_like_batch(source, size)
     if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
         raise AttachError(
             problem(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfadapt.slots import Tap, applies, source_of
+from hfadapt.slots import Tap, applies, shape_like_batch, source_of
 from hfadapt_kernels import TaskBatch, adapter_fusion
 
 if TYPE_CHECKING:
@@ -61,6 +61,19 @@ class FusionLayer(nn.Module):
         self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing, index: int
     ) -> Tensor:
         """Return the changed tensor; rows outside the step keep ``value``."""
+        shaped = _with_tokens(value, routing)
+        if not torch.is_autocast_enabled(value.device.type):
+            shaped = shaped.to(next(self.parameters(), value).dtype)
+        changed = self.mix(shaped, leaf_input, leaf, routing)
+        inside = routing.members(index, value.device)
+        if inside is not None:
+            repeats = shaped.shape[0] // inside.shape[0]
+            inside = inside.repeat_interleave(repeats) if repeats > 1 else inside
+            changed = torch.where(inside.view(-1, 1, 1), changed, shaped)
+        return changed.to(value.dtype).view(value.shape)
+
+    def mix(self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing) -> Tensor:
+        """``value + sum_n p_n V u_n`` for every row; ``value`` is ``[B, T, D]``."""
         names, parts = self.parts(value, leaf_input, leaf, routing)
         if not parts:
             return value
@@ -95,13 +108,7 @@ class FusionLayer(nn.Module):
         if self.record is not None:
             self.record.add(names, weights.detach(), routing)
         self._cool()
-        changed = value + mixed.to(value.dtype)
-        inside = routing.members(index, value.device)
-        if inside is None:
-            return changed
-        repeats = value.shape[0] // inside.shape[0]
-        inside = inside.repeat_interleave(repeats) if repeats > 1 else inside
-        return torch.where(inside.view(-1, *(1,) * (value.dim() - 1)), changed, value)
+        return value + mixed.to(value.dtype)
 
     def parts(
         self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
@@ -115,7 +122,7 @@ class FusionLayer(nn.Module):
             for delta in leaf.hfadapt.side(self.side):  # type: ignore[union-attr]
                 if name in delta.names and applies(delta, routing):
                     batch = TaskBatch.single(value.shape[0], value.device)
-                    source = source_of(delta, value, leaf_input, routing)
+                    source = _with_tokens(source_of(delta, value, leaf_input, routing), routing).to(value.dtype)
                     parts.append(delta.fusion_part(name, value, source, Rows((name,), batch, routing, leaf)))
                     names.append(name)
         return names, parts
@@ -146,6 +153,12 @@ class FusionLayer(nn.Module):
         if self.config.temperature and self.training and torch.is_grad_enabled():
             with torch.no_grad():
                 self.temperature.sub_(_START / _STEPS).clamp_min_(1.0)
+
+
+def _with_tokens(tensor: Tensor, routing: Routing) -> Tensor:
+    """View ``[B T, D]`` (OPT's feed-forward part) and ``[B, D]`` as ``[B, T, D]``."""
+    tensor = shape_like_batch(tensor, routing.batch_size)
+    return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor
 
 
 def deltas_with(leaf: nn.Module, side: str, name: str, depth: int) -> list[Delta]:
