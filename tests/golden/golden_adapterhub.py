@@ -7,6 +7,7 @@ names; ``init_weights`` is of no interest, all weights are given; ``leave_out`` 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,3 +160,33 @@ def adapted(golden: Golden, **more: Any) -> PreTrainedModel:
     unused = [k for k in golden.tensors if k.startswith("new.") and k not in used]
     assert not unused, unused
     return model
+
+
+def attach_saved(model: PreTrainedModel, folder: Path, name: str, layers: int) -> None:
+    """Attach the bottleneck adapter that ``save_adapter`` wrote to ``folder`` as ``name``, invertible part included."""
+    data = json.loads((folder / "adapter_config.json").read_text())
+    config, theirs = data["config"], data["name"]
+    weights = load_file(str(folder / "adapter.safetensors"))
+    out = set(config.get("leave_out") or ())
+    chosen = tuple(i for i in range(layers) if i not in out) if out else "all"
+    methods: list[Any] = [dataclasses.replace(bottleneck({**config, "leave_out": []}), layers=chosen)]
+    if config.get("inv_adapter"):
+        factor = config["inv_adapter_reduction_factor"]
+        methods.append(hfadapt.Invertible(config["inv_adapter"], factor, config["non_linearity"]))
+    hfadapt.attach(model, tuple(methods), name)
+    for path, parameter in hfadapt.parameters_of(model, name).items():
+        key = _saved_name(path, theirs, config["ln_before"])
+        parameter.data.copy_(weights[key].view(parameter.shape))
+
+
+def _saved_name(path: str, name: str, ln_before: bool) -> str:
+    if path.startswith("hfadapt_shared"):
+        function, part, kind = path.split(".")[-3:]
+        return f"invertible_adapters.{name}.{function}.{ {'inner': 0, 'outer': 2}[part] }.{kind}"
+    leaf = path.rpartition(".")[2]
+    if leaf.startswith("norm_"):
+        owner = reference_name(path.removesuffix(leaf) + "up", name).removesuffix("adapter_up.weight")
+        _, where, kind = leaf.split("_")
+        return f"{owner}adapter_norm_{where}.{kind}"
+    found = reference_name(path, name)
+    return found.replace("adapter_down.0", "adapter_down.1") if ln_before else found

@@ -7,6 +7,8 @@ import re
 import golden_adapterhub as hub
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import BertModel
 
 import hfadapt
 
@@ -69,3 +71,18 @@ def test_parallel_composition_of_parallel_adapters(file: str) -> None:
     for part, states in together.items():
         want = torch.cat([one[part][-1] for one in alone])
         torch.testing.assert_close(states[-1], want, rtol=0, atol=1e-9 if golden.arch != "t5" else 1e-5)
+
+
+@pytest.mark.parametrize("case", ["seq_bn_inv", "seq_bn_ln_before_after", "adapterdrop_leave_out", "stack3"])
+@torch.no_grad()
+def test_folders_that_the_library_saved(case: str) -> None:
+    """Float32 outputs of AdapterHub, from the weights it wrote."""
+    folder = hub.DATA / "saved"
+    model = BertModel.from_pretrained(folder / "base").eval()
+    names = ["a", "b", "c"] if case == "stack3" else ["x"]
+    for name in names:
+        hub.attach_saved(model, folder / case / name, name, model.config.num_hidden_layers)
+    hfadapt.activate(model, hfadapt.Stack(*names) if len(names) > 1 else "x")
+    got = model(**load_file(str(folder / "inputs.safetensors"))).last_hidden_state
+    want = load_file(str(folder / case / "expected.safetensors"))["last_hidden_state"]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)

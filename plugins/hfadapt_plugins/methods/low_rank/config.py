@@ -55,4 +55,5 @@ class LowRank(MethodConfig):
             "lhuc" if self.lhuc else 1.0,
             self.init,
             norm_after="sum" if self.position == "serial" else "",
+            norm_eps=None,
         )

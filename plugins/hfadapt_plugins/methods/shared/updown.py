@@ -34,6 +34,7 @@ class UpDown:
         init: One of ``INITS``.
         norm_before: A LayerNorm of the adapter's own on what it reads.
         norm_after: A LayerNorm of the adapter's own: ``"delta"`` on what it adds, ``"sum"`` on value and delta.
+        norm_eps: Epsilon of these norms; None takes that of the base's norm at the site.
         gate: Multiply what is added by the mean over positions of ``sigmoid(w x + c)`` (UniPELT, Mao et al. 2022).
     """
 
@@ -45,6 +46,7 @@ class UpDown:
     init: str = "identity"
     norm_before: bool = False
     norm_after: str = ""
+    norm_eps: float | None = 1e-5
     gate: bool = False
 
     @property
@@ -201,7 +203,8 @@ class UpDownDelta(Delta):
             return tensor
         weights = self.weights(f"norm_{where}_weight", rows.names)
         biases = self.weights(f"norm_{where}_bias", rows.names)
-        return own_norm(tensor, weights, biases, rows, norm_eps(rows.leaf))
+        eps = norm_eps(rows.leaf) if form.norm_eps is None else form.norm_eps
+        return own_norm(tensor, weights, biases, rows, eps)
 
     def gate(self, read: Tensor, rows: Rows) -> Tensor:
         """Return each row's gate: the mean over all its positions, padding included, as the published code has it."""
