@@ -5,3 +5,5 @@
 #include "frozen_linear_args.h"
 #include "grouped_lora_args.h"
 #include "pal_attention_args.h"
+#include "prefix_attention_args.h"
+#include "adapter_fusion_args.h"

@@ -36,6 +36,23 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
       "pal_attention_backward(Tensor grad, Tensor x, int B, Tensor[] weights, int[] present, Tensor? ids, Tensor? mask, "
       "int heads, bool causal, int activation, float dropout, Tensor? seed, Tensor hidden, Tensor lse, Tensor pre, "
       "Tensor(a!) dx, Tensor(b!)[] grads) -> ()");
+  m.def(
+      "prefix_attention_forward(Tensor query, Tensor key, Tensor value, Tensor[] prefix_key, Tensor[] prefix_value, "
+      "Tensor? ids, Tensor? mask, Tensor? bias, bool causal, float scaling, int form, float dropout, int? seed, "
+      "Tensor(a!) out, Tensor(b!) gate) -> ()");
+  m.def(
+      "prefix_attention_backward(Tensor grad_out, Tensor? grad_gate, Tensor query, Tensor key, Tensor value, "
+      "Tensor[] prefix_key, Tensor[] prefix_value, Tensor? ids, Tensor? mask, Tensor? bias, bool causal, "
+      "float scaling, int form, float dropout, int? seed, Tensor(a!)? grad_query, Tensor(b!)? grad_key, "
+      "Tensor(c!)? grad_value, Tensor(d!)? grad_scores, Tensor(e!)[] grad_prefix_key, "
+      "Tensor(f!)[] grad_prefix_value) -> ()");
+  m.def(
+      "adapter_fusion_forward(Tensor products, Tensor[] hidden, Tensor? shift, float temperature, float dropout, "
+      "int? seed, Tensor(a!) weighted, Tensor(b!) weights) -> ()");
+  m.def(
+      "adapter_fusion_backward(Tensor grad_weighted, Tensor? grad_weights, Tensor weights, Tensor products, "
+      "Tensor[] hidden, Tensor? shift, float temperature, float dropout, int? seed, Tensor(a!) grad_products, "
+      "Tensor(b!)[] grad_hidden, Tensor(c!)? grad_shift) -> ()");
 }
 
 namespace {

@@ -86,11 +86,15 @@ static HFK_INLINE float hsum(V v) {
 #endif
 }
 static HFK_INLINE float hmax(V v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float b[VL];
   store(b, v);
   float m = b[0];
   for (int i = 1; i < VL; i++) m = b[i] > m ? b[i] : m;
   return m;
+#endif
 }
 
 static HFK_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }

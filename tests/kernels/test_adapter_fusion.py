@@ -49,6 +49,13 @@ class Case:
         qb, kb = vectors if self.biases else (None, None)
         return flat[0], hidden, up, up_bias, self.scale, qw, qb, kw, kb, vw
 
+    def kinds(self):
+        """What each result and gradient is: those of one kind are judged together."""
+        count = len(self.ranks)
+        kinds = ["out", "weights", "query", *["hidden"] * count, *["up"] * count]
+        kinds += ["up_bias"] * count if self.biases else []
+        return [*kinds, "query_weight", "key_weight", "value_weight", "query_bias", "key_bias"]
+
     def run(self, dtype, *, through_op, **options):
         flat = leaves(self.tensors, dtype)
         if through_op:
@@ -64,8 +71,8 @@ class Case:
 def check(make_case, backend, **options):
     """Results and gradients are at most twice as far from float64 as the paper's formula in eager torch.
 
-    Pooled over three draws: the softmax of unscaled scores amplifies a few roundings, so that one draw of a few numbers
-    says little about either side.
+    Pooled over three draws and over the adapters: the softmax of unscaled scores amplifies a few roundings, so that one
+    draw of a few numbers says little about either side.
     """
     pooled = {}
     for seed in range(3):
@@ -76,14 +83,14 @@ def check(make_case, backend, **options):
         exact = case.run(torch.float64, through_op=False, **dict(options))
         largest = max(g.norm().item() for g in exact[1])
         triples = zip([*outs, *grads], [*eager[0], *eager[1]], [*exact[0], *exact[1]], strict=True)
-        for index, (got, plain, true) in enumerate(triples):
+        for kind, (got, plain, true) in zip(case.kinds(), triples, strict=False):
             if true.norm().item() < 1e-9 * largest:
                 # The key bias cancels in the softmax: its gradient is 0, and eager has only rounding there.
                 assert got is None or got.norm().item() <= max(plain.norm().item(), 1e-6 * largest)
             else:
-                pooled.setdefault(index, []).append([t.flatten() for t in (got, plain, true)])
-    for index, draws in pooled.items():
-        assert_as_good_as_eager(*(torch.cat(column) for column in zip(*draws, strict=True)), f"result {index}")
+                pooled.setdefault(kind, []).append([t.flatten() for t in (got, plain, true)])
+    for kind, draws in pooled.items():
+        assert_as_good_as_eager(*(torch.cat(column) for column in zip(*draws, strict=True)), kind)
 
 
 SHAPES = {

@@ -1,0 +1,189 @@
+// prefix_attention forward. One work item is one key head of one batch row (or a part of its queries): its keys and
+// values are packed once and serve all query heads of the group; the packed prefixes are shared by the whole call.
+
+template <class T>
+static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixAttentionForwardArgs& a, int64_t b,
+                                                                   int64_t g, const PrefixShape& z);
+
+template <class T>
+static HFK_INLINE void write_row(const PrefixAttentionForwardArgs& a, int64_t b, int64_t h, int64_t i, float factor,
+                                 const float* row) {
+  T* out = head_at<T>(a.out, b, h) + i * a.out.token;
+  int64_t d = 0;
+  for (; d + VL <= a.D; d += VL) store(out + d, load(row + d) * factor);
+  if (d < a.D) store_first(out + d, load(row + d) * factor, a.D - d);
+}
+
+template <class T, class E>
+static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
+  const PrefixShape z = prefix_shape<E>(a);
+  constexpr bool fine = sizeof(T) == 4;
+  const Dropout drop = make_dropout(a.seed, a.dropout);
+  const int64_t items = a.B * a.G, D = a.D, Dp = padded_k<E>(D), Dv = round_up(D, VL);
+  if (a.Tq * z.rep <= 8) {
+    parallel(items, [&](int64_t i0, int64_t i1) {
+      for (int64_t i = i0; i < i1; i++) prefix_attention_few_queries<T>(a, i / a.G, i % a.G, z);
+    });
+    return;
+  }
+  PackedPrefixes<E> prefix_keys(a.tasks, a.G, columns_size<E>(D, z.PP)), prefix_values(a.tasks, a.G, rows_size<E>(D, z.PP));
+  parallel(a.tasks * a.G, [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; i++) {
+      const int64_t t = i / a.G, g = i % a.G, P = a.prefix_length[t], PP = padded_prefix(P);
+      pack_columns(P, D, static_cast<const T*>(a.prefix_key[t]) + g * P * D, D, prefix_keys.at(t, g));
+      pack_rows(P, PP, D, static_cast<const T*>(a.prefix_value[t]) + g * P * D, D, prefix_values.at(t, g), PP * kColumns<E>);
+    }
+  });
+  // With few items the queries are shared out as well, and keys are packed once a part.
+  const int64_t blocks = ceil_div(a.Tq, z.block);
+  const int64_t parts = items >= 4 * num_threads() ? 1 : imin(blocks, ceil_div(4 * num_threads(), imax(items, 1)));
+  parallel(items * parts, [&](int64_t i0, int64_t i1) {
+    const int64_t Tkp = padded_k<E>(a.Tk), height = z.PP + Tkp;
+    E* keys = scratch<E>(0, columns_size<E>(D, a.Tk));
+    E* values = scratch<E>(1, rows_size<E>(D, height));
+    E* rows = scratch<E>(2, z.block * Dp);
+    float* scores = scratch<float>(3, z.block * z.width);
+    E* probabilities = sizeof(E) == 2 ? scratch<E>(4, z.block * z.width) : reinterpret_cast<E*>(scores);
+    float* mixed = scratch<float>(5, z.block * Dv);
+    RowBias bias(a, scratch<float>(6, z.TP + VL));
+    float factors[64];
+    // The rows of the next item, a few at a time while this one is computed: they lie a whole token apart, further than
+    // the processor looks ahead by itself.
+    auto ahead = [&](int64_t item, int64_t head, int64_t token) {
+      const int64_t g = item / parts % a.G, b = item / parts / a.G, line = head * a.Tq + token;
+      fetch_row<T>(a.query, b, g * z.rep + head, token, D);
+      fetch_row<T>(a.out, b, g * z.rep + head, token, D);
+      if (line >= a.Tk) return;
+      fetch_row<T>(a.key, b, g, line, D);
+      fetch_row<T>(a.value, b, g, line, D);
+    };
+    for (int64_t i = i0; i < i1; i++) {
+      const int64_t part = i % parts, g = i / parts % a.G, b = i / parts / a.G, task = a.ids[b];
+      const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), panel = (PP + Tkp) * kColumns<E>;
+      pack_columns(a.Tk, D, head_at<const T>(a.key, b, g), a.key.token, keys);
+      if (PP) place_rows(PP, D, prefix_values.at(task, g), values, panel);
+      pack_rows(a.Tk, Tkp, D, head_at<const T>(a.value, b, g), a.value.token, values + PP * kColumns<E>, panel);
+      for (int64_t h = g * z.rep; h < (g + 1) * z.rep; h++)
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; block++) {
+          const int64_t m0 = block * z.block, mb = imin(z.block, a.Tq - m0);
+          const int64_t seen = visible_keys(a, m0 + mb - 1), end = round_up(seen, 32);
+          int64_t am;
+          const E* q = rows_for_product<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token,
+                                           nullptr, rows, &am);
+          if (PP) panels_product(mb, P, D, q, am, prefix_keys.at(task, g), columns_panel<E>(D), scores, z.width);
+          if (seen) panels_product(mb, seen, D, q, am, keys, columns_panel<E>(D), scores + PP, z.width);
+          for (int64_t m = 0; m < mb; m += VL) {
+            const int64_t count = imin(VL, mb - m);
+            int64_t visible[VL];
+            for (int64_t r = 0; r < count; r++) visible[r] = visible_keys(a, m0 + m + r);
+            RowResults results;
+            softmax_rows<fine>(a, scores + m * z.width, z.width, count, P, PP, visible, end, bias, b, h, m0 + m, results);
+            for (int64_t r = 0; r < count; r++) {
+              float* s = scores + (m + r) * z.width;
+              const int64_t token = m0 + m + r, line = (b * a.H + h) * a.Tq + token;
+              factors[m + r] = results.factor[r];
+              a.gate[line] = results.gate[r];
+              if (a.dropout_on) drop_both(drop, dropout_row(drop, uint32_t(line)), s, PP, end);
+              if constexpr (sizeof(E) == 2)
+                for (int64_t n = 0; n < PP + end; n += VL) store(probabilities + (m + r) * z.width + n, load(s + n));
+              if (i + 1 < i1) ahead(i + 1, h - g * z.rep, token);
+            }
+          }
+          panels_product(mb, D, PP + seen, probabilities, z.width, values, panel, mixed, Dv);
+          for (int64_t m = 0; m < mb; m++) write_row<T>(a, b, h, m0 + m, factors[m], mixed + m * Dv);
+        }
+    }
+  });
+}
+
+// Few query rows, as in decoding with a cache: every key and value is read once, in place.
+template <int R, class T>
+static HFK_INLINE void add_weighted_rows(int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t columns,
+                                         float* out, int64_t os) {
+  constexpr int NV = 4;
+  for (int64_t d = 0; d < columns; d += NV * VL) {
+    const int64_t left = imin(NV * VL, columns - d);
+    V acc[R][NV];
+    for (int r = 0; r < R; r++)
+      for (int j = 0; j < NV; j++) acc[r][j] = j * VL < left ? load(out + r * os + d + j * VL) : zero();
+    if (left == NV * VL) {
+      for (int64_t k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) {
+          V x = load(v + k * stride + d + j * VL);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; r++) acc[r][j] = fma(broadcast(p[r * ps + k]), x, acc[r][j]);
+        }
+    } else {
+      for (int64_t k = 0; k < n; k++)
+        for (int j = 0; j < NV; j++) {
+          if (j * VL >= left) continue;
+          V x = load_first(v + k * stride + d + j * VL, left - j * VL);
+          for (int r = 0; r < R; r++) acc[r][j] = fma(broadcast(p[r * ps + k]), x, acc[r][j]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+      for (int j = 0; j < NV; j++)
+        if (j * VL < left) store(out + r * os + d + j * VL, acc[r][j]);
+  }
+}
+
+template <class T>
+static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t qs, const T* k, int64_t stride, float* s,
+                       int64_t width) {
+  for (int64_t j = 0; j < n; j++) {
+    const T* key = k + j * stride;
+    for (int64_t r = 0; r < R; r++) {
+      V acc = zero();
+      int64_t d = 0;
+      for (; d + VL <= D; d += VL) acc = fma(load(q + r * qs + d), load(key + d), acc);
+      if (d < D) acc = fma(load(q + r * qs + d), load_first(key + d, D - d), acc);
+      s[r * width + j] = hsum(acc);
+    }
+  }
+}
+
+template <class T>
+static void weigh_rows(int64_t R, int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t columns,
+                       float* out, int64_t os) {
+  int64_t r = 0;
+  for (; r + 4 <= R; r += 4) add_weighted_rows<4>(n, p + r * ps, ps, v, stride, columns, out + r * os, os);
+  for (; r < R; r++) add_weighted_rows<1>(n, p + r * ps, ps, v, stride, columns, out + r * os, os);
+}
+
+template <class T>
+static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixAttentionForwardArgs& a, int64_t b,
+                                                                   int64_t g, const PrefixShape& z) {
+  const Dropout drop = make_dropout(a.seed, a.dropout);
+  const int64_t D = a.D, Dv = round_up(D, VL), R = z.rep * a.Tq, task = a.ids[b];
+  const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P);
+  float* q = scratch<float>(2, R * Dv);
+  float* scores = scratch<float>(3, R * z.width);
+  float* mixed = scratch<float>(5, R * Dv);
+  RowBias bias(a, scratch<float>(6, z.TP + VL));
+  for (int64_t r = 0; r < R; r++) {
+    const T* s = head_at<const T>(a.query, b, g * z.rep + r / a.Tq) + r % a.Tq * a.query.token;
+    for (int64_t d = 0; d < Dv; d++) q[r * Dv + d] = d < D ? to_float(s[d]) : 0.f;
+    for (int64_t d = 0; d < Dv; d++) mixed[r * Dv + d] = 0.f;
+  }
+  if (P) score_rows(R, P, D, q, Dv, static_cast<const T*>(a.prefix_key[task]) + g * P * D, D, scores, z.width);
+  score_rows(R, a.Tk, D, q, Dv, head_at<const T>(a.key, b, g), a.key.token, scores + PP, z.width);
+  float factors[8];
+  for (int64_t r = 0; r < R; r++) {
+    const int64_t h = g * z.rep + r / a.Tq, i = r % a.Tq, line = (b * a.H + h) * a.Tq + i, visible = visible_keys(a, i);
+    float* s = scores + r * z.width;
+    RowResults results;
+    softmax_rows<sizeof(T) == 4>(a, s, z.width, 1, P, PP, &visible, z.TP, bias, b, h, i, results);
+    factors[r] = results.factor[0];
+    a.gate[line] = results.gate[0];
+    if (a.dropout_on) drop_both(drop, dropout_row(drop, uint32_t(line)), s, PP, z.TP);
+  }
+  if (P)
+    weigh_rows(R, P, scores, z.width, static_cast<const T*>(a.prefix_value[task]) + g * P * D, D, D, mixed, Dv);
+  weigh_rows(R, a.Tk, scores + PP, z.width, head_at<const T>(a.value, b, g), a.value.token, D, mixed, Dv);
+  for (int64_t r = 0; r < R; r++) write_row<T>(a, b, g * z.rep + r / a.Tq, r % a.Tq, factors[r], mixed + r * Dv);
+}
+
+static void prefix_attention_forward(const PrefixAttentionForwardArgs& a) {
+  a.type == DType::f32 ? prefix_attention_forward_t<float, float>(a) : prefix_attention_forward_t<bf16, Elem<bf16>>(a);
+}

@@ -1,0 +1,78 @@
+"""prefix_attention through the C++ kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .op import OP, empty_gradients, empty_results
+from .reference import FORMS
+
+
+def _supports(*, device: str, dtype: torch.dtype, form: str) -> str | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"no C++ kernel for {dtype}"
+    return native.lacks("prefix_attention_backward")
+
+
+def _rows(tensor: Tensor, half: bool) -> Tensor:
+    """The tensor with stride 1 on its last axis; float16 is computed in float32."""
+    tensor = tensor.float() if half else tensor
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+def _prepare(args: tuple[Any, ...]) -> tuple[list[Any], bool]:
+    query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = args
+    half = query.dtype == torch.float16
+    shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    if mask is not None:
+        mask = (mask if mask.dtype == torch.bool else mask.float()).expand(shape)
+    if bias is not None:
+        bias = bias.float().expand(shape)
+    pk, pv = ([(p.float() if half else p).contiguous() for p in prefixes] for prefixes in (pk, pv))
+    ids = None if ids is None else ids.contiguous()
+    number = None if seed is None else int(seed.item())
+    rows = [_rows(t, half) for t in (query, key, value)]
+    return [*rows, pk, pv, ids, mask, bias, causal, scaling, FORMS.index(form), dropout, number], half
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    prepared, half = _prepare(args)
+    out, gate, lse = empty_results(prepared[0])
+    torch.ops.hfadapt_cpu.prefix_attention_forward(*prepared, out, gate)
+    # The backward recomputes whole rows and needs no log-sum-exp.
+    return out.half() if half else out, gate, lse.zero_()
+
+
+def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[Any, ...]:
+    *inputs, _, _, _, needs = args
+    prepared, half = _prepare(tuple(inputs))
+    query, key, _, pk, pv, _, _, wide_bias = prepared[:8]
+    bias = inputs[7]
+    need_query, need_key, need_bias, need_prefix = needs
+    grads = empty_gradients(query, key, pk, pv, None, needs)
+    grad_scores = query.new_empty(wide_bias.shape, dtype=torch.float32) if need_bias else None
+    torch.ops.hfadapt_cpu.prefix_attention_backward(
+        _rows(grad_out, half),
+        None if grad_gate is None else grad_gate.contiguous(),
+        *prepared,
+        grads[0] if need_query else None,
+        grads[1] if need_key else None,
+        grads[2] if need_key else None,
+        grad_scores,
+        grads[4] if need_prefix else [],
+        grads[5] if need_prefix else [],
+    )
+    dq, dk, dv, dbias, dpk, dpv = grads
+    if grad_scores is not None:
+        dbias = grad_scores.sum_to_size(bias.shape).to(bias.dtype)
+    if half:
+        dq, dk, dv, dbias = (t.half() for t in (dq, dk, dv, dbias))
+        dpk, dpv = [t.half() for t in dpk], [t.half() for t in dpv]
+    return dq, dk, dv, dbias, dpk, dpv
+
+
+OP.register("cpu", _forward, _backward, _supports)

@@ -1,0 +1,71 @@
+"""Bytes moved and operations of one call of each Triton kernel at one reference size, and the floor of an H100.
+
+The reference call has 32 rows of 128 tokens, hidden size 768, 12 heads, 8 tasks or adapters and prefixes of 30: every
+operand is counted once, whatever a kernel reads again from cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["floor_us", "work"]
+
+B, T, D, HEADS, TASKS, PREFIX = 32, 128, 768, 12, 8, 30
+TOKENS = B * T
+# NVIDIA H100 SXM data sheet: HBM3 bandwidth, dense bfloat16 tensor cores, float32 outside the tensor cores ("ieee").
+_BANDWIDTH, _RATE = 3.35e12, {"bf16": 989e12, "fp32": 67e12}
+
+Work = tuple[float, float]
+
+
+def _adapter_norm(products: float, streams: float) -> Callable[[int, int], Work]:
+    # products of [TOKENS, D] with a rank; streams of [TOKENS, D] elements.
+    return lambda size, rank: (products * 2 * TOKENS * D * rank, size * (streams * TOKENS * D + TASKS * 2 * D * rank))
+
+
+def _attention(products: float, streams: float, columns: int) -> Callable[[int, int], Work]:
+    # products of [TOKENS, width] with the columns of each row; streams of [TOKENS, width] elements.
+    def count(size: int, dim: int) -> Work:
+        width = HEADS * dim
+        return products * 2 * TOKENS * width * columns, size * (streams * TOKENS * width + TASKS * 2 * PREFIX * width)
+
+    return count
+
+
+def _fusion(streams: float) -> Callable[[int, int], Work]:
+    # Two operations an element of [TOKENS, M] and stream.
+    return lambda size, rank: (
+        2.0 * streams * TOKENS * TASKS * (rank + 1),
+        size * streams * TOKENS * TASKS * (rank + 1),
+    )
+
+
+_WORK: Mapping[str, Callable[[int, int], Work]] = {
+    "adapter_norm_fwd_kernel": _adapter_norm(2, 5),
+    "adapter_norm_bwd_kernel": _adapter_norm(2, 4),
+    "weight_grad_kernel": lambda size, rank: (
+        2.0 * TOKENS * D * rank,
+        size * TOKENS * (D + rank) + 4.0 * TASKS * D * rank,
+    ),
+    "lora_rows_kernel": _adapter_norm(2, 3),
+    "pal_linear_kernel": lambda size, rank: (2.0 * TOKENS * D * 204, size * (TOKENS * (D + 204) + TASKS * D * 204)),
+    "prefix_attention_fwd_kernel": _attention(2, 4, T + PREFIX),
+    "prefix_attention_dq_kernel": _attention(3, 6, T + PREFIX),
+    "prefix_attention_dkv_kernel": _attention(4, 6, T),
+    "prefix_attention_dprefix_kernel": _attention(4, 2, PREFIX),
+    "adapter_fusion_fwd_kernel": _fusion(3),
+    "adapter_fusion_bwd_kernel": _fusion(5),
+}
+
+
+def work(kernel: str, element: str, options: Mapping[str, Any]) -> Work | None:
+    """Operations and bytes of the reference call; ``None`` for a kernel without an entry."""
+    count = _WORK.get(kernel)
+    size = {"bf16": 2, "fp16": 2, "fp32": 4}[element]
+    return None if count is None else count(size, int(options.get("rank", options.get("dim", 64))))
+
+
+def floor_us(flops: float, moved: float, element: str) -> float:
+    """What an H100 needs at least, in microseconds: the larger of arithmetic and traffic. A bound, never measured."""
+    return 1e6 * max(flops / _RATE.get(element, _RATE["bf16"]), moved / _BANDWIDTH)
