@@ -1,0 +1,85 @@
+"""Parameter counts of the unified view's tables, on models without memory (He et al. 2022, tables 3 to 6 and 11)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BartConfig, BartModel, BertConfig, BertModel, GPT2Config, GPT2Model
+
+import hfadapt
+
+D, LAYERS = 1024, 12
+ATTENTIONS, FFNS = 3 * LAYERS, 2 * LAYERS
+
+
+def bart_large():
+    with torch.device("meta"):
+        return BartModel(BartConfig())
+
+
+def count(model, method):
+    return hfadapt.attach(model, method).num_parameters()
+
+
+def share(method):
+    model = bart_large()
+    base = sum(p.numel() for p in model.parameters())
+    return count(model, method) / base
+
+
+@pytest.mark.parametrize(
+    ("method", "formula", "percent"),
+    [
+        (hfadapt.PrefixConfig(200, "flat"), 2 * 200 * D * ATTENTIONS, 3.6),
+        (hfadapt.PrefixConfig(200, "flat", form="relu"), 2 * 200 * D * ATTENTIONS, 3.6),
+        (hfadapt.ParallelConfig(200, 1.0, "attention", bias=False), 2 * 200 * D * ATTENTIONS, 3.6),
+        (hfadapt.ParallelConfig(200, 1.0, "ffn", bias=False), 2 * 200 * D * FFNS, 2.4),
+        (hfadapt.ParallelConfig(512, 4.0, "ffn", bias=False), 2 * 512 * D * FFNS, 6.2),
+        (hfadapt.ParallelConfig(1024, 1.0, "ffn", bias=False), 2 * 1024 * D * FFNS, 12.4),
+        (hfadapt.LoRA(200, target_modules=("query", "value")), 4 * 200 * D * ATTENTIONS, 7.3),
+        (hfadapt.LoRA(102, target_modules=("ffn_in", "ffn_out")), 10 * 102 * D * FFNS, 6.2),
+        (
+            hfadapt.MAM({"reparametrization": "flat"}, {"bias": False}),
+            2 * 30 * D * ATTENTIONS + 2 * 512 * D * FFNS,
+            6.74,
+        ),
+    ],
+    ids=lambda v: getattr(v, "method", None) if not isinstance(v, tuple) else "mam",
+)
+def test_bart_large(method, formula, percent):
+    model = bart_large()
+    base = sum(p.numel() for p in model.parameters())
+    found = count(model, method)
+    assert found == formula
+    assert round(100 * found / base, 2 if percent == 6.74 else 1) == percent
+
+
+def test_reparametrised_prefix_trains_much_and_keeps_little():
+    model = bart_large()
+    handle = hfadapt.attach(model, hfadapt.PrefixConfig(30))
+    network = 30 * D + D * 800 + 800 + 801 * LAYERS * 2 * D
+    assert handle.num_parameters() == 3 * network
+    assert round(handle.num_parameters() / 1e6, 1) == 61.6
+    assert round(2 * 30 * D * ATTENTIONS / 1e6, 1) == 2.2
+
+
+def test_scale_norm_and_biases_are_counted():
+    with torch.device("meta"):
+        model = BertModel(BertConfig(), add_pooling_layer=False)
+    found = count(model, hfadapt.ParallelConfig(16, "learned", norm_before=True))
+    assert found == 12 * (2 * 16 * 768 + 16 + 768 + 1 + 2 * 768)
+
+
+def test_free_heads_have_projections_of_their_own():
+    with torch.device("meta"):
+        model = BertModel(BertConfig(), add_pooling_layer=False)
+    found = count(model, hfadapt.ParallelConfig(16, 1.0, "attention", by_head=True))
+    assert found == 12 * (12 * 16 * 768 + 16 * 768 + 12 * 16 + 768)
+
+
+def test_lora_on_slices_of_a_fused_projection():
+    with torch.device("meta"):
+        model = GPT2Model(GPT2Config())
+    assert count(model, hfadapt.LoRA(4)) == 12 * 2 * 4 * (768 + 768)
+    hfadapt.detach(model)
+    assert count(model, hfadapt.LoRA(4, target_modules=("c_attn",))) == 12 * 4 * (768 + 3 * 768)
