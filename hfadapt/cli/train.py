@@ -45,7 +45,9 @@ def train(
 
     run = Run(loaded, say=lambda line: click.secho(line, fg="cyan", bold=True, err=True))
     if dry_run:
-        plan = run.dry()
+        from hfadapt.run.plan import plan_of
+
+        plan = plan_of(run)
         print_json(plan) if as_json else _show_plan(plan, run)
         return
     run.prepare_output(overwrite=overwrite, resume=resume)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfadapt.config.check import BAD, fields_of, known_keys, mapping_of, value_of
-from hfadapt.config.recipe import BASELINES, MixingSection, Recipe, TaskSection
+from hfadapt.config.check import BAD, known_keys, mapping_of, value_of
+from hfadapt.config.recipe import MixingSection, Recipe, TaskSection
+from hfadapt.config.training import baselines, training
 from hfadapt.config.tree import Node, Problems, override, parse
 from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
 
 __all__ = ["load_recipe", "read_recipe"]
 
 SECTIONS = (
-    *("model", "tasks", "method", "mixing", "training", "train_base", "adapter_drop", "baselines", "output", "seed"),
+    *(
+        "model",
+        "tasks",
+        "method",
+        "mixing",
+        "training",
+        "head_learning_rate",
+        "train_base",
+        "adapter_drop",
+        "baselines",
+        "output",
+        "seed",
+    ),
     "fast",
 )
-# Set by the recipe's own keys, so that a value has one place.
-TAKEN = {
-    "output_dir": "output",
-    "seed": "seed",
-    "data_seed": "seed",
-    "per_device_train_batch_size": "mixing.batch_size",
-    "remove_unused_columns": "nothing: hfadapt's collator needs every column",
-}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool = False) -> Recipe:
@@ -66,10 +70,11 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
         "tasks": _tasks(root, problems),
         "method": _method(root, problems),
         "mixing": _mixing(root, problems),
-        "training": _training(root.value.get("training"), problems),
+        "training": training(root.value.get("training"), problems),
+        "head_learning_rate": _plain(root, "head_learning_rate", float | None, problems, None),
         "train_base": _plain(root, "train_base", bool, problems, False),
         "adapter_drop": _plain(root, "adapter_drop", int | None, problems, None),
-        "baselines": _baselines(root, problems),
+        "baselines": baselines(root, problems),
         "output": _plain(root, "output", str, problems, "runs/hfadapt"),
         "seed": _plain(root, "seed", int, problems, 42),
     }
@@ -212,41 +217,3 @@ def _named(node: Node, key: str, registry: Any, problems: Problems, what: str) -
     except (HFAdaptError, TypeError, ValueError) as error:
         problems.add(node, str(error))
         return BAD
-
-
-def _baselines(root: Node, problems: Problems) -> Any:
-    node = root.value.get("baselines")
-    if node is None:
-        return {}
-    if isinstance(node.value, list) and all(isinstance(item.value, str) for item in node.value):
-        nothing = {item.value: Node({}, item.path, item.line) for item in node.value}
-        node = Node(nothing, node.path, node.line, key_lines={item.value: item.line for item in node.value})
-    if not isinstance(node.value, dict):
-        problems.add(node, "expected a list or a mapping of baselines", got=node.kind, allowed=", ".join(BASELINES))
-        return BAD
-    known_keys(node, BASELINES, problems, "baseline")
-    return {name: _training(child, problems) for name, child in node.items() if name in BASELINES}
-
-
-def _training(node: Node | None, problems: Problems) -> Any:
-    if node is None or node.value is None:
-        return {}
-    if not isinstance(node.value, dict):
-        problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)
-        return BAD
-    known = _training_fields()
-    values = {}
-    known_keys(node, known, problems, "TrainingArguments field")
-    for key, child in node.items():
-        if key in TAKEN:
-            problems.add(child, f"{key} is set by the recipe's own key", try_=TAKEN[key])
-        elif key in known:
-            values[key] = value_of(child, known[key], problems)
-    return values
-
-
-@functools.cache
-def _training_fields() -> dict[str, Any]:
-    from transformers import TrainingArguments
-
-    return {name: hint for name, (hint, _) in fields_of(TrainingArguments).items()}

@@ -76,6 +76,7 @@ class Recipe:
         method: The configs of the adaptation method, expanded from what the recipe names.
         mixing: How tasks share the steps.
         training: Fields of ``transformers.TrainingArguments``, by their own names.
+        head_learning_rate: Of the heads, in every arm, where it differs from that of the rest.
         train_base: Train the base along with the deltas.
         adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
         baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
@@ -90,6 +91,7 @@ class Recipe:
     method: tuple[MethodConfig, ...]
     mixing: MixingSection
     training: Mapping[str, Any] = field(default_factory=dict)
+    head_learning_rate: float | None = None
     train_base: bool = False
     adapter_drop: int | None = None
     baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfadapt.run.progress import ProgressLines
@@ -19,25 +20,7 @@ if TYPE_CHECKING:
     from hfadapt.data import TaskMixture
     from hfadapt.tasks import Task
 
-__all__ = ["TokenCounter", "Trained", "count_parameters", "merge", "train_arm"]
-
-
-class TokenCounter:
-    """A collator that counts the real tokens it hands out; works in the process that trains."""
-
-    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
-        self.collator = collator
-        self.tokens = 0
-        self.counting = True
-
-    def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        """Collate, and count where a mask says 1."""
-        batch = self.collator(rows)
-        if self.counting:
-            self.tokens += sum(
-                int(batch[key].sum()) for key in ("attention_mask", "pair_attention_mask") if key in batch
-            )
-        return batch
+__all__ = ["Trained", "count_parameters", "merge", "train_arm"]
 
 
 class _StepClock(TrainerCallback):
@@ -71,6 +54,7 @@ def train_arm(
     *,
     base_parameters: int,
     callbacks: Sequence[TrainerCallback] = (),
+    head_learning_rate: float | None = None,
     tokenizer: Any = None,
     resume: bool | str = False,
     test_split: str = "test",
@@ -85,27 +69,27 @@ def train_arm(
         arguments: Of the Trainer.
         base_parameters: Parameters of the base, to tell what was added.
         callbacks: Beside those of the mixture.
+        head_learning_rate: Of the heads, where it differs from the arguments' own.
         tokenizer: Saved with checkpoints.
         resume: As ``Trainer.train(resume_from_checkpoint=...)``.
         test_split: Falls back to the validation split for data without labelled test rows.
     """
     clock = _StepClock()
-    counter = TokenCounter(mixture.collator)
-    trainer = _RunTrainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=mixture.train,
         eval_dataset=mixture.eval,
-        data_collator=counter,
+        data_collator=mixture.collator,
         compute_metrics=mixture.metrics,
         processing_class=tokenizer,
         callbacks=[*mixture.callbacks, *callbacks, clock, ProgressLines(title)],
+        # Trainer makes the schedule for it; without it, it makes the optimizer too.
+        optimizers=(head_optimizer(model, arguments, head_learning_rate) if head_learning_rate else None, None),
     )
-    trainer.token_counter = counter
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
     trainer.train(resume_from_checkpoint=resume or None)
-    counter.counting = False
     split = test_split if mixture.has_split(test_split) else "validation"
     scores = trainer.predict(mixture.dataset(split, by_length=True), metric_key_prefix="test").metrics or {}
     test, macro = by_task(scores, mixture.tasks)
@@ -120,23 +104,51 @@ def train_arm(
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         steps=trainer.state.global_step,
         seconds=clock.seconds,
-        tokens=counter.tokens,
+        tokens=trained_tokens(mixture, trainer.state.global_step),
         history=tuple(trainer.state.log_history),
     )
     return Trained(result, trainer)
 
 
-class _RunTrainer(Trainer):
-    """The stock Trainer, which pauses the token count while it evaluates."""
+def head_optimizer(model: PreTrainedModel, arguments: TrainingArguments, learning_rate: float) -> torch.optim.Optimizer:
+    """The Trainer's own optimizer, with another learning rate for the heads.
 
-    token_counter: TokenCounter
+    Heads start from nothing while the deltas start from a good encoder: in a short run they need larger steps.
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        before, self.token_counter.counting = self.token_counter.counting, False
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.token_counter.counting = before
+    Args:
+        model: A ``MultiTaskModel``; its heads stand under ``heads``.
+        arguments: Choose the optimizer and its other options.
+        learning_rate: Of the heads; the schedule scales both alike.
+    """
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("heads."), parameter.dim() > 1), []).append(parameter)
+    return kind(
+        [
+            {
+                "params": parameters,
+                "lr": learning_rate if head else arguments.learning_rate,
+                # As Trainer has it: biases and norms are not decayed.
+                "weight_decay": arguments.weight_decay if matrix else 0.0,
+            }
+            for (head, matrix), parameters in groups.items()
+        ],
+        **options,
+    )
+
+
+def trained_tokens(mixture: TaskMixture, steps: int) -> int:
+    """Real tokens, padding left out, of the rows that the schedule gave to that many steps."""
+    schedule = mixture.schedule
+    total = 0
+    for epoch in range(-(-steps // schedule.steps)):
+        tasks, rows = schedule.index(epoch)
+        taken = min(steps - epoch * schedule.steps, schedule.steps) * schedule.layout.step_rows
+        for task, lengths in enumerate(schedule.lengths or ()):
+            total += int(lengths[rows[:taken][tasks[:taken] == task]].sum())
+    return total
 
 
 def _drop_printer(trainer: Trainer) -> None:

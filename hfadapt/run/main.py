@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import shutil
@@ -59,7 +58,7 @@ class Run:
         """The mixture of all tasks, tokenised on first use."""
         if self._mixture is None:
             self._mixture = build_mixture(
-                self.recipe, self.tasks, self.tokenizer, epochs=self._epochs, cache=self._token_cache
+                self.recipe, self.tasks, self.tokenizer, epochs=self.epochs, cache=self._token_cache
             )
         return self._mixture
 
@@ -69,7 +68,7 @@ class Run:
         return self.output / "tokens" if self.output.is_dir() else None
 
     @property
-    def _epochs(self) -> int:
+    def epochs(self) -> int:
         return max(1, math.ceil(self.arguments.num_train_epochs))
 
     def prepare_output(self, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -123,7 +122,7 @@ class Run:
         if resume:
             self._require_checkpoint()
         model = self.build_model()
-        base_parameters = self._base_parameters()
+        base_parameters = self.base_parameters()
         method = " + ".join(config.method for config in self.recipe.method)
         _pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
@@ -134,6 +133,7 @@ class Run:
             self.mixture,
             self.arguments,
             base_parameters=base_parameters,
+            head_learning_rate=self.recipe.head_learning_rate,
             callbacks=self._callbacks(model),
             tokenizer=self.tokenizer,
             resume=resume,
@@ -191,7 +191,7 @@ class Run:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
         return callbacks
 
-    def _base_parameters(self) -> int:
+    def base_parameters(self) -> int:
         import torch
         from transformers import AutoConfig, AutoModel
 
@@ -217,6 +217,7 @@ class Run:
                 build_mixture(self.recipe, self.tasks, self.tokenizer, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
                 base_parameters=base_parameters,
+                head_learning_rate=self.recipe.head_learning_rate,
             ).result
         parts = {}
         for index, task in enumerate(self.tasks):
@@ -229,6 +230,7 @@ class Run:
                 build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
                 base_parameters=base_parameters,
+                head_learning_rate=self.recipe.head_learning_rate,
             ).result
         return merge(name, title, parts)
 
@@ -237,30 +239,6 @@ class Run:
         from hfadapt.report import write_report
 
         return write_report(result, self.output, self.output / ADAPTER_FOLDER)
-
-    def dry(self) -> dict[str, Any]:
-        """The plan as data: sizes, memory, schedule, first rows."""
-        from hfadapt.run.arm import count_parameters
-        from hfadapt.run.plan import decode_batch, estimate_memory
-
-        model = self.build_model()
-        longest = int(max(lengths.max() for lengths in self.mixture.schedule.lengths or ()))
-        memory = estimate_memory(model, self.recipe.mixing.batch_size, longest)
-        preview = self.mixture.preview()
-        base = self._base_parameters()
-        total = count_parameters(model)
-        return {
-            "model": self.recipe.model,
-            "base_parameters": base,
-            "added_parameters": total - base,
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "multiple_of_base": total / base,
-            "steps": preview.schedule.steps * self._epochs,
-            "longest_row_tokens": longest,
-            "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
-            "schedule": preview.to_dict(),
-            "first_rows": decode_batch(self.mixture, self.tokenizer),
-        }
 
 
 def _pack_frozen(model: PreTrainedModel) -> None:

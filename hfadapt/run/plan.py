@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from hfadapt.run.arm import count_parameters
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from hfadapt.data import TaskMixture
+    from hfadapt.run.main import Run
 
-__all__ = ["Memory", "decode_batch", "estimate_memory"]
+__all__ = ["Memory", "decode_batch", "estimate_memory", "plan_of"]
 
 ADAM_BYTES = 8
 """AdamW keeps two float32 numbers for each trained parameter."""
@@ -79,3 +83,24 @@ def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase, rows:
         row["label"] = labels.tolist() if hasattr(labels, "tolist") else labels
         decoded.append(row)
     return decoded
+
+
+def plan_of(run: Run) -> dict[str, Any]:
+    """The plan of a run as data: sizes, memory, schedule, first rows. Nothing is trained or written."""
+    model = run.build_model()
+    longest = int(max(lengths.max() for lengths in run.mixture.schedule.lengths or ()))
+    memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
+    preview = run.mixture.preview()
+    base, total = run.base_parameters(), count_parameters(model)
+    return {
+        "model": run.recipe.model,
+        "base_parameters": base,
+        "added_parameters": total - base,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "multiple_of_base": total / base,
+        "steps": preview.schedule.steps * run.epochs,
+        "longest_row_tokens": longest,
+        "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+        "schedule": preview.to_dict(),
+        "first_rows": decode_batch(run.mixture, run.tokenizer),
+    }
