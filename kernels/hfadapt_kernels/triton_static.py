@@ -1,8 +1,8 @@
 """Compiles every Triton kernel ahead of time, with no GPU, and reads off what it takes on each target.
 
 ``hfadapt bench triton-static`` prints the table; ``python -m hfadapt_kernels.triton_static [--json] [--target sm_90]``
-does the same. It proves that a committed configuration compiles, spills nothing and fits the card; it proves nothing
-about speed. Must run in a process without ``TRITON_INTERPRET=1``.
+does the same. It shows whether a committed configuration compiles, spills and fits the card; it shows nothing about
+speed. Must run in a process without ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
