@@ -14,8 +14,8 @@ from .reference import FORMS
 
 __all__ = ["aot_cases", "config"]
 
-# (largest head dimension, element bytes) -> queries, keys, warps, stages of a block, forward and backward. Known defect:
-# several of these spill registers (11 of 24 kernels on sm_90, python -m hfadapt_kernels.triton_static --target sm_90);
+# (largest head dimension, element bytes) -> queries, keys, warps, stages of a block, forward and backward. Known
+# defect: several spill registers (11 of 24 kernels on sm_90: python -m hfadapt_kernels.triton_static --target sm_90);
 # they were not compiled for sm_100 and gfx942.
 _FORWARD = {(64, 2): (64, 64, 4, 2), (128, 2): (64, 32, 4, 2), (256, 2): (32, 32, 8, 1),
             (64, 4): (32, 32, 4, 1), (128, 4): (16, 32, 4, 1), (256, 4): (16, 16, 8, 1)}  # fmt: skip
