@@ -65,16 +65,25 @@ def test_wheel_imports_from_its_own_files(wheel: Path, run, tmp_path: Path) -> N
     assert str(tmp_path / "site") in printed
 
 
+def borrow_packages(environment: Path) -> None:
+    """Give a new environment the build tools and dependencies of this one, behind what is installed into it.
+
+    Not through ``PYTHONPATH``: that comes first, and setuptools names the finder of an editable install after the
+    package, so the finder of this environment's own editable install would be the one that is imported.
+    """
+    own = next(environment.glob("lib*/python*/site-packages"))
+    (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
 def test_editable_install_imports_the_working_tree(mode: str, source_tree: Path, run, tmp_path: Path) -> None:
     run("-m", "venv", str(tmp_path / "env"), cwd=tmp_path)
     python = str(tmp_path / "env" / "bin" / "python")
-    # The new environment borrows the build tools and dependencies of this one.
-    borrowed = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    borrow_packages(tmp_path / "env")
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     mode_option = f"--config-settings=editable_mode={mode}"
-    run(*pip, mode_option, "--editable", str(source_tree), cwd=tmp_path, python=python, **borrowed)
+    run(*pip, mode_option, "--editable", str(source_tree), cwd=tmp_path, python=python)
     code = "import hfadapt, hfadapt_kernels, hfadapt_plugins; print(hfadapt.__file__)"
-    printed = run("-c", code, cwd=tmp_path, python=python, **borrowed)
+    printed = run("-c", code, cwd=tmp_path, python=python)
     expected = source_tree / "build" if mode == "strict" else source_tree / "hfadapt"
     assert str(expected) in printed
