@@ -77,7 +77,8 @@ def borrow_packages(environment: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
 def test_editable_install_imports_the_working_tree(mode: str, source_tree: Path, run, tmp_path: Path) -> None:
-    run("-m", "venv", str(tmp_path / "env"), cwd=tmp_path)
+    # Without pip, and so without the old setuptools that some versions of Python bring along.
+    run("-m", "venv", "--without-pip", str(tmp_path / "env"), cwd=tmp_path)
     python = str(tmp_path / "env" / "bin" / "python")
     borrow_packages(tmp_path / "env")
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
