@@ -70,7 +70,7 @@ def train(
 def _summary(result: Any) -> dict[str, Any]:
     arms = {
         arm.name: {
-            "test": arm.test,
+            "scores": arm.scores,
             "macro": arm.macro,
             "parameters_task": arm.parameters_task,
             "multiple_of_base": arm.parameters_total / result.base_parameters,

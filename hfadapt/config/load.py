@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hfadapt.config.check import BAD, known_keys, mapping_of, value_of
 from hfadapt.config.recipe import MixingSection, Recipe, TaskSection
@@ -14,22 +15,8 @@ from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
 
 __all__ = ["load_recipe", "read_recipe"]
 
-SECTIONS = (
-    *(
-        "model",
-        "tasks",
-        "method",
-        "mixing",
-        "training",
-        "head_learning_rate",
-        "train_base",
-        "adapter_drop",
-        "baselines",
-        "output",
-        "seed",
-    ),
-    "fast",
-)
+# "source" is the text itself; "fast" lists overrides and is gone once they are applied.
+SECTIONS = (*(field.name for field in dataclasses.fields(Recipe) if field.name != "source"), "fast")
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool = False) -> Recipe:
@@ -75,6 +62,7 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
         "train_base": _plain(root, "train_base", bool, problems, False),
         "adapter_drop": _plain(root, "adapter_drop", int | None, problems, None),
         "baselines": baselines(root, problems),
+        "score_split": _plain(root, "score_split", Literal["test", "validation"], problems, "test"),
         "output": _plain(root, "output", str, problems, "runs/hfadapt"),
         "seed": _plain(root, "seed", int, problems, 42),
     }

@@ -80,7 +80,8 @@ class Recipe:
         train_base: Train the base along with the deltas.
         adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
         baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
-            for itself. Each gets the steps that the adapted run gave its tasks.
+            for itself, and its own ``head_learning_rate``. Each gets the steps that the adapted run gave its tasks.
+        score_split: Split of the final scores; ``validation`` while settings are being chosen.
         output: Folder of the adapter, the report and the checkpoints.
         seed: Of data order, task draws and initialisation.
         source: The recipe's text file, for the record.
@@ -95,6 +96,7 @@ class Recipe:
     train_base: bool = False
     adapter_drop: int | None = None
     baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)
+    score_split: Literal["test", "validation"] = "test"
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""

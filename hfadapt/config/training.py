@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from hfadapt.config.check import BAD, fields_of, known_keys, value_of
@@ -33,17 +35,24 @@ def baselines(root: Node, problems: Problems) -> Any:
         problems.add(node, "expected a list or a mapping of baselines", got=node.kind, allowed=", ".join(BASELINES))
         return BAD
     known_keys(node, BASELINES, problems, "baseline")
-    return {name: training(child, problems) for name, child in node.items() if name in BASELINES}
+    own = {"head_learning_rate": float | None}
+    return {name: training(child, problems, own) for name, child in node.items() if name in BASELINES}
 
 
-def training(node: Node | None, problems: Problems) -> Any:
-    """The checked fields of a section; those that the recipe sets by its own keys are refused."""
+def training(node: Node | None, problems: Problems, own: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The checked fields of a section; those that the recipe sets by its own keys are refused.
+
+    Args:
+        node: The section.
+        problems: What is wrong with it is noted here.
+        own: Keys beside the fields of ``TrainingArguments``, each with its type.
+    """
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
         problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)
         return BAD
-    known = _training_fields()
+    known = {**_training_fields(), **own}
     values = {}
     known_keys(node, known, problems, "TrainingArguments field")
     for key, child in node.items():

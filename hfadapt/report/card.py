@@ -33,7 +33,7 @@ def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
             metric_type=metric,
             metric_value=round(value, 4),
         )
-        for task, values in adapted.test.items()
+        for task, values in adapted.scores.items()
         for metric, value in values.items()
     ]
     data = ModelCardData(

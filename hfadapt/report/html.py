@@ -45,7 +45,7 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
     parts = [
         f"<h1>{html.escape(result.arms[0].title)}: {html.escape(tasks)}</h1>",
         f'<p class="note">{html.escape(conditions(result))}</p>',
-        "<h2>Test split</h2>",
+        f"<h2>{result.split.capitalize()} split</h2>",
         _table(columns, rows),
         '<p class="note">* best of the column. "params a task" are those that each task needs beside the base; '
         '"all tasks / base" is everything that must be stored to serve all tasks, as a multiple of the base.</p>',
@@ -69,8 +69,8 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
 def _all_metrics(result: RunResult) -> list[list[str]]:
     rows = []
     for task in result.tasks:
-        for metric in result.arms[0].test.get(task, {}):
-            values = (arm.test.get(task, {}).get(metric) for arm in result.arms)
+        for metric in result.arms[0].scores.get(task, {}):
+            values = (arm.scores.get(task, {}).get(metric) for arm in result.arms)
             rows.append([task, metric, *("-" if value is None else f"{value:.4f}" for value in values)])
     return rows
 

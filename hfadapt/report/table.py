@@ -28,14 +28,14 @@ def result_rows(result: RunResult) -> tuple[list[str], list[list[str]]]:
         "tokens/s",
     ]
     best = {
-        task: max(arm.test[task][metric] for arm in result.arms if task in arm.test)
+        task: max(arm.scores[task][metric] for arm in result.arms if task in arm.scores)
         for task, metric in result.tasks.items()
     }
     best_macro = max(arm.macro for arm in result.arms)
     rows = []
     for arm in result.arms:
         scores = [
-            _score(arm.test[task][metric], best[task]) if task in arm.test else "-"
+            _score(arm.scores[task][metric], best[task]) if task in arm.scores else "-"
             for task, metric in result.tasks.items()
         ]
         rows.append(
@@ -81,7 +81,7 @@ def rich_table(result: RunResult) -> Table:
     from rich.table import Table
 
     columns, rows = result_rows(result)
-    table = Table(box=box.SIMPLE_HEAD, title="Test split", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.split.capitalize()} split", title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfadapt.data import TaskMixture
     from hfadapt.tasks import Task
 
-__all__ = ["Trained", "count_parameters", "merge", "train_arm"]
+__all__ = ["Trained", "count_parameters", "merge", "score", "train_arm"]
 
 
 class _StepClock(TrainerCallback):
@@ -39,10 +39,10 @@ class _StepClock(TrainerCallback):
 
 @dataclass
 class Trained:
-    """A trained arm: its result, and the Trainer with model and data for what follows."""
+    """A trained arm: its result, and its model for what follows."""
 
     result: ArmResult
-    trainer: Trainer
+    model: PreTrainedModel
 
 
 def train_arm(
@@ -57,9 +57,9 @@ def train_arm(
     head_learning_rate: float | None = None,
     tokenizer: Any = None,
     resume: bool | str = False,
-    test_split: str = "test",
+    split: str = "test",
 ) -> Trained:
-    """Train with a stock Trainer and score on the test split.
+    """Train with a stock Trainer and score it.
 
     Args:
         name: Of the arm.
@@ -72,7 +72,7 @@ def train_arm(
         head_learning_rate: Of the heads, where it differs from the arguments' own.
         tokenizer: Saved with checkpoints.
         resume: As ``Trainer.train(resume_from_checkpoint=...)``.
-        test_split: Falls back to the validation split for data without labelled test rows.
+        split: Of the scores; falls back to the validation split for data without labelled test rows.
     """
     clock = _StepClock()
     trainer = Trainer(
@@ -90,14 +90,13 @@ def train_arm(
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
     trainer.train(resume_from_checkpoint=resume or None)
-    split = test_split if mixture.has_split(test_split) else "validation"
-    scores = trainer.predict(mixture.dataset(split, by_length=True), metric_key_prefix="test").metrics or {}
-    test, macro = by_task(scores, mixture.tasks)
+    split = split if mixture.has_split(split) else "validation"
+    scores, macro = score(trainer, mixture.dataset(split, by_length=True), mixture.tasks)
     total = count_parameters(model)
     result = ArmResult(
         name=name,
         title=title,
-        test=test,
+        scores=scores,
         macro=macro,
         parameters_total=total,
         parameters_task=(total - base_parameters) // len(mixture.tasks),
@@ -107,7 +106,7 @@ def train_arm(
         tokens=trained_tokens(mixture, trainer.state.global_step),
         history=tuple(trainer.state.log_history),
     )
-    return Trained(result, trainer)
+    return Trained(result, model)
 
 
 def head_optimizer(model: PreTrainedModel, arguments: TrainingArguments, learning_rate: float) -> torch.optim.Optimizer:
@@ -157,15 +156,16 @@ def _drop_printer(trainer: Trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def by_task(scores: Mapping[str, float], tasks: Sequence[Task]) -> tuple[dict[str, dict[str, float]], float]:
-    """Sort ``test_<task>_<metric>`` by task, and the macro average."""
-    test = {
+def score(trainer: Trainer, rows: Any, tasks: Sequence[Task]) -> tuple[dict[str, dict[str, float]], float]:
+    """Predict a split: metrics by task and by name, and the macro average of the tasks' first metrics."""
+    values = trainer.predict(rows, metric_key_prefix="score").metrics or {}
+    found = {
         task.name: {
-            metric: float(scores[key]) for metric in task.metrics if (key := f"test_{task.name}_{metric}") in scores
+            metric: float(values[key]) for metric in task.metrics if (key := f"score_{task.name}_{metric}") in values
         }
         for task in tasks
     }
-    return test, float(scores.get("test_macro", float("nan")))
+    return found, float(values.get("score_macro", float("nan")))
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -185,7 +185,7 @@ def merge(name: str, title: str, parts: Mapping[str, ArmResult]) -> ArmResult:
     return ArmResult(
         name=name,
         title=title,
-        test={task: result.test[task] for task, result in parts.items()},
+        scores={task: result.scores[task] for task, result in parts.items()},
         macro=sum(result.macro for result in results) / len(results),
         parameters_total=sum(result.parameters_total for result in results),
         parameters_task=sum(result.parameters_total for result in results) // len(results),

@@ -34,7 +34,7 @@ def evaluate_folder(
 
     from hfadapt.data import TaskMixture
     from hfadapt.data.sources import load_splits
-    from hfadapt.run.arm import by_task
+    from hfadapt.run.arm import score
     from hfadapt.run.build import known_task
     from hfadapt.run.predict import Predictor
 
@@ -73,8 +73,7 @@ def evaluate_folder(
         data_collator=_Renumbered(mixture.collator, ids),
         compute_metrics=_Scores(mixture.metrics, ids),
     )
-    values = trainer.predict(mixture.dataset(split, by_length=True), metric_key_prefix="test").metrics or {}
-    found, macro = by_task(values, scored)
+    found, macro = score(trainer, mixture.dataset(split, by_length=True), scored)
     return {"split": split, "tasks": found, "macro": macro}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.data import TaskMixture
+    from hfadapt.run.arm import Trained
     from hfadapt.tasks import Task
 
 __all__ = ["ADAPTER_FOLDER", "Run"]
@@ -113,16 +115,40 @@ class Run:
 
     def train(self, *, resume: bool = False, fast: bool = False) -> RunResult:
         """Train the adapted model and the baselines, check them, save everything but the report."""
-        from hfadapt import MultiTaskModel
+        start = time.perf_counter()
+        trained = self.train_adapted(resume=resume)
+        proof = self._save_and_check(trained.model)
+        arms = [trained.result]
+        del trained
+        arms += [self.train_baseline(name) for name in self.recipe.baselines]
+        result = RunResult(
+            model=self.recipe.model,
+            base_parameters=self.base_parameters,
+            tasks={task.name: task.metrics[0] for task in self.tasks},
+            arms=tuple(arms),
+            sampling=self.mixture.preview().to_dict(),
+            proof=proof,
+            seconds=time.perf_counter() - start,
+            machine=machine(),
+            recipe=self.recipe.source,
+            fast=fast,
+            split=self.recipe.score_split,
+        )
+        result.write(self.output)
+        return result
+
+    def train_adapted(self, *, resume: bool = False) -> Trained:
+        """Train the tasks together with the recipe's method; the model comes back with its base unpacked.
+
+        Raises:
+            ConfigError: ``resume`` was asked for, and there is no checkpoint.
+        """
         from hfadapt.inference import unpack
         from hfadapt.run.arm import train_arm
-        from hfadapt.run.proof import check_mixed_batch, check_reload
 
-        start = time.perf_counter()
         if resume:
             self._require_checkpoint()
         model = self.build_model()
-        base_parameters = self.base_parameters()
         method = " + ".join(config.method for config in self.recipe.method)
         _pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
@@ -132,41 +158,29 @@ class Run:
             model,
             self.mixture,
             self.arguments,
-            base_parameters=base_parameters,
+            base_parameters=self.base_parameters,
             head_learning_rate=self.recipe.head_learning_rate,
+            split=self.recipe.score_split,
             callbacks=self._callbacks(model),
             tokenizer=self.tokenizer,
             resume=resume,
         )
         # Saved and compared on the base as it came: packed products sum in another order.
         unpack(model)
+        return trained
+
+    def _save_and_check(self, model: PreTrainedModel) -> dict[str, Any]:
+        from hfadapt import MultiTaskModel
+        from hfadapt.run.proof import check_mixed_batch, check_reload
+
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
-        proof = {
+        return {
             "reload": check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture),
             "mixed_batch": check_mixed_batch(model, self.mixture),
         }
-        sampling = self.mixture.preview().to_dict()
-        arms = [trained.result]
-        del trained, model
-        for baseline in self.recipe.baselines:
-            arms.append(self._baseline(baseline, sampling, base_parameters))
-        result = RunResult(
-            model=self.recipe.model,
-            base_parameters=base_parameters,
-            tasks={task.name: task.metrics[0] for task in self.tasks},
-            arms=tuple(arms),
-            sampling=sampling,
-            proof=proof,
-            seconds=time.perf_counter() - start,
-            machine=machine(),
-            recipe=self.recipe.source,
-            fast=fast,
-        )
-        result.write(self.output)
-        return result
 
     def _require_checkpoint(self) -> None:
         from transformers.trainer_utils import get_last_checkpoint
@@ -191,7 +205,9 @@ class Run:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
         return callbacks
 
+    @functools.cached_property
     def base_parameters(self) -> int:
+        """Parameters of the base alone."""
         import torch
         from transformers import AutoConfig, AutoModel
 
@@ -199,11 +215,16 @@ class Run:
             base = AutoModel.from_config(AutoConfig.from_pretrained(self.base))
         return sum(parameter.numel() for parameter in base.parameters())
 
-    def _baseline(self, name: Baseline, sampling: dict[str, Any], base_parameters: int) -> ArmResult:
-        """Train one baseline with the steps that the adapted run gave each task."""
+    def train_baseline(self, name: Baseline) -> ArmResult:
+        """Train one baseline with the steps that the adapted run gives each task."""
         from hfadapt.run.arm import merge, train_arm
 
-        changes = self.recipe.baselines[name]
+        changes = dict(self.recipe.baselines[name])
+        shared = {
+            "base_parameters": self.base_parameters,
+            "head_learning_rate": changes.pop("head_learning_rate", self.recipe.head_learning_rate),
+            "split": self.recipe.score_split,
+        }
         title = TITLES[name]
         folder = self.output / "checkpoints" / name
         self.say(f"Baseline: {title}")
@@ -216,10 +237,10 @@ class Run:
                 model,
                 build_mixture(self.recipe, self.tasks, self.tokenizer, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
-                base_parameters=base_parameters,
-                head_learning_rate=self.recipe.head_learning_rate,
+                **shared,
             ).result
         parts = {}
+        sampling = self.mixture.preview().to_dict()
         for index, task in enumerate(self.tasks):
             rows = sum(epoch[index] for epoch in sampling["rows"])
             steps = max(1, round(rows / sampling["rows_per_step"] / sampling["epochs"]))
@@ -229,8 +250,7 @@ class Run:
                 self.build_model(adapted=False, train_base=True, tasks=[task]),
                 build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps, cache=self._token_cache),
                 training_arguments(self.recipe, folder, changes),
-                base_parameters=base_parameters,
-                head_learning_rate=self.recipe.head_learning_rate,
+                **shared,
             ).result
         return merge(name, title, parts)
 

@@ -91,7 +91,7 @@ def plan_of(run: Run) -> dict[str, Any]:
     longest = int(max(lengths.max() for lengths in run.mixture.schedule.lengths or ()))
     memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
     preview = run.mixture.preview()
-    base, total = run.base_parameters(), count_parameters(model)
+    base, total = run.base_parameters, count_parameters(model)
     return {
         "model": run.recipe.model,
         "base_parameters": base,

@@ -28,7 +28,7 @@ class ArmResult:
     Args:
         name: ``adapted``, ``frozen_head`` or ``full_finetuning``.
         title: For tables.
-        test: Task to metric name to value, on the test split.
+        scores: Task to metric name to value, on the run's ``split``.
         macro: Mean of the tasks' first metrics.
         parameters_total: Parameters needed to serve all tasks, the base included.
         parameters_task: Parameters that belong to each task alone, on average, heads included.
@@ -41,7 +41,7 @@ class ArmResult:
 
     name: str
     title: str
-    test: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, float]]
     macro: float
     parameters_total: int
     parameters_task: int
@@ -72,6 +72,7 @@ class RunResult:
         machine: Device, threads and versions.
         recipe: The recipe's text.
         fast: Whether the recipe's ``fast`` overrides were in force.
+        split: Split of the scores; a task without labelled rows there is scored on its validation split.
     """
 
     model: str
@@ -84,6 +85,7 @@ class RunResult:
     machine: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
     fast: bool = False
+    split: str = "test"
 
     def write(self, folder: Path) -> Path:
         """Write ``results.json`` into a folder, whole or not at all."""

@@ -33,7 +33,7 @@ def test_results_hold_every_arm_with_scores_parameters_and_speed(finished: Path)
     result = RunResult.read(finished)
     assert [arm.name for arm in result.arms] == ["adapted", "frozen_head", "full_finetuning"]
     for arm in result.arms:
-        assert set(arm.test) == {"wn_relation", "sms_spam", "tweet_valence"}
+        assert set(arm.scores) == {"wn_relation", "sms_spam", "tweet_valence"}
         assert arm.tokens > 0
         assert arm.seconds > 0
         assert arm.steps > 0
@@ -101,7 +101,7 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_numbers(recipe: Path, hfadap
     shutil.rmtree(checkpoints / "checkpoint-4")
     hfadapt("train", recipe, *options, "--resume")
     resumed = RunResult.read(tmp_path / "run").arms[0]
-    assert resumed.test == whole.test
+    assert resumed.scores == whole.scores
     assert [line["loss"] for line in resumed.history if "loss" in line] == [
         line["loss"] for line in whole.history if "loss" in line
     ]
