@@ -86,6 +86,12 @@ class Site:
         """Size of the last axis of the tensor that is read."""
         return self.source_width or self.width
 
+    @property
+    def changed_width(self) -> int:
+        """How many entries of the last axis change."""
+        blocks, start, stop = self.part or (1, 0, self.width)
+        return blocks * (stop - start)
+
 
 class Slot(nn.Module):
     """The child ``hfadapt`` of a leaf module: the deltas at its input, its output and in its attention."""

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from hfadapt import ArchitectureMap, Capabilities, Method, Place, Site, select_layers, sites
 from hfadapt.architecture import LayerMap
-from hfadapt.slots import Tap
 
 from ..shared import UpDownDelta, updown_variant
 from ..shared.across import SharedUpDown
+from ..shared.sublayers import sublayer_output, sublayer_residual
 from .config import Bottleneck
 from .delta import BehindNormDelta, BehindSumDelta
 
@@ -33,6 +33,7 @@ class BottleneckMethod(Method):
     family = "bottleneck"
     paper = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
     summary = "a small non-linear adapter after or beside attention and FFN"
+    tests = "tests/unit/methods/test_bottleneck.py"
 
     def place(self, config: Bottleneck, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         crosses = False
@@ -50,11 +51,11 @@ class BottleneckMethod(Method):
         self, config: Bottleneck, layer: LayerMap, sublayer: str, arch: ArchitectureMap
     ) -> tuple[Site, type[UpDownDelta]]:
         norms = config.norms
-        residual = _residual(layer, sublayer)
+        residual = sublayer_residual(layer, sublayer)
         if config.is_parallel:
             if sublayer == "ffn":
                 return sites.ffn_sum(layer, residual), UpDownDelta
-            return dataclasses.replace(_output(layer, sublayer), source=residual), UpDownDelta
+            return dataclasses.replace(sublayer_output(layer, sublayer), source=residual), UpDownDelta
         if not norms.original_ln_before:
             if not norms.residual_before_ln:
                 raise self.refuse(
@@ -63,7 +64,7 @@ class BottleneckMethod(Method):
                     got=norms,
                     allowed="together with original_ln_before=True",
                 )
-            return _output(layer, sublayer), BehindSumDelta
+            return sublayer_output(layer, sublayer), BehindSumDelta
         if layer.stack.style == "post" and f"post_{sublayer}" in layer.norms:
             site = sites.sublayer_sum(layer, sublayer)
             if not norms.original_ln_after:
@@ -77,7 +78,7 @@ class BottleneckMethod(Method):
                 got=norms,
                 try_="LayerNorms(original_ln_before=True)",
             )
-        return dataclasses.replace(_output(layer, sublayer), source=residual), BehindSumDelta
+        return dataclasses.replace(sublayer_output(layer, sublayer), source=residual), BehindSumDelta
 
     def shared(self, config: Bottleneck, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         return SharedUpDown(config, [p.site for p in self.place(config, arch, model)]) if config.share else None
@@ -85,21 +86,6 @@ class BottleneckMethod(Method):
     def starts_as_base(self, config: Bottleneck) -> bool:
         norms = config.norms
         return config.init == "identity" and not norms.ln_after and norms.residual_before_ln
-
-
-def _output(layer: LayerMap, sublayer: str) -> Site:
-    make = {"attention": sites.attention_output, "cross": sites.cross_output, "ffn": sites.ffn_output}
-    return make[sublayer](layer)
-
-
-def _residual(layer: LayerMap, sublayer: str) -> Tap:
-    """The residual stream that enters a sub-layer, before its pre-norm."""
-    if sublayer == "ffn":
-        return sites.ffn_input(layer)
-    if sublayer == "attention":
-        return sites.layer_input(layer)
-    role = layer.norms.get("pre_cross")
-    return Tap(role) if role else sites.attention_input(layer, cross=True)
 
 
 def _variant(config: Bottleneck, site: Site, delta: type[UpDownDelta]) -> str:

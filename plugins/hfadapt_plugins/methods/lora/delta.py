@@ -25,14 +25,8 @@ __all__ = ["LoRADelta"]
 class LoRADelta(Delta):
     """``y + s (x A^T) B^T`` on a linear's output, or on the slice of it that ``site.part`` names.
 
-    Weights of an adapter: ``lora_a`` ``[R, Din]``, ``lora_b`` ``[O, R]`` with O the size of the slice.
+    Weights of an adapter: ``lora_a`` ``[R, Din]``, ``lora_b`` ``[O, R]``, O the size of the slice.
     """
-
-    @property
-    def out_features(self) -> int:
-        """Outputs that change."""
-        blocks, start, stop = self.site.part or (1, 0, self.site.width)
-        return blocks * (stop - start)
 
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         """Kaiming-uniform A and zero B: the update starts at nothing."""
@@ -40,10 +34,10 @@ class LoRADelta(Delta):
             weights.lora_a = self.parameter(
                 (config.r, self.site.read_width), lambda t: nn.init.kaiming_uniform_(t, a=math.sqrt(5))
             )
-            weights.lora_b = self.parameter((self.out_features, config.r))
+            weights.lora_b = self.parameter((self.site.changed_width, config.r))
         else:
             weights.lora_a = self.parameter((config.r, self.site.read_width), lambda t: nn.init.normal_(t, std=0.02))
-            weights.lora_b = self.parameter((self.out_features, config.r), lambda t: nn.init.normal_(t, std=0.02))
+            weights.lora_b = self.parameter((self.site.changed_width, config.r), lambda t: nn.init.normal_(t, std=0.02))
         if config.gate != "none":
             add_gate(self, weights, self.site.read_width)
 

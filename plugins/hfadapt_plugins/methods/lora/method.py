@@ -29,6 +29,7 @@ class LoRAMethod(Method):
     family = "unified view"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     summary = "low-rank update of any linear, also of the slices of a fused one"
+    tests = "tests/unit/methods/test_lora.py"
 
     def starts_as_base(self, config: LoRA) -> bool:
         """B is zero in the published initialisation."""
@@ -36,7 +37,7 @@ class LoRAMethod(Method):
 
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One update at every linear that ``config.target_modules`` names."""
-        for target in find_targets(config, arch, model):
+        for target in find_targets(config.target_modules, config, arch, model):
             # Rows with different dropout cannot share one call of the op.
             parts = (target.part, gate_variant(config), f"p{config.dropout:g}" if config.dropout else "")
             yield Place(target.site, LoRADelta, "_".join(p for p in parts if p).replace(".", "_"))

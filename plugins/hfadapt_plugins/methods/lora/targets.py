@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,8 @@ from hfadapt.architecture import is_linear, linear_sizes
 from hfadapt.errors import AttachError, did_you_mean, problem
 
 if TYPE_CHECKING:
-    from hfadapt import ArchitectureMap
+    from hfadapt import ArchitectureMap, MethodConfig
     from hfadapt.architecture import AttentionMap, LayerMap
-
-    from .config import LoRA
 
 __all__ = ["Target", "find_targets"]
 
@@ -41,8 +39,8 @@ class Target:
     part: str = ""
 
 
-def find_targets(config: LoRA, arch: ArchitectureMap, model: nn.Module) -> list[Target]:
-    """Return the linears that ``config.target_modules`` names, in the order of the model.
+def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureMap, model: nn.Module) -> list[Target]:
+    """Return the linears that ``names`` mean in the layers that ``config`` chooses, in the order of the model.
 
     Raises:
         AttachError: a name matches nothing, a role is served by a linear that cannot be sliced, or both a fused linear
@@ -51,12 +49,12 @@ def find_targets(config: LoRA, arch: ArchitectureMap, model: nn.Module) -> list[
     layers = select_layers(config, arch)
     inside = {layer.path for layer in arch.layers()}
     found: dict[tuple[str, int, str], Target] = {}
-    for name in config.target_modules:
+    for name in names:
         matches = [t for layer in layers for t in _in_layer(name, layer, model)]
         if name != ALL and config.layers == "all" and config.stack == "all":
             matches += _outside(name, inside, model)
         if not matches:
-            raise _no_match(name, arch, model)
+            raise _no_match(name, config.method, arch, model)
         found.update({(t.site.leaf, t.site.layer, t.part): t for t in matches})
     whole = {(leaf, depth) for leaf, depth, part in found if not part}
     twice = [t for (leaf, depth, part), t in found.items() if part and (leaf, depth) in whole]
@@ -64,7 +62,7 @@ def find_targets(config: LoRA, arch: ArchitectureMap, model: nn.Module) -> list[
         raise AttachError(
             problem(
                 "a fused linear and a slice of it are both named",
-                where=f"lora on {arch.model_type}",
+                where=f"{config.method} on {arch.model_type}",
                 got=f"{twice[0].site.leaf} and {twice[0].part!r}",
                 try_="name the roles, or the module, but not both",
             )
@@ -137,9 +135,9 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
         raise AttachError(
             problem(
                 f"the {role} part of a fused linear cannot be told apart",
-                where=f"lora at {attention.fused}",
+                where=f"{layer.path}: {attention.fused}",
                 got=f"layout {attention.fused_layout!r}, {width} outputs",
-                try_=f"target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
+                try_=f"lora with target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
             )
         )
     q, k = queries // blocks, keys // blocks
@@ -160,14 +158,14 @@ def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
     return found
 
 
-def _no_match(name: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
+def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
     modules = list(dict.fromkeys(path.rpartition(".")[2] for path in arch.linears(model)))
     have = {role for layer in arch.layers() for role, _ in _roles(layer)}
     roles = [role for role, parts in ROLES.items() if have.intersection(parts)]
     return AttachError(
         problem(
             f"target_modules matched nothing for {name!r}",
-            where=f"lora on {arch.model_type}",
+            where=f"{method} on {arch.model_type}",
             allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
             try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place, select_layers, sites
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hfadapt import ArchitectureMap
 
-__all__ = ["PrefixMethod"]
+__all__ = ["PrefixMethod", "prefix_places"]
 
 
 class PrefixMethod(Method):
@@ -37,6 +37,7 @@ class PrefixMethod(Method):
     family = "unified view"
     paper = "Li and Liang 2021, arXiv:2101.00190; He et al. 2022, arXiv:2110.04366"
     summary = "trained keys and values in front of every attention's own"
+    tests = "tests/unit/methods/test_prefix.py"
     exports: ClassVar[Mapping[str, Any]] = {"flatten_prefix": flatten_prefix}
 
     def shared(self, config: PrefixConfig, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
@@ -45,21 +46,45 @@ class PrefixMethod(Method):
 
     def place(self, config: PrefixConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One place in each attention that ``config.attention`` names."""
-        if not arch.attention_interface:
-            raise self.refuse(
-                "prefixes need a model that calls attention through transformers' AttentionInterface",
-                arch,
-                got=f"{type(model).__name__}, which computes attention by itself",
-                try_="lora, bottleneck, parallel or pal, which change no attention core",
-            )
-        parts = (config.form, "norm" if config.query_norm else "", gate_variant(config))
-        drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
-        variant = "_".join(p for p in (*parts, drop) if p)
-        for layer in select_layers(config, arch):
-            for cross in attentions_of(config, layer):
-                attention = layer.cross_attention if cross else layer.attention
-                if config.query_norm and attention.query is None:  # type: ignore[union-attr]
-                    raise self.refuse("query_norm needs a query projection of its own", arch, got="a fused one")
-                reads = config.query_norm or config.gate != "none"
-                source = sites.attention_input(layer, cross) if reads else None
-                yield Place(sites.attention_core(layer, cross, source), PrefixDelta, variant)
+        return prefix_places(self, config, arch, model, PrefixDelta)
+
+
+def prefix_places(
+    method: Method,
+    config: PrefixConfig,
+    arch: ArchitectureMap,
+    model: PreTrainedModel,
+    delta: type[PrefixDelta],
+    more: str = "",
+) -> Iterator[Place]:
+    """Yield the places of prefixes.
+
+    Args:
+        method: Names itself in errors.
+        config: Where and in which form.
+        arch: The model's map.
+        model: The model.
+        delta: What goes there.
+        more: What else rows must have in common to share an instance of ``delta``.
+
+    Raises:
+        AttachError: the model computes attention by itself, or a norm is wanted for queries of a fused projection.
+    """
+    if not arch.attention_interface:
+        raise method.refuse(
+            "prefixes need a model that calls attention through transformers' AttentionInterface",
+            arch,
+            got=f"{type(model).__name__}, which computes attention by itself",
+            try_="lora, bottleneck, parallel or pal, which change no attention core",
+        )
+    drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
+    parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, more)
+    variant = "_".join(p for p in parts if p)
+    for layer in select_layers(config, arch):
+        for cross in attentions_of(config, layer):
+            attention = layer.cross_attention if cross else layer.attention
+            if config.query_norm and attention.query is None:  # type: ignore[union-attr]
+                raise method.refuse("query_norm needs a query projection of its own", arch, got="a fused one")
+            reads = config.query_norm or config.gate != "none"
+            source = sites.attention_input(layer, cross) if reads else None
+            yield Place(sites.attention_core(layer, cross, source), delta, variant)
