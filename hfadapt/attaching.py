@@ -201,6 +201,7 @@ def _add(
     """Create one adapter's parameters at every place of one method."""
     shared = method.shared(config, state.arch, model)
     if shared is not None:
+        _one_shared(model, name, method)
         if not hasattr(model, "hfadapt_shared"):
             model.add_module("hfadapt_shared", nn.ModuleDict())
             state.shared = model.hfadapt_shared
@@ -227,6 +228,21 @@ def _add(
         _connect(model, state, place)
         if place.site.side == "input":
             fuse_norm(leaf, delta)
+
+
+def _one_shared(model: PreTrainedModel, name: str, method: Method) -> None:
+    """Raise when the adapter has a config of this method already: the layers of both would share one set."""
+    if name in getattr(model, "hfadapt_shared", {}) and method.name in model.hfadapt_shared[name]:
+        raise AttachError(
+            problem(
+                f"two configs of adapter {name!r} share parameters across layers under one name",
+                where=method.name,
+                got=f"a second config of {method.name} whose layers share parameters",
+                allowed=f"one such config of {method.name} an adapter",
+                try_="one config for all its layers; share=False or reparametrization='flat', which share nothing; "
+                "or two adapters and hfadapt.Stack of them",
+            )
+        )
 
 
 def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:

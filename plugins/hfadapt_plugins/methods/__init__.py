@@ -8,17 +8,18 @@ from hfadapt import hookimpl
 
 from . import bottleneck, top
 from .bottleneck import BottleneckMethod
+from .design import DesignMethod
 from .fusion import FusionMethod
 from .invertible import InvertibleMethod
 from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
+from .mam import MAM_PRESET
 from .pal import PALMethod
 from .parallel import ParallelMethod
 from .pooler import PoolerMethod
 from .prefix import PrefixMethod
-from .presets.mam import MAM_PRESET
-from .presets.unipelt import UNIPELT_PRESET
+from .unipelt import UNIPELT_PRESET
 
 __all__ = ["register_methods"]
 
@@ -26,6 +27,7 @@ __all__ = ["register_methods"]
 @hookimpl
 def register_methods(registry: Any) -> None:
     """Add every method and preset."""
+    registry.add("design", DesignMethod())
     registry.add("fusion", FusionMethod())
     registry.add("lora", LoRAMethod())
     registry.add("low_rank", LowRankMethod())

@@ -14,9 +14,9 @@ from hfadapt.errors import RoutingError, problem
 from hfadapt.method import MethodConfig
 
 if TYPE_CHECKING:
-    from hfadapt import Delta, Rows, Weights
+    from hfadapt import Delta, Rows, Site, Weights
 
-__all__ = ["GATES", "add_gate", "check_gate", "gate_of_rows", "gate_variant"]
+__all__ = ["GATES", "add_gate", "check_gate", "gate_of_rows", "gate_variant", "refuse_single_steps"]
 
 # "token": each token its own; "mean": averaged over a row's real tokens; "mean_padded": averaged over padding too, as
 # the published code and AdapterHub do, which makes a row's output depend on how far its batch was padded.
@@ -51,15 +51,7 @@ def gate_of_rows(delta: Delta, x: Tensor, rows: Rows) -> Tensor:
     gates = torch.sigmoid(logits)
     if kind != "token":
         mask = rows.routing.mask
-        if delta.site.causal and mask is not None and mask.shape[1] > x.shape[1]:
-            raise RoutingError(
-                problem(
-                    "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
-                    where=delta.site.leaf,
-                    got=f"{x.shape[1]} new tokens after {mask.shape[1] - x.shape[1]} cached ones",
-                    try_="generate(..., use_cache=False), or gate='token' where the method has it",
-                )
-            )
+        refuse_single_steps(delta.site, rows)
         if kind == "mean" and mask is not None and mask.shape == x.shape[:2]:
             real = mask.to(gates.dtype).unsqueeze(-1)
             gates = (gates * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
@@ -68,6 +60,23 @@ def gate_of_rows(delta: Delta, x: Tensor, rows: Rows) -> Tensor:
     if not rows.batch.uniform:
         gates = torch.where((rows.batch.ids >= 0).view(-1, 1, 1), gates, torch.ones_like(gates))
     return gates.squeeze(1) if flat else gates
+
+
+def refuse_single_steps(site: Site, rows: Rows) -> None:
+    """Raise where a decoder is given its tokens step by step, which hides those that a mean over the row needs.
+
+    Raises:
+        RoutingError: the key-value cache of the call holds tokens.
+    """
+    if site.causal and rows.routing.cached:
+        raise RoutingError(
+            problem(
+                "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
+                where=site.leaf,
+                got=f"new tokens after {rows.routing.cached} cached ones",
+                try_="generate(..., use_cache=False), or gate='token' where the method has it",
+            )
+        )
 
 
 def gate_variant(config: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfadapt import MethodConfig, MethodPreset
@@ -46,12 +47,18 @@ _HOULSBY = {"paper": "Houlsby et al. 2019, arXiv:1902.00751", "summary": "serial
 _PFEIFFER = {"paper": "Pfeiffer et al. 2021, arXiv:2005.00247", "summary": "one serial adapter after the FFN"}
 _PARALLEL = {"paper": "He et al. 2022, arXiv:2110.04366", "summary": "one scaled adapter beside the FFN"}
 
+
+def _preset(name: str, build: Callable[..., Any], about: Mapping[str, str], export: str = "") -> MethodPreset:
+    tests = "tests/unit/methods/test_bottleneck.py"
+    return MethodPreset(name, build, export=export, family="bottleneck", tests=tests, **about)
+
+
 PRESETS = (
-    MethodPreset("houlsby", houlsby, export="Houlsby", family="bottleneck", **_HOULSBY),
-    MethodPreset("double_seq_bn", houlsby, family="bottleneck", **_HOULSBY),
-    MethodPreset("pfeiffer", pfeiffer, export="Pfeiffer", family="bottleneck", **_PFEIFFER),
-    MethodPreset("seq_bn", pfeiffer, family="bottleneck", **_PFEIFFER),
-    MethodPreset("seq_bn_inv", seq_bn_inv, family="bottleneck", **_MADX),
-    MethodPreset("double_seq_bn_inv", double_seq_bn_inv, family="bottleneck", **_MADX),
-    MethodPreset("par_bn", par_bn, family="bottleneck", **_PARALLEL),
+    _preset("houlsby", houlsby, _HOULSBY, "Houlsby"),
+    _preset("double_seq_bn", houlsby, _HOULSBY),
+    _preset("pfeiffer", pfeiffer, _PFEIFFER, "Pfeiffer"),
+    _preset("seq_bn", pfeiffer, _PFEIFFER),
+    _preset("seq_bn_inv", seq_bn_inv, _MADX),
+    _preset("double_seq_bn_inv", double_seq_bn_inv, _MADX),
+    _preset("par_bn", par_bn, _PARALLEL),
 )

@@ -33,6 +33,7 @@ class FusionMethod(Method):
     family = "fusion"
     paper = "Pfeiffer et al. 2021, arXiv:2005.00247"
     summary = "attention over the outputs of several adapters"
+    tests = "tests/unit/methods/test_fusion.py"
     exports: ClassVar[Mapping[str, Any]] = {
         "add_fusion": add_fusion,
         "fusion_regularizer": fusion_regularizer,

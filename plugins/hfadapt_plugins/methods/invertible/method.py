@@ -55,6 +55,7 @@ class InvertibleMethod(Method):
     family = "bottleneck"
     paper = "Pfeiffer et al. 2020, arXiv:2005.00052"
     summary = "an invertible function of the embeddings and its inverse before the LM head"
+    tests = "tests/unit/methods/test_bottleneck.py"
 
     def place(self, config: Invertible, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         stacks = list({layer.stack.path: layer.stack for layer in select_layers(config, arch)}.values())

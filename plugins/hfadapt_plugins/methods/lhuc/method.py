@@ -38,6 +38,7 @@ class LHUCMethod(Method):
     family = "PALs, within"
     paper = "Swietojanski & Renals 2014; Stickland & Murray 2019, arXiv:1902.02671, section 4"
     summary = "a learned factor for every hidden unit"
+    tests = "tests/unit/methods/test_task_functions.py"
 
     def place(self, config: LHUC, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         for layer in select_layers(config, arch):

@@ -29,6 +29,7 @@ class LowRankMethod(Method):
     family = "PALs, within"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"
     summary = "a low-rank task function beside every layer"
+    tests = "tests/unit/methods/test_task_functions.py"
 
     def place(self, config: LowRank, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         for layer in select_layers(config, arch):

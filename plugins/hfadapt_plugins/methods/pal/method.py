@@ -32,6 +32,7 @@ class PALMethod(Method):
     family = "PALs, within"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"
     summary = "a small multi-head attention beside every layer, its projections shared across layers"
+    tests = "tests/unit/methods/test_task_functions.py"
 
     def place(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         delta = PALAttentionDelta if config.g == "attention" else PALFFNDelta

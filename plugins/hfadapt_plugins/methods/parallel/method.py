@@ -32,6 +32,7 @@ class ParallelMethod(Method):
     family = "unified view"
     paper = "He et al. 2022, arXiv:2110.04366"
     summary = "a scaled bottleneck beside FFN or attention, reading the sub-layer's input"
+    tests = "tests/unit/methods/test_parallel_adapters.py"
 
     def starts_as_base(self, config: ParallelConfig) -> bool:
         """The second projection is zero in the published initialisation."""

@@ -38,6 +38,7 @@ class PoolerMethod(Method):
     family = "PALs, top"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 4.3"
     summary = "a pooler of each task's own"
+    tests = "tests/unit/methods/test_task_functions.py"
 
     def place(self, config: Pooler, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         pooler = self._pooler(arch, model)

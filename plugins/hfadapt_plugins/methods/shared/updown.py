@@ -14,6 +14,7 @@ from hfadapt import Delta, Rows, Site, Weights
 from hfadapt.delta import FusionPart
 from hfadapt_kernels import TaskBatch, get_activation, parallel_adapter_norm
 
+from ..gating import refuse_single_steps
 from .initial import init_pair
 from .norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 
@@ -112,9 +113,9 @@ class UpDownDelta(Delta):
         form = config.updown(self.site)
         weights.form = form  # type: ignore[assignment]
         self.dropout = form.dropout  # part of the variant, so the same for every adapter here
-        self.fuses_norm = form.plain
+        self.fuses_norm = form.plain and self.site.part is None
         if shared is None:  # else one set of parameters serves every layer
-            made = UpDownWeights(form, self.site.read_width, self.site.width)
+            made = UpDownWeights(form, self.site.read_width, self.site.changed_width)
             for name, parameter in list(made.named_parameters()):
                 setattr(weights, name, parameter)
 
@@ -208,6 +209,7 @@ class UpDownDelta(Delta):
 
     def gate(self, read: Tensor, rows: Rows) -> Tensor:
         """Return each row's gate: the mean over all its positions, padding included, as the published code has it."""
+        refuse_single_steps(self.site, rows)
         weight = over_tokens(rows.gather(self.weights("gate_weight", rows.names), 0.0), read)
         bias = over_tokens(rows.gather(self.weights("gate_bias", rows.names), 0.0), read)
         gates = torch.sigmoid((read * weight).sum(-1, keepdim=True) + bias)

@@ -26,6 +26,7 @@ class TopMethod(Method):
     delta: ClassVar[type[TopDelta]]
     family = "PALs, top"
     paper = _PAPER
+    tests = "tests/unit/methods/test_task_functions.py"
     capabilities = Capabilities(reasons=_NOT_MERGED)
 
     def place(self, config: TopConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:

@@ -10,7 +10,7 @@ from hfadapt import MethodConfig, MethodPreset
 from ..bottleneck import Bottleneck, LayerNorms
 from ..lora import LoRA
 from ..prefix import PrefixConfig
-from .mam import read
+from ..shared.parts import read_part
 
 __all__ = ["UNIPELT_PRESET", "unipelt"]
 
@@ -38,9 +38,9 @@ def unipelt(
     common = {"layers": layers, "stack": stack}
     norms = LayerNorms(original_ln_before=True)
     return (
-        read(PrefixConfig, prefix, {"num_virtual_tokens": 10, "mlp_size": 512, "gate": "mean", **common}),
-        read(Bottleneck, adapter, {"reduction_factor": 16, "norms": norms, "use_gating": True, **common}),
-        read(LoRA, lora, {"r": 8, "lora_alpha": 8, "gate": "mean", **common}),
+        read_part(PrefixConfig, prefix, {"num_virtual_tokens": 10, "mlp_size": 512, "gate": "mean", **common}),
+        read_part(Bottleneck, adapter, {"reduction_factor": 16, "norms": norms, "use_gating": True, **common}),
+        read_part(LoRA, lora, {"r": 8, "lora_alpha": 8, "gate": "mean", **common}),
     )
 
 
@@ -51,4 +51,5 @@ UNIPELT_PRESET = MethodPreset(
     paper="Mao et al. 2022, arXiv:2110.07577",
     summary="LoRA, prefix tuning and a bottleneck adapter, each gated by its input",
     family="unified view",
+    tests="tests/unit/methods/test_unipelt.py",
 )

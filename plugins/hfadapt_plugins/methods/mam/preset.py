@@ -9,19 +9,9 @@ from hfadapt import MethodConfig, MethodPreset
 
 from ..parallel import ParallelConfig
 from ..prefix import PrefixConfig
+from ..shared.parts import read_part
 
-__all__ = ["MAM_PRESET", "mam", "read"]
-
-
-def read(kind: type[MethodConfig], given: Any, defaults: Mapping[str, Any], **more: Any) -> Any:
-    """Return a config: ``given`` itself, or one built from a map of fields over ``defaults``.
-
-    Raises:
-        ConfigError: a field is unknown or holds a value that is not allowed.
-    """
-    if isinstance(given, kind):
-        return given
-    return kind.from_dict({**defaults, **(given or {}), **more})
+__all__ = ["MAM_PRESET", "mam"]
 
 
 def mam(
@@ -43,8 +33,8 @@ def mam(
     """
     common = {"layers": layers, "stack": stack}
     return (
-        read(PrefixConfig, prefix, {"num_virtual_tokens": 30, **common}),
-        read(ParallelConfig, ffn, {"r": 512, "scale": 4.0, "sublayers": ("ffn",), **common}),
+        read_part(PrefixConfig, prefix, {"num_virtual_tokens": 30, **common}),
+        read_part(ParallelConfig, ffn, {"r": 512, "scale": 4.0, "sublayers": ("ffn",), **common}),
     )
 
 
@@ -55,4 +45,5 @@ MAM_PRESET = MethodPreset(
     paper="He et al. 2022, arXiv:2110.04366",
     summary="prefix tuning in attention and a scaled parallel adapter beside the FFN",
     family="unified view",
+    tests="tests/unit/methods/test_mam.py",
 )

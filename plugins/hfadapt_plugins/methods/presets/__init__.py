@@ -1,6 +1,0 @@
-"""Methods that are compositions of others."""
-
-from .mam import mam
-from .unipelt import unipelt
-
-__all__ = ["mam", "unipelt"]
