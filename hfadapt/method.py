@@ -151,6 +151,8 @@ class Method:
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    tests: ClassVar[str] = ""
+    """Path of its tests from the root of its repository, for the method table."""
     exports: ClassVar[Mapping[str, Any]] = {}
     """Functions of the method that ``hfadapt`` offers by name, e.g. ``hfadapt.flatten_prefix``."""
 
@@ -192,6 +194,10 @@ class MethodPreset:
         name: The registered name.
         build: Returns one config or a tuple of them (MAM is prefix tuning plus a parallel adapter).
         export: The Python name under which ``hfadapt`` offers ``build``, e.g. ``"MAM"``; "" for none.
+        paper: Where it comes from.
+        summary: What it adds, in a few words.
+        family: The group it is listed in.
+        tests: Path of its tests from the root of its repository, for the method table.
     """
 
     name: str
@@ -200,6 +206,7 @@ class MethodPreset:
     paper: str = ""
     summary: str = ""
     family: str = ""
+    tests: str = ""
 
 
 def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tuple[MethodConfig, ...]:

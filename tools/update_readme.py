@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the method table, and the results of ``make demo``.
+"""Write the generated parts of README.md and docs/methods.md: the method tables, and the results of ``make demo``.
 
 Usage: python tools/update_readme.py [RUN_FOLDER]
 
@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 
 from hfadapt.report import conditions, markdown_table, proof_lines
+from hfadapt.report.claims import markdown_capabilities, markdown_claims
 from hfadapt.report.methods import markdown_methods
 from hfadapt.run import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = ROOT / "docs" / "methods.md"
 RESULTS = ROOT / "benchmarks" / "demo"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
@@ -32,6 +34,15 @@ def generated(folder: Path) -> dict[str, str]:
     return blocks
 
 
+def generated_methods() -> dict[str, str]:
+    """The generated blocks of docs/methods.md by name."""
+    return {
+        "methods": markdown_methods("../"),
+        "capabilities": markdown_capabilities(),
+        "claims": markdown_claims(),
+    }
+
+
 def fill(text: str, blocks: dict[str, str]) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, block in blocks.items():
@@ -41,7 +52,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Update README.md."""
+    """Update README.md and docs/methods.md."""
     if arguments:
         RESULTS.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(arguments[0]) / "results.json", RESULTS)
@@ -49,6 +60,7 @@ def main(arguments: list[str]) -> None:
             shutil.copy(Path(arguments[0]) / "plots" / name, RESULTS)
     readme = ROOT / "README.md"
     readme.write_text(fill(readme.read_text("utf-8"), generated(RESULTS)), "utf-8")
+    METHODS.write_text(fill(METHODS.read_text("utf-8"), generated_methods()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
         if as_json:
             print_json(details)
             return
-        print_table(["", name], [(key, details[key]) for key in ("family", "paper", "summary", "origin")])
+        print_table(
+            ["", name], [(key, details[key]) for key in ("family", "paper", "summary", "page", "tests", "origin")]
+        )
         print_table(["option", "type", "default"], [tuple(field.values()) for field in details["fields"]])
         return
     if markdown:
@@ -42,6 +44,7 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
 
 def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:
     from hfadapt.config.check import fields_of
+    from hfadapt.report.methods import page_of
 
     takes = entry.config_class if hasattr(entry, "config_class") else entry.build
     defaults = _defaults(takes)
@@ -50,6 +53,8 @@ def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:
         "family": entry.family,
         "paper": entry.paper,
         "summary": entry.summary,
+        "page": page_of(name) or "-",
+        "tests": entry.tests or "-",
         "origin": origin,
         "fields": [
             {"name": field, "type": getattr(hint, "__name__", str(hint)), "default": defaults.get(field, "required")}

@@ -8,9 +8,9 @@ from typing import Any
 
 from hfadapt.report.table import to_markdown
 
-__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows"]
+__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows", "page_of"]
 
-MARKDOWN_COLUMNS = ("method", "what it adds", "added", "mixed batch", "merges", "kernels", "paper")
+MARKDOWN_COLUMNS = ("method", "what it adds", "added", "mixed batch", "merges", "kernels", "paper", "tests")
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -32,19 +32,30 @@ def method_rows() -> list[dict[str, Any]]:
                 "merges": _all(capabilities, "mergeable"),
                 "kernels": ", ".join(ops) or "-",
                 "paper": entry.paper,
+                "page": page_of(name),
+                "tests": entry.tests or "-",
             }
         )
     return rows
 
 
-def markdown_methods() -> str:
-    """The table as Markdown; names link to the method's own page in the repository."""
-    rows = [[_linked(row["method"]), *(row[column] for column in MARKDOWN_COLUMNS[1:])] for row in method_rows()]
+def markdown_methods(root: str = "") -> str:
+    """The table as Markdown; names link to the method's own page in the repository, and to its tests.
+
+    Args:
+        root: From the file that holds the table to the repository's root, e.g. ``"../"``.
+    """
+    rows = []
+    for row in method_rows():
+        name, tests = f"`{row['method']}`", row["tests"]
+        linked = f"[{name}]({root}{row['page']})" if row["page"] else name
+        test = tests if tests == "-" else f"[{tests.rpartition('/test_')[2].removesuffix('.py')}]({root}{tests})"
+        rows.append([linked, *(row[column] for column in MARKDOWN_COLUMNS[1:-1]), test])
     return to_markdown(MARKDOWN_COLUMNS, rows)
 
 
-def _linked(name: str) -> str:
-    """A method's name, as a link where its module has a README beside it."""
+def page_of(name: str) -> str:
+    """The path of a method's README from the repository's root, or "" where its module has none beside it."""
     from hfadapt import plugins
 
     entry = plugins.methods()[name]
@@ -53,9 +64,8 @@ def _linked(name: str) -> str:
     for place in spec.submodule_search_locations or () if spec else ():
         page = Path(place) / "README.md"
         if page.is_file() and "plugins" in page.parts:
-            inside = page.parts[page.parts.index("plugins") :]
-            return f"[`{name}`]({'/'.join(inside)})"
-    return f"`{name}`"
+            return "/".join(page.parts[page.parts.index("plugins") :])
+    return ""
 
 
 def default_configs(entry: Any) -> tuple[Any, ...] | None:

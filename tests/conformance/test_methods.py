@@ -4,21 +4,27 @@ import pytest
 
 import hfadapt
 from hfadapt import plugins
+from hfadapt.report.claims import claims
 from hfadapt.testing import conformance
 
 # Hundreds of ReLU units would put many kinks into every difference quotient, and their defaults are for large models.
 SMALL = {
+    "design": hfadapt.Design(r=4, modified=("ffn", "query"), non_linearity="gelu"),
     "parallel": hfadapt.ParallelConfig(8, non_linearity="gelu"),
     "mam": hfadapt.MAM({"num_virtual_tokens": 3, "mlp_size": 8}, {"r": 8, "non_linearity": "gelu"}),
     "unipelt": hfadapt.UniPELT({"num_virtual_tokens": 3, "mlp_size": 8}, {"non_linearity": "gelu"}, {"r": 2}),
 }
-CASES = conformance.cases([SMALL.get(name, name) for name in plugins.methods()])
+NAMES = {SMALL.get(name, name): name for name in plugins.methods()}
+CASES = conformance.cases(NAMES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_method_on_architecture(case):
     """All checks on one pair; a pair that is refused must be refused with a reason that names both."""
     reason = case.refused()
+    claimed = claims().get(NAMES[case.method])
+    if claimed is not None:  # in docs/methods.md
+        assert (reason or "").count(claimed[case.model_type]) and bool(reason) == bool(claimed[case.model_type])
     if reason is not None:
         assert case.configs[0].method in reason or case.model_type in reason
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
@@ -55,12 +56,27 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("update_readme")
+
+
+def test_the_generated_parts_of_the_readme_are_up_to_date(generator: types.ModuleType) -> None:
     """``make readme`` writes them: the method table from the code, the results from benchmarks/demo/results.json."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        from update_readme import RESULTS, fill, generated
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert fill(readme, generated(RESULTS)) == readme
+    assert generator.fill(readme, generator.generated(generator.RESULTS)) == readme
+
+
+def test_the_tables_of_methods_are_up_to_date(generator: types.ModuleType) -> None:
+    """``make readme`` writes them too: what each method can do, and which architectures it claims."""
+    page = generator.METHODS.read_text("utf-8")
+    assert generator.fill(page, generator.generated_methods()) == page
+
+
+def test_every_built_in_method_links_its_page_and_its_tests() -> None:
+    from hfadapt.report.methods import page_of
+
+    for name, entry in plugins.methods().items():
+        assert (ROOT / page_of(name)).is_file(), f"{name} has no README"
+        assert (ROOT / entry.tests).is_file() and entry.tests.startswith("tests/"), f"{name}: {entry.tests!r}"
