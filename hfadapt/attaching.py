@@ -28,6 +28,7 @@ from .hooks import (
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
 from .root import RootPost, RootPre
+from .shared_tables import install, uninstall
 from .slots import Site, Slot, fused_node
 from .state import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
 from .verification import verify as verify_slots
@@ -177,6 +178,7 @@ def _begin(model: PreTrainedModel) -> Attachment:
         module.__dict__["_hfadapt_of"] = state
         module.register_forward_pre_hook(RootPre(path), with_kwargs=True, prepend=True)
         module.register_forward_hook(RootPost(path), always_call=True)
+    install(model, arch)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
     torch._dynamo.reset()
     return state
@@ -346,6 +348,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         function = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(function, CheckpointWithRouting):
             module._gradient_checkpointing_func = function.function
+    uninstall(model, state.arch)
     if hasattr(model, "hfadapt_shared"):
         del model.hfadapt_shared
     if state.original_attention is not None:

@@ -58,6 +58,8 @@ class StackMap:
         final_norm: The norm after the last layer, or None.
         projection_out: A linear after `final_norm` that gives the last hidden state (OPT-350m), or None.
         embedding: The word embedding that is really called, or None where the stack starts from no token ids.
+        reads_shared_table: The method of the attention module that gives a table which all rows share (relative
+            positions) to the query and key projections (DeBERTa v3), or "".
     """
 
     path: str
@@ -83,6 +85,7 @@ class StackMap:
     final_norm: str | None = None
     projection_out: str | None = None
     embedding: str | None = None
+    reads_shared_table: str = field(default="", compare=False)
 
     @property
     def num_layers(self) -> int:

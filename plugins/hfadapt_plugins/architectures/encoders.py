@@ -54,6 +54,8 @@ def deberta_v2(config: PretrainedConfig) -> ArchitectureMap:
         ffn_out_dropout="output.dropout",
         norms={"post_attention": "attention.output.LayerNorm", "post_ffn": "output.LayerNorm"},
         embedding="embeddings.word_embeddings",
+        # DeBERTa v3 projects its position table with the layer's own query and key projections.
+        reads_shared_table="disentangled_attention_bias" if getattr(config, "share_att_key", False) else "",
     )
     return ArchitectureMap(config.model_type, (stack,))
 
