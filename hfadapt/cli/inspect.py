@@ -2,99 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hfadapt.cli.output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from hfadapt.inspect import ModelReport, StackReport
 
 __all__ = ["inspect"]
 
 
 @click.command()
 @click.argument("model")
-@click.option("--layer", type=int, default=0, show_default=True, help="Whose modules to show.")
+@click.option("--layer", type=click.IntRange(min=0), default=0, show_default=True, help="Whose modules to show.")
 @json_option
 def inspect(model: str, layer: int, as_json: bool) -> None:
     """Show the slots and sizes of MODEL, and which methods fit it.
 
     MODEL is a hub name, a folder, package:NAME, or a model type such as bert. Weights are not loaded.
     """
-    from hfadapt.architecture import resolve
+    from hfadapt.errors import ArchitectureError
+    from hfadapt.inspect import describe, skeleton
 
-    skeleton = _skeleton(model)
-    arch = resolve(skeleton)
-    found = {
-        "model": model,
-        "model_type": arch.model_type,
-        "map": arch.source,
-        "attention_interface": arch.attention_interface,
-        "parameters": sum(parameter.numel() for parameter in skeleton.parameters()),
-        "stacks": [_stack(stack, layer) for stack in arch.stacks],
-        "linears": sorted({name.rpartition(".")[2] for name in arch.linears(skeleton)}),
-        "methods": _fitting(skeleton),
-    }
+    report = describe(skeleton(_config(model)), layer=layer)
     if as_json:
-        print_json(found)
-        return
-    click.echo(f"{model}: {found['model_type']}, {found['parameters']:,} parameters, map from the {found['map']}")
-    for stack in found["stacks"]:
-        sizes = {key: value for key, value in stack.items() if key not in ("modules", "path")}
-        print_table([stack["path"], ""], sizes.items())
-        print_table([f"layer {layer}", "module"], stack["modules"].items())
-    click.echo(f"names for LoRA's target_modules: {', '.join(found['linears'])}\n")
-    rows = [(row["method"], row["parameters"], row["share"], row["why_not"]) for row in found["methods"]]
-    print_table(["method", "parameters", "of the base", "why not"], rows)
+        print_json({"model": model, **report.to_dict()})
+    elif not report.refusal:
+        _print(model, report)
+    if report.refusal:
+        raise ArchitectureError(report.refusal)
 
 
-def _skeleton(name: str) -> Any:
-    """The model without weights, on the meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModel
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from hfadapt.run.source import model_path
 
-    config = CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else AutoConfig.from_pretrained(model_path(name))
-    with torch.device("meta"):
-        return AutoModel.from_config(config)
+    return CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else AutoConfig.from_pretrained(model_path(name))
 
 
-def _stack(stack: Any, index: int) -> dict[str, Any]:
-    layer = stack.layer(min(index, stack.num_layers - 1))
-    return {
-        "path": stack.path,
-        "kind": stack.kind,
-        "style": f"{stack.style}-norm" if stack.style in ("pre", "post") else stack.style,
-        "causal": stack.causal,
-        "layers": stack.num_layers,
-        "hidden size": stack.hidden_size,
-        "heads": f"{stack.num_heads} of {stack.head_dim}, {stack.num_kv_heads} for keys and values",
-        "feed-forward size": stack.ffn_size,
-        "modules": {**layer.linears, **{f"{role} norm": path for role, path in layer.norms.items()}},
-    }
+def _print(name: str, report: ModelReport) -> None:
+    interface = "through" if report.attention_interface else "not through"
+    click.echo(
+        f"{name}: {report.model_class} ({report.model_type}), {report.parameters:,} parameters, "
+        f"map from the {report.source}, attention {interface} AttentionInterface"
+    )
+    for stack in report.stacks:
+        print_table([stack.path, ""], _sizes(stack))
+        rows = ((row.role, row.path, row.kind, _shape(row.inputs, row.outputs)) for row in stack.leaves)
+        print_table([f"layer {stack.layer}", "module", "class", "size"], rows)
+        slots = ((row.slot, f"{row.side} of {row.leaf}", row.reads, row.width) for row in stack.slots)
+        print_table(["slot", "changes the", "from what enters", "width"], slots)
+    click.echo(f"names for LoRA's target_modules: {', '.join(report.linears)}\n")
+    fits = [
+        (row.method, None if row.parameters is None else f"{row.parameters:,}",
+         None if row.share is None else f"{row.share:.2%}", row.why_not)
+        for row in report.methods
+    ]  # fmt: skip
+    print_table(["method", "parameters", "of the base", "why not"], fits)
 
 
-def _fitting(model: Any) -> list[dict[str, Any]]:
-    """Try every method with its default options; attaching is undone each time."""
-    from hfadapt import attach, plugins
-    from hfadapt.errors import HFAdaptError
-    from hfadapt.report.methods import default_configs
+def _sizes(stack: StackReport) -> list[tuple[str, Any]]:
+    norms = {"post": "post-norm", "pre": "pre-norm"}
+    times = f", each module run {stack.calls_per_module} times" if stack.calls_per_module > 1 else ""
+    return [
+        ("kind", stack.kind + (", causal" if stack.causal else "")),
+        ("style", norms.get(stack.style, stack.style)),
+        ("layers", f"{stack.layers}{times}"),
+        ("hidden size", stack.hidden_size),
+        ("heads", f"{stack.heads} of {stack.head_dim}, {stack.kv_heads} for keys and values"),
+        ("feed-forward size", stack.ffn_size),
+    ]
 
-    base = sum(parameter.numel() for parameter in model.parameters())
-    rows = []
-    for name, entry in plugins.methods().items():
-        row: dict[str, Any] = {"method": name, "parameters": None, "share": None, "why_not": None}
-        configs = default_configs(entry)
-        try:
-            if configs is None:
-                row["why_not"] = "has options that must be given"
-            else:
-                handle = attach(model, configs, verify=False)
-                row["parameters"] = handle.num_parameters()
-                row["share"] = f"{row['parameters'] / base:.2%}"
-                handle.detach()
-        except HFAdaptError as error:
-            row["why_not"] = str(error)
-        rows.append(row)
-    return rows
+
+def _shape(inputs: int | None, outputs: int | None) -> str | None:
+    return None if inputs is None else f"{inputs} -> {outputs}"

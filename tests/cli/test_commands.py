@@ -15,7 +15,7 @@ import pytest
 from hfadapt import hookimpl, plugins
 from hfadapt.cli import cli
 from hfadapt.cli.group import COMMANDS, LazyGroup
-from hfadapt.errors import DataError, RegistryError
+from hfadapt.errors import ArchitectureError, DataError, RegistryError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -80,7 +80,19 @@ def test_inspect_shows_slots_sizes_and_fitting_methods(hfadapt) -> None:
     assert "q_lin" in found["linears"]
     fits = {row["method"]: row for row in found["methods"]}
     assert fits["lora"]["parameters"] > 0
-    assert "names for LoRA" in hfadapt("inspect", "distilbert").output
+    assert "no pooler" in fits["pooler"]["why_not"]
+    shown = hfadapt("inspect", "distilbert").output
+    assert "names for LoRA" in shown
+    slot = next(row for row in found["stacks"][0]["slots"] if row["slot"] == "layer_sum")
+    assert slot["leaf"] in shown and "768 -> 3072" in shown and "no pooler" in shown
+
+
+def test_inspect_refuses_a_model_that_cannot_be_mapped_and_says_why(hfadapt, tmp_path) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "mixtral", "vocab_size": 99, "intermediate_size": 64, **small}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArchitectureError, match="no linear left after attention"):
+        hfadapt("inspect", tmp_path)
 
 
 def test_doctor_says_which_implementation_serves_which_op(hfadapt) -> None:
