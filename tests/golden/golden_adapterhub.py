@@ -1,192 +1,200 @@
-"""Reads the goldens of AdapterHub's ``adapters``: base weights into a stock model, adapters ``a`` and ``b`` into ours.
+"""AdapterHub's ``adapters`` in terms of hfadapt: its configs, and the names of its weights.
 
-An ``adapter_config`` maps as follows. ``mh_adapter``, ``cross_adapter`` and ``output_adapter`` choose the sub-layers;
-``reduction_factor``, ``non_linearity``, ``scaling``, ``is_parallel``, ``use_gating`` and the norm options keep their
-names; ``init_weights`` is of no interest, all weights are given; ``leave_out`` becomes ``layers``.
+`configs` turns an ``adapter_config`` into ours. ``mh_adapter``, ``cross_adapter`` and ``output_adapter`` choose the
+sub-layers of a bottleneck; ``reduction_factor``, ``non_linearity``, ``scaling``, ``is_parallel``, ``use_gating`` and
+the norm options keep their names; ``inv_adapter`` adds invertible adapters; ``architecture`` ``lora``,
+``prefix_tuning`` and ``union`` are the other kinds. ``leave_out`` becomes ``layers``. Initial values are of no
+interest, all weights are given.
+
+`fill` copies weights. A prefix is pooled at the first attention and named ``self_prefix`` (the decoder's own, or an
+encoder-only model's), ``encoder_prefix`` and ``cross_prefix``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, safe_open
+from golden_files import Filler
 from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel, T5Config, T5Model
+from transformers import PreTrainedModel
 
 import hfadapt
+from hfadapt.state import deltas_of
 from hfadapt_plugins.methods.bottleneck import Bottleneck, LayerNorms
+from hfadapt_plugins.methods.fusion.adding import fusion_layers
 
-DATA = Path(__file__).parent / "data" / "adapterhub"
-NAMES = ("a", "b")
-LAYERS, HIDDEN = 3, 24
-
-
-@dataclass
-class Golden:
-    """One file and its architecture."""
-
-    arch: str
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    @property
-    def tags(self) -> list[str]:
-        """The runs it holds: base, a, b, a.drop1, parallel, ..."""
-        found = {k.removeprefix("output.").rsplit(".", 2)[0] for k in self.tensors if k.startswith("output.")}
-        return sorted(found)
-
-    def hidden(self, tag: str, part: str = "hidden") -> list[Tensor]:
-        """Return the hidden states of a run; ``part`` is ``hidden`` or ``dec_hidden``."""
-        prefix = f"output.{tag}.{part}."
-        keys = sorted((k for k in self.tensors if k.startswith(prefix)), key=lambda k: int(k.removeprefix(prefix)))
-        return [self.tensors[k] for k in keys]
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """Arguments of the model."""
-        return {k.removeprefix("input."): v for k, v in self.tensors.items() if k.startswith("input.")}
+_ROLES = {"q": "query", "k": "key", "v": "value"}
+_PLACES = {"attention": "mh_adapter", "cross": "cross_adapter", "ffn": "output_adapter"}
+_BOTTLENECK = {
+    "up": "adapter_up.weight",
+    "up_bias": "adapter_up.bias",
+    "scale": "scaling",
+    "gate_weight": "gate.weight",
+    "gate_bias": "gate.bias",
+    "norm_before_weight": "adapter_norm_before.weight",
+    "norm_before_bias": "adapter_norm_before.bias",
+    "norm_after_weight": "adapter_norm_after.weight",
+    "norm_after_bias": "adapter_norm_after.bias",
+}
+_LORA = {"lora_a": "lora_A", "lora_b": "lora_B", "gate_weight": "gate.weight", "gate_bias": "gate.bias"}
 
 
-def read(name: str) -> Golden:
-    """Read ``name``.safetensors; floating-point tensors become float64."""
-    path = DATA / f"{name}.safetensors"
-    tensors = {k: v.double() if v.is_floating_point() else v for k, v in load_file(str(path)).items()}
-    with safe_open(str(path), "pt") as file:
-        config = json.loads(file.metadata()["config"])
-    return Golden(name.split("_")[0], config, tensors)
+def configs(config: dict[str, Any], layers: int) -> tuple[hfadapt.MethodConfig, ...]:
+    """Our configs for AdapterHub's.
 
-
-def available() -> list[str]:
-    """Bottleneck goldens that are here."""
-    kinds = ("seq_bn_pfeiffer", "double_seq_bn_houlsby", "par_bn_scaled")
-    return sorted(p.stem for p in DATA.glob("*.safetensors") if p.stem.split("_", 1)[1] in kinds)
+    Args:
+        config: What its ``adapter_config.json`` holds under ``config``.
+        layers: Layers of the model, which ``leave_out`` counts; an encoder's and a decoder's numbers are not mapped.
+    """
+    kind = config.get("architecture")
+    if kind == "union":
+        return tuple(c for part in config["configs"] for c in configs(part, layers))
+    out = config.get("leave_out") or ()
+    assert all(index < layers for index in out), "leave_out in the decoder of an encoder-decoder model"
+    chosen: Any = tuple(i for i in range(layers) if i not in out) if out else "all"
+    made = {"lora": _lora, "prefix_tuning": _prefix, None: bottleneck}[kind](config)
+    found: tuple[hfadapt.MethodConfig, ...] = (dataclasses.replace(made, layers=chosen),)
+    if config.get("inv_adapter"):
+        factor = config["inv_adapter_reduction_factor"]
+        found += (hfadapt.Invertible(config["inv_adapter"], factor, config["non_linearity"]),)
+    return found
 
 
 def bottleneck(config: dict[str, Any]) -> Bottleneck:
-    """Return our config for AdapterHub's."""
-    places = {"attention": "mh_adapter", "cross": "cross_adapter", "ffn": "output_adapter"}
+    """Our config for a ``BnConfig``."""
+    assert not config.get("phm_layer") and not config.get("stochastic_depth")
     norms = {f: config[f] for f in LayerNorms.__dataclass_fields__}
-    out = set(config.get("leave_out") or ())
+    if config["is_parallel"]:
+        norms = {name: norms[name] for name in ("ln_before", "ln_after")}
     return hfadapt.Bottleneck(
         reduction_factor=config["reduction_factor"],
         non_linearity=config["non_linearity"],
-        on=tuple(ours for ours, theirs in places.items() if config.get(theirs)),
+        on=tuple(ours for ours, theirs in _PLACES.items() if config.get(theirs)),
         is_parallel=config["is_parallel"],
         scaling=config["scaling"],
-        norms=LayerNorms() if config["is_parallel"] else LayerNorms(**norms),
+        norms=LayerNorms(**norms),
+        dropout=config["dropout"],
         use_gating=config["use_gating"],
-        layers="all" if not out else tuple(i for i in range(LAYERS) if i not in out),
     )
 
 
-def base(arch: str, **more: Any) -> PreTrainedModel:
-    """Return a stock model in float64 and evaluation mode with the base weights."""
-    weights = load_file(str(DATA / f"{arch}_base_weights.safetensors"))
-    weights = {k.removeprefix("base."): v for k, v in weights.items()}
-    if arch == "t5":
-        heads = _heads(weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"])
-        inner = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
-        config = T5Config(
-            vocab_size=weights["shared.weight"].shape[0],
-            d_model=HIDDEN,
-            d_kv=inner // heads,
-            d_ff=weights["encoder.block.0.layer.1.DenseReluDense.wi.weight"].shape[0],
-            num_layers=LAYERS,
-            num_heads=heads,
-            relative_attention_num_buckets=weights[
-                "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            ].shape[0],
-            relative_attention_max_distance=16,
-            **more,
-        )
-        model: PreTrainedModel = T5Model(config)
-    else:
-        kind, cls = (BertConfig, BertModel) if arch == "bert" else (RobertaConfig, RobertaModel)
-        config = kind(
-            vocab_size=weights["embeddings.word_embeddings.weight"].shape[0],
-            hidden_size=HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            intermediate_size=weights["encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_position_embeddings=weights["embeddings.position_embeddings.weight"].shape[0],
-            type_vocab_size=weights["embeddings.token_type_embeddings.weight"].shape[0],
-            **more,
-        )
-        model = cls(config, add_pooling_layer=False)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all("embed_tokens" in m or "position_ids" in m for m in missing), (missing, unexpected)
-    return model.double().eval()
+def _lora(config: dict[str, Any]) -> hfadapt.MethodConfig:
+    assert config["composition_mode"] == "add" and not config.get("use_dora")
+    targets = [_ROLES[m] for m in config["attn_matrices"]] if config["selfattn_lora"] else []
+    targets += ["ffn_in"] if config["intermediate_lora"] else []
+    targets += ["ffn_out"] if config["output_lora"] else []
+    gated = config["use_gating"]
+    # Its gate takes the place of alpha / r.
+    alpha = config["r"] if gated else config["alpha"]
+    return hfadapt.LoRA(config["r"], alpha, tuple(targets), config["dropout"], gate="mean_padded" if gated else "none")
 
 
-def _heads(bias: Tensor) -> int:
-    return bias.shape[1]
+def _prefix(config: dict[str, Any]) -> hfadapt.MethodConfig:
+    assert config["non_linearity"] == "tanh" and (config["shared_gating"] or not config["use_gating"])
+    return hfadapt.PrefixConfig(
+        config["prefix_length"],
+        "flat" if config["flat"] else "mlp",
+        config["bottleneck_size"],
+        attention=("self", "cross") if config["cross_prefix"] else ("self",),
+        dropout=config["dropout"],
+        gate="mean_padded" if config["use_gating"] else "none",
+        stack="all" if config["encoder_prefix"] else "decoder",
+    )
 
 
-def reference_name(path: str, name: str) -> str:
-    """Return AdapterHub's name of one of our parameters; ``path`` is as ``hfadapt.parameters_of`` names it."""
-    site, _, rest = path.partition(".hfadapt.")
-    parameter = rest.rpartition(".")[2]
-    parts = site.split(".")
+def owner_of(leaf: str) -> str:
+    """The module that holds AdapterHub's bottleneck at one of our leaves."""
+    parts = leaf.split(".")
     if "block" in parts:  # T5: encoder.block.L.layer.K
-        owner = ".".join(parts[:5])
-    else:
-        owner = ".".join(parts[:3]) + (".attention.output" if "attention" in site else ".output")
-    names = {
-        "down": "adapter_down.0.weight",
-        "down_bias": "adapter_down.0.bias",
-        "up": "adapter_up.weight",
-        "up_bias": "adapter_up.bias",
-        "scale": "scaling",
-        "gate_weight": "gate.weight",
-        "gate_bias": "gate.bias",
-    }
-    return f"{owner}.adapters.{name}.{names[parameter]}"
+        return ".".join(parts[:5])
+    return ".".join(parts[:3]) + (".attention.output" if "attention" in leaf else ".output")
 
 
-def adapted(golden: Golden, **more: Any) -> PreTrainedModel:
-    """Return the base with the adapters ``a`` and ``b``; every weight of the golden is used."""
-    model = base(golden.arch, **more)
-    hfadapt.attach(model, bottleneck(golden.config), names=NAMES)
-    used = set()
-    for name in NAMES:
-        for path, parameter in hfadapt.parameters_of(model, name).items():
-            key = f"new.{reference_name(path, name)}"
-            parameter.data.copy_(golden.tensors[key].view(parameter.shape))
-            used.add(key)
-    unused = [k for k in golden.tensors if k.startswith("new.") and k not in used]
-    assert not unused, unused
-    return model
+def _bottleneck_key(leaf: str, name: str, parameter: str, ln_before: bool) -> str:
+    down = {"down": "weight", "down_bias": "bias"}.get(parameter)
+    # With a norm before it, the norm is the first module of the same list.
+    end = f"adapter_down.{int(ln_before)}.{down}" if down else _BOTTLENECK[parameter]
+    return f"{owner_of(leaf)}.adapters.{name}.{end}"
 
 
-def attach_saved(model: PreTrainedModel, folder: Path, name: str, layers: int) -> None:
-    """Attach the bottleneck adapter that ``save_adapter`` wrote to ``folder`` as ``name``, invertible part included."""
-    data = json.loads((folder / "adapter_config.json").read_text())
-    config, theirs = data["config"], data["name"]
-    weights = load_file(str(folder / "adapter.safetensors"))
-    out = set(config.get("leave_out") or ())
-    chosen = tuple(i for i in range(layers) if i not in out) if out else "all"
-    methods: list[Any] = [dataclasses.replace(bottleneck({**config, "leave_out": []}), layers=chosen)]
-    if config.get("inv_adapter"):
-        factor = config["inv_adapter_reduction_factor"]
-        methods.append(hfadapt.Invertible(config["inv_adapter"], factor, config["non_linearity"]))
-    hfadapt.attach(model, tuple(methods), name)
-    for path, parameter in hfadapt.parameters_of(model, name).items():
-        key = _saved_name(path, theirs, config["ln_before"])
-        parameter.data.copy_(weights[key].view(parameter.shape))
+def _pool(keys: dict[str, Tensor], theirs: str, stack: str, cross: bool) -> str:
+    """Where the prefix of one kind of attention is kept: AdapterHub saves it under every module that refers to it."""
+    both = any(f".{theirs}.encoder_prefix." in key for key in keys)
+    which = "cross" if cross else "encoder" if both and "encoder" in stack else "self"
+    end = f".prefix_tunings.{theirs}.{which}_prefix."
+    return next(key.partition(end)[0] + end for key in keys if end in key)
 
 
-def _saved_name(path: str, name: str, ln_before: bool) -> str:
-    if path.startswith("hfadapt_shared"):
-        function, part, kind = path.split(".")[-3:]
-        return f"invertible_adapters.{name}.{function}.{ {'inner': 0, 'outer': 2}[part] }.{kind}"
-    leaf = path.rpartition(".")[2]
-    if leaf.startswith("norm_"):
-        owner = reference_name(path.removesuffix(leaf) + "up", name).removesuffix("adapter_up.weight")
-        _, where, kind = leaf.split("_")
-        return f"{owner}adapter_norm_{where}.{kind}"
-    found = reference_name(path, name)
-    return found.replace("adapter_down.0", "adapter_down.1") if ln_before else found
+def fill(model: PreTrainedModel, name: str, weights: dict[str, Tensor], theirs: str = "", prefix: str = "") -> Filler:
+    """Copy the weights of one adapter.
+
+    Args:
+        model: Has the adapter ``name``, from `configs`.
+        name: Our name of it.
+        weights: AdapterHub's, by name.
+        theirs: AdapterHub's name of it.
+        prefix: What stands before every name.
+    """
+    filler, theirs = Filler(weights), theirs or name
+    for _, delta in deltas_of(model, name):
+        site, config, inside = delta.site, delta.config(name), delta.adapters[name]
+        if config.method == "prefix":
+            _fill_prefix(filler, inside, config, site, theirs, prefix)
+            continue
+        for ours, parameter in inside.named_parameters():
+            if config.method == "lora":
+                filler.copy(parameter, f"{prefix}{site.leaf}.loras.{theirs}.{_LORA[ours]}")
+            else:
+                key = _bottleneck_key(site.leaf, theirs, ours, config.norms.ln_before)
+                filler.copy(parameter, prefix + key)
+    shared = getattr(model, "hfadapt_shared", {})
+    for method, module in shared[name].items() if name in shared else ():
+        if method == "prefix":
+            for key, network in module.networks.items():
+                pool = _pool(weights, theirs, key, key.endswith("_cross"))
+                parts = {"embedding": "wte", "down": "control_trans.0", "up": "control_trans.2"}
+                for ours, parameter in network.named_parameters():
+                    head, _, rest = ours.partition(".")
+                    filler.copy(parameter, f"{pool}{parts[head]}.{rest or 'weight'}")
+        else:
+            for ours, parameter in module.named_parameters():
+                function, part, kind = ours.split(".")[-3:]
+                place = {"inner": 0, "outer": 2}[part]
+                filler.copy(parameter, f"{prefix}invertible_adapters.{theirs}.{function}.{place}.{kind}")
+    return filler
+
+
+def _fill_prefix(filler: Filler, inside: Any, config: Any, site: Any, theirs: str, prefix: str) -> None:
+    if config.reparametrization == "flat":
+        # Layers that are left out have no place in the table.
+        number = site.layer if config.layers == "all" else config.layers.index(site.layer)
+        pool = _pool(filler.tensors, theirs, site.stack, site.slot.startswith("cross"))
+        for place, parameter in enumerate((inside.prefix_key, inside.prefix_value)):
+
+            def pick(table: Tensor, place: int = 2 * number + place) -> Tensor:
+                heads = table.view(config.num_virtual_tokens, -1, site.kv_heads, site.width)
+                return heads[:, place].transpose(0, 1)
+
+            filler.copy(parameter, f"{pool}control_trans", pick)
+    if config.gate != "none":
+        # A gate belongs to an attention of a layer, not to the pool.
+        for part in ("weight", "bias"):
+            key = f"{prefix}{site.leaf}.prefix_tuning.prefix_gates.{theirs}.{part}"
+            filler.copy(getattr(inside, f"gate_{part}"), key)
+
+
+def fill_fusion(
+    model: PreTrainedModel, names: tuple[str, ...], weights: dict[str, Tensor], theirs: str = "", prefix: str = ""
+) -> Filler:
+    """Copy the weights of the fusion layers over ``names``; AdapterHub calls them by the names, comma between."""
+    filler = Filler(weights)
+    for path, layer in fusion_layers(model, hfadapt.Fuse(*names)).items():
+        owner = owner_of(path.partition(".hfadapt.")[0])
+        for key, parameter in layer.named_parameters():
+            which, _, kind = key.partition("_")
+            filler.copy(parameter, f"{prefix}{owner}.adapter_fusion_layer.{theirs or ','.join(names)}.{which}.{kind}")
+    return filler
+
+
+__all__ = ["bottleneck", "configs", "fill", "fill_fusion", "owner_of"]

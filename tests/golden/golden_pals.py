@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from safetensors import safe_open
+from golden_files import DATA as ALL_DATA
+from golden_files import Filler, metadata_of, starting_with, tensors_of
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import hfadapt
 from hfadapt import MethodConfig
 
-DATA = Path(__file__).parent / "data" / "pals"
+DATA = ALL_DATA / "pals"
 TASKS = ("task0", "task1")
 
 
@@ -38,7 +39,7 @@ class Golden:
     weights: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.weights = {k.removeprefix("weight."): v for k, v in self.tensors.items() if k.startswith("weight.")}
+        self.weights = starting_with(self.tensors, "weight.")
 
     def input(self, name: str) -> Tensor:
         return self.tensors[f"input.{name}"]
@@ -48,13 +49,10 @@ class Golden:
 
 
 def read(name: str, folder: Path = DATA) -> Golden:
-    """Read ``name``.safetensors; floating-point tensors become float64."""
-    with safe_open(str(folder / f"{name}.safetensors"), "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a mapping)
-        config = json.loads(file.metadata()["config"])
-    tensors = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
+    """Read one golden."""
+    path = folder / f"{name}.safetensors"
     index = json.loads((folder / "index.json").read_text())
-    return Golden(config, tensors, index[name]["placement"])
+    return Golden(metadata_of(path, "config"), tensors_of(path), index[name]["placement"])
 
 
 def method_of(golden: Golden) -> MethodConfig | tuple[MethodConfig, ...] | None:
@@ -179,17 +177,14 @@ class Reference(nn.Module):
 
     def copy_weights(self) -> None:
         """Fill every adapter parameter; every task weight of the golden must be used."""
-        used = set()
+        filler = Filler(self.golden.weights)
         for task, name in enumerate(TASKS):
             for path, parameter in hfadapt.parameters_of(self.bert, name).items():
-                key = reference_name(path, task)
-                parameter.data.copy_(self.golden.weights[key])
-                used.add(key)
+                filler.copy(parameter, reference_name(path, task))
         aliases = re.compile(r"multi_layers\.\d+\.aug_dense2?\.")
         shared = any(".mult_aug_dense" in k for k in self.golden.weights)
-        for key in self.golden.weights:
-            task_weight = "multi_" in key or "mult_" in key
-            assert not task_weight or key in used or (shared and aliases.search(key)), f"not used: {key}"
+        base = [k for k in self.golden.weights if "multi_" not in k and "mult_" not in k]
+        filler.check("", [*base, *(k for k in self.golden.weights if shared and aliases.search(k))])
 
     def forward(self, task: int) -> dict[str, Tensor]:
         """Return the reference's outputs of one task."""

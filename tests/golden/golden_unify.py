@@ -9,13 +9,13 @@ sequential and Pfeiffer; LoRA; learned and fixed scales; input LayerNorm.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
+from golden_files import DATA as ALL_DATA
+from golden_files import Filler, metadata_of, starting_with, tensors_of
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -29,8 +29,9 @@ from transformers import (
 
 import hfadapt
 from hfadapt.state import deltas_of
+from hfadapt_plugins.methods.bottleneck import LayerNorms
 
-DATA = Path(__file__).parent / "data" / "unify"
+DATA = ALL_DATA / "unify"
 ARCHITECTURES = ("roberta", "bart", "mbart")
 GENERATE = {"max_length": 9, "min_length": 2, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "early_stopping": False}
 
@@ -46,12 +47,7 @@ class Golden:
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the model was called with."""
-        return {k.removeprefix("input."): v for k, v in self.tensors.items() if k.startswith("input.")}
-
-    def outputs(self, kind: str) -> dict[str, Tensor]:
-        """Expected tensors whose key starts with ``output.<kind>``."""
-        start = f"output.{kind}"
-        return {k.removeprefix("output."): v for k, v in self.tensors.items() if k.startswith(start)}
+        return starting_with(self.tensors, "input.")
 
 
 def cases(folder: Path = DATA) -> list[str]:
@@ -61,15 +57,22 @@ def cases(folder: Path = DATA) -> list[str]:
 
 def read(case: str, folder: Path = DATA) -> Golden:
     """Read one golden."""
-    with safe_open(str(folder / f"{case}.safetensors"), "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        return Golden(case.partition("_")[0], json.loads(file.metadata()["options"]), tensors)
+    path = folder / f"{case}.safetensors"
+    return Golden(case.partition("_")[0], metadata_of(path, "options"), tensors_of(path))
 
 
 def base_model(arch: str, implementation: str = "eager", folder: Path = DATA) -> PreTrainedModel:
     """The tiny base with the fork's weights, in float64 and evaluation mode."""
-    with safe_open(str(folder / f"{arch}_base_weights.safetensors"), "pt") as file:
-        weights = {k.removeprefix("base."): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    return load(stock_model(arch, implementation), starting_with(base_weights(arch, folder), "base."))
+
+
+def base_weights(arch: str, folder: Path = DATA) -> dict[str, Tensor]:
+    """The fork's weights of the base; every name starts with ``base.``."""
+    return tensors_of(folder / f"{arch}_base_weights.safetensors")
+
+
+def stock_model(arch: str, implementation: str = "eager") -> PreTrainedModel:
+    """A stock model of the goldens' sizes, with random weights."""
     if arch == "roberta":
         config = RobertaConfig(
             vocab_size=71,
@@ -83,27 +86,30 @@ def base_model(arch: str, implementation: str = "eager", folder: Path = DATA) ->
             layer_norm_eps=1e-5,
             attn_implementation=implementation,
         )
-        model: PreTrainedModel = RobertaForSequenceClassification(config)
-    else:
-        make_config, make_model = {
-            "bart": (BartConfig, BartForConditionalGeneration),
-            "mbart": (MBartConfig, MBartForConditionalGeneration),
-        }[arch]
-        config = make_config(
-            vocab_size=71,
-            d_model=24,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=40,
-            decoder_ffn_dim=40,
-            max_position_embeddings=24,
-            scale_embedding=arch == "mbart",
-            decoder_start_token_id=2,
-            attn_implementation=implementation,
-        )
-        model = make_model(config)
+        return RobertaForSequenceClassification(config)
+    make_config, make_model = {
+        "bart": (BartConfig, BartForConditionalGeneration),
+        "mbart": (MBartConfig, MBartForConditionalGeneration),
+    }[arch]
+    config = make_config(
+        vocab_size=71,
+        d_model=24,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=40,
+        decoder_ffn_dim=40,
+        max_position_embeddings=24,
+        scale_embedding=arch == "mbart",
+        decoder_start_token_id=2,
+        attn_implementation=implementation,
+    )
+    return make_model(config)
+
+
+def load(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """Copy the base's weights, of which only tied ones may be missing; return it in float64 and evaluation mode."""
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected, unexpected
     allowed = ("shared", "embed_tokens", "lm_head", "final_logits_bias", "position_ids")
@@ -140,7 +146,7 @@ def _attention_config(arch: str, options: dict[str, object]) -> hfadapt.MethodCo
         return hfadapt.ParallelConfig(size, 1.0, ("attention",), norm_before=True, init="normal")
     if mode == "adapter":
         on = ("attention",) if arch == "roberta" else ("attention", "cross")
-        return hfadapt.Bottleneck(size=size, on=on, norms=_norms(ln_before=True))
+        return hfadapt.Bottleneck(size=size, on=on, norms=LayerNorms(ln_before=True))
     return None
 
 
@@ -155,15 +161,9 @@ def _ffn_config(arch: str, options: dict[str, object]) -> hfadapt.MethodConfig |
             size, "learned" if scale == "learnable_scalar" else float(str(scale)), ("ffn",), norm_before=normed
         )
     if mode == "adapter":
-        norms = _norms(ln_before=normed, original_ln_before=option == "pfeiffer")
+        norms = LayerNorms(ln_before=normed, original_ln_before=option == "pfeiffer")
         return hfadapt.Bottleneck(size=size, on=("ffn",), norms=norms)
     return None
-
-
-def _norms(**fields: bool) -> object:
-    from hfadapt_plugins.methods.bottleneck import LayerNorms
-
-    return LayerNorms(**fields)
 
 
 @dataclass(frozen=True)
@@ -248,17 +248,29 @@ def _network_name(arch: str, key: str) -> str:
     return f"prompt_model.{part[rest]}"
 
 
+# New weights that the fork makes and never reads (they have no gradient in its goldens).
+_UNREAD = {
+    "roberta": r"prompt_model\.(\w+_enc|\w+2|encoder_attn_\w+|decoder_cross_attn_\w+)\.|\.output\.ef_ffn_adapter\.",
+    "mbart": r"\.ef_transform_layer_norm\.",
+    "bart": r"(?!)",
+}
+
+
 def adapt(model: PreTrainedModel, golden: Golden) -> dict[str, Pair]:
-    """Attach what the golden's options say, with its weights; return the map of parameters."""
+    """Attach what the golden's options say, with its weights; return the map of parameters.
+
+    Every new weight of the golden is used, but for those that the fork does not read.
+    """
     configs = configs_of(golden.arch, golden.options)
-    if not configs:
-        return {}
-    hfadapt.attach(model, configs)
-    pairs = parameter_map(model, golden.arch)
-    with torch.no_grad():
+    filler = Filler(golden.tensors)
+    pairs: dict[str, Pair] = {}
+    if configs:
+        hfadapt.attach(model, configs)
+        pairs = parameter_map(model, golden.arch)
         for key, pair in pairs.items():
-            fork = golden.tensors[f"new.{key}"].double()
-            pair.parameter.copy_(pair.from_fork(fork))
+            filler.copy(pair.parameter, f"new.{key}", pair.from_fork)
+    unread = re.compile(_UNREAD[golden.arch])
+    filler.check("new.", [key for key in golden.tensors if unread.search(key)])
     return pairs
 
 

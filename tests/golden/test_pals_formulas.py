@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import golden_pals
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import DATA as ALL_DATA
+from golden_files import tensors_of
 
 import hfadapt
 from hfadapt.routing import Routing, Rows
 from hfadapt.state import deltas_of
 from hfadapt_kernels import TaskBatch
 
-DATA = load_file(str(Path(__file__).parent / "data" / "formula" / "pals_ts_variants.safetensors"))
-DATA = {k: v.double() if v.is_floating_point() else v for k, v in DATA.items()}
+DATA = tensors_of(ALL_DATA / "formula" / "pals_ts_variants.safetensors")
 ENDS = {
     "encoder": "VE.weight", "encoder_bias": "VE.bias", "decoder": "VD.weight", "decoder_bias": "VD.bias",
     "down": "VE.weight", "down_bias": "VE.bias", "up": "VD.weight", "up_bias": "VD.bias",
