@@ -1,13 +1,7 @@
 // frozen_linear: the packed product with bias and activation in the epilogue.
 
-// The element type that panels of `weight_type` are multiplied in.
+// The element type that panels of bfloat16 and int8 are multiplied in.
 typedef Elem<bf16> LowElem;
-// And for split panels.
-#if defined(__AMX_TILE__)
-typedef split SplitElem;
-#else
-typedef float SplitElem;
-#endif
 
 static void linear_size(const LinearSizeArgs& a) {
   switch (a.weight_type) {
@@ -90,23 +84,55 @@ static __attribute__((noinline)) void linear_epilogue(const LinearArgs& a, int64
     }
 }
 
-constexpr int64_t kLinearRows = 48;
+// Rows of results that are computed before they are stored: with a piece of the panel they fill the first-level cache.
+// Split panels come from the third-level cache and are fetched ahead while a whole block of rows passes by.
+template <class E>
+constexpr int64_t kLinearRows = sizeof(E) == 6 ? 256 : 48;
+
+// How many rows of x a work item takes: they stay in the second-level cache together with one panel of W. All threads
+// get the same number of blocks.
+template <class E>
+static int64_t linear_block(int64_t M, int64_t K) {
+  const int64_t fits = (int64_t(sizeof(E) == 6 ? 1200 : 640) << 10) / (imax(K, 1) * int64_t(sizeof(E)));
+  const int64_t most = M < 384 * num_threads() ? 96 : sizeof(E) == 6 ? 256 : 192;
+  const int64_t wanted = imax(48, imin(fits, most));
+  const int64_t blocks = M <= wanted ? 1 : round_up(ceil_div(M, wanted), num_threads());
+  return round_up(ceil_div(M, blocks), 16);
+}
+
+#if defined(__AMX_TILE__)
+// Rows that cannot be split (gemm_split.h), again in plain float32: C holds `rows` rows of one panel of results.
+template <class T>
+static __attribute__((noinline)) void linear_repair(int64_t rows, int64_t K, const T* x, int64_t stride, const split* B,
+                                                    int64_t columns, float* C) {
+  float *panel = scratch<float>(1, K * PW), *row = scratch<float>(3, K);
+  unsplit_panel(K, B, panel);
+  for (int64_t m = 0; m < rows; m++) {
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t k = 0; k < K; k += VL) {
+      V v = load_first(x + m * stride + k, K - k);
+      most = magnitude_max(most, v);
+      store_first(row + k, v, K - k);
+    }
+    if (!in_split_range(_mm512_reduce_max_epu32(most))) gemm_store(1, columns, K, row, K, panel, C + m * PW, PW);
+  }
+}
+#endif
 
 template <class T, class E>
 static void linear_t(const LinearArgs& a) {
-  // The block of x and one panel of W stay in the second-level cache together; kLinearRows rows of results and a piece
-  // of the panel in the first.
-  const int64_t fits = (int64_t(640) << 10) / (imax(a.K, 1) * int64_t(sizeof(E))) / kLinearRows * kLinearRows;
-  const int64_t MB = imax(kLinearRows, imin(fits, a.M >= 384 * num_threads() ? 192 : 96)), panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
+  const int64_t MB = linear_block<E>(a.M, a.K), panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
   // With few row blocks the panels are shared out as well.
   const int64_t cuts = blocks >= 2 * num_threads() ? 1 : imin(panels, ceil_div(4 * num_threads(), imax(blocks, 1)));
   parallel(blocks * cuts, [&](int64_t i0, int64_t i1) {
-    float* C = scratch<float>(2, kLinearRows * PW);
+    float* C = scratch<float>(2, kLinearRows<E> * PW);
     for (int64_t i = i0; i < i1; i++) {
       const int64_t b = i / cuts, c = i % cuts, m0 = b * MB, rows = imin(MB, a.M - m0);
+      const T* x = static_cast<const T*>(a.x) + m0 * a.x_stride;
       int64_t am;
-      const E* A = rows_for_product<E>(rows, a.K, static_cast<const T*>(a.x) + m0 * a.x_stride, a.x_stride, nullptr,
-                                       scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am);
+      int32_t outside = 0;
+      const E* A = rows_for_product<E>(rows, a.K, x, a.x_stride, nullptr,
+                                       scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am, &outside);
       for (int64_t p = panels * c / cuts; p < panels * (c + 1) / cuts; p++) {
         const E* B;
         if (a.weight_type == WeightType::int8) {
@@ -118,9 +144,13 @@ static void linear_t(const LinearArgs& a) {
           B = static_cast<const E*>(a.packed) + p * panel_size<E>(a.K);
         }
         const int64_t columns = imin(PW, a.N - p * PW);
-        for (int64_t m = 0; m < rows; m += kLinearRows) {
-          const int64_t some = imin(kLinearRows, rows - m);
+        for (int64_t m = 0; m < rows; m += kLinearRows<E>) {
+          const int64_t some = imin(kLinearRows<E>, rows - m);
           gemm_store(some, columns, a.K, A + m * am, am, B, C, PW);
+#if defined(__AMX_TILE__)
+          if constexpr (sizeof(E) == 6)
+            if (outside) linear_repair(some, a.K, x + m * a.x_stride, a.x_stride, B, columns, C);
+#endif
           linear_epilogue<T>(a, m0 + m, some, p * PW, C);
         }
       }

@@ -142,14 +142,21 @@ static HFK_INLINE const E* plain_rows(int64_t rows, int64_t K, const T* source, 
 
 // Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
 // into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
-// index: row numbers of `source`, or null for rows 0, 1, 2, ...
+// index: row numbers of `source`, or null for rows 0, 1, 2, ... outside: see gemm_split.h; untouched for other E.
 template <class E, class T>
 static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
-                                            E* buffer, int64_t* out_stride) {
+                                            E* buffer, int64_t* out_stride, int32_t* outside = nullptr) {
 #if defined(__AMX_TILE__)
   if constexpr (sizeof(E) == 6)
-    return split_rows(rows, K, source, stride, index, buffer, out_stride);
+    return split_rows(rows, K, source, stride, index, buffer, out_stride, outside);
   else
 #endif
     return plain_rows<E>(rows, K, source, stride, index, buffer, out_stride);
 }
+
+// The element type for float32 products that are large enough to pay for splitting their operands.
+#if defined(__AMX_TILE__)
+typedef split SplitElem;
+#else
+typedef float SplitElem;
+#endif

@@ -10,12 +10,12 @@ from .packed import WEIGHT_TYPES
 __all__ = ["product", "supports"]
 
 
-def supports(*, device: str, dtype: torch.dtype, packed: bool, mkl: bool) -> str | None:
+def supports(*, device: str, dtype: torch.dtype, packed: bool, torch_is_as_fast: bool) -> str | None:
     """Why the C++ product cannot serve the call; ``None`` when it can."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no product for {dtype}"
-    if mkl:
-        return "float32 panels gain nothing over torch's product (MKL) on this Intel processor"
+    if torch_is_as_fast:
+        return "torch's float32 product is as fast here (MKL on Intel without AMX, or few rows)"
     return None if packed else "the weight has no panels for this processor"
 
 

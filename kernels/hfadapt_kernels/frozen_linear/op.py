@@ -19,7 +19,7 @@ from .reference import effective_weight, frozen_linear_reference
 __all__ = ["frozen_linear"]
 
 _NAME = "frozen_linear"
-_OP = FusedOp(_NAME, packed=True, mkl=False)
+_OP = FusedOp(_NAME, packed=True, torch_is_as_fast=False)
 
 
 def _reference_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
@@ -46,21 +46,28 @@ _OP.register("reference", _reference_forward, _reference_backward)
 _OP.register("cpu", _cpu_forward, _cpu_backward, cpu.supports)
 
 
-def _prefer_torch(kind: str, dtype: torch.dtype) -> bool:
+# Fewer rows than this read the weight once and multiply little: torch's own product does that as fast, and the weight
+# takes less room than its panels.
+_FEW_ROWS = 8
+
+
+def _prefer_torch(x: Tensor, kind: str) -> bool:
     """Whether the automatic choice leaves a float32 product to torch."""
-    plain = kind == "float32" and dtype == torch.float32
-    return plain and requested_backend() == "auto" and native.torch_product_is_fast()
+    if kind not in ("float32", "split") or x.dtype != torch.float32 or requested_backend() != "auto":
+        return False
+    few = x.numel() < _FEW_ROWS * x.shape[-1]
+    return few or (kind == "float32" and native.torch_product_is_fast())
 
 
 def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
-    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None, mkl=_prefer_torch(kind, x.dtype))
+    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None, torch_is_as_fast=_prefer_torch(x, kind))
     return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation)
 
 
 def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-def]
     # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
-    mkl = _prefer_torch(kind, grad.dtype)
-    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None, mkl=mkl)
+    as_fast = _prefer_torch(grad, kind)
+    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None, torch_is_as_fast=as_fast)
     if chosen.backend == "cpu" and scale is not None:
         grad = grad * scale.to(grad.dtype)
     return chosen.backward(grad, weight, panels_t, kind)
@@ -132,10 +139,10 @@ def frozen_linear(
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if not torch.compiler.is_compiling():
-        if _prefer_torch(packed.dtype, x.dtype):
+        if _prefer_torch(x, packed.storage):
             return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.dtype, activation=chosen.name)
         packed.prepare(backward=differentiable and x.requires_grad)
     # The gradient of the activation needs its input: with gradients the activation runs outside of the op.
     fused = 0 if differentiable else chosen.code
-    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.dtype, fused)
+    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.storage, fused)
     return chosen.fn(y) if differentiable and chosen.code else y

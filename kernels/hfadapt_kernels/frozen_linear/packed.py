@@ -13,7 +13,11 @@ from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
+# What the C++ product knows. "split" is how float32 is stored for AMX tiles (csrc/gemm_split.h).
 WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "split": 3}
+_DTYPES = ("float32", "bfloat16", "int8")
+# Magnitudes that split weights may have (csrc/gemm_split.h); 0 is fine as well.
+_SPLIT_LEAST, _SPLIT_MOST = 2.0**-52, 2.0**60
 
 
 class PackedLinear:
@@ -25,18 +29,19 @@ class PackedLinear:
 
     Attributes:
         weight: The frozen weight, [O, Din].
-        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row);
-            ``split`` is float32 as three bfloat16 parts on AMX tiles, as exact as float32 (and float32 elsewhere).
+        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row).
+        storage: How the panels hold it: ``dtype``, or ``split`` for float32 as three bfloat16 parts on AMX tiles,
+            which is as exact.
     """
 
     def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
-        if dtype not in WEIGHT_TYPES:
-            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(WEIGHT_TYPES)}", got=repr(dtype))
+        if dtype not in _DTYPES:
+            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(_DTYPES)}", got=repr(dtype))
         if weight.dim() != 2 or not weight.is_floating_point():
             got = f"{weight.dtype} {list(weight.shape)}"
             raise ShapeError("PackedLinear", "weight", expected="a floating-point tensor [O, Din]", got=got)
         self.weight = weight
-        self.dtype = dtype
+        self.dtype = self.storage = dtype
         self._made_for: tuple[Any, ...] | None = None
         self._panels: Tensor | None = None
         self._panels_t: Tensor | None = None
@@ -72,6 +77,7 @@ class PackedLinear:
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
             self._scale = int8_scale(self.weight) if self.dtype == "int8" else None
+            self.storage = "split" if self.dtype == "float32" and _splits(self.weight) else self.dtype
         if self._panels is None:
             self._panels = self._make(transposed=False)
         if backward and self._panels_t is None:
@@ -79,7 +85,7 @@ class PackedLinear:
 
     def _prepare_early(self) -> None:
         # Where the automatic choice leaves float32 to torch, panels are made only when somebody insists on ours.
-        if self.dtype != "float32" or not native.torch_product_is_fast():
+        if self.dtype != "float32" or native.isa() == "amx" or not native.torch_product_is_fast():
             self.prepare()
 
     def _make(self, *, transposed: bool) -> Tensor:
@@ -87,7 +93,7 @@ class PackedLinear:
         if weight.dtype == torch.float16:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
-        kind = WEIGHT_TYPES[self.dtype]
+        kind = WEIGHT_TYPES[self.storage]
         panels = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
         scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
         torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, panels)
@@ -98,8 +104,18 @@ class PackedLinear:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.weight, self.dtype = state["weight"], state["dtype"]
+        self.storage = self.dtype
         self._made_for = self._panels = self._panels_t = self._scale = None
         self._prepare_early()
 
     def __repr__(self) -> str:
         return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"
+
+
+def _splits(weight: Tensor) -> bool:
+    """Whether AMX tiles can take ``weight`` as float32 in three parts: every row and column is 0 or within range."""
+    if native.isa() != "amx" or weight.numel() == 0:
+        return False
+    size = weight.detach().abs()
+    largest = torch.cat([size.amax(0), size.amax(1)])
+    return bool(((largest == 0) | ((largest >= _SPLIT_LEAST) & (largest <= _SPLIT_MOST))).all())
