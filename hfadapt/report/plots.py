@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from hfadapt.run.results import ArmResult, RunResult
 
-__all__ = ["write_plots"]
+__all__ = ["COLORS", "require_matplotlib", "write_plots"]
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 STYLES = {"adapted": "-", "frozen_head": ":", "full_finetuning": "--"}
@@ -24,12 +24,7 @@ def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
     Raises:
         HFAdaptError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise HFAdaptError(problem("plots need matplotlib", try_="pip install 'hfadapt[report]'")) from error
-    # Files only: no window, and no display needed.
-    matplotlib.use("Agg")
+    require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     plots = {
         "Learning curves (validation)": ("learning_curves.png", _learning_curves),
@@ -37,6 +32,19 @@ def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
         "Macro average against parameters": ("parameters.png", _parameters),
     }
     return {title: draw(result, folder / name) for title, (name, draw) in plots.items()}
+
+
+def require_matplotlib() -> None:
+    """Have matplotlib draw into files only: no window, and no display needed.
+
+    Raises:
+        HFAdaptError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise HFAdaptError(problem("plots need matplotlib", try_="pip install 'hfadapt[report]'")) from error
+    matplotlib.use("Agg")
 
 
 def _learning_curves(result: RunResult, path: Path) -> Path:

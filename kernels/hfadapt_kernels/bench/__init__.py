@@ -4,6 +4,6 @@ A file ``cases_<op>.py`` holds ``cases() -> list[Case]``; it is found by its nam
 """
 
 from .case import Case, Workload
-from .runner import all_cases, run_ops
+from .runner import ALLOCATORS, all_cases, matches, run_ops
 
-__all__ = ["Case", "Workload", "all_cases", "run_ops"]
+__all__ = ["ALLOCATORS", "Case", "Workload", "all_cases", "matches", "run_ops"]

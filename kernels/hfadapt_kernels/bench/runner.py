@@ -19,7 +19,7 @@ from .. import native
 from .case import Case
 from .harness import Timing, measure_floor, time_together
 
-__all__ = ["ALLOCATORS", "all_cases", "run_here", "run_ops"]
+__all__ = ["ALLOCATORS", "all_cases", "matches", "run_here", "run_ops"]
 
 # glibc gives large blocks back to the kernel by default, and every fresh tensor then faults its pages in again.
 # The first keeps them; both are reported because ratios differ.
@@ -37,6 +37,11 @@ def all_cases() -> list[Case]:
         if module.startswith("cases_"):
             found += importlib.import_module(f"{__package__}.{module}").cases()
     return found
+
+
+def matches(case: Case, pattern: str) -> bool:
+    """Whether a pattern names the case's op or, with ``*`` for anything, a part of the case's name."""
+    return pattern == case.op or fnmatch.fnmatch(case.name, f"*{pattern}*")
 
 
 def _row(case: Case, rival: str, times: dict[str, Timing], floor_ms: float, extra: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +76,7 @@ def run_here(
     floor = measure_floor()
     rows = []
     for case in all_cases():
-        if patterns and not any(
-            fnmatch.fnmatch(case.name, f"*{pattern}*") or pattern == case.op for pattern in patterns
-        ):
+        if patterns and not any(matches(case, pattern) for pattern in patterns):
             continue
         torch.manual_seed(0)
         work = case.build()
