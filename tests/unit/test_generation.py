@@ -11,7 +11,7 @@ from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt_plugins.methods.prefix import PrefixDelta
 
-DECODERS = ("gpt2", "llama", "qwen3", "opt")
+DECODERS = ("gpt2", "llama", "qwen2", "opt")
 SEQ2SEQ = ("t5", "bart", "mbart")
 METHODS = {
     "lora": hfadapt.LoRA(3, 6.0),
@@ -24,19 +24,24 @@ OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 def generator(model_type, method, implementation=None, names=("one", "two")):
     """A float64 model with a language-model head, two random adapters, and left-padded inputs (right for seq2seq)."""
-    decoder = model_type in DECODERS
+    decoder = model_type not in SEQ2SEQ
     head = "causal-lm" if decoder else "seq2seq-lm"
     model = tiny_model(model_type, head, attn_implementation=implementation).double()
     model.generation_config.pad_token_id = 0
-    hfadapt.attach(model, METHODS.get(method, method), names=names, seed=0)
-    randomize(model)
-    with torch.no_grad():
-        for name in names:  # far enough from the base, and from one another, to write other words
-            for parameter in hfadapt.parameters_of(model, name).values():
-                parameter.mul_(5.0)
+    spread(model, METHODS.get(method, method), names)
     inputs = tiny_inputs(model_type, head, padding="left" if decoder else "right")
     inputs.pop("decoder_input_ids", None)
     return model, inputs
+
+
+def spread(model, method, names):
+    """Adapters far enough from the base, and from one another, to write other words."""
+    hfadapt.attach(model, method, names=names, seed=0)
+    randomize(model)
+    with torch.no_grad():
+        for name in names:
+            for parameter in hfadapt.parameters_of(model, name).values():
+                parameter.mul_(5.0)
 
 
 def ids(model, inputs, **options):
@@ -109,6 +114,23 @@ def test_left_padding_does_not_change_what_is_written(model_type, method):
         real = inputs["attention_mask"][row].bool()
         alone = {k: v[row : row + 1, real] for k, v in inputs.items()}
         assert torch.equal(ids(model, alone)[0], padded[row])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_speech_is_written_down_with_the_adapter_of_its_row(beams):
+    model = tiny_model("whisper", "speech-seq2seq").double()
+    model.generation_config.pad_token_id = 0
+    spread(model, METHODS["mam"], ("one", "two"))
+    sound = tiny_inputs("whisper", "speech-seq2seq")["input_features"].double()
+    alone = {}
+    for name in ("one", "two"):
+        with hfadapt.active(model, name):
+            alone[name] = model.generate(sound, **OPTIONS, num_beams=beams)
+            assert torch.equal(alone[name], model.generate(sound, **OPTIONS, num_beams=beams, use_cache=False))
+    assert not torch.equal(alone["one"], alone["two"])
+    with hfadapt.active(model, ["two", "one", "two"]):
+        mixed = model.generate(sound, **OPTIONS, num_beams=beams)
+    assert torch.equal(mixed, torch.stack([alone[name][row] for row, name in enumerate(("two", "one", "two"))]))
 
 
 @pytest.mark.parametrize("method", ["prefix", "mam"])
