@@ -98,10 +98,26 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
     """Wrap the checkpoint function of every layer that uses activation checkpointing."""
     if not model.training:
         return
+    wrapped = []
     for module in model.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")
         if function is not None and not isinstance(function, CheckpointWithRouting):
             module._gradient_checkpointing_func = CheckpointWithRouting(function)
+            wrapped.append(function)
+    if wrapped and all(getattr(f, "keywords", {}).get("use_reentrant") is False for f in wrapped):
+        _let_backward_stop(model)
+
+
+def _let_backward_stop(model: nn.Module) -> None:
+    """Take off the hooks with which transformers makes the embeddings' output require a gradient.
+
+    It registers them together with activation checkpointing, whose reentrant form needs them. The other form does not,
+    and with them back-propagation goes through every layer, those below the lowest delta too (AdapterDrop).
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__qualname__", "").startswith("PreTrainedModel.enable_input_require_grads."):
+                del module._forward_hooks[key]
 
 
 def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None) -> Routing | None:

@@ -17,7 +17,10 @@ METHODS = {
     "par_bn": hfadapt.Bottleneck(4, is_parallel=True),
     "lhuc": "lhuc",
     "lora": hfadapt.LoRA(4),
-    "prefix": "prefix",
+    "prefix": hfadapt.PrefixConfig(3, mlp_size=8),
+    "parallel": hfadapt.ParallelConfig(4, sublayers="both"),
+    "mam": hfadapt.MAM({"num_virtual_tokens": 3, "mlp_size": 8}, {"r": 4}),
+    "unipelt": hfadapt.UniPELT({"num_virtual_tokens": 3, "mlp_size": 8}, None, {"r": 2}),
     "houlsby_one_for_all": hfadapt.Houlsby(share=True),
 }
 
@@ -79,6 +82,50 @@ def test_backward_stops_at_the_lowest_active_delta(method: str, depth: int) -> N
             assert parameter.grad is None, f"gradient of a dropped adapter: {name}"
     if depth < 4:
         assert any(p.grad is not None for p in hfadapt.parameters_of(model, "a").values())
+
+
+@pytest.mark.parametrize("depth", [0, 2, 4])
+def test_backward_hooks_below_the_depth_never_fire_under_gradient_checkpointing(depth: int) -> None:
+    """A layer whose input needs no gradient is not run a second time either."""
+    model, inputs = adapted("bert", METHODS["mam"]).train(), tiny_inputs("bert", batch=2, padding="right")
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    hfadapt.set_adapter_drop(model, depth)
+    backward, forward = [], []
+    for index, layer in enumerate(model.encoder.layer):
+        layer.output.dense.register_forward_hook(lambda *_, index=index: forward.append(index))
+        layer.output.dense.register_full_backward_hook(lambda *_, index=index: backward.append(index))
+    head = torch.nn.Linear(32, 2)
+    head(model(**inputs, task_ids="a")[0]).sum().backward()
+    assert head.weight.grad is not None
+    assert sorted(set(backward)) == list(range(depth, 4))
+    assert [forward.count(index) for index in range(4)] == [1] * depth + [2] * (4 - depth)
+
+
+@pytest.mark.parametrize(("drop", "encoder", "decoder"), [
+    ({"encoder": 4}, 4, 0), ({"encoder": 2}, 2, 0), ({"decoder": 3}, 0, 0), ({"encoder": 4, "decoder": 3}, 4, 3),
+])  # fmt: skip
+def test_backward_stops_in_each_stack_of_an_encoder_decoder(drop: dict, encoder: int, decoder: int) -> None:
+    """An encoder without active deltas is not in the graph; one with them needs every decoder layer above."""
+    model, inputs = adapted("bart", METHODS["houlsby"]), tiny_inputs("bart", batch=2)
+    hfadapt.set_adapter_drop(model, drop)
+    out = model(**inputs, task_ids="a", output_hidden_states=True)
+    assert [h.requires_grad for h in out.encoder_hidden_states] == [layer > encoder for layer in range(5)]
+    # Layer 0 of the decoder reads the encoder's states.
+    assert [h.requires_grad for h in out.decoder_hidden_states] == [layer > decoder for layer in range(5)]
+
+
+@torch.no_grad()
+def test_a_model_trained_at_one_depth_is_evaluated_at_any() -> None:
+    """Depth n of one model is a model whose adapters are on the layers above n alone (``layers=...``)."""
+    model, inputs = adapted("bert", hfadapt.Houlsby(reduction_factor=4)), tiny_inputs("bert", batch=2, padding="right")
+    for depth in (1, 3):
+        fixed = adapted("bert", hfadapt.Houlsby(reduction_factor=4, layers=tuple(range(depth, 4))))
+        kept = hfadapt.parameters_of(model, "a")
+        for path, parameter in hfadapt.parameters_of(fixed, "a").items():
+            parameter.copy_(kept[path])
+        hfadapt.set_adapter_drop(model, depth)
+        assert torch.equal(model(**inputs, task_ids="a")[0], fixed(**inputs, task_ids="a")[0])
 
 
 @pytest.mark.parametrize(("stack", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
