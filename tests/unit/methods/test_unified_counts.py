@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BartConfig, BartModel, BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+)
 
 import hfadapt
 
@@ -52,6 +61,48 @@ def test_bart_large(method, formula, percent):
     found = count(model, method)
     assert found == formula
     assert round(100 * found / base, 2 if percent == 6.74 else 1) == percent
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "biases", "percent"),
+    [
+        (hfadapt.Bottleneck(200, on=("attention", "cross")), 2 * 200 * D * ATTENTIONS, (200 + D) * ATTENTIONS, 3.6),
+        (hfadapt.Bottleneck(200), 2 * 200 * D * FFNS, (200 + D) * FFNS, 2.4),
+        # 7.2 in the table, which rounds down.
+        (hfadapt.Pfeiffer(size=600), 2 * 600 * D * FFNS, (600 + D) * FFNS, 7.3),
+        (hfadapt.PrefixConfig(30, "flat"), 2 * 30 * D * ATTENTIONS, 0, 0.5),
+        (
+            (hfadapt.ParallelConfig(30, 1.0, "attention"), hfadapt.ParallelConfig(512, 4.0)),
+            2 * 30 * D * ATTENTIONS + 2 * 512 * D * FFNS,
+            (30 + D) * ATTENTIONS + (512 + D) * FFNS,
+            6.8,  # 6.7 without the biases, which the formulas of table 11 leave out
+        ),
+        (
+            (hfadapt.PrefixConfig(30, "flat"), hfadapt.LoRA(102, target_modules=("ffn_in", "ffn_out"))),
+            2 * 30 * D * ATTENTIONS + 10 * 102 * D * FFNS,
+            0,
+            6.7,
+        ),
+    ],
+    ids=["sa-attn-200", "sa-ffn-200", "pfeiffer-600", "prefix-30", "pa-attn-30+pa-ffn-512", "prefix-30+lora-102"],
+)
+def test_bart_large_with_biases(method, weights, biases, percent):
+    model = bart_large()
+    base = sum(p.numel() for p in model.parameters())
+    found = count(model, method)
+    assert found == weights + biases
+    assert round(100 * found / base, 1) == percent
+
+
+def test_glue_settings_of_roberta_base_are_half_a_percent():
+    """MAM of the GLUE runs: l = 16, r = 16."""
+    with torch.device("meta"):
+        model = RobertaModel(RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1))
+    base = sum(p.numel() for p in model.parameters())
+    mam = hfadapt.MAM({"num_virtual_tokens": 16, "reparametrization": "flat"}, {"r": 16, "scale": 2.0, "bias": False})
+    found = count(model, mam)
+    assert found == 2 * 16 * 768 * 12 + 2 * 16 * 768 * 12
+    assert round(100 * found / base, 1) == 0.5
 
 
 def test_reparametrised_prefix_trains_much_and_keeps_little():
