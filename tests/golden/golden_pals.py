@@ -69,16 +69,16 @@ def method_of(golden: Golden) -> MethodConfig | tuple[MethodConfig, ...] | None:
         if options.get("bert_lay_top"):
             return hfadapt.TopLayer()
         return hfadapt.TopAttention(size=size, num_heads=12)
+    low = options.get("extra_dim") or size  # of low-rank functions, not of PALs
     if options.get("houlsby"):
-        attention_size = options["extra_dim"] if options.get("pals") else size
-        attention = hfadapt.Bottleneck(attention_size, on=("attention",), non_linearity="gelu", layers=layers)
+        attention = hfadapt.Bottleneck(low, on=("attention",), non_linearity="gelu", layers=layers)
         if options.get("pals"):
             return attention, hfadapt.PAL(size, num_heads=6, position="ffn", lhuc=lhuc, **code_form)
-        return attention, hfadapt.Bottleneck(size, on=("ffn",), is_parallel=True, non_linearity="gelu", layers=layers)
+        return attention, hfadapt.Bottleneck(low, on=("ffn",), is_parallel=True, non_linearity="gelu", layers=layers)
     if options.get("pals"):
         return hfadapt.PAL(size, num_heads=6, lhuc=lhuc, **code_form)
     if options.get("mult"):
-        return hfadapt.LowRank(size, lhuc=lhuc, **code_form)
+        return hfadapt.LowRank(low, lhuc=lhuc, **code_form)
     return hfadapt.LHUC(layers=layers) if lhuc else None
 
 
