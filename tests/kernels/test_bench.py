@@ -28,7 +28,8 @@ def test_case_names_are_unique_and_name_their_op():
     cases = all_cases()
     names = [case.name for case in cases]
     assert len(names) == len(set(names))
-    assert {"parallel_adapter_norm", "frozen_linear"} <= {case.op for case in cases}
+    ops = {"parallel_adapter_norm", "frozen_linear", "pal_attention", "prefix_attention", "adapter_fusion"}
+    assert ops <= {case.op for case in cases}
 
 
 def test_rows_hold_what_the_report_reads(monkeypatch):

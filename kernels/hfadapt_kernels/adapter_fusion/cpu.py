@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import native
-from .op import OP, empty_gradients, empty_results
+from .rank_space import CoreInputs
+from .schema import OP, Gradients, empty_gradients, empty_results
 
 
 def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
@@ -15,55 +18,30 @@ def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
     return native.lacks("adapter_fusion_backward")
 
 
-def _inputs(
-    products: Tensor, hidden: list[Tensor], shift: Tensor | None, seed: Tensor | None
-) -> tuple[Tensor, list[Tensor], Tensor | None, int | None]:
-    number = None if seed is None else int(seed.item())
-    shift = None if shift is None else shift.contiguous()
-    return products.contiguous(), [z.contiguous() for z in hidden], shift, number
+def _read(args: tuple[Any, ...]) -> CoreInputs:
+    """The inputs as the C++ op takes them: contiguous, the seed as a number."""
+    core = CoreInputs(*args).contiguous()
+    return core._replace(seed=None if core.seed is None else int(core.seed.item()))  # type: ignore[arg-type]
 
 
-def _forward(
-    products: Tensor,
-    hidden: list[Tensor],
-    shift: Tensor | None,
-    temperature: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    products, hidden, shift, number = _inputs(products, hidden, shift, seed)
-    results = empty_results(products, len(hidden))
-    torch.ops.hfadapt_cpu.adapter_fusion_forward(products, hidden, shift, temperature, dropout, number, *results)
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    core = _read(args)
+    results = empty_results(core.products, len(core.hidden))
+    torch.ops.hfadapt_cpu.adapter_fusion_forward(*core, *results)
     return results
 
 
-def _backward(
-    grad_weighted: Tensor,
-    grad_weights: Tensor | None,
-    weights: Tensor,
-    products: Tensor,
-    hidden: list[Tensor],
-    shift: Tensor | None,
-    temperature: float,
-    dropout: float,
-    seed: Tensor | None,
-    need_hidden: bool,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    products, hidden, shift, number = _inputs(products, hidden, shift, seed)
-    grads = empty_gradients(products, hidden, shift, need_hidden)
+def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
+    core, need_hidden = _read(args[:-1]), args[-1]
+    grads = empty_gradients(core.products, core.hidden, core.shift, need_hidden)
     torch.ops.hfadapt_cpu.adapter_fusion_backward(
         grad_weighted.contiguous(),
         None if grad_weights is None else grad_weights.contiguous(),
         weights.contiguous(),
-        products,
-        hidden,
-        shift,
-        temperature,
-        dropout,
-        number,
+        *core,
         grads[0],
         grads[1] if need_hidden else [],
-        None if shift is None else grads[2],
+        None if core.shift is None else grads[2],
     )
     return grads
 

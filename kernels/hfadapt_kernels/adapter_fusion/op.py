@@ -1,26 +1,23 @@
-"""``adapter_fusion``: the public function, and its opaque core ``hfadapt::adapter_fusion``.
+"""The public function `adapter_fusion`: argument checks, and the matrix products around the opaque core.
 
 The matrix products are torch's own, so that autograd chooses which gradients to compute and ``torch.compile`` sees
-them. What lies between them (scores, dropout, softmax and weighting, one pass over [tokens, M]) is the opaque op.
+them. What lies between them (scores, dropout, softmax and weighting, one pass over [tokens, M]) is ``schema.py``'s op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import opaque
-from ..backend import FusedOp
 from ..dropout import check_probability, draw_seed
 from .checks import check_arguments
-from .rank_space import fusion_core_reference, join_up_projections, mix, score_products
+from .rank_space import CoreInputs, fusion_core_reference, join_up_projections, mix, score_products
+from .schema import forward_op, select
 
-__all__ = ["OP", "adapter_fusion"]
-
-OP = FusedOp("adapter_fusion", adapters=8)
+__all__ = ["adapter_fusion"]
 
 
 def adapter_fusion(
@@ -95,109 +92,13 @@ def adapter_fusion(
     if seed is not None and kb is not None:
         shift = tokens @ (kb @ qw)
         shift = shift if qb is None else shift + qb @ kb
-    arguments = (products, [z.reshape(-1, z.shape[-1]) for z in hidden], shift, float(temperature), dropout, seed)
-    if not torch.compiler.is_compiling() and _select(products, len(hidden)).backend == "reference":
-        weighted, weights = fusion_core_reference(*arguments)
+    flat = [z.reshape(-1, z.shape[-1]) for z in hidden]
+    core = CoreInputs(products, flat, shift, float(temperature), dropout, seed)
+    if not torch.compiler.is_compiling() and select(core).backend == "reference":
+        weighted, weights = fusion_core_reference(core)
     else:
-        weighted, weights = _forward_op(*arguments)
+        weighted, weights = forward_op(*core)
     out = mix(weighted, columns, vw).reshape(query.shape)
     if query.dtype == torch.float16 and out.dtype == torch.float32:
         out = out.half()
     return (out, weights.reshape(*query.shape[:-1], len(hidden))) if return_weights else out
-
-
-def _select(products: Tensor, adapters: int) -> Any:
-    return OP.select(products.device.type, products.dtype, adapters=adapters)
-
-
-_ARGS = "Tensor products, Tensor[] hidden, Tensor? shift, float temperature, float dropout, Tensor? seed"
-
-
-def _kernel(products: Tensor, hidden: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-    return _select(products, len(hidden)).forward(products, hidden, *rest)
-
-
-def _backward_kernel(
-    grad_weighted: Tensor,
-    grad_weights: Tensor | None,
-    weights: Tensor,
-    products: Tensor,
-    hidden: list[Tensor],
-    *rest: Any,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    implementation = _select(products, len(hidden))
-    return implementation.backward(grad_weighted, grad_weights, weights, products, hidden, *rest)
-
-
-def empty_results(products: Tensor, adapters: int) -> tuple[Tensor, Tensor]:
-    """Empty ``p z`` and p."""
-    stats = torch.promote_types(products.dtype, torch.float32)
-    return products.new_empty(products.shape), products.new_empty(products.shape[0], adapters, dtype=stats)
-
-
-def empty_gradients(
-    products: Tensor, hidden: Sequence[Tensor], shift: Tensor | None, need_hidden: bool
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Empty gradients of products, hidden and shift; those that are not needed have no element."""
-    return (
-        products.new_empty(products.shape),
-        [z.new_empty(z.shape) if need_hidden else z.new_empty(0) for z in hidden],
-        products.new_empty(0) if shift is None else shift.new_empty(shift.shape),
-    )
-
-
-def _fake(products: Tensor, hidden: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-    return empty_results(products, len(hidden))
-
-
-def _backward_fake(
-    grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, products: Tensor, hidden: list[Tensor],
-    shift: Tensor | None, *rest: Any,
-) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
-    return empty_gradients(products, hidden, shift, rest[-1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    products, hidden, shift, temperature, dropout, seed = inputs
-    ctx.save_for_backward(products, shift, seed, output[1], *hidden)
-    ctx.options = (temperature, dropout)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_weighted: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
-    products, shift, seed, weights, *hidden = ctx.saved_tensors
-    if grad_weighted is None and grad_weights is None:
-        return (None,) * 6
-    if grad_weighted is None:
-        grad_weighted = torch.zeros_like(products)
-    need = ctx.needs_input_grad
-    need_hidden = any(need[1])
-    grad_products, grad_hidden, grad_shift = _backward_op(
-        grad_weighted, grad_weights, weights, products, hidden, shift, *ctx.options, seed, need_hidden
-    )
-    return (
-        grad_products if need[0] else None,
-        [grad if wanted else None for grad, wanted in zip(grad_hidden, need[1], strict=True)],
-        grad_shift if need[2] else None,
-        None,
-        None,
-        None,
-    )
-
-
-_forward_op = opaque.define(
-    "adapter_fusion",
-    f"({_ARGS}) -> (Tensor weighted, Tensor weights)",
-    _kernel,
-    _fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
-_backward_op = opaque.define(
-    "adapter_fusion_backward",
-    f"(Tensor grad_weighted, Tensor? grad_weights, Tensor weights, {_ARGS}, bool need_hidden) -> "
-    "(Tensor grad_products, Tensor[] grad_hidden, Tensor grad_shift)",
-    _backward_kernel,
-    _backward_fake,
-    autocast=False,
-)

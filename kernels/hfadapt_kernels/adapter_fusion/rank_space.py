@@ -15,6 +15,7 @@ dropout removes single scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch.nn.functional import linear
 
 from ..dropout import keep_scale
 
-__all__ = ["form_on_weights", "fusion_core_reference", "join_up_projections", "mix", "score_products"]
+__all__ = ["CoreInputs", "form_on_weights", "fusion_core_reference", "join_up_projections", "mix", "score_products"]
 
 
 def join_up_projections(
@@ -63,27 +64,39 @@ def mix(weighted: Tensor, up: Tensor, value_weight: Tensor) -> Tensor:
     return linear(linear(weighted, up), value_weight)
 
 
-def fusion_core_reference(
-    products: Tensor,
-    hidden: Sequence[Tensor],
-    shift: Tensor | None,
-    temperature: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Scores from ``products``, their softmax, and ``p z``: the part between the matrix products.
+class CoreInputs(NamedTuple):
+    """What the part between the matrix products reads; the arguments of the opaque op, in its order.
 
-    Args:
+    Attributes:
         products: [tokens, M], from `score_products`.
         hidden: z_n, one [tokens, R_n] an adapter; M is their sum, plus N where the up projections have biases.
         shift: Added to every score of a token, [tokens]; ``None`` for 0.
         temperature: Divides the scores.
         dropout: Probability of dropping a score.
         seed: int64 [1], or ``None`` for no dropout.
+    """
+
+    products: Tensor
+    hidden: list[Tensor]
+    shift: Tensor | None
+    temperature: float
+    dropout: float
+    seed: Tensor | None
+
+    def contiguous(self) -> CoreInputs:
+        """The same with contiguous tensors, as the fused kernels want them."""
+        shift = None if self.shift is None else self.shift.contiguous()
+        hidden = [z.contiguous() for z in self.hidden]
+        return self._replace(products=self.products.contiguous(), hidden=hidden, shift=shift)
+
+
+def fusion_core_reference(core: CoreInputs) -> tuple[Tensor, Tensor]:
+    """Scores from ``products``, their softmax, and ``p z``: the part between the matrix products.
 
     Returns:
         ``p z`` [tokens, M] in the dtype of ``products``, and p [tokens, N], float32 or wider.
     """
+    products, hidden, shift, temperature, dropout, seed = core
     wide = torch.promote_types(products.dtype, torch.float32)
     count, sizes = len(hidden), [z.shape[1] for z in hidden]
     parts = products.to(wide).split([*sizes, products.shape[1] - sum(sizes)], dim=1)

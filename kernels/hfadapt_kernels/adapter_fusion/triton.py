@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dropout import dropout_threshold
-from .op import OP, empty_gradients, empty_results
+from .schema import OP, empty_gradients, empty_results
 
 __all__ = ["aot_cases", "config"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["compiled", "gradients", "onednn_linear"]
+__all__ = ["compiled", "gradients", "inference", "onednn_linear"]
 
 
 def onednn_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -32,5 +32,15 @@ def gradients(fn: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> C
 
     def step() -> Any:
         return torch.autograd.grad(fn(), inputs, grad)
+
+    return step
+
+
+def inference(fn: Callable[[], Any]) -> Callable[[], Any]:
+    """One forward without autograd."""
+
+    def step() -> Any:
+        with torch.no_grad():
+            return fn()
 
     return step
