@@ -6,9 +6,66 @@ Importing this package imports no torch: every name is loaded on first use.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import auto
+
+if TYPE_CHECKING:
+    # what a type checker sees; __getattr__ below loads the same names on first use
+    from .activation import activate as activate
+    from .activation import active as active
+    from .activation import compose as compose
+    from .activation import set_adapter_drop as set_adapter_drop
+    from .architecture import ArchitectureMap as ArchitectureMap
+    from .attaching import Handle as Handle
+    from .attaching import attach as attach
+    from .attaching import detach as detach
+    from .attention import AttentionCall as AttentionCall
+    from .attention import AttentionDelta as AttentionDelta
+    from .checkpoint import load as load
+    from .checkpoint import save as save
+    from .composition import Average as Average
+    from .composition import Fuse as Fuse
+    from .composition import Parallel as Parallel
+    from .composition import Stack as Stack
+    from .data import MixingStrategy as MixingStrategy
+    from .data import TaskMixture as TaskMixture
+    from .delta import Delta as Delta
+    from .delta import Weights as Weights
+    from .errors import HFAdaptError as HFAdaptError
+    from .freezing import freeze as freeze
+    from .freezing import trainable_parameters as trainable_parameters
+    from .freezing import unfreeze as unfreeze
+    from .heads import Classification as Classification
+    from .heads import Head as Head
+    from .heads import MultiLabel as MultiLabel
+    from .heads import OwnHead as OwnHead
+    from .heads import Regression as Regression
+    from .heads import Span as Span
+    from .heads import TokenClassification as TokenClassification
+    from .hookspecs import hookimpl as hookimpl
+    from .inference.packing import pack as pack
+    from .inference.packing import unpack as unpack
+    from .merging import merge as merge
+    from .method import Capabilities as Capabilities
+    from .method import Method as Method
+    from .method import MethodConfig as MethodConfig
+    from .method import MethodPreset as MethodPreset
+    from .method import Place as Place
+    from .method import select_layers as select_layers
+    from .model import MultiTaskModel as MultiTaskModel
+    from .multitask_config import HFAdaptConfig as HFAdaptConfig
+    from .multitask_config import MultiTaskOutput as MultiTaskOutput
+    from .routing import Rows as Rows
+    from .slots import Site as Site
+    from .state import Adapter as Adapter
+    from .state import attachment as attachment
+    from .state import parameters_of as parameters_of
+    from .tasks import Task as Task
+    from .training import EpochSync as EpochSync
+    from .training import IdleTaskGuard as IdleTaskGuard
+    from .training import RobustAdapterDrop as RobustAdapterDrop
+    from .verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -69,7 +126,63 @@ _NAMES = {
     "verify": "verification",
 }
 
-__all__ = ["__version__", *_NAMES]
+__all__ = [
+    "Adapter",
+    "ArchitectureMap",
+    "AttentionCall",
+    "AttentionDelta",
+    "Average",
+    "Capabilities",
+    "Classification",
+    "Delta",
+    "EpochSync",
+    "Fuse",
+    "HFAdaptConfig",
+    "HFAdaptError",
+    "Handle",
+    "Head",
+    "IdleTaskGuard",
+    "Method",
+    "MethodConfig",
+    "MethodPreset",
+    "MixingStrategy",
+    "MultiLabel",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "OwnHead",
+    "Parallel",
+    "Place",
+    "Regression",
+    "RobustAdapterDrop",
+    "Rows",
+    "Site",
+    "Span",
+    "Stack",
+    "Task",
+    "TaskMixture",
+    "TokenClassification",
+    "Weights",
+    "__version__",
+    "activate",
+    "active",
+    "attach",
+    "attachment",
+    "compose",
+    "detach",
+    "freeze",
+    "hookimpl",
+    "load",
+    "merge",
+    "pack",
+    "parameters_of",
+    "save",
+    "select_layers",
+    "set_adapter_drop",
+    "trainable_parameters",
+    "unfreeze",
+    "unpack",
+    "verify",
+]
 
 # so that AutoModel.from_pretrained knows the folders that MultiTaskModel.save_pretrained writes; imports nothing heavy
 auto.install()

@@ -29,14 +29,26 @@ from .hooks import (
 from .method import Method, MethodConfig, MethodPreset, Place, expand
 from .root import RootPost, RootPre
 from .shared_tables import install, uninstall
-from .slots import Site, Slot, fused_node
-from .state import Adapter, Attachment, attachment, deltas_of, find_attachment, parameters_of, slots_of
+from .slots import Site, Slot, fused_node, slot_of
+from .state import (
+    Adapter,
+    Attachment,
+    attachment,
+    deltas_of,
+    find_attachment,
+    parameters_of,
+    shared_modules,
+    slots_of,
+)
 from .verification import verify as verify_slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Handle", "attach", "detach"]
+
+# the attribute of transformers' layers that run their feed-forward part in chunks
+_CHUNKS = "chunk_size_feed_forward"
 
 
 class Handle:
@@ -204,18 +216,18 @@ def _add(
     shared = method.shared(config, state.arch, model)
     if shared is not None:
         _one_shared(model, name, method)
-        if not hasattr(model, "hfadapt_shared"):
-            model.add_module("hfadapt_shared", nn.ModuleDict())
-            state.shared = model.hfadapt_shared
+        if state.shared is None:
+            state.shared = nn.ModuleDict()
+            model.add_module("hfadapt_shared", state.shared)
         device, dtype = _device_and_dtype(model.get_submodule(places[0].site.leaf), model)
-        if name not in model.hfadapt_shared:
-            model.hfadapt_shared[name] = nn.ModuleDict()
-        model.hfadapt_shared[name][method.name] = shared.to(device=device, dtype=dtype).train(model.training)
+        if name not in state.shared:
+            state.shared[name] = nn.ModuleDict()
+        shared_modules(model, name)[method.name] = shared.to(device=device, dtype=dtype).train(model.training)
     for place in places:
         leaf = model.get_submodule(place.site.leaf)
         if not hasattr(leaf, "hfadapt"):
             leaf.add_module("hfadapt", Slot())
-        delta = leaf.hfadapt.delta(place, method.name)
+        delta = slot_of(leaf).delta(place, method.name)
         if name in delta.names:
             raise AttachError(
                 problem(
@@ -263,8 +275,9 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         tap = site.source
         for layer in _owning(model, state, site):
             # Chunks of a feed-forward would meet a source that holds all tokens; chunking only saves memory.
-            state.original_chunk_sizes.setdefault(layer, model.get_submodule(layer).chunk_size_feed_forward)
-            model.get_submodule(layer).chunk_size_feed_forward = 0
+            owner = model.get_submodule(layer)
+            state.original_chunk_sizes.setdefault(layer, int(getattr(owner, _CHUNKS)))
+            setattr(owner, _CHUNKS, 0)
         add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
     if site.shared_layer:
         add_hook(model.get_submodule(site.shared_layer), CallCounter(site.shared_layer))
@@ -277,7 +290,7 @@ def _owning(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[s
     stack = next(s for s in state.arch.stacks if s.path == site.stack)
     if site.layer < stack.num_layers:
         path = stack.layer_paths[site.layer]
-        if getattr(model.get_submodule(path), "chunk_size_feed_forward", 0):
+        if getattr(model.get_submodule(path), _CHUNKS, 0):
             yield path
 
 
@@ -297,8 +310,8 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     for name in gone:
         for _, delta in list(deltas_of(model, name)):
             delta.remove(name)
-        if getattr(model, "hfadapt_shared", None) is not None and name in model.hfadapt_shared:
-            del model.hfadapt_shared[name]
+        if state.shared is not None and name in state.shared:
+            del state.shared[name]
         del state.adapters[name]
     state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
     drop_fusions(model, state, gone)
@@ -347,7 +360,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         module.__dict__.pop("_hfadapt_of", None)
         function = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(function, CheckpointWithRouting):
-            module._gradient_checkpointing_func = function.function
+            module.__dict__["_gradient_checkpointing_func"] = function.function
     uninstall(model, state.arch)
     if hasattr(model, "hfadapt_shared"):
         del model.hfadapt_shared
@@ -356,7 +369,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
 
         attention.disable(model, state.original_attention)
     for path, size in state.original_chunk_sizes.items():
-        model.get_submodule(path).chunk_size_feed_forward = size
+        setattr(model.get_submodule(path), _CHUNKS, size)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
     del model.__dict__["_hfadapt"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class Weights(nn.Module):
         super().__init__()
         self.config = config
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A parameter that ``Delta.init_weights`` created."""
+
 
 @dataclass
 class FusionPart:
@@ -73,7 +78,7 @@ class Delta(nn.Module):
     """
 
     # Its op can finish with the norm that follows: ``forward`` then takes norm, norm_weight, norm_bias and eps as well.
-    fuses_norm: ClassVar[bool] = False
+    fuses_norm: bool = False
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ class Delta(nn.Module):
         self.adapters = nn.ModuleDict()
         # Parameters shared by the layers of one adapter live once at the model's root; registering them here as well
         # would save them once a layer and breaks safetensors, so they are only referred to.
-        self._shared: dict[str, nn.Module] = {}
+        self._shared: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
 
     @property
@@ -104,13 +109,19 @@ class Delta(nn.Module):
         self._shared.pop(name, None)
         self._names = tuple(self.adapters)
 
-    def shared(self, name: str) -> nn.Module:
-        """Return the module that the layers of the adapter ``name`` share."""
+    def shared(self, name: str) -> Any:
+        """Return the module that the layers of the adapter ``name`` share, as ``Method.shared`` made it."""
         return self._shared[name]
+
+    def own(self, name: str) -> Weights:
+        """Return the parameters of the adapter ``name`` here."""
+        found = self.adapters[name]
+        assert isinstance(found, Weights)
+        return found
 
     def config(self, name: str) -> Any:
         """Return the config of the adapter ``name``."""
-        return self.adapters[name].config
+        return self.own(name).config
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
         """Return one parameter of each of the adapters ``names``, as ops take them."""
@@ -118,8 +129,9 @@ class Delta(nn.Module):
 
     def optional_weights(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
         """Return ``weights``, or None when the adapters do not have that parameter."""
+        # a delta's variant keeps the two kinds apart: all of its adapters have the parameter, or none has
         found = [getattr(self.adapters[name], attribute, None) for name in names]
-        return None if not found or found[0] is None else found  # a delta's variant keeps the two kinds apart
+        return [tensor for tensor in found if tensor is not None] or None
 
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         """Create the parameters of one adapter as attributes of ``weights``."""

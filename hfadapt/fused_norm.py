@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .hooks import TapInput
 from .routing import current
-from .slots import apply_rows
+from .slots import apply_rows, slot_of
 
 if TYPE_CHECKING:
     from .delta import Delta
@@ -45,13 +45,14 @@ class FusedNorm:
 
 def fuse_norm(leaf: nn.Module, delta: Delta) -> None:
     """Let ``leaf`` finish the op of ``delta`` when it is a plain LayerNorm that nothing else looks into."""
-    plain = type(leaf) is nn.LayerNorm and leaf.elementwise_affine and leaf.bias is not None
-    if not plain or not delta.fuses_norm or "forward" in leaf.__dict__:
+    if type(leaf) is not nn.LayerNorm or not leaf.elementwise_affine or leaf.bias is None:
+        return
+    if not delta.fuses_norm or "forward" in leaf.__dict__:
         return
     if any(isinstance(hook, TapInput) for hook in leaf._forward_pre_hooks.values()):
         return
     leaf.__dict__["forward"] = FusedNorm(leaf, delta.site.leaf)
-    leaf.hfadapt.fuses_norm = True
+    slot_of(leaf).fuses_norm = True
 
 
 def unfuse_norm(leaf: nn.Module) -> None:

@@ -29,6 +29,10 @@ __all__ = [
 class Hook:
     """Base of hfadapt's hooks; ``remove_hooks`` finds them by this class."""
 
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        """Do the hook's work; ``call`` is what torch hands to a hook of that kind."""
+        raise NotImplementedError
+
 
 class OutputHook(Hook):
     """Runs the deltas at a module's output."""

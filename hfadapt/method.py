@@ -87,7 +87,7 @@ class MethodConfig:
             ConfigError: a field is unknown (the nearest one is named) or holds a value that is not allowed.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
         for name in given:
             if name not in known:
                 raise ConfigError(
@@ -270,6 +270,7 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
         elif config.layers == "final_half":
             indices = range(n - n // 2, n)
         else:
+            assert not isinstance(config.layers, str)  # __post_init__ lets no other word pass
             bad = [i for i in config.layers if not -n <= i < n]
             if bad:
                 raise AttachError(

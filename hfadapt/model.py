@@ -20,7 +20,7 @@ from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.fit import hidden_size, settle_pooling
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
-from .state import find_attachment
+from .state import attachment, find_attachment
 from .taking_part import take_part
 from .task_ids import find_task_ids, task_number
 from .tasks import Task, check_tasks
@@ -60,10 +60,10 @@ class MultiTaskModel(PreTrainedModel):
         # the wrapper answers for its base: hfadapt.active(model, ...) and set_adapter_drop(model, ...) work on it
         if attached is not None:
             self.__dict__["_hfadapt"] = attached
-        self._own_head = isinstance(self.tasks[0].head, OwnHead)
-        if self._own_head:
-            labels = int(getattr(base.config, "num_labels", 0))
-            self._own_kind = self.tasks[0].head.resolve(type(base).__name__, labels)
+        first = self.tasks[0].head
+        self._own_head = isinstance(first, OwnHead)
+        if isinstance(first, OwnHead):
+            self._own_kind = first.resolve(type(base).__name__, int(getattr(base.config, "num_labels", 0)))
         self.heads = nn.ModuleDict()
         width = hidden_size(base)
         for task in self.tasks:
@@ -94,7 +94,7 @@ class MultiTaskModel(PreTrainedModel):
             raise TaskError(
                 problem(
                     "the base has adapters already",
-                    got=", ".join(find_attachment(base).names),
+                    got=", ".join(attachment(base).names),
                     try_="hfadapt.detach(base) first, or pass a fresh base",
                 )
             )
@@ -228,6 +228,7 @@ class MultiTaskModel(PreTrainedModel):
         """Return the logits of one task's rows without padding: [N, C], or [N, T, C] for token heads."""
         index = task_number(task, [t.name for t in self.tasks])
         head = self.tasks[index].head
+        assert output.logits is not None and output.task_ids is not None  # only a caller's own output lacks them
         rows = output.logits[output.task_ids == index]
         if head.per_text:
             return rows[:, : head.num_outputs]
@@ -237,7 +238,7 @@ class MultiTaskModel(PreTrainedModel):
     def _base_inputs(
         self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
     ) -> dict[str, Any]:
-        given = {name: value for name, value in inputs.items() if value is not None and name in self._accepted}
+        given: dict[str, Any] = {k: v for k, v in inputs.items() if v is not None and k in self._accepted}
         if find_attachment(self.base) is not None:
             # one number lets the slots skip all sorting of rows
             given["task_ids"] = present[0] if present is not None and len(present) == 1 else ids
@@ -330,15 +331,17 @@ class MultiTaskModel(PreTrainedModel):
 
 
 def _select(features: HeadFeatures, rows: Tensor) -> HeadFeatures:
-    parts = (
-        features.hidden,
-        features.mask,
-        features.pooler,
-        features.pair_hidden,
-        features.pair_mask,
-        features.pair_pooler,
+    def pick(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.index_select(0, rows)
+
+    return HeadFeatures(
+        features.hidden.index_select(0, rows),
+        pick(features.mask),
+        pick(features.pooler),
+        pick(features.pair_hidden),
+        pick(features.pair_mask),
+        pick(features.pair_pooler),
     )
-    return HeadFeatures(*(None if part is None else part.index_select(0, rows) for part in parts))
 
 
 auto.register()

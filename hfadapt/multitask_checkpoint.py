@@ -21,7 +21,7 @@ from torch import Tensor
 from . import checkpoint
 from .activation import compose
 from .attaching import attach
-from .composition import parse
+from .composition import Composition, parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
 from .multitask_config import HFAdaptConfig
@@ -270,7 +270,10 @@ def _rebuild(
         attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
     checkpoint.restore_fusions(base, data)
     for name, tree in data.get("compositions", {}).items():
-        compose(base, name, parse(tree))
+        node = parse(tree)
+        if not isinstance(node, Composition):
+            raise CheckpointError(problem("a named composition is one adapter", where=name, got=node))
+        compose(base, name, node)
     config = HFAdaptConfig(
         base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
         tasks=[task.to_dict() for task in tasks],

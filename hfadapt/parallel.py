@@ -94,7 +94,7 @@ class GrowInput(Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         routing = current()
         growth = None if routing is None else routing.growth
-        if growth is None or self.stack not in growth.first:
+        if routing is None or growth is None or self.stack not in growth.first:
             return None
         # This hook comes before the counter of calls, so the count is the number of the call that begins.
         layer = routing.calls.get(self.calls, 0) if self.calls else self.layer
@@ -115,7 +115,7 @@ class GrowOutput(Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         routing = current()
         growth = None if routing is None else routing.growth
-        if growth is None or growth.first.get(self.stack) != self.layers:
+        if routing is None or growth is None or growth.first.get(self.stack) != self.layers:
             return None
         if self.calls and routing.calls.get(self.calls, 0) != self.layers:
             return None

@@ -36,7 +36,7 @@ class RootPre(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
-        attachment: Attachment = module._hfadapt_of
+        attachment = _attachment_of(module)
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
         before = push()
@@ -52,8 +52,9 @@ class RootPre(Hook):
         self, attachment: Attachment, before: Routing | None, task_ids: Any, args: tuple, kwargs: dict, config: Any
     ) -> Routing | None:
         found = tensor_batch_size(args, kwargs)
-        inherits = before is not None and before.owner == attachment.token and self.path and task_ids is None
-        if inherits:
+        inherits = False
+        if before is not None and before.owner == attachment.token and self.path and task_ids is None:
+            inherits = True
             routing = before if found is None or before.growth is not None else before.for_batch(found[0])
         else:
             routing = make_routing(attachment, task_ids, found)
@@ -94,6 +95,10 @@ class RootPost(Hook):
             check_output(routing.growth, output)
 
 
+def _attachment_of(module: Any) -> Attachment:
+    return module._hfadapt_of
+
+
 def _carry_routing_into_checkpoints(model: nn.Module) -> None:
     """Wrap the checkpoint function of every layer that uses activation checkpointing."""
     if not model.training:
@@ -102,7 +107,7 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
     for module in model.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")
         if function is not None and not isinstance(function, CheckpointWithRouting):
-            module._gradient_checkpointing_func = CheckpointWithRouting(function)
+            module.__dict__["_gradient_checkpointing_func"] = CheckpointWithRouting(function)
             wrapped.append(function)
     if wrapped and all(getattr(f, "keywords", {}).get("use_reentrant") is False for f in wrapped):
         _let_backward_stop(model)

@@ -8,7 +8,7 @@ sub-layer (mBART, Whisper) the delta is added before the base's functional dropo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: object) -> Site:
+def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: Any) -> Site:
     shared = layer.path if layer.stack.calls_per_module > 1 else ""
     return Site(
         slot, layer.stack.path, layer.index, leaf, side, width, shared_layer=shared, causal=layer.stack.causal, **more

@@ -131,8 +131,16 @@ class Slot(nn.Module):
     def _index(self) -> None:
         sides: dict[str, list[Delta]] = {}
         for delta in self.deltas.values():
+            assert isinstance(delta, Delta)
             sides.setdefault(delta.site.side, []).append(delta)
         self._sides = {side: tuple(deltas) for side, deltas in sides.items()}
+
+
+def slot_of(leaf: nn.Module) -> Slot:
+    """Return the slot of a module that has one."""
+    slot = leaf.hfadapt
+    assert isinstance(slot, Slot)
+    return slot
 
 
 def fusion_key(node: str, site: Site) -> str:
@@ -158,7 +166,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     routing = current()
     if routing is None:
         return value
-    slot = leaf.hfadapt
+    slot = slot_of(leaf)
     deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
     last = (len(routing.steps) - 1, deltas[-1]) if deltas and slot.fuses_norm and side == "input" else None
     for index, step in enumerate(routing.steps):

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from .architecture import ArchitectureMap
     from .method import MethodConfig
 
-__all__ = ["Adapter", "Attachment", "Prepared", "attachment", "deltas_of", "find_attachment"]
+__all__ = [
+    "Adapter",
+    "Attachment",
+    "Prepared",
+    "attachment",
+    "deltas_of",
+    "find_attachment",
+    "parameters_of",
+    "shared_modules",
+]
 
 _TOKENS = itertools.count(1)
 
@@ -165,7 +174,7 @@ class Attachment:
         if self.shared is None:
             return
         for name in routing.used_names():
-            for key, module in self.shared[name].items() if name in self.shared else ():
+            for key, module in _by_method(self.shared, name).items():
                 if isinstance(module, Prepared):
                     routing.prepared[(name, key)] = module.prepare(routing)
 
@@ -173,6 +182,18 @@ class Attachment:
 def find_attachment(model: nn.Module) -> Attachment | None:
     """Return what is attached to ``model``, or None."""
     return model.__dict__.get("_hfadapt")
+
+
+def shared_modules(model: nn.Module, name: str) -> nn.ModuleDict:
+    """Return what the layers of the adapter ``name`` share, by method; an empty dictionary when nothing is shared."""
+    shared = getattr(model, "hfadapt_shared", None)
+    return _by_method(shared, name) if isinstance(shared, nn.ModuleDict) else nn.ModuleDict()
+
+
+def _by_method(shared: nn.ModuleDict, name: str) -> nn.ModuleDict:
+    found = shared[name] if name in shared else nn.ModuleDict()
+    assert isinstance(found, nn.ModuleDict)
+    return found
 
 
 def attachment(model: nn.Module) -> Attachment:
@@ -216,10 +237,8 @@ def parameters_of(model: PreTrainedModel, name: str) -> Mapping[str, nn.Paramete
     for path, delta in deltas_of(model, name):
         for key, parameter in delta.adapters[name].named_parameters():
             found[f"{path}.adapters.{name}.{key}"] = parameter
-    shared = getattr(model, "hfadapt_shared", None)
-    if shared is not None and name in shared:
-        for key, parameter in shared[name].named_parameters():
-            found[f"hfadapt_shared.{name}.{key}"] = parameter
+    for key, parameter in shared_modules(model, name).named_parameters():
+        found[f"hfadapt_shared.{name}.{key}"] = parameter
     return found
 
 

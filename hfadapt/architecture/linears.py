@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@runtime_checkable
+class _Sized(Protocol):
+    in_features: int
+    out_features: int
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -19,7 +25,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
     """Input and output features; transformers' Conv1D keeps its weight as [in, out]."""
-    if hasattr(module, "in_features"):
+    if isinstance(module, _Sized):
         return module.in_features, module.out_features
-    rows, columns = module.weight.shape
+    rows, columns = module.get_parameter("weight").shape
     return rows, columns

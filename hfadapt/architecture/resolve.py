@@ -46,8 +46,8 @@ def table_map(
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
-    if model_type in table:
-        registered = table[model_type](config)
+    if config is not None and model_type in table:
+        registered = table[str(model_type)](config)
         for arch in (registered,) if isinstance(registered, ArchitectureMap) else registered:
             placed = place(arch, names, _base_prefix(model))
             if placed is not None:

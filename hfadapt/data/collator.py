@@ -46,22 +46,12 @@ class MultiTaskCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the batch of some rows of ``TaskMixture`` data sets."""
-        if self.tokenizer is None:
-            raise DataError(
-                problem(
-                    "the collator has no tokenizer yet",
-                    where="TaskMixture.collator",
-                    try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
-                )
-            )
-        pad = self.tokenizer.pad_token_id
-        # models without a padding token (GPT-2) never see it: the attention mask covers it
-        pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+        pad = self._pad_id()
         batch: dict[str, Tensor] = {}
         batch["input_ids"], batch["attention_mask"] = self._pad([row["input_ids"] for row in rows], pad)
         if any("token_type_ids" in row for row in rows):
             types = [row.get("token_type_ids", np.zeros_like(row["input_ids"])) for row in rows]
-            batch["token_type_ids"], _ = self._pad(types, self.tokenizer.pad_token_type_id)
+            batch["token_type_ids"], _ = self._pad(types, self._known().pad_token_type_id)
         if any("pair_input_ids" in row for row in rows):
             # rows without a second text get one real padding token, or attention would have nothing to look at
             pairs = [row.get("pair_input_ids", np.array([pad], np.int32)) for row in rows]
@@ -70,13 +60,31 @@ class MultiTaskCollator:
         batch["labels"] = self._labels(rows, batch["input_ids"].shape[1])
         return batch
 
+    def _known(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise DataError(
+                problem(
+                    "the collator has no tokenizer yet",
+                    where="TaskMixture.collator",
+                    try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
+                )
+            )
+        return self.tokenizer
+
+    def _pad_id(self) -> int:
+        # models without a padding token (GPT-2) never see it: the attention mask covers it
+        for token in (self._known().pad_token_id, self._known().eos_token_id):
+            if isinstance(token, int):
+                return token
+        return 0
+
     def _pad(self, rows: list[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows))
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
         ids = np.full((len(rows), width), value, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
-        left = self.tokenizer.padding_side == "left"
+        left = self._known().padding_side == "left"
         for index, row in enumerate(rows):
             place = slice(width - len(row), None) if left else slice(0, len(row))
             ids[index, place] = row
@@ -89,7 +97,7 @@ class MultiTaskCollator:
             return torch.tensor([int(label[0]) for label in labels], dtype=torch.long)
         if self.label_form == "number":
             return torch.tensor([float(label[0]) for label in labels], dtype=torch.float32)
-        if self.tokenizer.padding_side == "left":
+        if self._known().padding_side == "left":
             labels = [self._moved(row, tokens - len(row["input_ids"])) for row in rows]
         matrix = np.full((len(rows), max(map(len, labels))), IGNORE, np.float32)
         for index, label in enumerate(labels):

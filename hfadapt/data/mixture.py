@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DataError, did_you_mean, problem
 from ..heads import OwnHead
@@ -202,7 +202,7 @@ class TaskMixture:
         if isinstance(tokenizer, (str, os.PathLike)):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(tokenizer))
         if self._collator.tokenizer is not tokenizer:
             self._tables.by_place.clear()
             self._collator.tokenizer = tokenizer
@@ -237,11 +237,13 @@ class TaskMixture:
             self._columns[task, split] = read_columns(self.tasks[task], split, data)
 
     def _tokenize(self) -> None:
+        tokenizer = self._collator.tokenizer
+        assert tokenizer is not None  # bind() or the constructor set it
         for task, split in sorted(self._wanted - set(self._tables.by_place)):
             self._tables.by_place[task, split] = tokenize(
                 self.tasks[task],
                 self._columns[task, split],
-                self._collator.tokenizer,
+                tokenizer,
                 self.max_length,
                 self.cache_dir,
             )
@@ -250,6 +252,7 @@ class TaskMixture:
 
 
 def _label_form(tasks: tuple[Task, ...]) -> str:
-    if len(tasks) > 1 or isinstance(tasks[0].head, OwnHead):
+    first, *others = tasks
+    if others or isinstance(first.head, OwnHead):
         return "matrix"
-    return {"classification": "class", "regression": "number"}.get(tasks[0].head.kind, "matrix")
+    return {"classification": "class", "regression": "number"}.get(first.head.kind, "matrix")

@@ -115,7 +115,7 @@ def _load_named(name: str, config: str | None, where: str) -> Mapping[str, Any]:
                 try_="check the path or the name; without a network, save the data set as parquet files",
             )
         ) from error
-    return loaded
+    return {str(split): data for split, data in loaded.items()}
 
 
 def _one_split(value: Any, where: str) -> datasets.Dataset:

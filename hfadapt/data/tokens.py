@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ..heads import IGNORE, Span, TokenClassification
 from .columns import Columns, no_label
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
     from ..tasks import Task
 
@@ -160,7 +161,7 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         "verbose": False,
     }
     try:
-        encoded = tokenizer(*first, **options, return_offsets_mapping=span)
+        encoded = _call(tokenizer, first, **options, return_offsets_mapping=span)
     except Exception as error:
         # tokenizers raises its bare Exception when a question alone fills the sequence
         raise DataError(
@@ -173,7 +174,7 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
     if separate:
         second = tokenizer(columns.pairs, **options)["input_ids"]
         fields["pair_input_ids"] = Ragged.of(second, np.int32)
-        cut, length = _cut(tokenizer, [columns.pairs], second, limit, words)
+        cut, length = _cut(tokenizer, [columns.pairs or []], second, limit, words)
         truncated, longest = truncated + cut, max(longest, length)
     fields["labels"] = Ragged.of(_label_rows(task, columns, encoded, tokenizer, limit), np.float32)
     return TokenTable(fields, truncated, longest)
@@ -187,7 +188,8 @@ def _cut(
     full = [row for row, tokens in enumerate(ids) if len(tokens) >= limit]
     if not full:
         return 0, longest
-    again = tokenizer(*([column[row] for row in full] for column in texts), is_split_into_words=words, verbose=False)
+    rows = [[column[row] for row in full] for column in texts]
+    again = _call(tokenizer, rows, is_split_into_words=words, verbose=False)
     lengths = np.array([len(tokens) for tokens in again["input_ids"]])
     return int((lengths > limit).sum()), int(lengths.max())
 
@@ -195,7 +197,7 @@ def _cut(
 def _continue(columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
     """Rows of prompt, continuation and end token, with labels on the latter two; long prompts lose their beginning."""
     texts = [columns.texts] if columns.pairs is None else [columns.texts, columns.pairs]
-    prompts = tokenizer(*texts, verbose=False)["input_ids"]
+    prompts = _call(tokenizer, texts, verbose=False)["input_ids"]
     ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if prompts and ending and all(ids[-1:] == ending for ids in prompts):
         # a tokenizer that ends every text would end the prompt too
@@ -259,9 +261,19 @@ def _span_tokens(encoded: Any, row: int, start: int, length: int) -> np.ndarray:
     return np.zeros(2, np.float32) if first is None or last is None else np.array([first, last], np.float32)
 
 
+def _call(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[Any]], **options: Any) -> BatchEncoding:
+    """Tokenise one text a row, or two."""
+    return tokenizer(texts[0], texts[1] if len(texts) > 1 else None, **options)
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The object of the ``tokenizers`` library behind a fast tokenizer; the base class of tokenizers lacks it."""
+    return tokenizer.backend_tokenizer
+
+
 def _fingerprint(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
     digest = hashlib.sha256()
-    model = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    model = _backend(tokenizer).to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
     head = [_CACHE_VERSION, model, tokenizer.truncation_side, limit, task.pair, task.head.to_dict()]
     digest.update(json.dumps(head, default=str).encode())
     digest.update(json.dumps([columns.texts, columns.pairs, columns.targets]).encode())

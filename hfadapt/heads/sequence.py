@@ -36,8 +36,8 @@ def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | Non
                 try_=did_you_mean(value, names or ()) or "Task(..., label_names=(...)) in the order of the classes",
             )
         )
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    number = math.nan if missing else float(value)
+    number = math.nan if value is None else float(value)
+    missing = math.isnan(number)
     if missing or number != int(number) or not 0 <= number < count:
         raise DataError(
             problem(
@@ -212,7 +212,8 @@ class Regression(SequenceHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.low is None) != (self.high is None) or (self.low is not None and not self.low < self.high):
+        half = (self.low is None) != (self.high is None)
+        if half or (self.low is not None and self.high is not None and not self.low < self.high):
             raise TaskError(
                 problem(
                     "bad bounds",
@@ -229,7 +230,7 @@ class Regression(SequenceHead):
 
     @property
     def _span(self) -> float:
-        return 1.0 if self.low is None else self.high - self.low
+        return 1.0 if self.low is None or self.high is None else self.high - self.low
 
     def build(self, hidden_size: int, pooling: Pooling, pair: str) -> SequenceModule:
         """See ``Head.build``; a bounded head's linear answers in units of the bounds."""
@@ -243,7 +244,7 @@ class Regression(SequenceHead):
         rows = []
         for row, value in enumerate(values):
             finite = isinstance(value, (int, float, np.number)) and math.isfinite(value)
-            inside = finite and (self.low is None or self.low <= value <= self.high)
+            inside = finite and (self.low is None or self.high is None or self.low <= value <= self.high)
             if not inside:
                 raise DataError(
                     problem(

@@ -38,19 +38,18 @@ class PackedForward:
         self.packed = PackedLinear.pack(_weight(leaf), dtype)
 
     def __call__(self, input: Tensor) -> Tensor:
-        return frozen_linear(input, self.packed, self.leaf.bias)
+        return frozen_linear(input, self.packed, getattr(self.leaf, "bias", None))
 
 
 def _weight(leaf: nn.Module) -> Tensor:
-    weight = leaf.weight
-    assert isinstance(weight, Tensor)
+    weight = leaf.get_parameter("weight")
     return weight.t() if isinstance(leaf, Conv1D) else weight
 
 
 def _can_pack(leaf: nn.Module) -> bool:
     if type(leaf) not in (nn.Linear, Conv1D) or "forward" in leaf.__dict__:
         return False
-    weight = leaf.weight
+    weight = leaf.get_parameter("weight")
     return not weight.requires_grad and weight.is_floating_point() and not weight.is_meta
 
 

@@ -185,7 +185,7 @@ class Run:
     def _require_checkpoint(self) -> None:
         from transformers.trainer_utils import get_last_checkpoint
 
-        folder = self.arguments.output_dir
+        folder = str(self.arguments.output_dir)
         if not Path(folder).is_dir() or get_last_checkpoint(folder) is None:
             raise ConfigError(
                 problem(

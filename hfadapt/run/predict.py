@@ -15,8 +15,9 @@ from hfadapt.errors import DataError, did_you_mean, problem
 from hfadapt.heads import Classification, MultiLabel, Regression
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+    from hfadapt.model import MultiTaskModel
     from hfadapt.tasks import Task
 
 __all__ = ["Prediction", "Predictor"]
@@ -49,10 +50,10 @@ class Predictor:
         tokenizer: Of its base.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.tasks: tuple[Task, ...] = tuple(model.tasks)
+        self.tasks: tuple[Task, ...] = model.tasks
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Predictor:

@@ -100,7 +100,7 @@ def cases(
     return [Case(m, t) for m in methods for t in model_types if t != "clip"]
 
 
-def output(model: PreTrainedModel, inputs: dict[str, Tensor], **more: Any) -> Tensor:
+def output(model: Callable[..., Any], inputs: dict[str, Tensor], **more: Any) -> Tensor:
     """The first tensor that a model returns, and behind its tokens the pooled vector where there is one."""
     out = model(**inputs, **more)
     pooled = getattr(out, "pooler_output", None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from ..heads import Classification, Regression
+from ..heads import Classification, Head, Regression
 from ..tasks import Task
 
 if TYPE_CHECKING:
@@ -88,8 +88,11 @@ def toy_tasks(sizes: Sequence[int] = (64, 32, 16), validation: int = 8) -> list[
         sizes: Training rows of each.
         validation: Validation rows of each.
     """
-    kinds = (("topic", "class", Classification(2), "joint"), ("score", "number", Regression(0.0, 1.0), "joint"))
-    kinds = (*kinds, ("same", "pair", Classification(2), "separate"))
+    kinds: tuple[tuple[str, str, Head, Literal["joint", "separate"]], ...] = (
+        ("topic", "class", Classification(2), "joint"),
+        ("score", "number", Regression(0.0, 1.0), "joint"),
+        ("same", "pair", Classification(2), "separate"),
+    )
     return [
         Task(
             name,

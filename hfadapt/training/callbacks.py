@@ -19,7 +19,7 @@ from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, DataError, problem
-from ..state import deltas_of, find_attachment
+from ..state import attachment, deltas_of, find_attachment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +169,7 @@ class IdleTaskGuard(TrainerCallback):
         if not (routing.all_tasks_take_part() or args.torch_compile):
             return
         groups = [[p for p in group if p.grad is not None] for group in parameters_by_place(kwargs["model"])]
-        gradients = [p.grad for group in groups for p in group]
+        gradients = [p.grad for group in groups for p in group if p.grad is not None]
         if not gradients:
             return
         # one synchronisation with the device for all of them
@@ -266,7 +266,7 @@ class RobustAdapterDrop(TrainerCallback):
             if isinstance(self.max, Mapping):
                 if not {path, kind} & set(wanted):
                     continue
-                limit = wanted.get(path, wanted.get(kind))
+                limit = wanted[path] if path in wanted else wanted[kind]
             else:
                 limit = count - 1 if self.max is None else self.max
             if not 0 <= limit <= count:
@@ -292,7 +292,7 @@ class RobustAdapterDrop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember the depth that evaluation uses."""
-        self._requested = dict(find_attachment(kwargs["model"]).drop)
+        self._requested = dict(attachment(kwargs["model"]).drop)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

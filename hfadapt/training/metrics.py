@@ -153,7 +153,7 @@ def entity_f1(scored: Scored) -> float:
         )
     both = predicted = true = 0
     for p, r in zip(scored.predictions, scored.references, strict=True):
-        found, gold = entities([names[i] for i in p]), entities([names[i] for i in r])
+        found, gold = (entities([str(names[i]) for i in tags]) for tags in (p, r))
         both, predicted, true = both + len(found & gold), predicted + len(found), true + len(gold)
     return 2 * both / (predicted + true) if predicted + true else 0.0
 

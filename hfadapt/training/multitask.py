@@ -63,7 +63,7 @@ class MultiTaskMetrics:
             task_ids = np.asarray(predictions[-1])
             if task_ids.ndim == 1:
                 return np.asarray(predictions[0]), task_ids
-        logits = np.asarray(predictions[0] if isinstance(predictions, (tuple, list)) else predictions)
+        logits = np.asarray(next(iter(predictions)) if isinstance(predictions, (tuple, list)) else predictions)
         if len(self.tasks) > 1:
             raise DataError(
                 problem(

@@ -74,6 +74,11 @@ def _device_reason(backend: str, device: str) -> str | None:
     return None
 
 
+def _no_gradient(*arguments: Any) -> Any:
+    """The backward of an op that has none; its schema registers no autograd formula, so nothing calls this."""
+    raise NotImplementedError("this op has no gradient")
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's functions for one op.
@@ -81,13 +86,13 @@ class Implementation:
     Attributes:
         backend: One of `BACKENDS`.
         forward: Called with the arguments of the op's forward schema.
-        backward: Called with the arguments of the op's backward schema; ``None`` for ops without a gradient.
+        backward: Called with the arguments of the op's backward schema; raises for ops without a gradient.
         supports: ``supports(device=..., dtype=..., **facts)`` returns ``None`` or the reason why not.
     """
 
     backend: str
     forward: Callable[..., Any]
-    backward: Callable[..., Any] | None
+    backward: Callable[..., Any]
     supports: Callable[..., str | None] | None = None
 
     def reason(self, device: str, dtype: torch.dtype, facts: dict[str, Any]) -> str | None:
@@ -117,7 +122,7 @@ class FusedOp:
         self,
         backend: str,
         forward: Callable[..., Any],
-        backward: Callable[..., Any] | None = None,
+        backward: Callable[..., Any] = _no_gradient,
         supports: Callable[..., str | None] | None = None,
     ) -> None:
         """Add or replace the implementation of ``backend``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,15 +42,17 @@ def assert_as_good_as_eager(actual: Tensor, eager: Tensor, exact: Tensor, name: 
 @contextlib.contextmanager
 def nan_poisoned() -> Iterator[None]:
     """Every uninitialised tensor is filled with NaN, so that an element that a kernel forgets to write shows."""
+    # torch makes the flag a property of its module's class, which type checkers do not see
+    deterministic: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled()
-    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    fill_before = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        deterministic.fill_uninitialized_memory = fill_before
 
 
 @contextlib.contextmanager
@@ -78,7 +81,8 @@ def repair_interpreter_bfloat16() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    handle, builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+    handle: Any = interpreter.TensorHandle
+    builder: Any = interpreter.InterpreterBuilder
 
     def widen(value: interpreter.TensorHandle) -> interpreter.TensorHandle:
         if value.dtype.scalar != tl.bfloat16:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from hfadapt.errors import ArchitectureError, problem
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 _ADVICE = (
     "register a map for this model type (docs/map-an-architecture.md), or use a method that places deltas on "
@@ -42,7 +43,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
             what is missing.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        return probe_skeleton(model, probe)
+        return probe_skeleton(cast("PreTrainedModel", model), probe)
     root, prefix = (model, "") if inputs is not None else _runnable(model)
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
@@ -76,8 +77,12 @@ def _runnable(model: nn.Module) -> tuple[nn.Module, str]:
     return root, next(name for name, module in model.named_modules() if module is root)
 
 
+def _nothing() -> None:
+    """What a module that is no transformers model has for output embeddings."""
+
+
 def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, Any] | None) -> Forward:
-    given = example_inputs(root) if inputs is None else inputs
+    given = example_inputs(cast("PreTrainedModel", root)) if inputs is None else inputs
     try:
         return watch_forward(root, layers, given)
     except Exception as error:  # any model may refuse made-up inputs in any way; the cause is kept and shown
@@ -135,7 +140,7 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
     heads, kv_heads, head_dim = sizes
     shared = len(set(paths)) < len(paths)
     path = paths[0].rpartition(".")[0]
-    head = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    head = getattr(root, "get_output_embeddings", _nothing)()
     final_norm, projection = after_stack(seen, seen.layers[last], head)
     ffn_size = linear_sizes(layer.get_submodule(parts.ffn_out))[0]
     others = [number for number, call in enumerate(seen.layers[:first], 1) if call.path not in paths]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hfadapt.architecture.layer import join
 from hfadapt.architecture.maps import ArchitectureMap, StackMap
@@ -45,10 +45,11 @@ def probe_skeleton(model: PreTrainedModel, probe: Callable[[nn.Module], Architec
     """
     base = model.base_model
     prefix = next(name for name, module in model.named_modules() if module is base)
-    key = (type(base).__qualname__, base.config.to_json_string())
+    config = cast("PretrainedConfig", base.config)
+    key = (type(base).__qualname__, config.to_json_string())
     if key not in _seen:
         try:
-            twin = type(base)(shallow_config(base.config))
+            twin = type(base)(shallow_config(config))
         except Exception as error:  # any config may refuse to be cut short, in any way; the cause is kept and shown
             text = f"the model has no weights (meta device), and no shallow twin of it can be built ({error})"
             raise ArchitectureError(problem(text, where=type(base).__name__, try_=_ADVICE)) from error
@@ -72,7 +73,7 @@ def shallow_config(config: PretrainedConfig) -> PretrainedConfig:
         elif name.endswith("vocab_size") and isinstance(value, int):
             setattr(config, name, min(_WORDS, value))
         elif hasattr(value, "model_type") and hasattr(value, "to_json_string"):
-            setattr(config, name, shallow_config(value))
+            setattr(config, name, shallow_config(cast("PretrainedConfig", value)))
     return config
 
 
@@ -81,7 +82,7 @@ def _stretched(stack: StackMap, twin: nn.Module, base: nn.Module) -> StackMap:
     if stack.calls_per_module > 1:
         text = "the model shares layers, and how often each one runs cannot be told without weights"
         raise ArchitectureError(problem(text, where=stack.path, try_=_ADVICE))
-    layers = tuple(join(stack.path, str(index)) for index in range(len(base.get_submodule(stack.path))))
+    layers = tuple(join(stack.path, str(index)) for index, _ in enumerate(base.get_submodule(stack.path).children()))
     linears = linears_of((stack.attention, stack.cross_attention), (*stack.ffn_in, stack.ffn_out))
     mapped = twin.get_submodule(stack.layer_paths[-1])
     missing = differences(mapped, base, layers, linears, stack.norms.values())

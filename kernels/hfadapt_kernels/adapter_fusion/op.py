@@ -76,7 +76,8 @@ def adapter_fusion(
     check_arguments(x, hidden, up, up_bias, scale, qw, qb, kw, kb, vw, temperature)
     if x.dtype == torch.float16 and x.device.type == "cpu":
         # torch's float16 product on CPU is a hundred times slower than its float32 product.
-        x, qw, qb, kw, kb, vw = (None if t is None else t.float() for t in (x, qw, qb, kw, kb, vw))
+        x, qw, kw, vw = (t.float() for t in (x, qw, kw, vw))
+        qb, kb = (None if t is None else t.float() for t in (qb, kb))
         hidden, up = [z.float() for z in hidden], [u.float() for u in up]
         up_bias = None if up_bias is None else [b.float() for b in up_bias]
     dropout = dropout if training else 0.0

@@ -31,11 +31,12 @@ ALLOCATORS: dict[str, dict[str, str]] = {
 
 def all_cases() -> list[Case]:
     """The cases of every ``cases_<op>`` module of this package."""
-    package = importlib.import_module(__package__)
+    name = __name__.rpartition(".")[0]
+    package = importlib.import_module(name)
     found: list[Case] = []
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
         if module.startswith("cases_"):
-            found += importlib.import_module(f"{__package__}.{module}").cases()
+            found += importlib.import_module(f"{name}.{module}").cases()
     return found
 
 

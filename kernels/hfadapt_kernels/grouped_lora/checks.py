@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,13 +55,13 @@ def split_scale(
     op: str, scale: float | Sequence[float] | Sequence[Tensor], num_tasks: int, like: Tensor
 ) -> tuple[list[Tensor], list[float]]:
     """Learned factors (none, or one tensor of one element a task) and fixed ones (one a task) of ``scale``."""
-    if not isinstance(scale, (list, tuple, torch.nn.ParameterList)):
-        scale = [scale] * num_tasks  # type: ignore[list-item]
-    if len(scale) != num_tasks:
-        raise ShapeError(op, "scale", expected=f"one number, or {num_tasks}", got=str(len(scale)))
-    if not any(isinstance(value, Tensor) for value in scale):
-        return [], [float(value) for value in scale]
-    learned = [v if isinstance(v, Tensor) else like.new_tensor([float(v)]) for v in scale]
+    each: list[Any]
+    each = list(scale) if isinstance(scale, (list, tuple, torch.nn.ParameterList)) else [scale] * num_tasks
+    if len(each) != num_tasks:
+        raise ShapeError(op, "scale", expected=f"one number, or {num_tasks}", got=str(len(each)))
+    if not any(isinstance(value, Tensor) for value in each):
+        return [], [float(value) for value in each]
+    learned = [v if isinstance(v, Tensor) else like.new_tensor([float(v)]) for v in each]
     for task, value in enumerate(learned):
         if value.numel() != 1 or not value.is_floating_point():
             raise ShapeError(op, f"scale[{task}]", expected="a number or a tensor of one", got=_describe(value))

@@ -80,12 +80,13 @@ def _gradients(
     grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, lora: list[Any], needs: list[bool]
 ) -> Gradients:
     if x.dtype == torch.float16:
-        dx, *lists = _gradients(*_wide([grad, x, low, weight]), _wide(lora), needs)
-        return (dx.half(), *([t.half() for t in grads] for grads in lists))  # type: ignore[return-value]
+        wide_grad, wide_x, wide_low, wide_weight = _wide([grad, x, low, weight])
+        dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, _wide(lora), needs)
+        return dx.half(), [t.half() for t in da], [t.half() for t in db], [t.half() for t in dlearned]
     a, b, learned, scale, ids, dropout, seed = lora
     dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs)
     add = weight is not None and needs[0]
-    if add:
+    if weight is not None and needs[0]:
         dx = torch.matmul(grad, weight)
     dscale = torch.empty(len(learned) if needs[3] else 0, dtype=torch.float32)
     torch.ops.hfadapt_cpu.grouped_lora_backward(

@@ -58,20 +58,20 @@ def grouped_lora(
         RowIdError: A task id is out of range.
         BackendError: A backend asked for by name cannot run.
     """
-    a, b, learned, numbers = _prepare("grouped_lora", a, b, scale, batch, x, dropout)
-    x, a, b, learned, base = opaque.autocast_inputs(x.device.type, x, a, b, learned, y)
-    x, a, b = _promote(x, a, b)
-    check_arguments("grouped_lora", x, base, a, b, batch)
+    down, up, learned, numbers = _prepare("grouped_lora", a, b, scale, batch, x, dropout)
+    x, down, up, learned, base = opaque.autocast_inputs(x.device.type, x, down, up, learned, y)
+    x, down, up = _promote(x, down, up)
+    check_arguments("grouped_lora", x, base, down, up, batch)
     if batch.num_tasks == 0:
         return x.new_zeros(x.shape) if base is None else base.clone()
     # A base of another dtype (a bfloat16 model with float32 updates) keeps its dtype.
     inside = base if base is None or base.dtype == x.dtype else None
     rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
     if not torch.compiler.is_compiling() and _select(OP, x).backend == "reference":
-        out = grouped_lora_reference(x, inside, a, b, *rest)
+        out = grouped_lora_reference(x, inside, down, up, *rest)
     else:
-        out, _ = forward_op(x, inside, a, b, *rest, _wants_gradient(x, a, b, learned))
-    return out if inside is base else base + out.to(base.dtype)
+        out, _ = forward_op(x, inside, down, up, *rest, _wants_gradient(x, down, up, learned))
+    return out if base is None or inside is base else base + out.to(base.dtype)
 
 
 def lora_linear(
@@ -152,7 +152,7 @@ def _dropout(x: Tensor, dropout: float, training: bool, seed: Tensor | None) -> 
     return dropout, draw_seed(x.device) if seed is None else seed
 
 
-def _wants_gradient(x: Tensor, a: list[Tensor], b: list[Tensor], learned: list[Tensor]) -> bool:
+def _wants_gradient(x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], learned: list[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *a, *b, *learned))
 
 

@@ -1,5 +1,7 @@
 """pal_attention through Triton: a grouped linear kernel around the attention kernels of prefix_attention."""
 
+# How a jitted kernel is launched (plain values for constexpr arguments, launch options) is not in its signature.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from typing import Any

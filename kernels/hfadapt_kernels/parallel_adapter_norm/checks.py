@@ -24,12 +24,12 @@ def split_scale(
     values = [scale] * tasks if isinstance(scale, (int, float)) else list(scale)
     if len(values) != tasks:
         raise ShapeError(NAME, "scale", expected=f"one number or {tasks} entries", got=f"{len(values)} entries")
-    if values and all(isinstance(value, Tensor) for value in values):
-        tensors = [value.reshape(1) if value.dim() == 0 else value for value in values]
+    tensors = [value.reshape(1) if value.dim() == 0 else value for value in values if isinstance(value, Tensor)]
+    if tensors and len(tensors) == tasks:
         for task, value in enumerate(tensors):
             _shape(f"scale[{task}]", value, (1,) if value.numel() == 1 else (width,))
         return tensors, []
-    if any(isinstance(value, Tensor) for value in values):
+    if tensors:
         raise UnsupportedError(NAME, "scale mixes numbers and tensors", expected="all numbers or all tensors")
     return [], [float(value) for value in values]
 

@@ -78,12 +78,13 @@ def parallel_adapter_norm(
     if norm not in NORMS:
         raise UnsupportedError(NAME, "norm", expected="None, 'layer' or 'rms'", got=repr(norm))
     learned, fixed = split_scale(scale, batch.num_tasks, x.shape[-1])
-    lists = (list(down), list(up), list(down_bias or ()), list(up_bias or ()), learned)
+    lists: list[list[Tensor]]
+    lists = [list(down), list(up), list(down_bias or ()), list(up_bias or ()), learned]
     x, h, residual, norm_weight, norm_bias, *lists = autocast_inputs(
         x.device.type, x, h, residual, norm_weight, norm_bias, *lists
     )
-    down, up, down_bias, up_bias, learned = lists
-    check(x, h, down, up, down_bias, up_bias, learned, batch, residual, norm, norm_weight, norm_bias)
+    downs, ups, down_biases, up_biases, learned = lists
+    check(x, h, downs, ups, down_biases, up_biases, learned, batch, residual, norm, norm_weight, norm_bias)
     if batch.num_tasks == 0 or x.numel() == 0:
         # Without tasks or without rows nothing is left to fuse, and gradients are those of torch.
         return parallel_adapter_norm_reference(
@@ -96,14 +97,14 @@ def parallel_adapter_norm(
         seed = draw_seed(x.device)
     if not torch.compiler.is_compiling() and OP.select(x.device.type, x.dtype).backend == "reference":
         return parallel_adapter_norm_reference(
-            x, h, down, up, batch.segments(), down_bias=down_bias, up_bias=up_bias, activation=code,
+            x, h, downs, ups, batch.segments(), down_bias=down_biases, up_bias=up_biases, activation=code,
             scale=learned or fixed, residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias,
             eps=eps, norm_offset=norm_offset, dropout=dropout, seed=seed,
         )  # fmt: skip
-    tensors = (x, h, residual, norm_weight, norm_bias, *down, *up, *down_bias, *up_bias, *learned)
+    tensors = (x, h, residual, norm_weight, norm_bias, *downs, *ups, *down_biases, *up_biases, *learned)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, *_ = forward_op(
-        x, residual, h, down, up, down_bias, up_bias, learned, fixed, norm_weight, norm_bias, batch.op_ids, seed,
+        x, residual, h, downs, ups, down_biases, up_biases, learned, fixed, norm_weight, norm_bias, batch.op_ids, seed,
         code, NORMS[norm], eps, norm_offset, dropout, save,
     )  # fmt: skip
     return out

@@ -1,5 +1,7 @@
 """parallel_adapter_norm through Triton: configurations, host side, and the cases for ahead-of-time compilation."""
 
+# How a jitted kernel is launched (plain values for constexpr arguments, launch options) is not in its signature.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from typing import Any
@@ -146,7 +148,8 @@ def _task_grads(
     # A product with a 0/1 matrix adds the rows of each task in a fixed order, without atomics.
     member = (ids[None, :] == torch.arange(tasks, device=ids.device)[:, None]).float()
     task_dz = member @ dz_sums
-    ddown = dup = None
+    ddown: list[Tensor] = []
+    dup: list[Tensor] = []
     if needs & NEED_DOWN:
         ddown = weight_products(dpre, h, [d.shape for d in down], order, starts, tokens)
     if needs & (NEED_UP | NEED_SCALE):

@@ -73,8 +73,7 @@ def prefix_attention(
         BackendError: A backend asked for by name cannot run.
     """
     check_probability("prefix_attention", dropout)
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+    factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     tensors = (query, key, value, list(prefix_key), list(prefix_value))
     query, key, value, pk, pv = opaque.autocast_inputs(query.device.type, *tensors)
     if mask is not None and mask.is_floating_point() and mask.requires_grad:
@@ -88,7 +87,7 @@ def prefix_attention(
         seed = draw_seed(query.device)
     if dropout == 0.0:
         seed = None
-    rest = (batch.op_ids, mask, position_bias, causal, float(scaling), form, dropout, seed)
+    rest = (batch.op_ids, mask, position_bias, causal, factor, form, dropout, seed)
     if not torch.compiler.is_compiling() and _select(query, form).backend == "reference":
         out, gate = prefix_attention_reference(query, key, value, pk, pv, *rest)
     else:
@@ -137,9 +136,8 @@ def stats_dtype(tensor: Tensor) -> torch.dtype:
 
 def empty_results(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Empty ``out``, ``gate`` and ``lse`` [2, B, H, Tq] (of the real part and of the prefix part)."""
-    stats = {"dtype": stats_dtype(query)}
-    rows = query.shape[:-1]
-    return empty_like_heads(query), query.new_empty(rows, **stats), query.new_empty((2, *rows), **stats)
+    rows, dtype = query.shape[:-1], stats_dtype(query)
+    return empty_like_heads(query), query.new_empty(rows, dtype=dtype), query.new_empty((2, *rows), dtype=dtype)
 
 
 def empty_gradients(

@@ -99,10 +99,9 @@ def prefix_attention_reference(
     """
     if query.dtype == torch.float16 and query.device.type == "cpu":
         # torch's float16 product on CPU is a hundred times slower than its float32 product.
-        wide = [t.float() for t in (query, key, value)]
         pk, pv = [p.float() for p in prefix_key], [p.float() for p in prefix_value]
         rest = (ids, mask, position_bias, causal, scaling, form, dropout, seed)
-        out, gate = prefix_attention_reference(*wide, pk, pv, *rest)
+        out, gate = prefix_attention_reference(query.float(), key.float(), value.float(), pk, pv, *rest)
         return out.half(), gate
     batch, heads, tokens, _ = query.shape
     scores = _real_scores(query, key, mask, causal, scaling, position_bias)

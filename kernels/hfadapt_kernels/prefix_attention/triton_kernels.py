@@ -14,7 +14,8 @@ from ..triton_common import dropout_factor
 __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "prefix_attention_dq_kernel",
            "prefix_attention_fwd_kernel"]  # fmt: skip
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 SOFTMAX: tl.constexpr = tl.constexpr(0)
 NO_GATING: tl.constexpr = tl.constexpr(1)
 RELU: tl.constexpr = tl.constexpr(2)

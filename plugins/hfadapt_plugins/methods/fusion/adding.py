@@ -52,13 +52,13 @@ def add_fusion(
             fusion exists.
     """
     state = attachment(model)
-    node = node if isinstance(node, Fuse) else Fuse(*node)
+    fuse = node if isinstance(node, Fuse) else Fuse(*node)
     chosen = read_config(config)
-    layers = make_layers(model, node, chosen)
+    layers = make_layers(model, fuse, chosen)
     if not train_adapters:
-        freeze(model, [str(c) for c in node.children])
+        freeze(model, [str(c) for c in fuse.children])
     if activate_it:
-        activate(model, node)
+        activate(model, fuse)
     state.changed()
     return sum(p.numel() for layer in layers.values() for p in layer.parameters())
 

@@ -36,13 +36,13 @@ class AdditiveCoupling(nn.Module):
 
     def __init__(self, config: Invertible, width: int) -> None:
         super().__init__()
-        self.half = width // 2
-        self.F = _Function(config, width - self.half, self.half)
-        self.G = _Function(config, self.half, width - self.half)
+        self.middle = width // 2
+        self.F = _Function(config, width - self.middle, self.middle)
+        self.G = _Function(config, self.middle, width - self.middle)
 
     def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Return ``[B, T, D]``."""
-        x1, x2 = x[..., : self.half], x[..., self.half :]
+        x1, x2 = x[..., : self.middle], x[..., self.middle :]
         if inverse:
             y2 = x2 - self.G(x1)
             return torch.cat([x1 - self.F(y2), y2], -1)
@@ -55,13 +55,13 @@ class AffineCoupling(nn.Module):
 
     def __init__(self, config: Invertible, width: int) -> None:
         super().__init__()
-        self.half = width // 2
-        self.s1 = _Function(config, self.half, 2 * (width - self.half))
-        self.s2 = _Function(config, width - self.half, 2 * self.half)
+        self.middle = width // 2
+        self.s1 = _Function(config, self.middle, 2 * (width - self.middle))
+        self.s2 = _Function(config, width - self.middle, 2 * self.middle)
 
     def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Return ``[B, T, D]``."""
-        x1, x2 = x[..., : self.half], x[..., self.half :]
+        x1, x2 = x[..., : self.middle], x[..., self.middle :]
         if inverse:
             scale, shift = self._parts(self.s1(x1))
             y2 = (x2 - shift) / scale

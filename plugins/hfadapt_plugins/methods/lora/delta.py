@@ -67,7 +67,7 @@ class LoRADelta(Delta):
 
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         """The update as a bottleneck without activation; the fusion's query is the linear's output."""
-        config, inside = self.config(name), self.adapters[name]
+        config, inside = self.config(name), self.own(name)
         read = nn.functional.dropout(source, config.dropout, self.training)
         return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, None, config.scale)
 
@@ -78,7 +78,7 @@ class LoRADelta(Delta):
         if config.gate != "none" or weight is None or not weight.is_floating_point():
             why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
             raise AttachError(problem(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name))
-        inside = self.adapters[name]
+        inside = self.own(name)
         # In float64, so that a bfloat16 base is rounded once.
         update = (inside.lora_b.double() @ inside.lora_a.double()) * config.scale
         inputs, outputs = linear_sizes(leaf)

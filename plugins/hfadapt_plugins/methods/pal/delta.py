@@ -16,9 +16,8 @@ from ..shared.mask import attention_mask
 from ..shared.norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 from .config import PAL
 
-__all__ = ["ENDS", "INNER", "PALAttentionDelta", "PALFFNDelta", "SharedEnds"]
+__all__ = ["INNER", "PALAttentionDelta", "PALFFNDelta", "SharedEnds"]
 
-ENDS = ("encoder", "decoder", "encoder_bias", "decoder_bias")
 INNER = ("query", "key", "value")
 
 
@@ -59,12 +58,18 @@ class _PALDelta(Delta):
     """V_E and V_D, of the layer's own or shared by the layers of the task."""
 
     def ends(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
-        """Return one of ``ENDS`` of each adapter, or None where there are no biases."""
+        """Return V_E, V_D or one of their biases, of each adapter, or None where there are no biases."""
         found = [
-            getattr(self._shared[n].weights_of(self.site) if n in self._shared else self.adapters[n], attribute, None)
+            getattr(self._shared[n].weights_of(self.site) if n in self._shared else self.own(n), attribute, None)
             for n in names
         ]
-        return None if found[0] is None else found
+        return [tensor for tensor in found if tensor is not None] or None
+
+    def projections(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
+        """Return V_E (``encoder``) or V_D (``decoder``) of each adapter, which none lacks."""
+        found = self.ends(attribute, names)
+        assert found is not None
+        return found
 
     def init_weights(self, weights: Weights, config: PAL, shared: nn.Module | None) -> None:
         if shared is None:
@@ -106,17 +111,20 @@ class PALAttentionDelta(_PALDelta):
 
     def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
         names = rows.names
-        biases = {f"{name}_bias": self.optional_weights(f"{name}_bias", names) for name in INNER}
         return pal_attention(
             source,
-            self.ends("encoder", names),
-            self.ends("decoder", names),
-            *(self.weights(name, names) for name in INNER),
+            self.projections("encoder", names),
+            self.projections("decoder", names),
+            self.weights("query", names),
+            self.weights("key", names),
+            self.weights("value", names),
             rows.batch,
             num_heads=config.num_heads,
             encoder_bias=self.ends("encoder_bias", names),
             decoder_bias=self.ends("decoder_bias", names),
-            **biases,
+            query_bias=self.optional_weights("query_bias", names),
+            key_bias=self.optional_weights("key_bias", names),
+            value_bias=self.optional_weights("value_bias", names),
             mask=attention_mask(rows, source, self.site),
             causal=self.site.causal,
             activation=config.activation,
@@ -138,17 +146,15 @@ class PALFFNDelta(_PALDelta):
     def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
         names = rows.names
         inner, outer = get_activation(config.inner_activation).fn, get_activation(config.activation).fn
-        ends = {name: self.ends(name, names) for name in ENDS}
-
-        def end(name: str, index: int) -> Tensor | None:
-            found = ends[name]
-            return None if found is None else found[index]
+        encoder, decoder = (self.projections(name, names) for name in ("encoder", "decoder"))
+        biases = [self.ends(name, names) for name in ("encoder_bias", "decoder_bias")]
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
-            w = self.adapters[names[index]]
-            z = F.linear(pick(source), end("encoder", index), end("encoder_bias", index))
+            w = self.own(names[index])
+            before, after = (None if bias is None else bias[index] for bias in biases)
+            z = F.linear(pick(source), encoder[index], before)
             z = inner(F.linear(z, w.inner, getattr(w, "inner_bias", None)))
             z = F.linear(z, w.outer, getattr(w, "outer_bias", None))
-            return outer(F.linear(z, end("decoder", index), end("decoder_bias", index)))
+            return outer(F.linear(z, decoder[index], after))
 
         return change_rows(rows.batch, torch.zeros_like(source), compute)

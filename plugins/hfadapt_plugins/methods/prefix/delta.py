@@ -15,8 +15,6 @@ from ..gating import add_gate, gate_of_rows
 from .attend import Part, PrefixAttention
 
 if TYPE_CHECKING:
-    from hfadapt import MethodConfig
-
     from .tables import PrefixTables
 
 __all__ = ["PrefixDelta"]
@@ -49,9 +47,9 @@ class PrefixDelta(AttentionDelta):
         """
         config = self.config(name)
         if config.reparametrization == "flat":
-            inside = self.adapters[name]
+            inside = self.own(name)
             return inside.prefix_key, inside.prefix_value
-        tables: PrefixTables = self.shared(name)  # type: ignore[assignment]
+        tables: PrefixTables = self.shared(name)
         return tables.pick(prepared[(name, config.method)], self.site)
 
     def forward(  # type: ignore[override]
@@ -67,7 +65,7 @@ class PrefixDelta(AttentionDelta):
 
     def part(self, call: AttentionCall, rows: Rows) -> Part:
         """What this call attends to besides its keys."""
-        config: MethodConfig = self.config(rows.names[0])
+        config = self.config(rows.names[0])
         pairs = [self.prefixes(name, rows.routing.prepared) for name in rows.names]
         keys, values = [k for k, _ in pairs], [v for _, v in pairs]
         drop = config.dropout
@@ -85,12 +83,12 @@ class PrefixDelta(AttentionDelta):
         ids = rows.batch.ids
         if len({k.shape for k in keys}) == 1:
             chosen = ids.clamp_min(0)
-            keys, values = ((torch.stack(side)[chosen] * gates).unbind(0) for side in (keys, values))
+            keys, values = (list((torch.stack(side)[chosen] * gates).unbind(0)) for side in (keys, values))
         else:
             tasks = [max(i, 0) for i in ids.tolist()]
             keys, values = ([side[t] * g for t, g in zip(tasks, gates, strict=True)] for side in (keys, values))
         each = torch.arange(ids.shape[0], device=ids.device)
-        return Part(list(keys), list(values), TaskBatch.from_ids(torch.where(ids < 0, -1, each), ids.shape[0]), form)
+        return Part(keys, values, TaskBatch.from_ids(torch.where(ids < 0, -1, each), ids.shape[0]), form)
 
     def read(self, rows: Rows) -> Tensor:
         """The attention input ``[B, T, D]``."""
@@ -106,5 +104,6 @@ class PrefixDelta(AttentionDelta):
         x = nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
         gain = rows.gather(self.weights("norm_weight", rows.names), 1.0).unsqueeze(1)
         shift = rows.gather(self.weights("norm_bias", rows.names), 0.0).unsqueeze(1)
-        made = nn.functional.linear(x * gain + shift, query.weight, query.bias)
+        weight, bias = query.get_parameter("weight"), getattr(query, "bias", None)
+        made = nn.functional.linear(x * gain + shift, weight, bias)
         return made.unflatten(-1, (call.query.shape[1], -1)).transpose(1, 2)

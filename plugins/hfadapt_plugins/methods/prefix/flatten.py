@@ -9,9 +9,11 @@ import torch
 
 from hfadapt import attachment
 from hfadapt.errors import AttachError, problem
-from hfadapt.state import Adapter, deltas_of
+from hfadapt.state import Adapter, deltas_of, shared_modules
 
 from .config import PrefixConfig
+from .delta import PrefixDelta
+from .tables import PrefixTables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,23 +46,26 @@ def flatten_prefix(model: PreTrainedModel, name: str) -> int:
         )
     config = wanted[0]
     flat = replace(config, reparametrization="flat")
-    tables = model.hfadapt_shared[name][config.method]
+    shared = shared_modules(model, name)
+    tables = shared[config.method]
+    assert isinstance(tables, PrefixTables)
     with torch.no_grad():
-        prepared = {(name, config.method): tables.prepare(None)}
+        prepared = {(name, config.method): tables.prepare()}
         count = 0
         for path, delta in list(deltas_of(model, name)):
             if f".{config.method}__" not in path:
                 continue
+            assert isinstance(delta, PrefixDelta)
             pair = delta.prefixes(name, prepared)
-            weights = delta.adapters[name]
+            weights = delta.own(name)
             weights.config = flat
             for key, tensor in zip(("prefix_key", "prefix_value"), pair, strict=True):
                 trains = next(tables.parameters()).requires_grad
                 setattr(weights, key, torch.nn.Parameter(tensor.clone(), requires_grad=trains))
                 count += tensor.numel()
             delta._shared.pop(name, None)
-    del model.hfadapt_shared[name][config.method]
-    if not model.hfadapt_shared[name]:
-        del model.hfadapt_shared[name]
+    del shared[config.method]
+    if not shared and state.shared is not None:
+        del state.shared[name]
     state.adapters[name] = Adapter(name, tuple(flat if c is config else c for c in adapter.configs))
     return count

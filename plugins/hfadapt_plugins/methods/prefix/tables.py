@@ -73,7 +73,7 @@ class PrefixTables(Prepared):
                 config, stack.hidden_size, len(layers), stack.num_kv_heads, stack.head_dim
             )
 
-    def prepare(self, routing: Routing) -> dict[str, Tensor]:
+    def prepare(self, routing: Routing | None = None) -> dict[str, Tensor]:
         """Return every network's prefixes, ``[2 L, G, P, K]``."""
         return {key: network() for key, network in self.networks.items()}
 

@@ -122,14 +122,14 @@ class UpDownDelta(Delta):
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
         return [getattr(self.weights_of(name), attribute) for name in names]
 
-    def weights_of(self, name: str) -> nn.Module:
+    def weights_of(self, name: str) -> Any:
         """Return the module that holds an adapter's parameters: its own here, or the one that layers share."""
         shared = self._shared.get(name)
-        return self.adapters[name] if shared is None else shared.weights_of(self.site)
+        return self.own(name) if shared is None else shared.weights_of(self.site)
 
     def form(self, name: str) -> UpDown:
         """Return the functional form of the adapter ``name`` here."""
-        return self.adapters[name].form
+        return self.own(name).form
 
     def read(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return what the down projection reads; AdapterFusion queries with it."""
@@ -161,7 +161,8 @@ class UpDownDelta(Delta):
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         one = Rows((name,), TaskBatch.single(value.shape[0], value.device), rows.routing, rows.leaf)
         read = self.read(value, source, one)
-        form, inside = self.form(name), self.weights_of(name)
+        form = self.form(name)
+        inside = self.weights_of(name)
         low = F.linear(self.normed(read, "before", one), inside.down, inside.down_bias if form.bias else None)
         low = F.dropout(get_activation(form.activation).fn(low), form.dropout, self.training)
         up, (bias,) = self.weights("up", [name])[0], self.weights("up_bias", [name]) if form.bias else (None,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,10 +35,10 @@ class TopDelta(Delta):
 
     def weights_of(self, name: str) -> nn.Module:
         """Return the module with the parameters of the adapter ``name``."""
-        return self.adapters[name]
+        return self.own(name)
 
-    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return TS(x) ``[B, T, D]`` of one task; ``mask`` is bool ``[B, T]`` or None."""
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return TS(x) ``[B, T, D]`` of one task, with what ``init_weights`` filled; ``mask`` is bool ``[B, T]``."""
         raise NotImplementedError
 
 
@@ -66,16 +67,18 @@ class TopLayerDelta(TopDelta):
         assert shared is not None
 
     def weights_of(self, name: str) -> nn.Module:
-        return self.shared(name).layer_of(self.site)
+        shared = self.shared(name)
+        assert isinstance(shared, TopLayers)
+        return shared.layer_of(self.site)
 
-    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         return weights(x, mask, self.site.causal)
 
 
 class _Projected(TopDelta):
     """``V_D (blocks (V_E x))``."""
 
-    def project(self, weights: Weights, size: int, blocks: list[nn.Module]) -> None:
+    def project(self, weights: Weights, size: int, blocks: Sequence[nn.Module]) -> None:
         """Create V_E, V_D and the blocks between them."""
         weights.encoder, weights.decoder = linear(self.site.width, size), linear(size, self.site.width)
         weights.blocks = nn.ModuleList(blocks)
@@ -90,7 +93,7 @@ class TopAttentionDelta(_Projected):
         options = (config.size, config.num_heads, config.dropout, config.residual, config.norm)
         self.project(weights, config.size, [AttentionBlock(*options) for _ in range(config.num_layers)])
 
-    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         z = weights.encoder(x)
         for block in weights.blocks:
             z = block(z, mask, self.site.causal)
@@ -105,7 +108,7 @@ class TopFFNDelta(_Projected):
         blocks = [FFNBlock(config.size, config.hidden, *options) for _ in range(config.num_layers)]
         self.project(weights, config.size, blocks)
 
-    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         z = weights.encoder(x)
         for block in weights.blocks:
             z = block(z)
@@ -120,5 +123,5 @@ class TopLinearDelta(TopDelta):
         if config.init == "identity":
             nn.init.eye_(weights.linear.weight)
 
-    def task_function(self, weights: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         return get_activation(weights.config.activation).fn(weights.linear(x))
