@@ -15,7 +15,7 @@ __all__ = ["Task", "check_tasks"]
 
 PairForm = Literal["joint", "separate"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
-_COLUMNS = ("text", "text_pair", "label")
+_COLUMNS = ("text", "text_pair", "label", "pixel_values", "input_features")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Task:
             ``"name"``, ``"name:config"`` or ``(name, config)``.
         metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's
             own.
-        columns: Names of the columns that hold ``text``, ``text_pair`` and ``label``, where they differ.
+        columns: Names of the columns that hold ``text``, ``text_pair`` and ``label``, where they differ. Images and
+            audio are in ``pixel_values`` or ``input_features``, as the model's own processor returns them; such a task
+            has no text.
         pair: ``joint`` feeds both texts as one sequence, ``separate`` encodes each alone and the head reads
             ``[u, v, |u - v|, u * v]``, which suits bi-encoders.
         loss_weight: Factor of this task's loss, greater than 0.
@@ -131,7 +133,7 @@ class Task:
             )
 
     def column(self, role: str) -> str:
-        """Return the name of the column that holds ``text``, ``text_pair`` or ``label``."""
+        """Return the name of the column that holds ``text``, ``label`` or another role."""
         return self.columns.get(role, role)
 
     def to_dict(self) -> dict[str, Any]:

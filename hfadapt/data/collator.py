@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError, problem
 from ..heads import IGNORE
+from .arrays import ROLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,14 @@ class MultiTaskCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the batch of some rows of ``TaskMixture`` data sets."""
-        pad = self._pad_id()
         batch: dict[str, Tensor] = {}
+        for role in ROLES:
+            if rows and role in rows[0]:
+                batch[role] = torch.from_numpy(np.stack([row[role] for row in rows]))
+                batch["task_ids"] = torch.tensor([row["task_ids"] for row in rows], dtype=torch.long)
+                batch["labels"] = self._label_matrix([row["labels"] for row in rows])
+                return batch
+        pad = self._pad_id()
         batch["input_ids"], batch["attention_mask"] = self._pad([row["input_ids"] for row in rows], pad)
         if any("token_type_ids" in row for row in rows):
             types = [row.get("token_type_ids", np.zeros_like(row["input_ids"])) for row in rows]
@@ -93,13 +100,16 @@ class MultiTaskCollator:
 
     def _labels(self, rows: Sequence[dict[str, Any]], tokens: int) -> Tensor:
         labels = [row["labels"] for row in rows]
+        if self.label_form == "matrix" and self._known().padding_side == "left":
+            labels = [self._moved(row, tokens - len(row["input_ids"])) for row in rows]
+        return self._label_matrix(labels)
+
+    def _label_matrix(self, labels: list[np.ndarray]) -> Tensor:
         if self.label_form == "class":
             return torch.tensor([int(label[0]) for label in labels], dtype=torch.long)
         if self.label_form == "number":
             return torch.tensor([float(label[0]) for label in labels], dtype=torch.float32)
-        if self._known().padding_side == "left":
-            labels = [self._moved(row, tokens - len(row["input_ids"])) for row in rows]
-        matrix = np.full((len(rows), max(map(len, labels))), IGNORE, np.float32)
+        matrix = np.full((len(labels), max(map(len, labels))), IGNORE, np.float32)
         for index, label in enumerate(labels):
             matrix[index, : len(label)] = label
         return torch.from_numpy(matrix)
@@ -109,7 +119,9 @@ class MultiTaskCollator:
         label = row["labels"]
         place = self.places[row["task_ids"]]
         if place == "position":
-            return np.where(label >= 0, label + shift, label)
+            # of a window's labels the last two are no positions
+            moves = (label >= 0) & (np.arange(len(label)) < max(2, len(label) - 2))
+            return np.where(moves, label + shift, label)
         if place == "token":
             return np.concatenate([np.full(shift, IGNORE, np.float32), label])
         return label

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import DataError, did_you_mean, problem
 from ..heads import IGNORE, Classification, OwnHead, Regression, Span, TokenClassification
+from .arrays import Arrays, find_arrays
 
 if TYPE_CHECKING:
     import datasets
@@ -28,6 +29,7 @@ class Columns:
         pairs: The second texts, or ``None``.
         labels: One float32 vector a row; ``None`` for a split without labels.
         targets: The text to write a row, for heads that write; such columns have no ``labels``.
+        arrays: What an image or audio processor returned, in place of texts.
     """
 
     where: str
@@ -35,9 +37,10 @@ class Columns:
     pairs: list[str] | None
     labels: list[np.ndarray] | None
     targets: list[str] | None = None
+    arrays: Arrays | None = None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.texts) if self.arrays is None else len(self.arrays)
 
 
 def _column(task: Task, data: datasets.Dataset, role: str, where: str) -> list[Any]:
@@ -96,6 +99,9 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
         DataError: a column is missing, a text is no text, a label is missing, NaN or out of range.
     """
     where = f"task {task.name!r}, {split}"
+    arrays = find_arrays(task, data, where)
+    if arrays is not None:
+        return Columns(where, [], None, _labels(task, split, data, where), arrays=arrays)
     words = isinstance(task.head, TokenClassification)
     texts = _column(task, data, "text", where)
     _check_texts(texts, task.column("text"), where, words)
@@ -130,7 +136,24 @@ def _labels(task: Task, split: str, data: datasets.Dataset, where: str) -> list[
     scalar = isinstance(task.head, (Classification, Regression, OwnHead))
     if split != "train" and values and scalar and _unlabelled(values) and not _allows_minus_one(task):
         return None
-    return task.head.check_labels(values, where, _label_names(task, data))
+    labels = task.head.check_labels(values, where, _label_names(task, data))
+    if isinstance(task.head, Span):
+        _check_answers(labels, _column(task, data, "text_pair", where), where)
+    return labels
+
+
+def _check_answers(labels: list[np.ndarray], contexts: list[str], where: str) -> None:
+    for row, ((start, length), context) in enumerate(zip(labels, contexts, strict=True)):
+        if start + length > len(context):
+            raise DataError(
+                problem(
+                    "an answer ends behind its context",
+                    where=f"{where}, row {row}",
+                    got=f"characters {int(start)} to {int(start + length)}",
+                    allowed=f"0 to {len(context)}",
+                    try_="answer_start counts characters of the context, from 0",
+                )
+            )
 
 
 def _allows_minus_one(task: Task) -> bool:

@@ -93,6 +93,7 @@ class TaskMixture:
         for index in range(len(self.tasks)):
             for split in ("train", "validation"):
                 self._read(index, split)
+        self._check_inputs()
         sizes = tuple(len(self._columns[index, "train"]) for index in range(len(self.tasks)))
         layout = Layout(batch_size or 8, epochs=epochs or 3)
         schedule = Schedule(sizes, self.strategy, batch, layout, epoch_steps, seed or 0, bucket_steps=bucket_steps)
@@ -108,6 +109,13 @@ class TaskMixture:
         self._callbacks: list[TrainerCallback] | None = None
         if tokenizer is not None:
             self.bind(tokenizer)
+        elif not self.reads_text:
+            self._tokenize()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the tasks read texts, which need a tokenizer; else they read images or sound."""
+        return any(columns.arrays is None for columns in self._columns.values())
 
     @property
     def train(self) -> MixtureDataset:
@@ -187,7 +195,7 @@ class TaskMixture:
             self._read(task, split)
             sizes.append(len(self._columns[task, split]))
             self._wanted.add((task, split))
-        if self._collator.tokenizer is not None:
+        if self._collator.tokenizer is not None or not self.reads_text:
             self._tokenize()
         return SplitDataset(self._tables, split, ids, sizes, by_length)
 
@@ -236,9 +244,23 @@ class TaskMixture:
         if data is not None and len(data) and (task, split) not in self._columns:
             self._columns[task, split] = read_columns(self.tasks[task], split, data)
 
+    def _check_inputs(self) -> None:
+        """Raise ``DataError`` unless all tasks read the same kind of input: one base serves them."""
+        kinds = {
+            self.tasks[task].name: "texts" if columns.arrays is None else columns.arrays.role
+            for (task, _), columns in self._columns.items()
+        }
+        if len(set(kinds.values())) > 1:
+            raise DataError(
+                problem(
+                    "the tasks do not read the same kind of input",
+                    got=", ".join(f"{task}: {kind}" for task, kind in kinds.items()),
+                    allowed="texts for all, or pixel_values for all, or input_features for all",
+                )
+            )
+
     def _tokenize(self) -> None:
         tokenizer = self._collator.tokenizer
-        assert tokenizer is not None  # bind() or the constructor set it
         for task, split in sorted(self._wanted - set(self._tables.by_place)):
             self._tables.by_place[task, split] = tokenize(
                 self.tasks[task],
@@ -248,7 +270,8 @@ class TaskMixture:
                 self.cache_dir,
             )
         lengths = tuple(self._tables.by_place[task, "train"].lengths for task in range(len(self.tasks)))
-        self.schedule = replace(self.schedule, lengths=lengths)
+        # the windows of long contexts make more rows than the data have
+        self.schedule = replace(self.schedule, lengths=lengths, sizes=tuple(map(len, lengths)))
 
 
 def _label_form(tasks: tuple[Task, ...]) -> str:

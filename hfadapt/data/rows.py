@@ -22,6 +22,11 @@ class Tables:
     def __init__(self) -> None:
         self.by_place: dict[tuple[int, str], TokenTable] = {}
 
+    def size(self, task: int, split: str, before: int) -> int:
+        """Return how many rows a split has; ``before`` while it is not tokenised."""
+        table = self.by_place.get((task, split))
+        return before if table is None else len(table)
+
     def row(self, task: int, split: str, index: int) -> dict[str, Any]:
         """Return one tokenised row with its task id.
 
@@ -87,7 +92,7 @@ class SplitDataset(Dataset):
         tables: Where the tokenised rows are.
         split: Name of the split.
         tasks: Ids of the tasks that have it.
-        sizes: Their rows.
+        sizes: Their rows; windows of long contexts, which are more, count once they are tokenised.
         by_length: Longest rows of each task first, which pads least; else the order of the data.
     """
 
@@ -95,21 +100,26 @@ class SplitDataset(Dataset):
         self._tables = tables
         self.split = split
         self.by_length = by_length
-        self._tasks = np.repeat(np.asarray(tasks, np.int64), sizes)
-        self._rows = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.zeros(0, np.int64)
-        self._sorted = False
+        self._sizes = dict(zip(tasks, sizes, strict=True))
+        self._order: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(self._tables.size(task, self.split, size) for task, size in self._sizes.items())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.by_length and not self._sorted:
-            self._sort()
-        return self._tables.row(int(self._tasks[index]), self.split, int(self._rows[index]))
+        if self._order is None or len(self._order[0]) != len(self):
+            self._order = self._index()
+        tasks, rows = self._order
+        return self._tables.row(int(tasks[index]), self.split, int(rows[index]))
 
-    def _sort(self) -> None:
-        for task in np.unique(self._tasks):
-            table = self._tables.by_place.get((int(task), self.split))
-            if table is not None:
-                self._rows[self._tasks == task] = np.argsort(-table.lengths, kind="stable")
-        self._sorted = True
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return task and row of every example."""
+        tasks, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for task, size in self._sizes.items():
+            table = self._tables.by_place.get((task, self.split))
+            order = np.arange(self._tables.size(task, self.split, size))
+            if table is not None and self.by_length:
+                order = np.argsort(-table.lengths, kind="stable")
+            tasks.append(np.full(len(order), task, np.int64))
+            rows.append(order)
+        return np.concatenate(tasks), np.concatenate(rows)

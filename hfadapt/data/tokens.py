@@ -16,7 +16,9 @@ import numpy as np
 
 from ..errors import DataError, problem
 from ..heads import IGNORE, Span, TokenClassification
+from .arrays import Arrays
 from .columns import Columns, no_label
+from .windows import check_stride, span_tokens, window_labels
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -66,22 +68,24 @@ class TokenTable:
     """One tokenised split of one task.
 
     Args:
-        fields: ``input_ids`` and, where they apply, ``token_type_ids``, ``pair_input_ids`` (int32) and ``labels``
-            (float32).
+        fields: ``input_ids`` and, where they apply, ``token_type_ids`` and ``pair_input_ids`` (int32); or an image or
+            audio array a row; and ``labels`` (float32).
         truncated: How many rows were cut.
         longest: Longest row before cutting, in tokens.
     """
 
-    fields: dict[str, Ragged]
+    fields: dict[str, Ragged | Arrays]
     truncated: int = 0
     longest: int = 0
 
     def __len__(self) -> int:
-        return len(self.fields["input_ids"])
+        return len(self.fields["labels"])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, of both texts where they are encoded separately."""
+        """Tokens of each row, of both texts where they are encoded separately; 1 for rows without tokens."""
+        if "input_ids" not in self.fields:
+            return np.ones(len(self), np.int64)
         lengths = self.fields["input_ids"].lengths
         return lengths + self.fields["pair_input_ids"].lengths if "pair_input_ids" in self.fields else lengths
 
@@ -98,7 +102,7 @@ def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
 def tokenize(
     task: Task,
     columns: Columns,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     max_length: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> TokenTable:
@@ -109,13 +113,16 @@ def tokenize(
     Args:
         task: Says how pairs are fed and what the labels mean.
         columns: The checked texts and labels.
-        tokenizer: A fast tokenizer for token labels and spans.
+        tokenizer: A fast tokenizer for token labels and spans; ``None`` will do for images and audio.
         max_length: Overrides the task's own.
         cache_dir: Folder for the tokenised arrays; ``None`` keeps them in memory only.
 
     Raises:
         DataError: the tokenizer cannot do what the task needs.
     """
+    if columns.arrays is not None:
+        return _table_of_arrays(task, columns, columns.arrays)
+    assert tokenizer is not None  # the mixture binds one before it tokenises texts
     limit = task.max_length or max_length or default_max_length(tokenizer)
     if not tokenizer.is_fast and isinstance(task.head, (Span, TokenClassification)):
         raise DataError(
@@ -147,12 +154,31 @@ def tokenize(
     return table
 
 
+def _table_of_arrays(task: Task, columns: Columns, arrays: Arrays) -> TokenTable:
+    labels = columns.labels
+    if labels is None:
+        labels = [np.full(_label_width(task), no_label(task), np.float32) for _ in range(len(columns))]
+    return TokenTable({arrays.role: arrays, "labels": Ragged.of(labels, np.float32)})
+
+
+def _label_width(task: Task) -> int:
+    if task.head.kind == "multi_label":
+        return getattr(task.head, "num_labels", 1)
+    return 2 if task.head.kind == "span" else 1
+
+
 def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
     if columns.targets is not None and task.head.label_place == "token":
         return _continue(columns, tokenizer, limit)
     span, words = isinstance(task.head, Span), isinstance(task.head, TokenClassification)
     separate = task.pair == "separate" and columns.pairs is not None
     first = [columns.texts] if separate or columns.pairs is None else [columns.texts, columns.pairs]
+    stride = task.head.doc_stride if isinstance(task.head, Span) else None
+    windows: dict[str, Any] = {}
+    if stride is not None:
+        questions = tokenizer(columns.texts, add_special_tokens=False, verbose=False)["input_ids"]
+        check_stride(stride, limit, questions, tokenizer.num_special_tokens_to_add(pair=True), columns.where)
+        windows = {"stride": stride, "return_overflowing_tokens": True}
     options: dict[str, Any] = {
         "max_length": limit,
         "truncation": "only_second" if span else True,
@@ -161,15 +187,18 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         "verbose": False,
     }
     try:
-        encoded = _call(tokenizer, first, **options, return_offsets_mapping=span)
+        encoded = _call(tokenizer, first, **options, **windows, return_offsets_mapping=span)
     except Exception as error:
         # tokenizers raises its bare Exception when a question alone fills the sequence
         raise DataError(
             problem("the tokenizer failed", where=columns.where, got=f"{type(error).__name__}: {error}")
         ) from error
-    fields = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
+    fields: dict[str, Ragged | Arrays] = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
     if "token_type_ids" in encoded and not separate:
         fields["token_type_ids"] = Ragged.of(encoded["token_type_ids"], np.int32)
+    if stride is not None:
+        fields["labels"] = Ragged.of(window_labels(columns, encoded, stride), np.float32)
+        return TokenTable(fields, 0, max(map(len, encoded["input_ids"]), default=0))
     truncated, longest = _cut(tokenizer, first, encoded["input_ids"], limit, words)
     if separate:
         second = tokenizer(columns.pairs, **options)["input_ids"]
@@ -210,6 +239,7 @@ def _continue(columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) 
         lengths.append(len(prompt) + len(target) + len(ending))
         ids.append([*kept, *answer])
         labels.append([IGNORE] * len(kept) + answer)
+    fields: dict[str, Ragged | Arrays]
     fields = {"input_ids": Ragged.of(ids, np.int32), "labels": Ragged.of(labels, np.float32)}
     return TokenTable(fields, sum(length > limit for length in lengths), max(lengths, default=0))
 
@@ -220,14 +250,13 @@ def _label_rows(
     if columns.targets is not None:
         return tokenizer(text_target=columns.targets, max_length=limit, truncation=True, verbose=False)["input_ids"]
     if columns.labels is None:
-        width = getattr(task.head, "num_labels", 1) if task.head.kind == "multi_label" else 1
-        if task.head.kind == "span":
-            width = 2
-        return [np.full(width, no_label(task), np.float32) for _ in range(len(columns))]
+        return [np.full(_label_width(task), no_label(task), np.float32) for _ in range(len(columns))]
     if isinstance(task.head, TokenClassification):
         return [_word_labels(encoded, row, tags, columns.where) for row, tags in enumerate(columns.labels)]
     if isinstance(task.head, Span):
-        return [_span_tokens(encoded, row, *map(int, answer)) for row, answer in enumerate(columns.labels)]
+        # no answer, or one that was cut off, is the first token
+        found = (span_tokens(encoded, row, *map(int, answer)) for row, answer in enumerate(columns.labels))
+        return [np.array(answer or (0, 0), np.float32) for answer in found]
     return columns.labels
 
 
@@ -251,14 +280,6 @@ def _word_labels(encoded: Any, row: int, tags: np.ndarray, where: str) -> np.nda
             labels[token] = tags[word]
         previous = word
     return labels
-
-
-def _span_tokens(encoded: Any, row: int, start: int, length: int) -> np.ndarray:
-    """Return first and last token of the answer; (0, 0) when there is none or it was cut off."""
-    if start < 0 or length == 0:
-        return np.zeros(2, np.float32)
-    first, last = (encoded.char_to_token(row, position, 1) for position in (start, start + length - 1))
-    return np.zeros(2, np.float32) if first is None or last is None else np.array([first, last], np.float32)
 
 
 def _call(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[Any]], **options: Any) -> BatchEncoding:
@@ -302,8 +323,9 @@ def _read(path: Path) -> TokenTable | None:
 def _write(path: Path, table: TokenTable) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {f"{n}.flat": r.flat for n, r in table.fields.items()}
-    tensors |= {f"{n}.offsets": r.offsets for n, r in table.fields.items()}
+    ragged = {name: field for name, field in table.fields.items() if isinstance(field, Ragged)}
+    tensors = {f"{n}.flat": r.flat for n, r in ragged.items()}
+    tensors |= {f"{n}.offsets": r.offsets for n, r in ragged.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     # several ranks may write the same file: each writes its own and renames it
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

@@ -6,7 +6,8 @@ from .base import IGNORE, POOLINGS, Head, HeadFeatures, Pooling, head_from_dict
 from .own import OwnHead, flatten_logits
 from .pooling import SequenceModule, pair_features, pool
 from .sequence import Classification, MultiLabel, Regression
-from .token import Span, TokenClassification, TokenModule
+from .span import Span
+from .token import TokenClassification, TokenModule
 
 HEADS: dict[str, type[Head]] = {
     cls.kind: cls for cls in (Classification, MultiLabel, Regression, TokenClassification, Span, OwnHead)

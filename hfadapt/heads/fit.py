@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from ..errors import TaskError, problem
@@ -54,7 +55,9 @@ def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:
     attached = find_attachment(base)
     config = base.config
     causal = attached.arch.stacks[0].causal if attached is not None else _looks_causal(config)
-    return "last" if causal or config.is_encoder_decoder else "mean"
+    # an encoder taken out of an encoder-decoder keeps its config, and has no decoder
+    decodes = config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(base.forward).parameters
+    return "last" if causal or decodes else "mean"
 
 
 def _looks_causal(config: PretrainedConfig) -> bool:

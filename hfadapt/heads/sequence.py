@@ -38,7 +38,7 @@ def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | Non
         )
     number = math.nan if value is None else float(value)
     missing = math.isnan(number)
-    if missing or number != int(number) or not 0 <= number < count:
+    if not math.isfinite(number) or number != int(number) or not 0 <= number < count:
         raise DataError(
             problem(
                 "label is missing" if missing else "label is outside the head's classes",

@@ -1,4 +1,4 @@
-"""Heads that answer per token: token classification and answer spans."""
+"""Heads that answer per token: their module, and token classification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import DataError, TaskError, problem
 from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
 from .sequence import class_index
 
-__all__ = ["Span", "TokenClassification", "TokenModule"]
+__all__ = ["TokenClassification", "TokenModule"]
 
 
 class TokenModule(nn.Module):
@@ -107,75 +107,3 @@ class TokenClassification(Head):
             [row[index] for row, index in zip(predictions, kept, strict=True)],
             [row[index].astype(np.int64) for row, index in zip(labels, kept, strict=True)],
         )
-
-
-@dataclass(frozen=True)
-class Span(Head):
-    """Start and end token of an answer, two cross entropies averaged (as BERT does for SQuAD).
-
-    The data hold a question (``text``), a context (``text_pair``) and an answer given as character offsets in the
-    context: ``{"text": [...], "answer_start": [...]}`` as in SQuAD. No answer, or one that the truncation cut off, is
-    the first token of the sequence.
-
-    Args:
-        max_answer_tokens: Longest answer that is predicted.
-    """
-
-    max_answer_tokens: int = 30
-
-    kind: ClassVar[str] = "span"
-    label_place: ClassVar[str] = "position"
-    default_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
-    allowed_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "span_f1")
-    per_text: ClassVar[bool] = False
-
-    @property
-    def num_outputs(self) -> int:
-        """Two for every token: start and end."""
-        return 2
-
-    def build(self, hidden_size: int, pooling: Pooling, pair: str) -> TokenModule:
-        """See ``Head.build``."""
-        return TokenModule(hidden_size, 2, self.dropout)
-
-    def check_labels(self, values: list[Any], where: str, names: tuple[str, ...] | None = None) -> list[np.ndarray]:
-        """Returns (first character, length) of the first answer a row; (-1, 0) for no answer."""
-        rows = []
-        for row, value in enumerate(values):
-            if not isinstance(value, dict) or not {"text", "answer_start"} <= set(value):
-                raise DataError(
-                    problem(
-                        "an answer needs 'text' and 'answer_start'",
-                        where=f"{where}, row {row}",
-                        got=repr(value),
-                        allowed='{"text": ["..."], "answer_start": [17]}',
-                    )
-                )
-            texts, starts = (v if isinstance(v, (list, tuple)) else [v] for v in (value["text"], value["answer_start"]))
-            rows.append(np.array([starts[0], len(texts[0])] if texts else [-1, 0], np.float32))
-        return rows
-
-    def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Mean of the cross entropies of start and end over the T tokens of logits [B, T, 2]."""
-        target = fit_labels(labels, 2).transpose(0, 1)
-        valid = (target >= 0) & (target < logits.shape[1])
-        if keep is not None:
-            valid = valid & keep[None, :]
-        safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        scores = logits.float().permute(2, 0, 1)
-        loss = F.cross_entropy(scores.flatten(0, 1), safe.flatten(), reduction="none")
-        return masked_mean(loss, valid.flatten(), None)
-
-    def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Best (start, end) with ``start <= end < start + max_answer_tokens``, [N, 2]."""
-        tokens = logits.shape[1] // 2
-        scores = logits[:, : tokens * 2].reshape(len(logits), tokens, 2).astype(np.float64)
-        total = scores[:, :, None, 0] + scores[:, None, :, 1]
-        offset = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-        total[:, (offset < 0) | (offset >= self.max_answer_tokens)] = -np.inf
-        best = total.reshape(len(logits), -1).argmax(axis=1)
-        predictions = np.stack(np.divmod(best, tokens), axis=1)
-        if labels is None:
-            return predictions, None
-        valid = labels[:, 0] >= 0
-        return predictions[valid], labels[valid, :2].astype(np.int64)

@@ -86,6 +86,7 @@ def test_missing_column_lists_columns_and_suggests():
         (None, "missing"),
         (float("nan"), "missing"),
         (0.5, "outside"),
+        (float("inf"), "outside"),
     ],
 )
 def test_bad_class_label_is_named_with_row_and_range(label, match):
