@@ -25,6 +25,7 @@ from .attaching import attach, detach
 from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
 from .freezing import head_modules
+from .multitask_config import HFAdaptConfig, is_marked
 from .state import attachment, find_attachment, parameters_of
 
 if TYPE_CHECKING:
@@ -177,12 +178,32 @@ def save(
     config = {**describe(model, names), **(extra or {})}
     tensors = {**state_of(model, names), **(extra_tensors or {})}
     tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}
+    foreign = (Path(folder) / "config.json").is_file() and not is_marked(folder)
     with atomic_folder(folder) as temporary:
-        (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-        save_file(tensors, str(temporary / WEIGHTS_FILE), metadata={"format": "pt", "hfadapt": str(FORMAT_VERSION)})
+        if not foreign:
+            # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
+            marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
+            marker.save_pretrained(temporary)
+        write_files(temporary, config, tensors)
         if card is not None:
             card(temporary)
     return Path(folder)
+
+
+def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
+    weights = folder / WEIGHTS_FILE
+    save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(FORMAT_VERSION)})
+    text = json.dumps({**config, "weights_sha256": _digest(weights)}, indent=2, default=str)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -230,11 +251,15 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return data
 
 
-def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> dict[str, Tensor]:
     """Read ``adapter_model.safetensors``.
 
+    Args:
+        folder: Where it is.
+        digest: ``weights_sha256`` of ``adapter_config.json``; None where that has none.
+
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing, damaged, or not the file that was saved.
     """
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
@@ -242,7 +267,7 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
             problem(f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here")
         )
     try:
-        return load_file(str(path))
+        tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             problem(
@@ -252,6 +277,18 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
                 try_="save again; the file was cut off or changed",
             )
         ) from None
+    found = _digest(path) if digest is not None else None
+    if found != digest:
+        raise CheckpointError(
+            problem(
+                f"{WEIGHTS_FILE} is not the file that was saved",
+                where=str(folder),
+                got=f"sha256 {found}",
+                allowed=f"sha256 {digest}, as {CONFIG_FILE} says",
+                try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
+            )
+        )
+    return tensors
 
 
 def load(
@@ -271,7 +308,7 @@ def load(
         CheckpointError: the files are damaged, belong to another base, or differ from what the configs make.
     """
     data = read_config(folder)
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder, data.get("weights_sha256"))
     if "multi_task" in data:
         from .model import MultiTaskModel
 

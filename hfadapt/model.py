@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from . import auto
 from . import multitask_checkpoint as checkpoint
+from .activation import compose
 from .attaching import attach
+from .composition import Composition, Node
 from .errors import TaskError, problem
 from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
@@ -64,6 +66,7 @@ class MultiTaskModel(PreTrainedModel):
         self._own_head = isinstance(first, OwnHead)
         if isinstance(first, OwnHead):
             self._own_kind = first.resolve(type(base).__name__, int(getattr(base.config, "num_labels", 0)))
+        self.routes: dict[str, str] = {}
         self.heads = nn.ModuleDict()
         width = hidden_size(base)
         for task in self.tasks:
@@ -165,6 +168,39 @@ class MultiTaskModel(PreTrainedModel):
         stock = checkpoint.load_base(str(pretrained_model_name_or_path), own, kwargs)
         return cls.from_base(stock, tasks, method, train_base=train_base)
 
+    def use(self, task: str, choice: Node | None) -> None:
+        """Let the rows of a task go through a composition, or another adapter than its own, and then its own head.
+
+        ``model.use("rte", hfadapt.Fuse("mnli", "rte"))`` is AdapterFusion for one task; add its layer first. Saved with
+        the model.
+
+        Args:
+            task: Its name.
+            choice: A composition, the name of an adapter or of a named composition; ``None`` for the task's own
+                adapter.
+
+        Raises:
+            RoutingError: there is no such task.
+            AttachError: the model has no adapters, or none of that name.
+            CompositionError: the composition names adapters that are not attached, or cannot be chosen per row.
+        """
+        names = [one.name for one in self.tasks]
+        task = names[task_number(task, names)]
+        if choice is None:
+            self.routes.pop(task, None)
+            return
+        state = attachment(self.base)
+        if isinstance(choice, Composition):
+            named = (k for k, node in state.compositions.items() if node == choice and not k.startswith("_"))
+            name = next(named, f"{task}_route_{len(state.compositions)}")
+            if name not in state.compositions:
+                compose(self.base, name, choice)
+        else:
+            name = choice
+            if name not in state.routable:
+                state.require(name)
+        self.routes[task] = name
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -221,7 +257,7 @@ class MultiTaskModel(PreTrainedModel):
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
         if loss is not None and present is None and not torch.compiler.is_compiling():
-            loss = take_part(loss, self.parameters())
+            loss = take_part(loss, self._not_the_bases())
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
@@ -240,19 +276,32 @@ class MultiTaskModel(PreTrainedModel):
     ) -> dict[str, Any]:
         given: dict[str, Any] = {k: v for k, v in inputs.items() if v is not None and k in self._accepted}
         if find_attachment(self.base) is not None:
-            # one number lets the slots skip all sorting of rows
-            given["task_ids"] = present[0] if present is not None and len(present) == 1 else ids
+            given["task_ids"] = self._adapters_of(ids, present)
         if "use_cache" in self._accepted:
             given["use_cache"] = False
         return given
+
+    def _adapters_of(self, ids: Tensor, present: tuple[int, ...] | None) -> Tensor | int:
+        """Return the adapter or composition of each row, as the base's slots count them."""
+        # one number lets the slots skip all sorting of rows
+        one = present[0] if present is not None and len(present) == 1 else None
+        if not self.routes:
+            return ids if one is None else one
+        routable = attachment(self.base).routable
+        table = [routable.index(self.routes.get(task.name, task.name)) for task in self.tasks]
+        return ids.new_tensor(table)[ids] if one is None else table[one]
 
     def _encode(
         self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
     ) -> tuple[Tensor, Tensor | None]:
         given = self._base_inputs(inputs, ids, present)
-        if self.base.config.is_encoder_decoder and "input_ids" in given:
+        if "decoder_input_ids" in self._accepted:
             start = self.base.config.decoder_start_token_id or 0
-            given["decoder_input_ids"] = F.pad(given["input_ids"], (1, 0), value=start)[:, :-1]
+            if "input_ids" in given:
+                given["decoder_input_ids"] = F.pad(given["input_ids"], (1, 0), value=start)[:, :-1]
+            elif "input_features" in given:
+                # the decoder reads the whole sound from its first token on
+                given["decoder_input_ids"] = ids.new_full((len(ids), 1), start)
         output = self.base(**given, return_dict=True)
         return output[0], getattr(output, "pooler_output", None)
 
@@ -268,7 +317,7 @@ class MultiTaskModel(PreTrainedModel):
             task = self.tasks[index]
             keep = None if present is not None and len(present) == 1 else ids == index
             rows = None if keep is None or present is None else keep.nonzero().squeeze(1)
-            own = self.heads[task.name](features if rows is None else _select(features, rows))
+            own = self.heads[task.name](features if rows is None else features.select(rows))
             flat = flatten_logits(own).float()
             flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
             if rows is not None:
@@ -292,9 +341,20 @@ class MultiTaskModel(PreTrainedModel):
             given["labels"] = fit_labels(native, given["input_ids"].shape[1]) if align else native
         output = self.base(**given, return_dict=True)
         loss = output.loss
+        if loss is not None:
+            weights = loss.new_tensor([task.loss_weight for task in self.tasks])[ids]
+            same = len({task.loss_weight for task in self.tasks}) == 1 or (present is not None and len(present) == 1)
+            shifted = type(self.base).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+            # the base's own loss knows no tasks
+            own = self._own_kind
+            loss = loss * weights[0] if same else own.weighted_loss(output.logits, given["labels"], weights, shifted)
         if loss is not None and present is None and not torch.compiler.is_compiling():
-            loss = take_part(loss, self.parameters())
+            loss = take_part(loss, self._not_the_bases())
         return MultiTaskOutput(loss=loss, logits=flatten_logits(output.logits), task_ids=ids)
+
+    def _not_the_bases(self) -> Iterable[nn.Parameter]:
+        """Parameters that must have a gradient and do not get it from the hook on an adapted base."""
+        return self.parameters() if find_attachment(self.base) is None else self.heads.parameters()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing random may touch the base, the adapters or the heads: they are initialised where they are made."""
@@ -328,20 +388,6 @@ class MultiTaskModel(PreTrainedModel):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         checkpoint.apply(self, state_dict, "the state dict")
         return nn.modules.module._IncompatibleKeys([], [])
-
-
-def _select(features: HeadFeatures, rows: Tensor) -> HeadFeatures:
-    def pick(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.index_select(0, rows)
-
-    return HeadFeatures(
-        features.hidden.index_select(0, rows),
-        pick(features.mask),
-        pick(features.pooler),
-        pick(features.pair_hidden),
-        pick(features.pair_mask),
-        pick(features.pair_pooler),
-    )
 
 
 auto.register()

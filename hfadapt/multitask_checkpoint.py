@@ -8,7 +8,6 @@ file system knows no links), so nothing is stored twice.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from .attaching import attach
 from .composition import Composition, parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
-from .multitask_config import HFAdaptConfig
+from .multitask_config import HFAdaptConfig, is_marked
 from .state import find_attachment, parameters_of
 from .tasks import Task
 
@@ -44,12 +43,7 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     path = Path(folder)
     if not path.is_dir():
         return False
-    if (path / checkpoint.CONFIG_FILE).is_file():
-        return True
-    try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type") == "hfadapt"
-    except (OSError, ValueError, AttributeError):
-        return False
+    return (path / checkpoint.CONFIG_FILE).is_file() or is_marked(path)
 
 
 def file_keys(model: MultiTaskModel) -> dict[str, str]:
@@ -159,6 +153,7 @@ def save_multi_task(
             "tasks": [task.to_dict() for task in model.tasks],
             "train_base": model.config.train_base,
             "base_config": model.base.config.to_dict(),
+            "routes": model.routes,
         }
     }
     if find_attachment(model.base) is not None:
@@ -166,16 +161,12 @@ def save_multi_task(
     else:
         extra = {**_describe_without_adapters(model.base), **extra}
     with checkpoint.atomic_folder(folder) as temporary:
-        text = json.dumps(extra, indent=2, default=str)
-        (temporary / checkpoint.CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         weights_file = temporary / checkpoint.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        checkpoint.save_file(
-            packed, str(weights_file), metadata={"format": "pt", "hfadapt": str(checkpoint.FORMAT_VERSION)}
-        )
+        checkpoint.write_files(temporary, extra, packed)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(temporary)
         try:
@@ -238,14 +229,15 @@ def load_multi_task(
             be found; a base with random weights is never made.
     """
     data = checkpoint.read_config(folder)
-    tensors = checkpoint.read_tensors(folder)
+    tensors = checkpoint.read_tensors(folder, data.get("weights_sha256"))
     saved = data.get(_KEY)
     if not isinstance(saved, dict):
         raise CheckpointError(
             problem(
                 "the folder holds adapters but no tasks",
                 where=str(folder),
-                try_="hfadapt.load(folder, model=base) for adapters of a stock model",
+                got=", ".join(data["adapters"]),
+                try_="hfadapt.load(folder), or hfadapt.load(folder, model=base) on a base of yours",
             )
         )
     tasks = [Task.from_dict(description) for description in saved["tasks"]]
@@ -253,6 +245,8 @@ def load_multi_task(
         base = _find_base(data, saved, tensors, folder, options)
     checkpoint._check_base(data, base, folder)
     model = _rebuild(cls, base, tasks, data, saved["train_base"])
+    for task, name in saved.get("routes", {}).items():
+        model.use(task, name)
     apply(model, tensors, str(folder))
     return model.eval()
 

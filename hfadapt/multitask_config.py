@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-__all__ = ["HFAdaptConfig", "MultiTaskOutput"]
+__all__ = ["HFAdaptConfig", "MultiTaskOutput", "is_marked"]
 
 
 class HFAdaptConfig(PretrainedConfig):
@@ -37,6 +40,15 @@ class HFAdaptConfig(PretrainedConfig):
         self.base_class = base_class
         self.train_base = train_base
         super().__init__(**kwargs)
+
+
+def is_marked(folder: str | os.PathLike[str]) -> bool:
+    """Say whether the ``config.json`` in ``folder`` is ours."""
+    try:
+        text = (Path(folder) / "config.json").read_text(encoding="utf-8")
+        return json.loads(text).get("model_type") == HFAdaptConfig.model_type
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 @dataclass

@@ -46,6 +46,21 @@ class HeadFeatures:
     pair_mask: Tensor | None = None
     pair_pooler: Tensor | None = None
 
+    def select(self, rows: Tensor) -> HeadFeatures:
+        """Return the features of some rows, given by number."""
+
+        def pick(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.index_select(0, rows)
+
+        return HeadFeatures(
+            self.hidden.index_select(0, rows),
+            pick(self.mask),
+            pick(self.pooler),
+            pick(self.pair_hidden),
+            pick(self.pair_mask),
+            pick(self.pair_pooler),
+        )
+
 
 @dataclass(frozen=True)
 class Head(ABC):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError, TaskError, did_you_mean, problem
@@ -134,6 +135,26 @@ class OwnHead(Head):
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Never called: the base computes its own loss."""
         raise TaskError(problem("the base computes the loss of OwnHead", try_="call the model with labels"))
+
+    def weighted_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, shifted: bool) -> Tensor:
+        """The base's loss with a weight a row: ``sum_i w_i l_i / n`` over the n labelled items.
+
+        With all weights 1 it is the loss that transformers' heads compute.
+
+        Args:
+            logits: [B, C], or [B, T, C] for heads that answer per token.
+            labels: What ``native_labels`` returned.
+            weights: [B].
+            shifted: Token t is predicted from token t - 1 (causal language models).
+        """
+        if self.labels == "numbers":
+            losses = F.mse_loss(logits.float().reshape(labels.shape), labels, reduction="none")
+            return (losses * weights.view(-1, *(1,) * (losses.dim() - 1))).mean()
+        if shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORE)
+        each = weights.repeat_interleave(labels.numel() // weights.shape[0])
+        return (losses * each).sum() / (labels != IGNORE).sum().clamp_min(1)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Numbers for one logit a row, class indices otherwise."""

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import hfadapt
@@ -39,6 +40,7 @@ def edit_tensors(folder, change):
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_FILE)
+    edit_config(folder, weights_sha256=None)
 
 
 @torch.no_grad()
@@ -61,7 +63,8 @@ def test_adapters_move_between_head_and_headless_models(folder):
 
 
 def test_files_hold_only_adapters_and_head(folder):
-    assert {p.name for p in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    # config.json only says whose folder this is, for AutoModel
+    assert {p.name for p in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
     assert all("hfadapt" in k or k.startswith("head.classifier.") for k in load_file(folder / WEIGHTS_FILE))
 
 
@@ -146,6 +149,28 @@ def test_full_disk_while_saving_leaves_nothing_half_written(folder, tmp_path, mo
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_a_disk_that_is_really_full_leaves_nothing_half_written(folder, tmp_path):
+    resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
+    model = hfadapt.load(folder, base())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="nothing was changed"):
+            hfadapt.save(model, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_one_changed_bit_of_the_weights_is_noticed(folder):
+    path = folder / WEIGHTS_FILE
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"not the file that was saved[\s\S]*weights_sha256"):
+        hfadapt.load(folder, base())
+
+
 def test_saving_over_a_file_is_refused(tmp_path, folder):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="is a file; allowed: a folder"):
@@ -156,3 +181,19 @@ def test_other_files_of_an_existing_folder_are_kept(folder):
     (folder / "notes.txt").write_text("mine")
     hfadapt.save(hfadapt.load(folder, base()), folder)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_auto_model_refuses_a_folder_of_adapters_and_names_the_way(folder, auto):
+    with pytest.raises(CheckpointError, match=r"adapters but no tasks[\s\S]*hfadapt.load"):
+        getattr(transformers, auto).from_pretrained(folder)
+
+
+def test_a_save_beside_a_whole_model_leaves_its_config_alone(tmp_path):
+    model = base()
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    hfadapt.attach(model, "low_rank")
+    hfadapt.save(model, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert hfadapt.attachment(hfadapt.load(tmp_path, base())).names == ("default",)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from hfadapt import (
 from hfadapt.errors import CheckpointError, TaskError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import every_toy_task, toy_batch, toy_model, toy_tasks
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +79,23 @@ def test_auto_model_gives_the_adapted_model(saved):
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("first", ["hfadapt", "hfadapt.model"])
-def test_auto_model_gives_the_adapted_model_when_hfadapt_is_imported_first(saved, first):
+def run_python(code, *roots):
+    """Run code in a fresh interpreter that finds the packages under ``roots``."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_auto_model_gives_the_adapted_model_when_hfadapt_is_imported_first(saved):
     model, folder = saved
     code = f"""
-import {first}
+import hfadapt
 import torch
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(folder)!r})
 ids = torch.tensor([[2, 5, 9, 3]])
 print(type(model).__name__, model(input_ids=ids, task_ids="topic").logits[0, :2].tolist())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code, ROOT, ROOT / "kernels", ROOT / "plugins")
     assert done.returncode == 0, done.stderr
     want = model(input_ids=torch.tensor([[2, 5, 9, 3]]), task_ids="topic").logits[0, :2].tolist()
     assert done.stdout.strip().splitlines()[-1] == f"MultiTaskModel {want}"
@@ -94,7 +103,7 @@ print(type(model).__name__, model(input_ids=ids, task_ids="topic").logits[0, :2]
 
 def test_transformers_without_hfadapt_refuses_the_folder(saved):
     code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(saved[1])!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode != 0 and "hfadapt" in done.stderr
 
 

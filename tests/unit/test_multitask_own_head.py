@@ -79,3 +79,44 @@ def test_a_prompt_that_leaves_no_room_for_its_continuation_is_cut():
 def test_own_head_on_a_bare_base_is_refused():
     with pytest.raises(TaskError, match="OwnHead needs a base with a head"):
         MultiTaskModel.from_base(tiny_model("bert"), [Task("a", OwnHead())], None)
+
+
+def own_head_batch(kind, size=6):
+    """A stock model, labels for ``size`` rows, and inputs."""
+    options = {"classes": ("bert", "sequence-classification", {"num_labels": 3}),
+               "numbers": ("bert", "sequence-classification", {"num_labels": 1}),
+               "tokens": ("bert", "token-classification", {"num_labels": 3}),
+               "causal": ("gpt2", "causal-lm", {})}  # fmt: skip
+    model_type, task, more = options[kind]
+    ids = torch.randint(4, 90, (size, 5), generator=torch.Generator().manual_seed(0))
+    labels = {
+        "classes": torch.arange(size) % 3,
+        "numbers": torch.linspace(-1, 1, size),
+        "tokens": (ids % 3).masked_fill(ids > 70, -100),
+        "causal": ids.masked_fill(ids < 20, -100),
+    }[kind]
+    return tiny_model(model_type, task, **more), {"input_ids": ids}, labels
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers", "tokens", "causal"])
+def test_own_head_weighs_the_tasks_of_a_mixed_batch(kind):
+    stock, inputs, labels = own_head_batch(kind)
+    ids = torch.tensor([0, 1, 0, 1, 1, 0])
+    want = []
+    for rows in (ids == 0, ids == 1):
+        loss = stock(input_ids=inputs["input_ids"][rows], labels=labels[rows]).loss
+        counted = labels[rows][:, 1:] if kind == "causal" else labels[rows]
+        want.append(loss * (counted != -100).sum())
+    counted = (labels[:, 1:] if kind == "causal" else labels) != -100
+    weighted = (want[0] * 0.5 + want[1] * 3.0) / counted.sum()
+    tasks = [Task("a", OwnHead(), loss_weight=0.5), Task("b", OwnHead(), loss_weight=3.0)]
+    model = MultiTaskModel.from_base(stock, tasks, None).eval()
+    torch.testing.assert_close(model(**inputs, task_ids=ids, labels=labels.float()).loss, weighted)
+
+
+def test_own_head_weighs_a_batch_of_one_task_and_equal_weights():
+    stock, inputs, labels = own_head_batch("classes")
+    plain = stock(**inputs, labels=labels).loss
+    tasks = [Task("a", OwnHead(), loss_weight=0.5), Task("b", OwnHead(), loss_weight=3.0)]
+    model = MultiTaskModel.from_base(stock, tasks, None).eval()
+    torch.testing.assert_close(model(**inputs, task_ids="b", labels=labels.float()).loss, 3 * plain)
