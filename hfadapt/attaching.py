@@ -246,7 +246,7 @@ def _add(
 
 def _one_shared(model: PreTrainedModel, name: str, method: Method) -> None:
     """Raise when the adapter has a config of this method already: the layers of both would share one set."""
-    if name in getattr(model, "hfadapt_shared", {}) and method.name in model.hfadapt_shared[name]:
+    if method.name in shared_modules(model, name):
         raise AttachError(
             problem(
                 f"two configs of adapter {name!r} share parameters across layers under one name",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .errors import RoutingError, did_you_mean, problem
 from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
 from .parallel import check_output, fit_call, parallel_routing
-from .routing import Routing, current, pop, push, set_current
+from .routing import Routing, all_tasks_take_part, current, pop, push, set_current
+from .taking_part import take_part
 
 if TYPE_CHECKING:
     from .state import Attachment
@@ -88,11 +89,31 @@ class RootPost(Hook):
     def key(self) -> str:
         return self.path
 
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         routing = current()
         pop()
-        if output is not None and not self.path and routing is not None and routing.growth is not None:
+        if output is None or self.path or routing is None:
+            return None
+        if routing.growth is not None:
             check_output(routing.growth, output)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
+            return _with_every_gradient(module, output)
+        return None
+
+
+def _with_every_gradient(model: nn.Module, output: Any) -> Any:
+    """Let every trainable parameter have a gradient, on the loss or, in a call without labels, on the first output."""
+    if isinstance(output, Tensor):
+        return take_part(output, model.parameters())
+    items = output.items() if isinstance(output, dict) else enumerate(output) if isinstance(output, tuple) else ()
+    for key, value in items:
+        if isinstance(value, Tensor) and value.requires_grad:
+            changed = take_part(value, model.parameters())
+            if isinstance(output, tuple):
+                return (*output[:key], changed, *output[key + 1 :])
+            output[key] = changed
+            return output
+    return output
 
 
 def _attachment_of(module: Any) -> Attachment:

@@ -54,6 +54,7 @@ class Run:
         self.tasks: list[Task] = build_tasks(recipe)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
         self._mixture: TaskMixture | None = None
+        self._card_sections: tuple[str, ...] = ()
 
     @property
     def mixture(self) -> TaskMixture:
@@ -170,11 +171,13 @@ class Run:
         return trained
 
     def _save_and_check(self, model: PreTrainedModel) -> dict[str, Any]:
-        from hfadapt import MultiTaskModel
+        from hfadapt import MultiTaskModel, plugins
         from hfadapt.run.proof import check_mixed_batch, check_reload
 
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
+        written = plugins.manager().hook.model_card_sections(model=model)
+        self._card_sections = tuple(section for found in written for section in found or ())
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
         return {
@@ -258,7 +261,7 @@ class Run:
         """Write tables, plots, ``report.html`` and the adapter's model card; returns the files."""
         from hfadapt.report import write_report
 
-        return write_report(result, self.output, self.output / ADAPTER_FOLDER)
+        return write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
 
 
 def _pack_frozen(model: PreTrainedModel) -> None:

@@ -54,9 +54,10 @@ class EpochSync(TrainerCallback):
             # a stock model's forward does not name task_ids; Trainer would drop the column without a word
             args.remove_unused_columns = False
         seed = args.data_seed if args.data_seed is not None else args.seed
-        self.mixture.plan(self._layout(args), seed)
-        if self.mixture.collator.tokenizer is None:
+        if self.mixture.reads_text and self.mixture.collator.tokenizer is None:
             self.mixture.bind(kwargs.get("processing_class") or _base_name(model))
+        # tokenised first: how many rows there are may depend on it
+        self.mixture.plan(self._layout(args), seed)
 
     def _layout(self, args: TrainingArguments) -> Layout:
         split = bool(getattr(args.accelerator_config, "split_batches", False))
@@ -225,10 +226,10 @@ class RobustAdapterDrop(TrainerCallback):
         self._requested: dict[str, int] = {}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Work out the limits, and allow for layers without gradients where ranks train together.
+        """Work out the limits.
 
         Raises:
-            ConfigError: a limit is out of range, or ranks could not agree about dropped layers.
+            ConfigError: a limit is out of range.
         """
         model = kwargs["model"]
         attached = find_attachment(model)
@@ -237,19 +238,6 @@ class RobustAdapterDrop(TrainerCallback):
                 problem("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
             )
         self._limits = self._find_limits({(s.path, s.kind): s.num_layers for s in attached.arch.stacks})
-        # MultiTaskModel gives dropped layers a gradient of zero; a stock model with adapters does not
-        if args.world_size > 1 and not _takes_task_ids(model):
-            if args.ddp_find_unused_parameters is False:
-                raise ConfigError(
-                    problem(
-                        "dropped layers have no gradient, which data-parallel training must expect",
-                        where="TrainingArguments",
-                        got="ddp_find_unused_parameters=False",
-                        try_="ddp_find_unused_parameters=True",
-                    )
-                )
-            # left alone, Trainer switches it off when gradient checkpointing is on
-            args.ddp_find_unused_parameters = True
 
     def _find_limits(self, layers: dict[tuple[str, str], int]) -> dict[str, int]:
         known = [name for pair in layers for name in pair]

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "train_two.py"
+STOCK = Path(__file__).parent / "train_stock.py"
 ROOT = Path(__file__).parents[2]
 PLAIN = {"method": "low_rank", "batch": "one_task", "drop": False, "checkpointing": False}
 
 
-def run(folder: Path, **changes):
+def run(folder: Path, script: Path = SCRIPT, **changes):
     """Train under torchrun and return what each rank wrote."""
     folder.mkdir(exist_ok=True)
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     options = json.dumps({**PLAIN, **changes})
     done = subprocess.run(
         [*command, str(folder), options], env=environment, capture_output=True, text=True, timeout=600
@@ -73,3 +74,16 @@ def test_a_resumed_run_ends_with_the_same_numbers(whole, tmp_path):
 def test_mixed_batches_dropped_layers_and_checkpointing_agree_too(tmp_path):
     first, second = run(tmp_path, batch="mixed", drop=True, checkpointing=True)
     same_parameters(first, second)
+
+
+def test_a_stock_model_with_adapters_of_other_tasks_on_each_rank_trains_with_the_plain_trainer(tmp_path):
+    first, second = run(tmp_path, STOCK)
+    same_parameters(first, second)
+    # the tasks of both ranks in the first step, one alone in the second; nobody's row is of the third
+    assert first["moved"] == second["moved"] == [["a", "b"], ["a"]]
+
+
+def test_a_stock_model_trains_with_dropped_layers_and_checkpointing(tmp_path):
+    first, second = run(tmp_path, STOCK, drop=True, checkpointing=True)
+    same_parameters(first, second)
+    assert all("c" not in moved for moved in first["moved"])
