@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hfadapt import hookimpl, plugins
 from hfadapt.errors import ConfigError
 from hfadapt.report import markdown_table
 from hfadapt.run import RunResult
@@ -73,6 +74,20 @@ def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
     assert card.startswith("---\n")
     assert "library_name: hfadapt" in card
     assert markdown_table(RunResult.read(finished)) in card
+
+
+def test_plugins_add_sections_to_the_card(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    class Limits:
+        @hookimpl
+        def model_card_sections(self, model):
+            return [f"## Limits\n\nTrained on {len(model.tasks)} tasks.\n"]
+
+    plugins.register(Limits(), "limits")
+    try:
+        hfadapt("train", recipe, "--fast", "baselines=[]", "--output", tmp_path / "run")
+    finally:
+        plugins.unregister("limits")
+    assert "## Limits\n\nTrained on 3 tasks." in (tmp_path / "run" / "adapter" / "README.md").read_text("utf-8")
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe: Path, hfadapt, tmp_path: Path) -> None:
