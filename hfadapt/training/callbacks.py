@@ -6,7 +6,6 @@ must hold for the run is set or refused there.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
-from ..errors import ConfigError, DataError, problem
+from ..errors import ConfigError, problem
 from ..state import attachment, deltas_of, find_attachment
+from .agreement import base_name, require_order, require_same_tasks, takes_task_ids
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..data.mixture import TaskMixture
 
 __all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
-
-logger = logging.getLogger(__name__)
 
 
 class EpochSync(TrainerCallback):
@@ -45,17 +43,18 @@ class EpochSync(TrainerCallback):
         """Set the sequential sampler, plan the schedule and find the tokenizer.
 
         Raises:
-            ConfigError: an argument contradicts the mixture's own order of rows.
-            DataError: no tokenizer is known.
+            ConfigError: an argument contradicts the mixture's own order of rows, or the model has other tasks.
+            DataError: no tokenizer is known, or a label is outside the classes of the base's own head.
         """
-        _require_order(args)
+        require_order(args)
         model = kwargs.get("model")
-        if not _takes_task_ids(model) and "task_ids" not in (args.label_names or ()):
+        require_same_tasks(model, self.mixture)
+        if not takes_task_ids(model) and "task_ids" not in (args.label_names or ()):
             # a stock model's forward does not name task_ids; Trainer would drop the column without a word
             args.remove_unused_columns = False
         seed = args.data_seed if args.data_seed is not None else args.seed
         if self.mixture.reads_text and self.mixture.collator.tokenizer is None:
-            self.mixture.bind(kwargs.get("processing_class") or _base_name(model))
+            self.mixture.bind(kwargs.get("processing_class") or base_name(model))
         # tokenised first: how many rows there are may depend on it
         self.mixture.plan(self._layout(args), seed)
 
@@ -74,7 +73,7 @@ class EpochSync(TrainerCallback):
         Raises:
             ConfigError: they no longer fit the plan.
         """
-        _require_order(args)
+        require_order(args)
         if self._layout(args) != self.mixture.schedule.layout:
             raise ConfigError(
                 problem(
@@ -91,67 +90,6 @@ class EpochSync(TrainerCallback):
     ) -> None:
         """Choose the epoch's rows, counted from the global step so that a resumed run agrees."""
         self.mixture.train.set_epoch(state.global_step // self.mixture.schedule.steps)
-
-
-def _require_order(args: TrainingArguments) -> None:
-    strategy = getattr(args, "train_sampling_strategy", None)
-    if strategy == "random":
-        # the default, which nobody chose: the mixture has shuffled its rows already
-        args.train_sampling_strategy = "sequential"
-        logger.info("train_sampling_strategy set to 'sequential': TaskMixture orders the rows itself")
-    elif strategy != "sequential":
-        missing = strategy is None
-        raise ConfigError(
-            problem(
-                "this transformers cannot train in a given order"
-                if missing
-                else "the sampler would undo the mixture's order",
-                where="TrainingArguments.train_sampling_strategy",
-                got="transformers before 5.2" if missing else repr(strategy),
-                allowed="'sequential' (or the default 'random', which is replaced)",
-                try_="pip install 'transformers>=5.2'"
-                if missing
-                else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
-            )
-        )
-    if args.label_smoothing_factor:
-        raise ConfigError(
-            problem(
-                "label smoothing replaces the model's loss, which knows the tasks' heads",
-                where="TrainingArguments",
-                got=f"label_smoothing_factor={args.label_smoothing_factor}",
-                allowed="0 with a mixture of tasks",
-            )
-        )
-    if args.auto_find_batch_size:
-        raise ConfigError(
-            problem(
-                "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
-                where="TrainingArguments",
-                try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
-            )
-        )
-
-
-def _takes_task_ids(model: nn.Module | None) -> bool:
-    import inspect
-
-    return model is not None and "task_ids" in inspect.signature(model.forward).parameters
-
-
-def _base_name(model: Any) -> str:
-    config = getattr(model, "config", None)
-    name = getattr(config, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None)
-    if not name:
-        raise DataError(
-            problem(
-                "no tokenizer is known",
-                where="TaskMixture",
-                got="a model without a name",
-                try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
-            )
-        )
-    return name
 
 
 class IdleTaskGuard(TrainerCallback):

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 import hfadapt
-from hfadapt import Classification, RobustAdapterDrop, Task, TaskMixture
+from hfadapt import Classification, MultiTaskModel, OwnHead, RobustAdapterDrop, Task, TaskMixture
 from hfadapt.errors import ConfigError, DataError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer, toy_rows, toy_tasks
@@ -79,12 +79,12 @@ RESUME = {
 
 @pytest.mark.parametrize("batch", ["one_task", "mixed"])
 def test_a_run_cut_off_at_any_step_resumes_to_the_same_numbers(make_trainer, trained, tmp_path, batch):
-    mixture = {"batch": batch, "epoch_steps": 4, "bucket_steps": 2}
+    mixture = {"batch": batch, "epoch_steps": 2, "bucket_steps": 2}
     whole = make_trainer("whole", mixture=mixture, callbacks=[RobustAdapterDrop()], **RESUME)
     whole.train()
     want, log = trained(whole.model), whole.evaluate()
     # in mid-epoch, at the end of an epoch, at the step before the last
-    for step in (2, 4, 11):
+    for step in (1, 4, 5):
         again = make_trainer("again", mixture=mixture, callbacks=[RobustAdapterDrop()], **RESUME)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         equal(trained(again.model), want)
@@ -314,3 +314,16 @@ def test_full_fine_tuning_and_frozen_base_train_what_they_should(make_trainer):
         trainer.train()
         moved = {n.split(".")[0] for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
         assert moved == ({"base", "heads"} if train_base else {"heads"})
+
+
+def test_a_mixture_of_other_tasks_than_the_models_is_refused(make_trainer):
+    model = make_trainer(tasks=toy_tasks()).model
+    with pytest.raises(ConfigError, match=r"same tasks in the same order[\s\S]*same, score, topic"):
+        make_trainer(tasks=toy_tasks()[::-1], model=model)
+
+
+def test_labels_outside_the_bases_own_head_are_refused(make_trainer):
+    tasks = [Task("own", OwnHead(), data=[{"text": "w1", "label": 0}, {"text": "w2", "label": 3}])]
+    model = MultiTaskModel.from_base(tiny_model("bert", "sequence-classification", num_labels=3), tasks, "low_rank")
+    with pytest.raises(DataError, match=r"task 'own', train, row 1[\s\S]*0\.\.2[\s\S]*num_labels=4"):
+        make_trainer(tasks=tasks, model=model)

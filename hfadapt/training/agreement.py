@@ -1,0 +1,130 @@
+"""What must hold between Trainer, model and mixture before a run starts."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainingArguments
+
+from ..errors import ConfigError, DataError, problem
+from ..heads import IGNORE, OwnHead
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.columns import Columns
+    from ..data.mixture import TaskMixture
+
+__all__ = ["base_name", "require_order", "require_same_tasks", "takes_task_ids"]
+
+logger = logging.getLogger(__name__)
+
+
+def require_order(args: TrainingArguments) -> None:
+    """Let the Trainer keep the mixture's order of rows, and refuse arguments that contradict it.
+
+    Raises:
+        ConfigError: an argument would change the order, the loss or the batch size.
+    """
+    strategy = getattr(args, "train_sampling_strategy", None)
+    if strategy == "random":
+        # the default, which nobody chose: the mixture has shuffled its rows already
+        args.train_sampling_strategy = "sequential"
+        logger.info("train_sampling_strategy set to 'sequential': TaskMixture orders the rows itself")
+    elif strategy != "sequential":
+        missing = strategy is None
+        raise ConfigError(
+            problem(
+                "this transformers cannot train in a given order"
+                if missing
+                else "the sampler would undo the mixture's order",
+                where="TrainingArguments.train_sampling_strategy",
+                got="transformers before 5.2" if missing else repr(strategy),
+                allowed="'sequential' (or the default 'random', which is replaced)",
+                try_="pip install 'transformers>=5.2'"
+                if missing
+                else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
+            )
+        )
+    if args.label_smoothing_factor:
+        raise ConfigError(
+            problem(
+                "label smoothing replaces the model's loss, which knows the tasks' heads",
+                where="TrainingArguments",
+                got=f"label_smoothing_factor={args.label_smoothing_factor}",
+                allowed="0 with a mixture of tasks",
+            )
+        )
+    if args.auto_find_batch_size:
+        raise ConfigError(
+            problem(
+                "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
+                where="TrainingArguments",
+                try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
+            )
+        )
+
+
+def require_same_tasks(model: Any, mixture: TaskMixture) -> None:
+    """Refuse a model of other tasks than the mixture's.
+
+    Raises:
+        ConfigError: the tasks differ, or their order.
+        DataError: a label is outside the classes of the base's own head.
+    """
+    names, wanted = (tuple(task.name for task in getattr(one, "tasks", ())) for one in (model, mixture))
+    if names and names != wanted:
+        raise ConfigError(
+            problem(
+                "model and mixture do not have the same tasks in the same order, and rows name their task by number",
+                where="TaskMixture",
+                got=", ".join(wanted),
+                allowed=", ".join(names),
+                try_="make both from one list of tasks",
+            )
+        )
+    for task in mixture.tasks if names else ():
+        if isinstance(task.head, OwnHead) and task.head.labels in ("auto", "classes"):
+            _require_classes(task.name, mixture.texts(task.name, "train"), getattr(model.base.config, "num_labels", 0))
+
+
+def _require_classes(task: str, columns: Columns, count: int) -> None:
+    """Refuse labels that the base's own head has no class for; ``count`` 1 is a regression."""
+    for row, label in enumerate(columns.labels or () if count > 1 else ()):
+        if len(label) == 1 and not 0 <= label[0] < count and label[0] != IGNORE:
+            raise DataError(
+                problem(
+                    "label is outside the classes of the base's own head",
+                    where=f"task {task!r}, train, row {row}",
+                    got=f"{label[0]:g}",
+                    allowed=f"0..{count - 1}",
+                    try_=f"load the base with num_labels={int(label[0]) + 1} or more",
+                )
+            )
+
+
+def takes_task_ids(model: nn.Module | None) -> bool:
+    """Say whether the model's ``forward`` names ``task_ids``, so that the Trainer keeps that column."""
+    return model is not None and "task_ids" in inspect.signature(model.forward).parameters
+
+
+def base_name(model: Any) -> str:
+    """Return the name of the model's base, under which its tokenizer is found.
+
+    Raises:
+        DataError: it has none.
+    """
+    config = getattr(model, "config", None)
+    name = getattr(config, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None)
+    if not name:
+        raise DataError(
+            problem(
+                "no tokenizer is known",
+                where="TaskMixture",
+                got="a model without a name",
+                try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
+            )
+        )
+    return name
