@@ -18,7 +18,8 @@ class _TakePart(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
         # saved and not stored, so that autograd notices when a parameter is changed before the backward pass
         ctx.save_for_backward(*parameters)
-        return value.view_as(value)
+        # no view: Trainer scales the loss in place
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
