@@ -48,7 +48,8 @@ def estimate_memory(model: nn.Module, rows: int, tokens: int) -> Memory:
     """Estimate the memory of a training step.
 
     Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, eq. 2) without dropout masks, for numbers of 4 bytes:
-    each layer keeps about ``T B D (16 + 2 H T / D)`` numbers. A frozen base keeps as many, since gradients still flow
+    each layer keeps about ``T B D (16 + 2 H T / D)`` numbers, which is right within a factor of two
+    (``tests/unit/test_memory_estimate.py``). A frozen base keeps as many, since gradients still flow
     through it to the deltas below.
 
     Args:
