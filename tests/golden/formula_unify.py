@@ -209,7 +209,10 @@ class Formula:
         scale = self.weights[f"{name}.scale"] if scale == "learnable_scalar" else float(scale)
         if o["ffn_option"] == "parallel":  # reads the residual stream, which a pre-norm has not touched
             return f + self._adapter(name, residual, scale)
-        return f + self._adapter(name, f if o["ffn_option"] == "sequential" else residual + f)
+        if o["ffn_option"] == "sequential":
+            return f + self._adapter(name, f)
+        total = residual + f
+        return f + self._adapter(name, total if self.pre_norm else self._norm(f"{owner}.final_layer_norm", total))
 
 
 __all__ = ["Formula", "layout"]

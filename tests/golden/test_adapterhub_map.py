@@ -52,7 +52,7 @@ def weights_of(case: str) -> dict[str, Tensor]:
 
 
 def test_what_is_missing_is_roberta_and_the_rest_of_t5() -> None:
-    assert {name.partition("/")[0] for name in MISSING} == {"roberta", "t5"}
+    assert {name.partition("/")[0] for name in MISSING} <= {"roberta", "t5"}
 
 
 @pytest.mark.parametrize("case", MISSING)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import golden_unify
 import pytest
 from golden_files import close, starting_with
-from golden_unify import adapt, base_model, outputs_of, read
+from golden_unify import adapt, outputs_of, read
+from golden_unify_base import base_model
 
 CASES = golden_unify.cases()
 GENERATING = [c for c in CASES if starting_with(read(c).tensors, "output.generate")]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from formula_unify import Formula, layout
 from golden_files import close, starting_with
-from golden_unify import Golden, adapt, load, outputs_of, read, stock_model
+from golden_unify import Golden, adapt, outputs_of, read
+from golden_unify_base import base_weights, load, stock_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -31,7 +32,7 @@ def test_formulas_equal_the_goldens_of_bart(case: str) -> None:
     golden = read(case)
     new = starting_with(golden.tensors, "new.")
     assert {k: tuple(v.shape) for k, v in new.items()} == layout(golden.options)
-    weights = starting_with(golden_unify.base_weights("bart"), "base.") | new
+    weights = starting_with(base_weights("bart"), "base.") | new
     found = Formula(weights, golden.options, pre_norm=False)(*arguments(golden))
     for key, value in found.items():
         close(value, golden.tensors[f"output.{key}"], key)
@@ -40,14 +41,24 @@ def test_formulas_equal_the_goldens_of_bart(case: str) -> None:
 @pytest.mark.parametrize("name", MBART)
 def test_mbart_equals_the_formulas(name: str) -> None:
     """The map of options and names with complete weights of mBART: outputs, loss and gradients."""
-    model, base = random_mbart()
-    new = {k: v.requires_grad_() for k, v in random(layout(OPTIONS[name]), seed=2).items()}
-    inputs = starting_with(read("bart_none").tensors, "input.")
-    golden = Golden("mbart", OPTIONS[name], {f"new.{k}": v.detach() for k, v in new.items()})
-    golden.tensors.update({f"input.{k}": v for k, v in inputs.items()})
-    pairs = adapt(model, golden)
+    used = against_the_formulas("mbart", OPTIONS[name])
+    assert used == set(layout(OPTIONS[name])) - set(INDEX[name]["new_without_grad"])
 
-    wanted = Formula(base | new, OPTIONS[name], pre_norm=True)(*arguments(golden))
+
+def test_pfeiffer_on_bart_which_the_fork_refuses() -> None:
+    """``LN(f + U relu(D LN(f + a)) + a)`` with BART's own norm twice, as the fork has it for RoBERTa."""
+    assert "error_forward" in INDEX["bart/pfeiffer"]
+    against_the_formulas("bart", OPTIONS["mbart/pfeiffer"])
+
+
+def against_the_formulas(arch: str, options: dict[str, Any]) -> set[str]:
+    """Compare a random model with complete new weights to the formulas; return the weights that the formulas use."""
+    model, base = random_base(arch)
+    new = {k: v.requires_grad_() for k, v in random(layout(options), seed=2).items()}
+    inputs = {k: v for k, v in read("bart_none").tensors.items() if k.startswith("input.")}
+    golden = Golden(arch, options, {f"new.{k}": v.detach() for k, v in new.items()} | inputs)
+    pairs = adapt(model, golden)
+    wanted = Formula(base | new, options, pre_norm=arch == "mbart")(*arguments(golden))
     found = dict(outputs_of(model, golden))
     assert set(found) == set(wanted)
     for key, value in found.items():
@@ -57,13 +68,14 @@ def test_mbart_equals_the_formulas(name: str) -> None:
         wanted["loss"].sum().backward()
     for key, pair in pairs.items():
         close(pair.to_fork(pair.parameter.grad), new[key].grad, f"gradient of {key}")
-    read_by_the_fork = {k for k, v in new.items() if v.grad is not None}
-    assert read_by_the_fork == set(pairs) == set(new) - set(INDEX[name]["new_without_grad"])
+    used = {k for k, v in new.items() if v.grad is not None}
+    assert used == set(pairs)
+    return used
 
 
 @pytest.mark.parametrize("name", ["mbart/mam", "mbart/mh_pa", "mbart/pa_attn", "mbart/prefix_gate_add"])
 def test_mbart_generates_the_same_with_and_without_cache(name: str) -> None:
-    model, _ = random_mbart()
+    model, _ = random_base("mbart")
     new = {f"new.{k}": v for k, v in random(layout(OPTIONS[name]), seed=2).items()}
     adapt(model, Golden("mbart", OPTIONS[name], new))
     inputs = starting_with(read("bart_none").tensors, "input.")
@@ -73,8 +85,8 @@ def test_mbart_generates_the_same_with_and_without_cache(name: str) -> None:
         assert cached == plain
 
 
-def random_mbart() -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    model = stock_model("mbart")
+def random_base(arch: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    model = stock_model(arch)
     tied = ("embed_tokens", "lm_head", "final_logits_bias")
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not any(word in k for word in tied)}
     base = random(shapes, seed=1)
