@@ -92,7 +92,7 @@ def test_rows_with_adapters_of_their_own_write_what_they_write_alone(model_type,
 
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2", "t5", "bart"])
 def test_several_sequences_a_prompt_and_sampling(model_type, method):
     model, inputs = generator(model_type, method)
     with hfadapt.active(model, ["two", "one", "two"]):
