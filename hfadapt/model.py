@@ -62,6 +62,7 @@ class MultiTaskModel(PreTrainedModel):
         # the wrapper answers for its base: hfadapt.active(model, ...) and set_adapter_drop(model, ...) work on it
         if attached is not None:
             self.__dict__["_hfadapt"] = attached
+            attached.inside = True
         first = self.tasks[0].head
         self._own_head = isinstance(first, OwnHead)
         if isinstance(first, OwnHead):
@@ -257,7 +258,7 @@ class MultiTaskModel(PreTrainedModel):
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
         if loss is not None and present is None and not torch.compiler.is_compiling():
-            loss = take_part(loss, self._not_the_bases())
+            loss = take_part(loss, self.parameters())
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
@@ -349,12 +350,8 @@ class MultiTaskModel(PreTrainedModel):
             own = self._own_kind
             loss = loss * weights[0] if same else own.weighted_loss(output.logits, given["labels"], weights, shifted)
         if loss is not None and present is None and not torch.compiler.is_compiling():
-            loss = take_part(loss, self._not_the_bases())
+            loss = take_part(loss, self.parameters())
         return MultiTaskOutput(loss=loss, logits=flatten_logits(output.logits), task_ids=ids)
-
-    def _not_the_bases(self) -> Iterable[nn.Parameter]:
-        """Parameters that must have a gradient and do not get it from the hook on an adapted base."""
-        return self.parameters() if find_attachment(self.base) is None else self.heads.parameters()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing random may touch the base, the adapters or the heads: they are initialised where they are made."""

@@ -97,7 +97,7 @@ class RootPost(Hook):
         if routing.growth is not None:
             check_output(routing.growth, output)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
-            return _with_every_gradient(module, output)
+            return None if _attachment_of(module).inside else _with_every_gradient(module, output)
         return None
 
 

@@ -80,6 +80,7 @@ class Attachment:
         disabled: Run the base alone when nothing is active.
         chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
+        inside: A model around this one gives idle parameters their gradient of zero.
         original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
     """
 
@@ -102,6 +103,7 @@ class Attachment:
     original_attention: Any = None
     original_chunk_sizes: dict[str, int] = field(default_factory=dict)
     token: int = field(default_factory=lambda: next(_TOKENS))
+    inside: bool = False
     shared: nn.ModuleDict | None = None
     steps: tuple[Step, ...] = ()
 
