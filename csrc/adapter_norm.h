@@ -21,6 +21,7 @@ constexpr int64_t kDotRank = 8;
 template <class E>
 static HFK_INLINE int64_t adapter_block_rows(int64_t max_rank) {
   if (sizeof(E) == 2) return max_rank <= 128 ? 64 : 96;
+  if (kHasSplit && max_rank >= kSplitRank) return max_rank <= 128 ? 64 : 128;
   return max_rank <= 32 ? 24 : max_rank <= 128 ? 48 : 96;
 }
 
@@ -61,14 +62,20 @@ static __attribute__((noinline)) void dot8_rows(int64_t M, int64_t K, const floa
                                                 int64_t ldw, float* out, int64_t ldo) {
   constexpr int MR = VL == 16 ? 3 : 1;
   float sums[MR * 8];
+  // A vector that is wider than 8 is filled up: whatever would stand there takes part in what follows, slowly if it is
+  // subnormal.
+  auto keep = [&](int64_t m, const float* s) __attribute__((always_inline)) {
+    memcpy(out + m * ldo, s, 32);
+    for (int64_t j = 8; j < VL; j++) out[m * ldo + j] = 0.f;
+  };
   int64_t m = 0;
   for (; m + MR <= M; m += MR) {
     dot8<MR>(K, A + m * am, am, W, ldw, sums);
-    for (int i = 0; i < MR; i++) memcpy(out + (m + i) * ldo, sums + i * 8, 32);
+    for (int i = 0; i < MR; i++) keep(m + i, sums + i * 8);
   }
   for (; m < M; m++) {
     dot8<1>(K, A + m * am, am, W, ldw, sums);
-    memcpy(out + m * ldo, sums, 32);
+    keep(m, sums);
   }
 }
 
@@ -89,6 +96,7 @@ struct AdapterWeights {
   Shared<AdapterPack<E>> packs;
   Shared<E> panels;
   Shared<float> floats;
+  int32_t outside = 0;  // see gemm_split.h
 
   static int64_t panel_elements(const AdapterTask& t, int64_t D, int64_t Dh) {
     return packed_size<E>(Dh, t.rank) + packed_size<E>(t.rank, D);
@@ -96,22 +104,23 @@ struct AdapterWeights {
   static int64_t float_elements(const AdapterTask& t, int64_t D, int64_t Dh) {
     return round_up(t.rank, VL) + 2 * round_up(D, VL) + PW + 8 * round_up(Dh, VL);
   }
-  static int64_t total(const AdapterNormArgs& a, int64_t (*size)(const AdapterTask&, int64_t, int64_t)) {
+  static int64_t total(const AdapterNormArgs& a, RankRange ranks,
+                       int64_t (*size)(const AdapterTask&, int64_t, int64_t)) {
     int64_t n = 0;
     for (int64_t t = 0; t < a.num_tasks; t++)
-      if (a.plan->tasks[t].count) n += size(a.tasks[t], a.D, a.Dh);
+      if (a.plan->tasks[t].count && ranks.has(a.tasks[t].rank)) n += size(a.tasks[t], a.D, a.Dh);
     return n;
   }
 
-  explicit AdapterWeights(const AdapterNormArgs& a)
-      : packs(a.num_tasks), panels(total(a, panel_elements)), floats(total(a, float_elements)) {
+  AdapterWeights(const AdapterNormArgs& a, RankRange ranks)
+      : packs(a.num_tasks), panels(total(a, ranks, panel_elements)), floats(total(a, ranks, float_elements)) {
     Shared<int64_t> start(a.num_tasks + 1);
     start[0] = 0;
     E* e = panels;
     float* f = floats;
     for (int64_t t = 0; t < a.num_tasks; t++) {
       const AdapterTask& task = a.tasks[t];
-      const bool here = a.plan->tasks[t].count > 0;
+      const bool here = a.plan->tasks[t].count > 0 && ranks.has(task.rank);
       start[t + 1] = start[t] + (here ? ceil_div(task.rank, PW) + ceil_div(a.D, PW) : 0);
       if (!here) continue;
       AdapterPack<E>& p = packs[t];
@@ -145,18 +154,18 @@ struct AdapterWeights {
       const int64_t down_panels = ceil_div(task.rank, PW);
       if (panel >= down_panels)
         pack<E>(task.rank, a.D, static_cast<const T*>(task.up), 1, task.rank, packs[t].up, panel - down_panels,
-                panel - down_panels + 1);
+                panel - down_panels + 1, nullptr, &outside);
       else if (!packs[t].down_rows)
-        pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, packs[t].down, panel, panel + 1);
+        pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, packs[t].down, panel, panel + 1, nullptr,
+                &outside);
     });
   }
 };
 
-// t = drop(act(products + bias)) for one block: reads C [rows][ldc], writes [rows][padded_k<E>(rank)], saves pre.
+// t = drop(act(products + bias)) for one block: reads C [rows][ldc], writes [rows][Kp] (may be C itself), saves pre.
 template <class T, class E>
 static __attribute__((noinline)) void adapter_activate(const AdapterNormArgs& a, const RowBlock& b, int64_t rank,
-                                                       const float* bias, const float* C, int64_t ldc, E* t) {
-  const int64_t Kp = padded_k<E>(rank);
+                                                       const float* bias, const float* C, int64_t ldc, E* t, int64_t Kp) {
   const Dropout drop = make_dropout(a.seed, a.dropout);
   for (int64_t m = 0; m < b.count; m++) {
     const int64_t row = b.index ? b.index[m] : b.first + m;
@@ -214,11 +223,15 @@ static __attribute__((noinline)) void adapter_rows(const AdapterNormArgs& a, con
     float* z = C + m * Dp;
     if (flat) {
       // The rows that the next block reads: the hardware prefetcher does not see that far.
+      constexpr int64_t line = 64 / int64_t(sizeof(T));
       const int64_t ahead = b.count * D;
-      for (int64_t n = 0; n < D; n += 64 / int64_t(sizeof(T))) {
+      for (int64_t n = 0; n < D; n += line) {
         prefetch_l2(x + ahead + n);
         if (residual) prefetch_l2(residual + ahead + n);
       }
+      const T* h = static_cast<const T*>(a.h) + (row + b.count) * a.Dh;
+      if (a.h != a.x)
+        for (int64_t n = 0; n < a.Dh; n += line) prefetch_l2(h + n);
     }
     V s0 = zero(), q0 = zero();
     for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
@@ -277,14 +290,15 @@ static HFK_INLINE NormWeights norm_floats(const AdapterNormArgs& a, float* buffe
   return {buffer, buffer + Dp};
 }
 
-template <class T>
-static void adapter_norm_forward_t(const AdapterNormArgs& a) {
-  typedef Elem<T> E;
-  const int64_t D = a.D, Dp = round_up(D, VL), MB = adapter_block_rows<E>(a.max_rank);
-  AdapterWeights<T, E> weights(a);
-  Shared<float> norm_memory(2 * Dp);
-  const NormWeights norm = norm_floats<T>(a, norm_memory);
+// The rows of tasks in `ranks`, and with rank 0 those without a task. False if they cannot be multiplied in E; then what
+// was written does not count.
+template <class T, class E>
+static bool adapter_forward_ranks(const AdapterNormArgs& a, RankRange ranks, NormWeights norm) {
+  const int64_t D = a.D, Dp = round_up(D, VL), MB = adapter_block_rows<Elem<T>>(a.max_rank);
+  AdapterWeights<T, E> weights(a, ranks);
+  if (weights.outside) return false;
   const int64_t rp = round_up(imax(a.max_rank, kDotRank), PW);
+  int32_t outside = 0;
   parallel(a.plan->count, [&](int64_t b0, int64_t b1) {
     float* C = scratch<float>(0, MB * imax(Dp, 1));
     float* hidden = scratch<float>(1, MB * rp);
@@ -292,30 +306,43 @@ static void adapter_norm_forward_t(const AdapterNormArgs& a) {
     E* rows = scratch<E>(3, round_up(MB, 32) * padded_k<E>(a.Dh));
     for (int64_t i = b0; i < b1; i++) {
       const RowBlock& b = a.plan->blocks[i];
+      if (!ranks.has(b.task < 0 ? 0 : a.tasks[b.task].rank)) continue;
       if (b.task < 0) {
         adapter_rows<T, false>(a, b, nullptr, 0, nullptr, norm, C, Dp);
         continue;
       }
       const AdapterPack<E>& p = weights.packs[b.task];
-      const int64_t rank = a.tasks[b.task].rank, rv = round_up(rank, VL);
+      const int64_t rank = a.tasks[b.task].rank;
+      const int64_t ld = p.down_rows ? imax(round_up(rank, VL), kDotRank) : round_up(rank, VL);
       const T* h = static_cast<const T*>(a.h) + (b.index ? 0 : b.first * a.Dh);
-      int64_t am;
-      const E* A = rows_for_product<E>(b.count, a.Dh, h, a.Dh, b.index, rows, &am);
+      int64_t am, tm = padded_k<E>(rank);
+      const E* A = rows_for_product<E>(b.count, a.Dh, h, a.Dh, b.index, rows, &am, &outside);
+      bool dot = false;
       if constexpr (sizeof(E) == 4) {
-        if (p.down_rows)
-          dot8_rows(b.count, a.Dh, A, am, p.down_rows, round_up(a.Dh, VL), hidden, imax(rv, 8));
-        else
-          gemm_store(b.count, rank, a.Dh, A, am, p.down, hidden, rv);
-      } else {
-        gemm_store(b.count, rank, a.Dh, A, am, p.down, hidden, rv);
+        dot = p.down_rows != nullptr;
+        if (dot) dot8_rows(b.count, a.Dh, A, am, p.down_rows, round_up(a.Dh, VL), hidden, ld);
       }
-      adapter_activate<T>(a, b, rank, p.down_bias, hidden, p.down_rows ? imax(rv, 8) : rv, t);
-      gemm_store(b.count, D, rank, t, padded_k<E>(rank), p.up, C, Dp);
+      if (!dot) gemm_store(b.count, rank, a.Dh, A, am, p.down, hidden, ld);
+      const E* low = t;
+      if constexpr (sizeof(E) == 6) {
+        adapter_activate<T>(a, b, rank, p.down_bias, hidden, ld, hidden, ld);
+        low = rows_for_product<E>(b.count, rank, hidden, ld, nullptr, t, &tm, &outside);
+      } else {
+        adapter_activate<T>(a, b, rank, p.down_bias, hidden, ld, t, tm);
+      }
+      gemm_store(b.count, D, rank, low, tm, p.up, C, Dp);
       adapter_rows<T, true>(a, b, p.scale, p.scale_step, p.up_bias, norm, C, Dp);
     }
   });
+  return outside == 0;
 }
 
+template <class T>
+static void adapter_norm_forward_t(const AdapterNormArgs& a) {
+  Shared<float> norm_memory(2 * round_up(a.D, VL));
+  const NormWeights norm = norm_floats<T>(a, norm_memory);
+  for_ranks<T>(a.max_rank, [&](auto e, RankRange ranks) { return adapter_forward_ranks<T, decltype(e)>(a, ranks, norm); });
+}
 static void adapter_norm_forward(const AdapterNormArgs& a) {
   a.type == DType::f32 ? adapter_norm_forward_t<float>(a) : adapter_norm_forward_t<bf16>(a);
 }

@@ -7,10 +7,15 @@
 // What phase 1 leaves for the other phases.
 template <class E>
 struct AdapterTape {
-  E* hidden;        // per task [rank rounded up to 16][Kt]: act(pre), dropped; rows along K
+  E* hidden;        // per task [rank rounded up to 16][Kt]: act(pre), dropped; rows along K (split: in tiles)
   E* dpre;          // the same: gradient of pre
   int64_t stride;   // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
 };
+
+template <class T>
+static HFK_INLINE float adapter_scale(const AdapterTask& task, int64_t n) {
+  return task.scale ? to_float(static_cast<const T*>(task.scale)[task.scale_size > 1 ? n : 0]) : task.scale_value;
+}
 
 template <class T, class E>
 struct AdapterBackwardWeights {
@@ -19,17 +24,18 @@ struct AdapterBackwardWeights {
   Shared<float*> scale, bias;  // scale as in the forward; down bias is inside pre already
   Shared<E> panels;
   Shared<float> floats;
+  int32_t outside = 0;  // see gemm_split.h
 
-  static int64_t total_panels(const AdapterNormArgs& a) {
+  static int64_t total_panels(const AdapterNormArgs& a, RankRange ranks) {
     int64_t n = 0;
     for (int64_t t = 0; t < a.num_tasks; t++)
-      if (a.plan->tasks[t].count) n += packed_size<E>(a.D, a.tasks[t].rank) + packed_size<E>(a.tasks[t].rank, a.Dh);
+      if (a.plan->tasks[t].count && ranks.has(a.tasks[t].rank)) n += packed_size<E>(a.D, a.tasks[t].rank) + packed_size<E>(a.tasks[t].rank, a.Dh);
     return n;
   }
 
-  AdapterBackwardWeights(const AdapterNormArgs& a, bool need_dh)
+  AdapterBackwardWeights(const AdapterNormArgs& a, bool need_dh, RankRange ranks)
       : up(a.num_tasks), down(a.num_tasks), up_rows(a.num_tasks), scale(a.num_tasks), bias(a.num_tasks),
-        panels(total_panels(a)), floats(a.num_tasks * (imax(round_up(a.D, VL), PW) + 8 * round_up(a.D, VL))) {
+        panels(total_panels(a, ranks)), floats(a.num_tasks * (imax(round_up(a.D, VL), PW) + 8 * round_up(a.D, VL))) {
     const int64_t Dp = round_up(a.D, VL);
     Shared<int64_t> start(a.num_tasks + 1);
     start[0] = 0;
@@ -37,7 +43,7 @@ struct AdapterBackwardWeights {
     float* f = floats;
     for (int64_t t = 0; t < a.num_tasks; t++) {
       const AdapterTask& task = a.tasks[t];
-      const bool here = a.plan->tasks[t].count > 0;
+      const bool here = a.plan->tasks[t].count > 0 && ranks.has(task.rank);
       start[t + 1] = start[t] + (here ? ceil_div(task.rank, PW) + (need_dh ? ceil_div(a.Dh, PW) : 0) : 0);
       if (!here) continue;
       const bool dot = sizeof(E) == 4 && task.rank <= kDotRank;
@@ -46,12 +52,7 @@ struct AdapterBackwardWeights {
       scale[t] = f, f += imax(Dp, PW);
       up_rows[t] = dot ? f : nullptr;
       if (dot) f += 8 * Dp;
-      const bool vector = task.scale && task.scale_size > 1;
-      const float s = vector ? 1.f : task.scale ? to_float(*static_cast<const T*>(task.scale)) : task.scale_value;
-      if (vector)
-        to_floats<T>(task.scale, a.D, Dp, 1.f, scale[t]);
-      else
-        for (int64_t i = 0; i < imax(Dp, PW); i++) scale[t][i] = s;
+      for (int64_t i = 0; i < imax(Dp, PW); i++) scale[t][i] = i < a.D ? adapter_scale<T>(task, i) : 0.f;
       if (dot) {
         const T* u = static_cast<const T*>(task.up);
         for (int64_t j = 0; j < 8; j++)
@@ -64,9 +65,10 @@ struct AdapterBackwardWeights {
       const int64_t up_panels = ceil_div(task.rank, PW);
       if (panel >= up_panels)
         pack<E>(task.rank, a.Dh, static_cast<const T*>(task.down), a.Dh, 1, down[t], panel - up_panels,
-                panel - up_panels + 1);
+                panel - up_panels + 1, nullptr, &outside);
       else if (!up_rows[t])
-        pack<E>(a.D, task.rank, static_cast<const T*>(task.up), task.rank, 1, up[t], panel, panel + 1, scale[t]);
+        pack<E>(a.D, task.rank, static_cast<const T*>(task.up), task.rank, 1, up[t], panel, panel + 1, scale[t],
+                &outside);
     });
   }
 };
@@ -149,82 +151,52 @@ static __attribute__((noinline)) void adapter_activate_backward(const AdapterNor
   }
 }
 
-// d[j][k0 + m] = s[m][j]: a block's rows become columns of the tape.
-template <class E>
-static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E* d, int64_t stride, int64_t k0) {
-  int64_t m = 0;
-#if defined(__AVX512F__)
-  alignas(64) float square[256];
-  for (; m < rows; m += 16)
-    for (int64_t j = 0; j < rank; j += 16) {
-      transpose16(s + m * ld + j, ld * 4, square, 64, int(imin(16, rows - m)));
-      for (int64_t q = 0; q < imin(16, rank - j); q++)
-        store_first(d + (j + q) * stride + k0 + m, load(square + 16 * q), imin(16, rows - m));
-    }
-#else
-  for (; m < rows; m++)
-    for (int64_t j = 0; j < rank; j++) from_float(s[m * ld + j], d[j * stride + k0 + m]);
-#endif
-}
-
-// One panel of columns [n0, n0 + PW) of a weight gradient: C[rank][PW] = sum over the task's rows of A[.][row] * B[row][.].
-template <class T, class E>
-static void adapter_weight_panel(const TaskRows& rows, int64_t rank, const E* A, int64_t stride, const T* B, int64_t D,
-                                 int64_t n0, float* C) {
-  const int64_t columns = imin(PW, D - n0), KC = 1024;
-  T* gathered = scratch<T>(4, KC * PW);
-  E* packed = scratch<E>(5, panel_size<E>(KC));
-  memset(C, 0, size_t(round_up(rank, 16) * PW) * 4);
-  float* part = scratch<float>(6, round_up(rank, 16) * PW);
-  for (int64_t k = 0; k < rows.count; k += KC) {
-    const int64_t kc = imin(KC, rows.count - k);
-    const T* source = B + (rows.start + k) * D + n0;
-    int64_t sk = D;
-    if (rows.index) {
-      for (int64_t i = 0; i < kc; i++)
-        memcpy(gathered + i * PW, B + int64_t(rows.index[k + i]) * D + n0, size_t(columns) * sizeof(T));
-      source = gathered, sk = PW;
-    }
-    pack_panel(kc, columns, source, sk, 1, nullptr, packed);
-    gemm_store(rank, columns, kc, A + k, stride, packed, part, PW);
-    for (int64_t i = 0; i < rank * PW; i += VL) store(C + i, load(C + i) + load(part + i));
-  }
-}
-
+// What all passes share, beside the gradients themselves.
 template <class T>
-static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
-  typedef Elem<T> E;
+struct AdapterBackward {
+  const AdapterNormBackwardArgs& g;
+  int64_t Dp = round_up(g.forward.D, VL), rv = round_up(imax(g.forward.max_rank, kDotRank), VL);
+  int64_t partial_size = 3 * Dp + rv;
+  const T* dz = static_cast<const T*>(g.forward.norm == Norm::none ? g.dout : g.dz);
+  Shared<float> norm_memory{2 * Dp}, partials{g.forward.plan->count * partial_size}, dscale{g.forward.num_tasks * Dp};
+  NormWeights norm = norm_floats<T>(g.forward, norm_memory);
+
+  AdapterPartial partial(int64_t block) const {
+    float* p = partials + block * partial_size;
+    return {p, p + Dp, p + 2 * Dp, p + 3 * Dp};
+  }
+};
+
+// Phases 1 and 2 for the tasks in `ranks`, with rank 0 also for rows without a task. False if they cannot be multiplied in
+// E; then what was written does not count.
+template <class T, class E>
+static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange ranks) {
+  const AdapterNormBackwardArgs& g = run.g;
   const AdapterNormArgs& a = g.forward;
-  const int64_t D = a.D, Dp = round_up(D, VL), Dh = a.Dh, blocks = a.plan->count;
-  const int64_t MB = adapter_block_rows<E>(a.max_rank), rv = round_up(imax(a.max_rank, kDotRank), VL);
-  const T* dz = static_cast<const T*>(a.norm == Norm::none ? g.dout : g.dz);
-  AdapterBackwardWeights<T, E> weights(a, g.dh != nullptr);
-  Shared<float> norm_memory(2 * Dp);
-  const NormWeights norm = norm_floats<T>(a, norm_memory);
+  const T* dz = run.dz;
+  const int64_t D = a.D, Dp = run.Dp, rv = run.rv, Dh = a.Dh, MB = adapter_block_rows<Elem<T>>(a.max_rank);
+  AdapterBackwardWeights<T, E> weights(a, g.dh != nullptr, ranks);
+  if (weights.outside) return false;
+  int32_t outside = 0;
 
   Shared<AdapterTape<E>> tapes(a.num_tasks);
   int64_t tape_size = 0;
   for (int64_t t = 0; t < a.num_tasks; t++)
-    tape_size += 2 * round_up(a.tasks[t].rank, 16) * (round_up(a.plan->tasks[t].count, 32) + 32);
+    if (ranks.has(a.tasks[t].rank)) tape_size += 2 * round_up(a.tasks[t].rank, 16) * (round_up(a.plan->tasks[t].count, 32) + 32);
   Shared<E> tape_memory(tape_size);
   E* tape_at = tape_memory;
   for (int64_t t = 0; t < a.num_tasks; t++) {
-    const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, ranks = round_up(a.tasks[t].rank, 16);
-    tapes[t] = {tape_at, tape_at + ranks * stride, stride};
-    tape_at += 2 * ranks * stride;
-    // Columns of padding take part in bf16 products: they must be finite.
-    for (int64_t j = 0; j < 2 * ranks; j++)
-      for (int64_t k = a.plan->tasks[t].count; k < stride; k++) from_float(0.f, tapes[t].hidden[j * stride + k]);
+    if (!ranks.has(a.tasks[t].rank)) continue;
+    const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, rows = round_up(a.tasks[t].rank, 16);
+    tapes[t] = {tape_at, tape_at + rows * stride, stride};
+    tape_at += 2 * rows * stride;
+    // Columns of padding take part in bf16 products: they must be finite. Split tiles are padded when they are written.
+    if constexpr (sizeof(E) != 6)
+      for (int64_t j = 0; j < 2 * rows; j++)
+        for (int64_t k = a.plan->tasks[t].count; k < stride; k++) from_float(0.f, tapes[t].hidden[j * stride + k]);
   }
-  const int64_t partial_size = 3 * Dp + rv;
-  Shared<float> partials(blocks * partial_size);
-  auto partial = [&](int64_t block) {
-    float* p = partials + block * partial_size;
-    return AdapterPartial{p, p + Dp, p + 2 * Dp, p + 3 * Dp};
-  };
-
   // Phase 1.
-  parallel(blocks, [&](int64_t b0, int64_t b1) {
+  parallel(a.plan->count, [&](int64_t b0, int64_t b1) {
     float* C = scratch<float>(0, MB * rv);
     float* H = scratch<float>(1, MB * rv);
     E* low = scratch<E>(2, round_up(MB, 32) * padded_k<E>(rv));
@@ -232,9 +204,10 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
     float* wide = scratch<float>(7, MB * round_up(Dh, VL));
     for (int64_t i = b0; i < b1; i++) {
       const RowBlock& b = a.plan->blocks[i];
-      const AdapterPartial sums = partial(i);
-      memset(sums.weight, 0, size_t(partial_size) * 4);
-      adapter_norm_rows_backward<T>(g, b, norm.weight, sums);
+      if (!ranks.has(b.task < 0 ? 0 : a.tasks[b.task].rank)) continue;
+      const AdapterPartial sums = run.partial(i);
+      memset(sums.weight, 0, size_t(run.partial_size) * 4);
+      adapter_norm_rows_backward<T>(g, b, run.norm.weight, sums);
       T* dh = static_cast<T*>(g.dh);
       if (b.task < 0) {
         if (dh)
@@ -244,7 +217,7 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
       }
       const int64_t rank = a.tasks[b.task].rank, ld = imax(round_up(rank, VL), weights.up_rows[b.task] ? 8 : 0);
       int64_t am;
-      const E* A = rows_for_product<E>(b.count, D, dz + (b.index ? 0 : b.first * D), D, b.index, rows, &am);
+      const E* A = rows_for_product<E>(b.count, D, dz + (b.index ? 0 : b.first * D), D, b.index, rows, &am, &outside);
       bool dot = false;
       if constexpr (sizeof(E) == 4) {
         dot = weights.up_rows[b.task] != nullptr;
@@ -252,13 +225,16 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
       }
       if (!dot) gemm_store(b.count, rank, D, A, am, weights.up[b.task], C, ld);
       adapter_activate_backward<T>(a, b, rank, C, H, ld, sums.dpre);
-      tape_block(b.count, rank, H, ld, tapes[b.task].hidden, tapes[b.task].stride, b.position);
-      tape_block(b.count, rank, C, ld, tapes[b.task].dpre, tapes[b.task].stride, b.position);
+      tape_block(b.count, rank, H, ld, tapes[b.task].hidden, tapes[b.task].stride, b.position, &outside);
+      tape_block(b.count, rank, C, ld, tapes[b.task].dpre, tapes[b.task].stride, b.position, &outside);
       if (!dh) continue;
-      const int64_t Kp = padded_k<E>(rank);
-      for (int64_t m = 0; m < b.count; m++)
-        for (int64_t k = 0; k < Kp; k += VL)
-          store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
+      int64_t Kp = padded_k<E>(rank);
+      if constexpr (sizeof(E) == 6)
+        rows_for_product<E>(b.count, rank, C, ld, nullptr, low, &Kp, &outside);
+      else
+        for (int64_t m = 0; m < b.count; m++)
+          for (int64_t k = 0; k < Kp; k += VL)
+            store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
       const int64_t wd = round_up(Dh, VL);
       if (sizeof(T) == 4 && b.index == nullptr && Dh % VL == 0) {
         gemm_store(b.count, Dh, rank, low, Kp, weights.down[b.task], reinterpret_cast<float*>(dh) + b.first * Dh, Dh);
@@ -272,6 +248,63 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
     }
   });
 
+  if (outside) return false;
+
+  // Phase 2: panels of dW_d, then panels of dW_u (with the gradient of the scale, which falls out of it).
+  Shared<int64_t> start(a.num_tasks + 1);
+  start[0] = 0;
+  int64_t tasks = 0;
+  for (int64_t t = 0; t < a.num_tasks; t++) tasks += ranks.has(a.tasks[t].rank);
+  const int64_t all_panels = tasks * (ceil_div(Dh, PW) + ceil_div(D, PW));
+  const int64_t group = imax(1, imin(kWeightPanels, all_panels / (2 * num_threads())));
+  const int64_t down_items = ceil_div(ceil_div(Dh, PW), group), up_items = ceil_div(ceil_div(D, PW), group);
+  for (int64_t t = 0; t < a.num_tasks; t++)
+    start[t + 1] = start[t] + (ranks.has(a.tasks[t].rank) ? down_items + up_items : 0);
+  for_panels(a.num_tasks, start, [&](int64_t t, int64_t item) {
+    const TaskRows& task_rows = a.plan->tasks[t];
+    const AdapterTask& task = a.tasks[t];
+    const AdapterGrads& grads = g.grads[t];
+    const bool down = item < down_items;
+    const int64_t n0 = (down ? item : item - down_items) * group * PW, rank = task.rank, padded = round_up(rank, 16);
+    const int64_t width = imin(group * PW, (down ? Dh : D) - n0), panels = ceil_div(width, PW);
+    if (down ? !grads.down : !(grads.up || grads.scale)) return;
+    float* C = scratch<float>(7, group * padded * PW);
+    if (down)
+      adapter_weight_panels<T, E>(task_rows, rank, tapes[t].dpre, tapes[t].stride, static_cast<const T*>(a.h), Dh, n0,
+                                  panels, C, &outside);
+    else
+      adapter_weight_panels<T, E>(task_rows, rank, tapes[t].hidden, tapes[t].stride, dz, D, n0, panels, C, &outside);
+    if (down) {
+      T* d = static_cast<T*>(grads.down);
+      for (int64_t j = 0; j < rank; j++)
+        for (int64_t n = 0; n < width; n += VL)
+          store_first(d + j * Dh + n0 + n, load(C + (n / PW * padded + j) * PW + n % PW), width - n);
+      return;
+    }
+    const T* up = static_cast<const T*>(task.up);
+    T* d = static_cast<T*>(grads.up);
+    for (int64_t n = 0; n < width; n++) {
+      const float s = adapter_scale<T>(task, n0 + n);
+      const float* c = C + n / PW * padded * PW + n % PW;
+      double sum = 0.0;
+      for (int64_t j = 0; j < rank; j++) {
+        const float v = c[j * PW];
+        sum += double(v) * double(to_float(up[(n0 + n) * rank + j]));
+        if (d) from_float(v * s, d[(n0 + n) * rank + j]);
+      }
+      run.dscale[t * Dp + n0 + n] = float(sum);
+    }
+  });
+  return outside == 0;
+}
+
+template <class T>
+static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
+  const AdapterNormArgs& a = g.forward;
+  const AdapterBackward<T> run{g};
+  const int64_t D = a.D, Dp = run.Dp, rv = run.rv, blocks = a.plan->count;
+  for_ranks<T>(a.max_rank, [&](auto e, RankRange ranks) { return adapter_backward_ranks<T, decltype(e)>(run, ranks); });
+
   // Phase 3 for the sums that are vectors: dnorm, and per task the sums of dz and dpre.
   Shared<float> totals((2 + a.num_tasks) * Dp + a.num_tasks * rv);
   float *dweight = totals, *dbias = totals + Dp, *task_dz = totals + 2 * Dp, *task_dpre = task_dz + a.num_tasks * Dp;
@@ -281,7 +314,7 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
       const bool ranks = c == ceil_div(Dp, 128);
       const int64_t n0 = ranks ? 0 : c * 128, n1 = ranks ? rv : imin(Dp, n0 + 128);
       for (int64_t i = 0; i < blocks; i++) {
-        const AdapterPartial s = partial(i);
+        const AdapterPartial s = run.partial(i);
         const int64_t t = a.plan->blocks[i].task;
         for (int64_t n = n0; n < n1; n += VL) {
           if (ranks) {
@@ -302,64 +335,22 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
   put_all(dweight, D, g.dnorm_weight);
   put_all(dbias, D, g.dnorm_bias);
 
-  // Phase 2: panels of dW_d, then panels of dW_u (with the gradient of the scale, which falls out of it).
-  Shared<int64_t> start(a.num_tasks + 1);
-  start[0] = 0;
-  const int64_t down_panels = ceil_div(Dh, PW), up_panels = ceil_div(D, PW);
-  Shared<float> dscale(a.num_tasks * Dp);
-  for (int64_t t = 0; t < a.num_tasks; t++) start[t + 1] = start[t] + down_panels + up_panels;
-  for_panels(a.num_tasks, start, [&](int64_t t, int64_t panel) {
-    const TaskRows& task_rows = a.plan->tasks[t];
-    const AdapterTask& task = a.tasks[t];
-    const AdapterGrads& grads = g.grads[t];
-    const bool down = panel < down_panels;
-    const int64_t n0 = (down ? panel : panel - down_panels) * PW, rank = task.rank;
-    const int64_t width = imin(PW, (down ? Dh : D) - n0);
-    if (down ? !grads.down : !(grads.up || grads.scale)) return;
-    float* C = scratch<float>(7, round_up(rank, 16) * PW);
-    if (task_rows.count == 0)
-      memset(C, 0, size_t(rank * PW) * 4);
-    else if (down)
-      adapter_weight_panel<T, E>(task_rows, rank, tapes[t].dpre, tapes[t].stride, static_cast<const T*>(a.h), Dh, n0, C);
-    else
-      adapter_weight_panel<T, E>(task_rows, rank, tapes[t].hidden, tapes[t].stride, dz, D, n0, C);
-    if (down) {
-      T* d = static_cast<T*>(grads.down);
-      for (int64_t j = 0; j < rank; j++)
-        for (int64_t n = 0; n < width; n += VL)
-          store_first(d + j * Dh + n0 + n, load(C + j * PW + n), width - n);
-      return;
-    }
-    const T* up = static_cast<const T*>(task.up);
-    T* d = static_cast<T*>(grads.up);
-    for (int64_t n = 0; n < width; n++) {
-      const float s = task_rows.count ? weights.scale[t][n0 + n] : 0.f;
-      double sum = 0.0;
-      for (int64_t j = 0; j < rank; j++) {
-        const float v = C[j * PW + n];
-        sum += double(v) * double(to_float(up[(n0 + n) * rank + j]));
-        if (d) from_float(v * s, d[(n0 + n) * rank + j]);
-      }
-      dscale[t * Dp + n0 + n] = float(sum);
-    }
-  });
   for (int64_t t = 0; t < a.num_tasks; t++) {
     const AdapterTask& task = a.tasks[t];
     const AdapterGrads& grads = g.grads[t];
-    const bool here = a.plan->tasks[t].count > 0;
     put_all(task_dpre + t * rv, task.rank, grads.down_bias);
     double whole = 0.0;  // one number out of rows * D terms
     for (int64_t n = 0; n < D; n++) {
       float* sum = task_dz + t * Dp + n;
       if (grads.scale) {
         const T* bias = static_cast<const T*>(task.up_bias);
-        const float ds = dscale[t * Dp + n] + (bias ? to_float(bias[n]) * *sum : 0.f);
+        const float ds = run.dscale[t * Dp + n] + (bias ? to_float(bias[n]) * *sum : 0.f);
         if (task.scale_size > 1)
           from_float(ds, static_cast<T*>(grads.scale)[n]);
         else
           whole += ds;
       }
-      *sum *= here ? weights.scale[t][n] : 0.f;
+      *sum *= adapter_scale<T>(task, n);
     }
     if (grads.scale && task.scale_size == 1) from_float(float(whole), *static_cast<T*>(grads.scale));
     put_all(task_dz + t * Dp, D, grads.up_bias);

@@ -160,3 +160,28 @@ typedef split SplitElem;
 #else
 typedef float SplitElem;
 #endif
+constexpr bool kHasSplit = sizeof(SplitElem) == 6;
+// Below this many columns or rows of a rank, splitting the other operand costs more than the tiles gain.
+constexpr int64_t kSplitRank = 32;
+
+// The tasks that one pass over the rows takes: each rank has its element type, whatever ranks its neighbours have.
+struct RankRange {
+  int64_t from, to;
+  bool has(int64_t rank) const { return from <= rank && rank < to; }
+};
+constexpr int64_t kAnyRank = int64_t(1) << 62;
+
+// Runs pass(E(), ranks) over all ranks: in float32 the large ones split, unless an operand cannot be.
+template <class T, class F>
+static HFK_INLINE void for_ranks(int64_t max_rank, F&& pass) {
+  int64_t from = kAnyRank;
+  if constexpr (sizeof(T) == 4 && kHasSplit)
+    if (max_rank >= kSplitRank && pass(SplitElem(), RankRange{kSplitRank, kAnyRank})) from = kSplitRank;
+  pass(Elem<T>(), RankRange{0, from});
+}
+
+// Where the rows of A go on at element k, a multiple of 32.
+template <class E>
+static HFK_INLINE const E* along_k(const E* A, int64_t k) {
+  return A + (sizeof(E) == 6 ? k * 16 : k);
+}

@@ -32,12 +32,6 @@ static HFK_INLINE __m512i magnitude_max(__m512i most, V v) {
   return _mm512_max_epu32(most, _mm512_and_si512((__m512i)v, _mm512_set1_epi32(0x7fffffff)));
 }
 
-static HFK_INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
-static HFK_INLINE V load_lanes(__mmask16 lanes, const float* p) { return (V)_mm512_maskz_loadu_ps(lanes, p); }
-static HFK_INLINE V load_lanes(__mmask16 lanes, const bf16* p) {
-  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16);
-}
-
 // 32 consecutive elements: the next part of both halves, which lose it.
 static HFK_INLINE __m512i split_run(V& low, V& high) {
   const __m512i part = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
@@ -145,11 +139,12 @@ static const split* split_rows(int64_t rows, int64_t K, const T* source, int64_t
   return buffer;
 }
 
-// 16 columns from `columns` of `rows` rows as rows of A: element (j, k0 + m) = s[m][j]. k0 is a multiple of 32; the last
-// 32 elements are filled up with zeros.
-static void split_transposed(int64_t rows, const float* s, int64_t ld, int64_t columns, split* A, int64_t am, int64_t k0,
-                             __m512i* most) {
+// Columns of `rows` rows as rows of A: element (j, k0 + m) = s[m][j]. k0 is a multiple of 32; the last 32 elements are
+// filled up with zeros.
+static void split_transposed(int64_t rows, int64_t columns, const float* s, int64_t ld, split* A, int64_t am, int64_t k0,
+                             int32_t* outside) {
   alignas(64) float square[2][256];
+  __m512i most = _mm512_setzero_si512();
   for (int64_t m = 0; m < rows; m += 32)
     for (int64_t j = 0; j < columns; j += 16) {
       for (int64_t half = 0; half < 2; half++)
@@ -157,10 +152,11 @@ static void split_transposed(int64_t rows, const float* s, int64_t ld, int64_t c
       bf16* d = reinterpret_cast<bf16*>(A) + (j / 16) * 48 * am + (k0 + m) * 48;
       for (int64_t q = 0; q < 16; q++, d += 32) {
         V low = load(square[0] + 16 * q), high = load(square[1] + 16 * q);
-        if (j + q < columns) *most = magnitude_max(magnitude_max(*most, low), high);
+        if (j + q < columns) most = magnitude_max(magnitude_max(most, low), high);
         for (int p = 0; p < 3; p++) _mm512_storeu_si512(d + p * kSplitTile, split_run(low, high));
       }
     }
+  if (!in_split_range(_mm512_reduce_max_epu32(most))) __atomic_store_n(outside, 1, __ATOMIC_RELAXED);
 }
 
 // C = A B for one piece of K: 32 (two) or 16 rows, 32 (wide) or 16 columns. row: bf16 from one row of tiles to the next.
@@ -216,8 +212,7 @@ static HFK_INLINE void split_piece(int64_t K, const bf16* a, int64_t row, const 
   if (two && wide) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
 }
 
-// See gemm_store of bf16. Rows of A may start at a multiple of 32 along k: A + split_offset(k).
-static HFK_INLINE int64_t split_offset(int64_t k) { return k * 16; }
+// See gemm_store of bf16.
 constexpr int64_t kSplitK = 1024;  // so that a piece of 32 rows and one of 32 columns share the second-level cache
 
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const split* A, int64_t am,

@@ -41,8 +41,6 @@ static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t
   if constexpr (sizeof(E) == 4) {
     if (lora_uses_dots<E>(R)) {
       dot8_rows(rows, K, X, xs, W, round_up(K, VL), C, ldc);
-      for (int64_t m = 0; m < rows; m++)
-        for (int64_t j = kDotRank; j < VL; j++) C[m * ldc + j] = 0.f;
       return;
     }
   }

@@ -59,6 +59,26 @@ static HFK_INLINE void store(bf16* p, V v) {
 }
 
 // The first n (0 < n <= VL) elements; the rest of the vector is 0 and memory beyond is not touched.
+#if defined(__AVX512F__)
+static HFK_INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
+static HFK_INLINE V load_lanes(__mmask16 lanes, const float* p) { return (V)_mm512_maskz_loadu_ps(lanes, p); }
+static HFK_INLINE V load_lanes(__mmask16 lanes, const bf16* p) {
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16);
+}
+template <class T>
+static HFK_INLINE V load_first(const T* p, int64_t n) {
+  return n >= VL ? load(p) : load_lanes(first_lanes(n), p);
+}
+static HFK_INLINE void store_first(float* p, V v, int64_t n) {
+  n >= VL ? store(p, v) : _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
+static HFK_INLINE void store_first(bf16* p, V v, int64_t n) {
+  if (n >= VL) return store(p, v);
+  bf16 buffer[VL];
+  store(buffer, v);
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buffer)));
+}
+#else
 template <class T>
 static HFK_INLINE V load_first(const T* p, int64_t n) {
   if (n >= VL) return load(p);
@@ -73,6 +93,7 @@ static HFK_INLINE void store_first(T* p, V v, int64_t n) {
   store(buffer, v);
   for (int64_t i = 0; i < n; i++) from_float(buffer[i], p[i]);
 }
+#endif
 
 static HFK_INLINE float hsum(V v) {
 #if defined(__AVX512F__)
