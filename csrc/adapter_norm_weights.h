@@ -27,7 +27,9 @@ static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E
 
 // Panels of a weight gradient that one work item sums, rows that are summed at a time, and ranks whose tape stays in the
 // second-level cache while those panels pass by.
-constexpr int64_t kWeightPanels = 4, kWeightRows = 512, kWeightRanks = 64;
+constexpr int64_t kWeightPanels = 6, kWeightRows = 512, kWeightRanks = 64;
+// Up to this rank rows are read where they are, a few at a time: packing them would cost as much as the product.
+constexpr int64_t kDirectRank = 24, kDirectRows = 48;
 
 // `panels` panels of columns from n0 of a weight gradient: C[panel][rank][PW] = sum over the task's rows of
 // A[.][row] * B[row][.].
@@ -39,6 +41,14 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
   E* packed = scratch<E>(5, panels * panel_size<E>(kWeightRows));
   float* part = scratch<float>(6, kWeightRanks * PW);
   memset(C, 0, size_t(panels * ranks * PW) * 4);
+  if constexpr (sizeof(E) == 4 && sizeof(T) == 4)
+    if (rank <= kDirectRank && rows.index == nullptr && D % VL == 0) {
+      for (int64_t k = 0; k < rows.count; k += kDirectRows)
+        for (int64_t p = 0; p < panels; p++)
+          gemm_add(rank, imin(PW, D - n0 - p * PW), imin(kDirectRows, rows.count - k), A + k, stride, 1,
+                   B + (rows.start + k) * D + n0 + p * PW, D, PW, C + p * ranks * PW, PW);
+      return;
+    }
   for (int64_t k = 0; k < rows.count; k += kWeightRows) {
     const int64_t kc = imin(kWeightRows, rows.count - k);
     for (int64_t p = 0; p < panels; p++) {

@@ -161,8 +161,9 @@ typedef split SplitElem;
 typedef float SplitElem;
 #endif
 constexpr bool kHasSplit = sizeof(SplitElem) == 6;
-// Below this many columns or rows of a rank, splitting the other operand costs more than the tiles gain.
-constexpr int64_t kSplitRank = 32;
+// From this rank on the products take so long that tiles win although the rows have to be split every time; below, they
+// win little, and lose where another process keeps the tile unit busy.
+constexpr int64_t kSplitRank = 256;
 
 // The tasks that one pass over the rows takes: each rank has its element type, whatever ranks its neighbours have.
 struct RankRange {

@@ -220,7 +220,8 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
   TileConfig config;
   alignas(64) float edge[32 * 32];
   const int64_t Kp = padded_k<split>(K), row = 48 * am;
-  const int64_t share = ceil_div(96, imax(1, ceil_div(M, 32)));
+  // Low panels are in the second-level cache already.
+  const int64_t share = Kp >= 256 ? ceil_div(96, imax(1, ceil_div(M, 32))) : 0;
   for (int64_t n = 0; n < N; n += 32) {
     const bool wide = N - n > 16;
     const int64_t columns = wide ? 32 : 16;
@@ -233,7 +234,7 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
         const bf16* a = reinterpret_cast<const bf16*>(A) + m / 16 * row + k * 48;
         // The panel behind this one follows it in memory. Beyond the last one nothing is read: a hint cannot fault.
         const bf16* ahead = b + 96 * Kp + first * 32;
-        const int64_t lines = imin(share, 96 - first);
+        const int64_t lines = imax(0, imin(share, 96 - first));
         float* c = C + m * ldc + n;
         float* d = whole ? c : edge;
         const int64_t ldd = whole ? ldc : 32;

@@ -214,6 +214,26 @@ def test_same_bits_twice_and_with_one_and_two_threads(backend, dtype):
         assert all(torch.equal(p, q) for p, q in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lora_linear_on_a_packed_base_equals_the_plain_one_with_and_without_gradients(backend, dtype):
+    ids = [1, -1, 0, 3, 1, 2, 0]
+    x, _, a, b, scale = make(ids, 5, 48, 40, [8, 3, 40, 5], dtype)
+    weight, bias, batch = torch.randn(40, 48).to(dtype), torch.randn(40).to(dtype), hk.TaskBatch.from_ids(ids, 4)
+    packed, bits = hk.PackedLinear(weight, str(dtype).removeprefix("torch.")), torch.finfo(dtype).eps
+    leaves = [t.requires_grad_() for t in (x, *a, *b)]
+    with hk.use_backend(backend):
+        results = [lora_linear(x, w, bias, a, b, scale, batch) for w in (weight, packed)]
+        with torch.no_grad():
+            results.append(lora_linear(x, packed, bias, a, b, scale, batch))
+    plain, *others = results
+    for other in others:
+        torch.testing.assert_close(other, plain, rtol=8 * bits, atol=8 * bits * plain.abs().max().item())
+    expected, got = (torch.autograd.grad(out.square().sum(), leaves) for out in results[:2])
+    for one, two in zip(got, expected, strict=True):
+        assert rel_error(one, two) <= 8 * bits
+
+
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [0, 3]], ids=str)
 def test_only_the_gradients_asked_for_are_computed(backend, wanted):
     x, y, a, b, s = make([0, 1], 3, 8, 6, [2, 4])
@@ -226,7 +246,7 @@ def test_only_the_gradients_asked_for_are_computed(backend, wanted):
 
 def test_one_scale_for_all_and_rows_flattened_with_time(backend):
     x, _, a, b, _ = make(IDS, 5, 24, 16, [4, 8, 4, 4])
-    batch = hk.TaskBatch.from_ids(IDS, 4)
+    batch = hk.TaskBatch.from_ids(ids, 4)
     whole = grouped_lora(x, a, b, 2.0, batch)
     flat = grouped_lora(x.flatten(0, 1), a, b, [2.0] * 4, batch.expand(5))
     torch.testing.assert_close(flat.view_as(whole), whole)
@@ -234,7 +254,7 @@ def test_one_scale_for_all_and_rows_flattened_with_time(backend):
 
 def test_a_bfloat16_base_with_float32_updates_keeps_its_dtype(backend):
     x, y, a, b, s = make(IDS, 5, 24, 16, [4, 8, 4, 4])
-    batch, half = hk.TaskBatch.from_ids(IDS, 4), torch.bfloat16
+    batch, half = hk.TaskBatch.from_ids(ids, 4), torch.bfloat16
     out = grouped_lora(x.to(half), a, b, s, batch, y=y.to(half))
     assert out.dtype == half
     assert grouped_lora(x.to(half), a, b, s, batch).dtype == torch.float32

@@ -96,7 +96,7 @@ SHAPES = {
     "one task, rank 24": ((3, 25, 96, 80, [24]), None),
     "one element": ((1, 1, 1, 1, [1]), None),
     "primes": ((3, 7, 37, 53, [13]), None),
-    "one task, rank 70, many rows": ((2, 260, 70, 33, [70]), None),
+    "two tasks, rank 300 and 3, many rows": ((3, 260, 70, 33, [300, 3]), [0, 1, 0]),
     "mixed ranks, unsorted, rows and a task without": ((6, 7, 70, 33, [5, 24, 65, 2]), [2, 0, -1, 2, 0, 1]),
     "one row a task": ((3, 5, 40, 48, [4, 8, 16]), [2, 1, 0]),
     "no row has a task": ((2, 3, 20, 16, [4, 4]), [-1, -1]),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import TaskBatch
+from ..frozen_linear import PackedLinear
 from ..grouped_lora import grouped_lora, lora_linear
 from .case import Case, Workload
 from .rivals import compiled, gradients, onednn_linear
@@ -137,7 +138,9 @@ def _layer(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Workload:
         rivals["bare base, oneDNN"] = _quiet(lambda: fast(d.x))
     size = d.x.element_size()
     base_flops, moved = 2.0 * d.rows * d.tokens * D * D, size * (2.0 * d.x.numel() + d.weights + D * D)
-    ours = _quiet(lambda: lora_linear(d.x, weight, bias, d.a, d.b, 2.0, d.batch))
+    rivals["lora_linear, base not packed"] = _quiet(lambda: lora_linear(d.x, weight, bias, d.a, d.b, 2.0, d.batch))
+    packed = PackedLinear(weight, d.dtype)
+    ours = _quiet(lambda: lora_linear(d.x, packed, bias, d.a, d.b, 2.0, d.batch))
     return Workload(ours, rivals, d.flops + base_flops, moved, d.dtype, d.shape)
 
 

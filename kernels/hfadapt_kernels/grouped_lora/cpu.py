@@ -11,6 +11,8 @@ from torch import Tensor
 from .. import native
 from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
 
+__all__ = ["add_in_place"]
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,6 +46,11 @@ def _add(x: Tensor, y: Tensor | None, out: Tensor, low: Tensor, args: tuple[Any,
     torch.ops.hfadapt_cpu.grouped_lora_forward(
         _rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
     )
+
+
+def add_in_place(y: Tensor, x: Tensor, *lora: Any) -> None:
+    """Add the update to ``y``, below autograd; ``lora`` as the schema orders it from ``a`` on."""
+    _add(x, y, y, x.new_empty(0), lora)
 
 
 def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:

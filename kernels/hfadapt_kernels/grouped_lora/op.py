@@ -13,6 +13,8 @@ from ..backend import FusedOp
 from ..batch import TaskBatch
 from ..dropout import check_probability, draw_seed
 from ..errors import ShapeError
+from ..frozen_linear import PackedLinear, frozen_linear
+from . import cpu
 from .checks import check_arguments, split_scale
 from .reference import grouped_lora_reference, lora_linear_reference
 from .schema import LINEAR, OP, forward_op, linear_op
@@ -76,7 +78,7 @@ def grouped_lora(
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedLinear,
     bias: Tensor | None,
     a: Sequence[Tensor],
     b: Sequence[Tensor],
@@ -91,7 +93,7 @@ def lora_linear(
 
     Args:
         x: [B, ..., Din].
-        weight: [O, Din]; has a gradient when it requires one.
+        weight: [O, Din]; has a gradient when it requires one. Or a frozen weight that is packed already.
         bias: [O] or ``None``.
         a: See `grouped_lora`, as all that follow.
         b: See `grouped_lora`.
@@ -109,6 +111,8 @@ def lora_linear(
         RowIdError: A task id is out of range.
         BackendError: A backend asked for by name cannot run.
     """
+    if isinstance(weight, PackedLinear):
+        return _packed(x, weight, bias, a, b, scale, batch, dropout, training, seed)
     a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
     x, weight, bias, a, b, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, a, b, learned)
     if batch.num_tasks == 0 or any(t.dtype != x.dtype for t in (*a, *b)):
@@ -122,6 +126,31 @@ def lora_linear(
         return lora_linear_reference(x, weight, bias, a, b, *rest)
     out, _ = linear_op(x, weight, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
     return out
+
+
+def _packed(
+    x: Tensor,
+    weight: PackedLinear,
+    bias: Tensor | None,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scale: Scale,
+    batch: TaskBatch,
+    dropout: float,
+    training: bool,
+    seed: Tensor | None,
+) -> Tensor:
+    """`lora_linear` on a packed base; without gradients the update is added where the base product stands."""
+    (x,) = opaque.autocast_inputs(x.device.type, x)
+    y = frozen_linear(x, weight, bias)
+    alone = not (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
+    same = all(t.dtype == x.dtype for t in (*a, *b)) and x.dtype in (torch.float32, torch.bfloat16)
+    if not (alone and same and batch.num_tasks and _select(OP, x).backend == "cpu"):
+        return grouped_lora(x, a, b, scale, batch, y=y, dropout=dropout, training=training, seed=seed)
+    a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
+    check_arguments("lora_linear", x, y, a, b, batch)
+    cpu.add_in_place(y, x, a, b, learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    return y
 
 
 def _prepare(
