@@ -246,7 +246,7 @@ def test_only_the_gradients_asked_for_are_computed(backend, wanted):
 
 def test_one_scale_for_all_and_rows_flattened_with_time(backend):
     x, _, a, b, _ = make(IDS, 5, 24, 16, [4, 8, 4, 4])
-    batch = hk.TaskBatch.from_ids(ids, 4)
+    batch = hk.TaskBatch.from_ids(IDS, 4)
     whole = grouped_lora(x, a, b, 2.0, batch)
     flat = grouped_lora(x.flatten(0, 1), a, b, [2.0] * 4, batch.expand(5))
     torch.testing.assert_close(flat.view_as(whole), whole)
@@ -254,7 +254,7 @@ def test_one_scale_for_all_and_rows_flattened_with_time(backend):
 
 def test_a_bfloat16_base_with_float32_updates_keeps_its_dtype(backend):
     x, y, a, b, s = make(IDS, 5, 24, 16, [4, 8, 4, 4])
-    batch, half = hk.TaskBatch.from_ids(ids, 4), torch.bfloat16
+    batch, half = hk.TaskBatch.from_ids(IDS, 4), torch.bfloat16
     out = grouped_lora(x.to(half), a, b, s, batch, y=y.to(half))
     assert out.dtype == half
     assert grouped_lora(x.to(half), a, b, s, batch).dtype == torch.float32
