@@ -9,30 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..cpu_tensors import as_rows, lacks_dtype, widen
 from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
 
 __all__ = ["add_in_place"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def _supports(*, device: str, dtype: torch.dtype) -> str | None:
-    if dtype in _DTYPES:
-        return native.lacks("grouped_lora_backward")
-    return f"the C++ kernels compute float32, bfloat16 and float16, not {dtype}"
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[rows, columns] with neighbouring columns, a view where possible."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
-
-
-def _wide(value: Any) -> Any:
-    """float16 is computed in float32: processors without half products are a hundred times slower in it."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype == torch.float16 else value
-    return [_wide(item) for item in value] if isinstance(value, list) else value
+    return lacks_dtype(dtype) or native.lacks("grouped_lora_backward")
 
 
 def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
@@ -42,9 +26,9 @@ def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
 
 def _add(x: Tensor, y: Tensor | None, out: Tensor, low: Tensor, args: tuple[Any, ...]) -> None:
     a, b, learned, scale, ids, dropout, seed = args
-    rows = None if y is None else _rows(y)
+    rows = None if y is None else as_rows(y)
     torch.ops.hfadapt_cpu.grouped_lora_forward(
-        _rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
+        as_rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
     )
 
 
@@ -56,7 +40,7 @@ def add_in_place(y: Tensor, x: Tensor, *lora: Any) -> None:
 def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
     *lora, save = args
     if x.dtype == torch.float16:
-        return tuple(t.half() for t in _forward(*_wide([x, y]), *_wide(lora), save))  # type: ignore[return-value]
+        return tuple(t.half() for t in _forward(*widen([x, y]), *widen(lora), save))  # type: ignore[return-value]
     out = x.new_empty(*x.shape[:-1], lora[1][0].shape[0])
     low = empty_low(x, lora[0], save)
     _add(x, y, out, low, tuple(lora))
@@ -66,7 +50,7 @@ def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
 def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
     *lora, save = args
     if x.dtype == torch.float16:
-        return tuple(t.half() for t in _linear_forward(*_wide([x, weight, bias]), *_wide(lora), save))  # type: ignore[return-value]
+        return tuple(t.half() for t in _linear_forward(*widen([x, weight, bias]), *widen(lora), save))  # type: ignore[return-value]
     out = F.linear(x, weight, bias)
     low = empty_low(x, lora[0], save)
     _add(x, out, out, low, tuple(lora))
@@ -87,8 +71,8 @@ def _gradients(
     grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, lora: list[Any], needs: list[bool]
 ) -> Gradients:
     if x.dtype == torch.float16:
-        wide_grad, wide_x, wide_low, wide_weight = _wide([grad, x, low, weight])
-        dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, _wide(lora), needs)
+        wide_grad, wide_x, wide_low, wide_weight = widen([grad, x, low, weight])
+        dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, widen(lora), needs)
         return dx.half(), [t.half() for t in da], [t.half() for t in db], [t.half() for t in dlearned]
     a, b, learned, scale, ids, dropout, seed = lora
     dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs)
@@ -97,7 +81,7 @@ def _gradients(
         dx = torch.matmul(grad, weight)
     dscale = torch.empty(len(learned) if needs[3] else 0, dtype=torch.float32)
     torch.ops.hfadapt_cpu.grouped_lora_backward(
-        _rows(grad), _rows(x), low, a, b, _factors(learned, scale), ids, dropout, seed, add, dx, da, db, dscale
+        as_rows(grad), as_rows(x), low, a, b, _factors(learned, scale), ids, dropout, seed, add, dx, da, db, dscale
     )
     if needs[3]:
         for target, value, fixed in zip(dlearned, dscale.unbind(), scale, strict=True):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ..cpu_tensors import lacks_dtype, widen
 from .saved import empty_grads, saved_shapes, stat_dtype
 
 __all__ = ["backward", "forward", "supports"]
@@ -14,9 +13,7 @@ __all__ = ["backward", "forward", "supports"]
 
 def supports(*, device: str, dtype: torch.dtype) -> str | None:
     """Why the C++ kernels cannot serve the call; ``None`` when they can."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"no kernel for {dtype}"
-    return None
+    return lacks_dtype(dtype)
 
 
 def _rows(tensor: Tensor | None) -> Tensor | None:
@@ -27,15 +24,6 @@ def _plain(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _upcast(args: tuple[Any, ...]) -> list[Any]:
-    def one(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.float() if value.dtype == torch.float16 else value
-        return [one(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return [one(value) for value in args]
-
-
 def forward(
     x, residual, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed, activation,
     norm, eps, norm_offset, dropout, save,
@@ -43,7 +31,7 @@ def forward(
     """See the schema; float16 is computed in float32 (processors are a hundred times slower in it)."""
     if x.dtype == torch.float16:
         out, z, pre, mean, rstd = forward(
-            *_upcast((
+            *widen((
                 x, residual, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed,
                 activation, norm, eps, norm_offset, dropout, save,
             ))
@@ -74,7 +62,7 @@ def backward(
     """See the schema."""
     if grad.dtype == torch.float16:
         dz, dh, grads = backward(
-            *_upcast((
+            *widen((
                 grad, z, pre, mean, rstd, h, down, up, up_bias, scale, scale_values, norm_weight, ids, seed, activation,
                 norm, norm_offset, dropout, needs,
             ))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..backend import FusedOp
+from ..batch import tasks_with_rows
 from ..errors import KernelError
 from ..opaque import define
 from . import cpu, eager, triton
@@ -119,7 +119,7 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         activation, norm, norm_offset, dropout, needs,
     )  # fmt: skip
     dx = dz if norm else grad
-    present = _present(ids, tasks)
+    present = tasks_with_rows(ids, tasks)
 
     def of(kind: int, bit: int, count: int) -> list[Tensor | None]:
         return [grads[5 * t + kind] if needs & bit and present[t] else None for t in range(count)]
@@ -138,17 +138,6 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grads[-1] if needs & NEED_NORM_BIAS else None,
         *nothing[11:],
     )
-
-
-def _present(ids: Tensor | None, tasks: int) -> list[bool]:
-    """Which tasks have a row; a task without rows gets no gradient at all, so that optimisers leave it alone.
-
-    Only known for CPU tensors in eager code; elsewhere every task counts as present and gets zeros.
-    """
-    if ids is None or torch.compiler.is_compiling() or type(ids) is not Tensor or ids.device.type != "cpu":
-        return [True] * tasks
-    here = set(ids.tolist())
-    return [t in here for t in range(tasks)]
 
 
 forward_op = define(NAME, _FORWARD, _forward_kernel, _forward_fake, setup_context=_save, backward=_gradient)
