@@ -74,7 +74,8 @@ def _backward(ctx: Any, grad_weighted: Tensor | None, grad_weights: Tensor | Non
     if grad_weighted is None:
         grad_weighted = torch.zeros_like(products)
     need = ctx.needs_input_grad
-    core = CoreInputs(products, hidden, shift, *ctx.options, seed)
+    temperature, dropout = ctx.options
+    core = CoreInputs(products, hidden, shift, temperature, dropout, seed)
     grad_products, grad_hidden, grad_shift = _backward_op(grad_weighted, grad_weights, weights, *core, any(need[1]))
     return (
         grad_products if need[0] else None,

@@ -170,7 +170,7 @@ class Design(MethodConfig):
         return PrefixConfig(
             self.r,
             "flat",
-            attention=self.attention,
+            attention=(self.attention,) if isinstance(self.attention, str) else self.attention,
             form=_PREFIX_FORMS[(str(self.non_linearity), composition)],
             dropout=self.dropout,
             layers=self.layers,

@@ -55,4 +55,5 @@ class ScaledPrefixDelta(PrefixDelta):
         scale = self.design(name).scale
         if scale == 1.0:
             return keys, values
-        return keys, values * (self.adapters[name].scale if scale == "learned" else scale)
+        # a prefix has no scale by channel: the config refuses it
+        return keys, values * (self.own(name).scale if isinstance(scale, str) else scale)
