@@ -203,6 +203,15 @@ static HFK_INLINE void put(T* p, V v, int64_t left) {
   full ? store(p, v) : store_first(p, v, left);
 }
 
+// Asks for a row that the next block reads: the hardware prefetcher does not see that far.
+template <class T>
+static HFK_INLINE void fetch_row(const T* rows, int64_t row, int64_t D) {
+  for (int64_t n = 0; n < D; n += 64 / int64_t(sizeof(T))) prefetch_l2(rows + row * D + n);
+}
+static HFK_INLINE bool next_block_follows(const RowBlock& b, int64_t rows) {
+  return b.index == nullptr && b.first + 2 * b.count <= rows;
+}
+
 struct NormWeights {
   const float *weight, *bias;  // [D rounded up to VL]
 };
@@ -213,7 +222,7 @@ static __attribute__((noinline)) void adapter_rows(const AdapterNormArgs& a, con
                                                    int64_t scale_step, const float* up_bias, NormWeights w, float* C,
                                                    int64_t Dp) {
   const int64_t D = a.D;
-  const bool flat = b.index == nullptr && b.first + 2 * b.count <= a.rows;
+  const bool fetch = next_block_follows(b, a.rows);
   for (int64_t m = 0; m < b.count; m++) {
     const int64_t row = b.index ? b.index[m] : b.first + m;
     const T* x = static_cast<const T*>(a.x) + row * D;
@@ -221,17 +230,11 @@ static __attribute__((noinline)) void adapter_rows(const AdapterNormArgs& a, con
     T* z_out = a.z ? static_cast<T*>(a.z) + row * D : nullptr;
     T* out = static_cast<T*>(a.out) + row * D;
     float* z = C + m * Dp;
-    if (flat) {
-      // The rows that the next block reads: the hardware prefetcher does not see that far.
-      constexpr int64_t line = 64 / int64_t(sizeof(T));
-      const int64_t ahead = b.count * D;
-      for (int64_t n = 0; n < D; n += line) {
-        prefetch_l2(x + ahead + n);
-        if (residual) prefetch_l2(residual + ahead + n);
-      }
-      const T* h = static_cast<const T*>(a.h) + (row + b.count) * a.Dh;
-      if (a.h != a.x)
-        for (int64_t n = 0; n < a.Dh; n += line) prefetch_l2(h + n);
+    if (fetch) {
+      const int64_t ahead = row + b.count;
+      fetch_row(static_cast<const T*>(a.x), ahead, D);
+      if (residual) fetch_row(static_cast<const T*>(a.residual), ahead, D);
+      if (a.h != a.x) fetch_row(static_cast<const T*>(a.h), ahead, a.Dh);
     }
     V s0 = zero(), q0 = zero();
     for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {

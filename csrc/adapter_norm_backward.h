@@ -86,9 +86,14 @@ static __attribute__((noinline)) void adapter_norm_rows_backward(const AdapterNo
                                                                  const float* weight, AdapterPartial sums) {
   const AdapterNormArgs& a = g.forward;
   const int64_t D = a.D;
+  const bool fetch = next_block_follows(b, a.rows);
   for (int64_t m = 0; m < b.count; m++) {
     const int64_t row = b.index ? b.index[m] : b.first + m;
     const T* dout = static_cast<const T*>(g.dout) + row * D;
+    if (fetch) {
+      fetch_row(static_cast<const T*>(g.dout), row + b.count, D);
+      if (a.z) fetch_row(static_cast<const T*>(a.z), row + b.count, D);
+    }
     if (a.norm == Norm::none) {
       for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
         constexpr bool full = decltype(f)::value;
