@@ -1,15 +1,11 @@
-"""What the Triton kernels share: activations, the dropout hash, tables of pointers. Imports triton: load it lazily."""
+"""What the Triton kernels share: activations, dropout, per-task pointers, products. Imports triton: load it lazily."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-__all__ = ["activate", "activate_derivative", "dropout_factor", "pointer_table", "precision"]
+__all__ = ["activate", "activate_derivative", "add_product", "dropout_factor", "task_pointer"]
 
 # pyright: reportGeneralTypeIssues=false
 
@@ -73,17 +69,26 @@ def dropout_factor(seed_ptr, threshold, scale, rows, cols):
     high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     row_hash = _mix(rows.to(tl.uint32) ^ low) ^ high
     bits = _mix(row_hash + cols.to(tl.uint32) * 0x9E3779B9)
-    return tl.where(bits.to(tl.int64) >= threshold, scale, 0.0)
+    # In 32 bits: a block of 64-bit numbers would take as many registers again as the scores.
+    return tl.where(bits >= threshold.to(tl.uint32), scale, 0.0)
 
 
-def pointer_table(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Addresses of contiguous tensors as int64 on the device: kernels index per-task weights without restacking them.
-
-    The caller keeps the tensors alive until the launch is enqueued.
-    """
-    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64).to(device, non_blocking=True)
+@triton.jit
+def task_pointer(table_ptr, task, like):
+    """Address of a task's tensor; the host sees to it that 16 divides it, which is what makes wide loads possible."""
+    return tl.multiple_of(tl.load(table_ptr + task).to(tl.pointer_type(like.dtype.element_ty)), 16)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 products are taken: TF32 only where the user allowed it for torch's own products."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+@triton.jit
+def add_product(
+    acc, x_ptr, x_at, live, w_ptr, cols, in_cols, w_col, w_k, K, PRECISION: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """``acc + x w``: x is [rows, K] at offsets ``x_at`` [rows, 1], w is [K, cols] with strides (w_k, w_col)."""
+    for k in range(0, K, BK):
+        rk = k + tl.arange(0, BK)
+        in_k = rk < K
+        x = tl.load(x_ptr + x_at + rk[None, :], mask=live[:, None] & in_k[None, :], other=0.0)
+        at = cols[None, :] * w_col + rk[:, None] * w_k
+        w = tl.load(w_ptr + at, mask=in_k[:, None] & in_cols[None, :], other=0.0)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    return acc

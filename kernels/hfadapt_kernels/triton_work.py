@@ -7,7 +7,6 @@ operand is counted once, whatever a kernel reads again from cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 __all__ = ["floor_us", "work"]
 
@@ -15,6 +14,8 @@ B, T, D, HEADS, TASKS, PREFIX = 32, 128, 768, 12, 8, 30
 TOKENS = B * T
 # NVIDIA H100 SXM data sheet: HBM3 bandwidth, dense bfloat16 tensor cores, float32 outside the tensor cores ("ieee").
 _BANDWIDTH, _RATE = 3.35e12, {"bf16": 989e12, "fp32": 67e12}
+
+_BYTES = {"i8": 1, "bf16": 2, "fp16": 2, "fp32": 4}
 
 Work = tuple[float, float]
 
@@ -54,16 +55,24 @@ _WORK: Mapping[str, Callable[[int, int], Work]] = {
     "prefix_attention_dq_kernel": _attention(3, 6, T + PREFIX),
     "prefix_attention_dkv_kernel": _attention(4, 6, T),
     "prefix_attention_dprefix_kernel": _attention(4, 2, PREFIX),
+    # The weight is read once, in its own type.
+    "frozen_linear_kernel": lambda size, width: (2.0 * TOKENS * D * width, size * TOKENS * (D + width)),
     "adapter_fusion_fwd_kernel": _fusion(3),
     "adapter_fusion_bwd_kernel": _fusion(5),
 }
 
 
-def work(kernel: str, element: str, options: Mapping[str, Any]) -> Work | None:
-    """Operations and bytes of the reference call; ``None`` for a kernel without an entry."""
-    count = _WORK.get(kernel)
-    size = {"bf16": 2, "fp16": 2, "fp32": 4}[element]
-    return None if count is None else count(size, int(options.get("rank", options.get("dim", 64))))
+def work(kernel: str, element: str, size: int, weight: str | None = None) -> Work:
+    """Operations and bytes of the reference call of a kernel.
+
+    Args:
+        kernel: Its name.
+        element: Type of the data: ``bf16``, ``fp16`` or ``fp32``.
+        size: Rank, head dimension or outputs.
+        weight: Type of a [D, size] weight that has its own: ``i8`` or one of the above.
+    """
+    flops, moved = _WORK[kernel](_BYTES[element], size)
+    return flops, moved + (_BYTES[weight] * D * size if weight else 0)
 
 
 def floor_us(flops: float, moved: float, element: str) -> float:

@@ -11,19 +11,12 @@ from torch import Tensor
 
 from ..activations import ACTIVATIONS
 from ..backend import FusedOp, Implementation
+from ..batch import TaskBatch
+from ..triton_products import weight_products
+from ..triton_rows import aligned, membership, pointer_table, precision
 from .schema import OP, Results, empty_gradients, empty_results
+from .triton_configs import config
 from .weights import FAMILIES, PalWeights, unflatten
-
-__all__ = ["aot_cases", "config"]
-
-# element bytes -> tokens, outputs, inputs of a block, warps, stages; nothing spills on sm_80, sm_90, sm_100 and gfx942.
-_CONFIGS = {2: (64, 64, 32, 8, 2), 4: (32, 32, 32, 4, 2)}
-
-
-def config(dtype: torch.dtype) -> dict[str, int]:
-    """Launch configuration of the grouped linear kernel."""
-    bm, bn, bk, warps, stages = _CONFIGS[min(dtype.itemsize, 4)]
-    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
 
 
 def _supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
@@ -53,7 +46,7 @@ class _Call:
         self, x: Tensor, weights: list[Tensor], present: list[bool], ids: Tensor | None, num_heads: int
     ) -> None:
         self.B, self.T, self.D = x.shape
-        self.weights: list[PalWeights] = unflatten([w.contiguous() for w in weights], present)
+        self.weights: list[PalWeights] = unflatten([aligned(w) for w in weights], present)
         self.S = self.weights[0].encoder.shape[0]
         self.heads = num_heads
         self.ids = torch.zeros(self.B, dtype=torch.int64, device=x.device) if ids is None else ids
@@ -65,7 +58,6 @@ class _Call:
         """``out = act(x W^T + b)`` of a family, or ``x W`` with ``back``; x and out are [B * T, ...] rows."""
         import triton
 
-        from ..triton_common import pointer_table, precision
         from .triton_kernels import pal_linear_kernel
 
         matrices = [getattr(w, family) for w in self.weights]
@@ -161,13 +153,9 @@ def _weight_gradients(
     call: _Call, present: list[bool], dw: list[Tensor], flows: dict[str, Tensor], sources: dict[str, Tensor],
     encoded: Tensor,
 ) -> list[Tensor]:  # fmt: skip
-    from ..batch import TaskBatch
-    from ..parallel_adapter_norm.triton import weight_products
-
     tasks = len(call.weights)
     order, starts = TaskBatch(call.ids, tasks).order()
-    # A product with a 0/1 matrix adds the sequences of each task in a fixed order, without atomics.
-    member = (call.ids[None, :] == torch.arange(tasks, device=call.ids.device)[:, None]).float()
+    member = membership(call.ids, tasks)
     found = []
     for family in (name for name, here in zip(FAMILIES, present, strict=True) if here):
         wanted = dw[len(found) : len(found) + tasks]
@@ -182,27 +170,6 @@ def _weight_gradients(
             products = weight_products(flow, sources.get(family, encoded), shapes, order, starts, call.T)
             found += [p.to(w.dtype) for p, w in zip(products, wanted, strict=True)]
     return [f if w.numel() else w for f, w in zip(found, dw, strict=True)]
-
-
-def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
-    """(kernel, signature, constexprs, options) of every committed configuration, for the resource table."""
-    from .triton_kernels import pal_linear_kernel
-
-    cases: list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]] = []
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        types = {f"{pointer}_ptr": f"*{name}" for pointer in ("x", "out", "pre")}
-        types |= {pointer: "*i64" for pointer in ("weight_table", "bias_table", "ids_ptr")}
-        types |= {number: "i32" for number in ("T", "K", "N", "x_t", "out_t", "w_n", "w_k")}
-        launch = config(dtype)
-        options = {"num_warps": launch.pop("num_warps"), "num_stages": launch.pop("num_stages")}
-        for flags in (
-            {"ACT": 2, "BIAS": True, "ADD": False, "SAVE": True},
-            {"ACT": 0, "BIAS": False, "ADD": True, "SAVE": False},
-        ):
-            constants = flags | {"PRECISION": "ieee"} | launch
-            signature = {key: types[key] for key in pal_linear_kernel.arg_names if key not in constants}
-            cases.append((pal_linear_kernel, signature, constants, dict(options)))
-    return cases
 
 
 OP.register("triton", _forward, _backward, _supports)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import activate
+from ..triton_common import activate, add_product, task_pointer
 
 __all__ = ["pal_linear_kernel"]
+
+# pyright: reportGeneralTypeIssues=false
 
 
 @triton.jit
@@ -22,28 +24,25 @@ def pal_linear_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     task = tl.load(ids_ptr + row)
-    token = tl.program_id(1) * BM + tl.arange(0, BM)
-    live = token < T
-    rm = row * T + token
+    local = tl.arange(0, BM)
+    live = tl.program_id(1) * BM + local < T
+    first = row * T + tl.program_id(1) * BM
+    x_ptr += first * x_t
+    out_ptr += first * out_t
+    pre_ptr += first * N
     rn = tl.program_id(2) * BN + tl.arange(0, BN)
     in_n = rn < N
     both = live[:, None] & in_n[None, :]
-    at = rm[:, None] * out_t + rn[None, :]
+    at = local[:, None] * out_t + rn[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
     if task >= 0:
-        weight_ptr = tl.load(weight_table + task).to(tl.pointer_type(pre_ptr.dtype.element_ty))
-        for k in range(0, K, BK):
-            rk = k + tl.arange(0, BK)
-            in_k = rk < K
-            x = tl.load(x_ptr + rm[:, None] * x_t + rk[None, :], mask=live[:, None] & in_k[None, :], other=0.0)
-            spot = rn[None, :] * w_n + rk[:, None] * w_k
-            w = tl.load(weight_ptr + spot, mask=in_k[:, None] & in_n[None, :], other=0.0)
-            acc = tl.dot(x, w, acc, input_precision=PRECISION)
+        weight_ptr = task_pointer(weight_table, task, pre_ptr)
+        acc = add_product(acc, x_ptr, local[:, None] * x_t, live, weight_ptr, rn, in_n, w_n, w_k, K, PRECISION, BK)
         if BIAS:
-            bias_ptr = tl.load(bias_table + task).to(tl.pointer_type(pre_ptr.dtype.element_ty))
+            bias_ptr = task_pointer(bias_table, task, pre_ptr)
             acc += tl.load(bias_ptr + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
         if SAVE:
-            tl.store(pre_ptr + rm[:, None] * N + rn[None, :], acc.to(pre_ptr.dtype.element_ty), mask=both)
+            tl.store(pre_ptr + local[:, None] * N + rn[None, :], acc.to(pre_ptr.dtype.element_ty), mask=both)
         acc = activate(acc, ACT)
     if ADD:
         acc += tl.load(out_ptr + at, mask=both, other=0.0).to(tl.float32)

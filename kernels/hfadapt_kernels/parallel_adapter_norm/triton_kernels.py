@@ -5,14 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import activate, activate_derivative, dropout_factor
+from ..triton_common import activate, activate_derivative, add_product, dropout_factor, task_pointer
 
-__all__ = ["adapter_norm_bwd_kernel", "adapter_norm_fwd_kernel", "weight_grad_kernel"]
+__all__ = ["adapter_norm_bwd_kernel", "adapter_norm_fwd_kernel"]
 
-
-@triton.jit
-def _task_pointer(table_ptr, task, like):
-    return tl.load(table_ptr + task).to(tl.pointer_type(like.dtype.element_ty))
+# pyright: reportGeneralTypeIssues=false
 
 
 @triton.jit
@@ -22,34 +19,38 @@ def adapter_norm_fwd_kernel(
     seed_ptr, T, D, DH, max_rank, eps, norm_offset, threshold, keep_scale,
     ACT: tl.constexpr, NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_DOWN_BIAS: tl.constexpr,
     HAS_UP_BIAS: tl.constexpr, SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    DROPOUT: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr, RANK_ALIGN: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """One program: BM tokens of one batch row, so one task. The bottleneck passes through act_ptr [N, max_rank]."""
     row = tl.program_id(0).to(tl.int64)
     task = tl.load(ids_ptr + row)
-    token = tl.program_id(1) * BM + tl.arange(0, BM)
-    live = token < T
-    rm = row * T + token
+    local = tl.arange(0, BM)
+    live = tl.program_id(1) * BM + local < T
+    # Offsets within the block fit 32 bits: blocks of 64-bit ones would take twice the registers.
+    first = row * T + tl.program_id(1) * BM
+    rm = first + local
+    x_ptr += first * D
+    residual_ptr += first * D
+    out_ptr += first * D
+    z_ptr += first * D
+    h_ptr += first * DH
+    pre_ptr += first * max_rank
+    act_ptr += first * max_rank
     rank = 0
     if task >= 0:
-        rank = tl.load(ranks_ptr + task)
-        down_ptr = _task_pointer(down_table, task, x_ptr)
+        rank = tl.multiple_of(tl.load(ranks_ptr + task), RANK_ALIGN)
+        down_ptr = task_pointer(down_table, task, x_ptr)
         for r0 in range(0, rank, BR):
             rr = r0 + tl.arange(0, BR)
             in_rank = rr < rank
             acc = tl.zeros((BM, BR), tl.float32)
-            for k in range(0, DH, BD):
-                rk = k + tl.arange(0, BD)
-                in_k = rk < DH
-                h = tl.load(h_ptr + rm[:, None] * DH + rk[None, :], mask=live[:, None] & in_k[None, :], other=0.0)
-                w = tl.load(down_ptr + rr[None, :] * DH + rk[:, None], mask=in_k[:, None] & in_rank[None, :], other=0.0)
-                acc = tl.dot(h, w, acc, input_precision=PRECISION)
+            acc = add_product(acc, h_ptr, local[:, None] * DH, live, down_ptr, rr, in_rank, DH, 1, DH, PRECISION, BD)
             if HAS_DOWN_BIAS:
-                bias_ptr = _task_pointer(down_bias_table, task, x_ptr)
+                bias_ptr = task_pointer(down_bias_table, task, x_ptr)
                 acc += tl.load(bias_ptr + rr, mask=in_rank, other=0.0).to(tl.float32)[None, :]
             both = live[:, None] & in_rank[None, :]
-            at = rm[:, None] * max_rank + rr[None, :]
+            at = local[:, None] * max_rank + rr[None, :]
             if SAVE:
                 tl.store(pre_ptr + at, acc.to(pre_ptr.dtype.element_ty), mask=both)
             t = activate(acc, ACT)
@@ -63,30 +64,23 @@ def adapter_norm_fwd_kernel(
         rn = n + tl.arange(0, BD)
         in_n = rn < D
         both = live[:, None] & in_n[None, :]
-        at = rm[:, None] * D + rn[None, :]
+        at = local[:, None] * D + rn[None, :]
         z = tl.load(x_ptr + at, mask=both, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
             z += tl.load(residual_ptr + at, mask=both, other=0.0).to(tl.float32)
         if task >= 0:
-            up_ptr = _task_pointer(up_table, task, x_ptr)
+            up_ptr = task_pointer(up_table, task, x_ptr)
             u = tl.zeros((BM, BD), tl.float32)
-            for r0 in range(0, rank, BR):
-                rr = r0 + tl.arange(0, BR)
-                in_rank = rr < rank
-                t = tl.load(
-                    act_ptr + rm[:, None] * max_rank + rr[None, :], mask=live[:, None] & in_rank[None, :], other=0.0
-                )
-                w = tl.load(up_ptr + rn[None, :] * rank + rr[:, None], mask=in_rank[:, None] & in_n[None, :], other=0.0)
-                u = tl.dot(t, w, u, input_precision=PRECISION)
+            u = add_product(u, act_ptr, local[:, None] * max_rank, live, up_ptr, rn, in_n, rank, 1, rank, PRECISION, BR)
             if HAS_UP_BIAS:
-                u += tl.load(_task_pointer(up_bias_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[
+                u += tl.load(task_pointer(up_bias_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[
                     None, :
                 ]
             # SCALE: 0 numbers, 1 one learned number a task, 2 a learned vector a task.
             if SCALE == 2:
-                u *= tl.load(_task_pointer(scale_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
+                u *= tl.load(task_pointer(scale_table, task, x_ptr) + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
             elif SCALE == 1:
-                u *= tl.load(_task_pointer(scale_table, task, x_ptr)).to(tl.float32)
+                u *= tl.load(task_pointer(scale_table, task, x_ptr)).to(tl.float32)
             else:
                 u *= tl.load(scales_ptr + task)
             z += u
@@ -104,7 +98,7 @@ def adapter_norm_fwd_kernel(
         for n in range(0, D, BD):
             rn = n + tl.arange(0, BD)
             both = live[:, None] & (rn < D)[None, :]
-            z = tl.load(out_ptr + rm[:, None] * D + rn[None, :], mask=both, other=0.0).to(tl.float32)
+            z = tl.load(out_ptr + local[:, None] * D + rn[None, :], mask=both, other=0.0).to(tl.float32)
             d = tl.where(both, z - mean[:, None], 0.0)
             square += tl.sum(d * d, 1)
         rstd = 1.0 / tl.sqrt(square / D + eps)
@@ -115,7 +109,7 @@ def adapter_norm_fwd_kernel(
             rn = n + tl.arange(0, BD)
             in_n = rn < D
             both = live[:, None] & in_n[None, :]
-            at = rm[:, None] * D + rn[None, :]
+            at = local[:, None] * D + rn[None, :]
             y = (tl.load(out_ptr + at, mask=both, other=0.0).to(tl.float32) - mean[:, None]) * rstd[:, None]
             if HAS_WEIGHT:
                 y *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
@@ -130,15 +124,25 @@ def adapter_norm_bwd_kernel(
     scale_table, scales_ptr, ranks_ptr, ids_ptr, norm_weight_ptr, seed_ptr, T, D, DH, max_rank, norm_offset, threshold,
     keep_scale,
     ACT: tl.constexpr, NORM: tl.constexpr, SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, DROPOUT: tl.constexpr,
-    NEED_H: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
+    NEED_H: tl.constexpr, PRECISION: tl.constexpr, RANK_ALIGN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    BR: tl.constexpr,
 ):  # fmt: skip
     """One program: BM tokens of one batch row. Writes dz, dh, dpre, act(pre) and its own three column sums [3, D]."""
     row = tl.program_id(0).to(tl.int64)
     program = row * tl.num_programs(1) + tl.program_id(1)
     task = tl.load(ids_ptr + row)
-    token = tl.program_id(1) * BM + tl.arange(0, BM)
-    live = token < T
-    rm = row * T + token
+    local = tl.arange(0, BM)
+    live = tl.program_id(1) * BM + local < T
+    first = row * T + tl.program_id(1) * BM
+    rm = first + local
+    dout_ptr += first * D
+    z_ptr += first * D
+    dz_ptr += first * D
+    dh_ptr += first * DH
+    pre_ptr += first * max_rank
+    dpre_ptr += first * max_rank
+    act_ptr += first * max_rank
+    sums_ptr += program * 3 * D
     mean = tl.zeros((BM,), tl.float32)
     rstd = tl.zeros((BM,), tl.float32)
     c1 = tl.zeros((BM,), tl.float32)
@@ -151,12 +155,12 @@ def adapter_norm_bwd_kernel(
             rn = n + tl.arange(0, BD)
             in_n = rn < D
             both = live[:, None] & in_n[None, :]
-            at = rm[:, None] * D + rn[None, :]
+            at = local[:, None] * D + rn[None, :]
             d = tl.load(dout_ptr + at, mask=both, other=0.0).to(tl.float32)
             z = tl.load(z_ptr + at, mask=both, other=0.0).to(tl.float32)
             xhat = tl.where(both, (z - mean[:, None]) * rstd[:, None], 0.0)
-            tl.store(sums_ptr + (program * 3) * D + rn, tl.sum(d * xhat, 0), mask=in_n)
-            tl.store(sums_ptr + (program * 3 + 1) * D + rn, tl.sum(d, 0), mask=in_n)
+            tl.store(sums_ptr + rn, tl.sum(d * xhat, 0), mask=in_n)
+            tl.store(sums_ptr + D + rn, tl.sum(d, 0), mask=in_n)
             if HAS_WEIGHT:
                 d *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
             c1 += tl.sum(d, 1)
@@ -169,7 +173,7 @@ def adapter_norm_bwd_kernel(
         rn = n + tl.arange(0, BD)
         in_n = rn < D
         both = live[:, None] & in_n[None, :]
-        at = rm[:, None] * D + rn[None, :]
+        at = local[:, None] * D + rn[None, :]
         d = tl.load(dout_ptr + at, mask=both, other=0.0).to(tl.float32)
         if NORM > 0:
             z = tl.load(z_ptr + at, mask=both, other=0.0).to(tl.float32)
@@ -178,13 +182,13 @@ def adapter_norm_bwd_kernel(
                 d *= (tl.load(norm_weight_ptr + rn, mask=in_n, other=0.0).to(tl.float32) + norm_offset)[None, :]
             d = tl.where(both, rstd[:, None] * (d - c1[:, None] - xhat * c2[:, None]), 0.0)
         tl.store(dz_ptr + at, d.to(dz_ptr.dtype.element_ty), mask=both)
-        tl.store(sums_ptr + (program * 3 + 2) * D + rn, tl.sum(d, 0), mask=in_n)
+        tl.store(sums_ptr + 2 * D + rn, tl.sum(d, 0), mask=in_n)
     # dz written above is read by other threads of this program below.
     tl.debug_barrier()
     rank = 0
     if task >= 0:
-        rank = tl.load(ranks_ptr + task)
-        up_ptr = _task_pointer(up_table, task, dout_ptr)
+        rank = tl.multiple_of(tl.load(ranks_ptr + task), RANK_ALIGN)
+        up_ptr = task_pointer(up_table, task, dout_ptr)
         for r0 in range(0, rank, BR):
             rr = r0 + tl.arange(0, BR)
             in_rank = rr < rank
@@ -192,18 +196,18 @@ def adapter_norm_bwd_kernel(
             for n in range(0, D, BD):
                 rn = n + tl.arange(0, BD)
                 in_n = rn < D
-                d = tl.load(dz_ptr + rm[:, None] * D + rn[None, :], mask=live[:, None] & in_n[None, :], other=0.0)
+                d = tl.load(dz_ptr + local[:, None] * D + rn[None, :], mask=live[:, None] & in_n[None, :], other=0.0)
                 if SCALE == 2:
-                    s = tl.load(_task_pointer(scale_table, task, dout_ptr) + rn, mask=in_n, other=0.0)
+                    s = tl.load(task_pointer(scale_table, task, dout_ptr) + rn, mask=in_n, other=0.0)
                     d = (d.to(tl.float32) * s.to(tl.float32)[None, :]).to(dz_ptr.dtype.element_ty)
                 w = tl.load(up_ptr + rn[:, None] * rank + rr[None, :], mask=in_n[:, None] & in_rank[None, :], other=0.0)
                 acc = tl.dot(d, w, acc, input_precision=PRECISION)
             if SCALE == 1:
-                acc *= tl.load(_task_pointer(scale_table, task, dout_ptr)).to(tl.float32)
+                acc *= tl.load(task_pointer(scale_table, task, dout_ptr)).to(tl.float32)
             elif SCALE == 0:
                 acc *= tl.load(scales_ptr + task)
             both = live[:, None] & in_rank[None, :]
-            at = rm[:, None] * max_rank + rr[None, :]
+            at = local[:, None] * max_rank + rr[None, :]
             pre = tl.load(pre_ptr + at, mask=both, other=0.0).to(tl.float32)
             acc *= activate_derivative(pre, ACT)
             t = activate(pre, ACT)
@@ -220,42 +224,9 @@ def adapter_norm_bwd_kernel(
             in_n = rn < DH
             acc = tl.zeros((BM, BD), tl.float32)
             if task >= 0:
-                down_ptr = _task_pointer(down_table, task, dout_ptr)
-                for r0 in range(0, rank, BR):
-                    rr = r0 + tl.arange(0, BR)
-                    in_rank = rr < rank
-                    at = rm[:, None] * max_rank + rr[None, :]
-                    d = tl.load(dpre_ptr + at, mask=live[:, None] & in_rank[None, :], other=0.0)
-                    w = tl.load(
-                        down_ptr + rr[:, None] * DH + rn[None, :], mask=in_rank[:, None] & in_n[None, :], other=0.0
-                    )
-                    acc = tl.dot(d, w, acc, input_precision=PRECISION)
+                down_ptr = task_pointer(down_table, task, dout_ptr)
+                acc = add_product(
+                    acc, dpre_ptr, local[:, None] * max_rank, live, down_ptr, rn, in_n, 1, DH, rank, PRECISION, BR
+                )
             both = live[:, None] & in_n[None, :]
-            tl.store(dh_ptr + rm[:, None] * DH + rn[None, :], acc.to(dh_ptr.dtype.element_ty), mask=both)
-
-
-@triton.jit
-def weight_grad_kernel(
-    a_ptr, b_ptr, out_table, order_ptr, starts_ptr, rows_ptr, cols_ptr, T, lda, ldb,
-    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """``out_t[i, j] = sum over tokens n of task t: a[n, i] * b[n, j]``, float32, tokens in a fixed order."""
-    task = tl.program_id(0)
-    rows = tl.load(rows_ptr + task)
-    cols = tl.load(cols_ptr + task)
-    ri = tl.program_id(1) * BI + tl.arange(0, BI)
-    rj = tl.program_id(2) * BJ + tl.arange(0, BJ)
-    in_i = ri < rows
-    in_j = rj < cols
-    begin = tl.load(starts_ptr + task) * T
-    end = tl.load(starts_ptr + task + 1) * T
-    acc = tl.zeros((BI, BJ), tl.float32)
-    for k in range(begin, end, BK):
-        rk = k + tl.arange(0, BK)
-        in_k = rk < end
-        token = tl.load(order_ptr + rk // T, mask=in_k, other=0) * T + rk % T
-        a = tl.load(a_ptr + token[None, :] * lda + ri[:, None], mask=in_i[:, None] & in_k[None, :], other=0.0)
-        b = tl.load(b_ptr + token[:, None] * ldb + rj[None, :], mask=in_k[:, None] & in_j[None, :], other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    out_ptr = tl.load(out_table + task).to(tl.pointer_type(tl.float32))
-    tl.store(out_ptr + ri[:, None].to(tl.int64) * cols + rj[None, :], acc, mask=in_i[:, None] & in_j[None, :])
+            tl.store(dh_ptr + local[:, None] * DH + rn[None, :], acc.to(dh_ptr.dtype.element_ty), mask=both)

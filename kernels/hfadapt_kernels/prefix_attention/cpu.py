@@ -12,7 +12,7 @@ from .op import OP, empty_gradients, empty_results
 from .reference import FORMS
 
 
-def _supports(*, device: str, dtype: torch.dtype, form: str) -> str | None:
+def _supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no C++ kernel for {dtype}"
     return native.lacks("prefix_attention_backward")

@@ -17,7 +17,7 @@ from .reference import prefix_attention_reference
 
 __all__ = ["OP", "prefix_attention"]
 
-OP = FusedOp("prefix_attention", form="softmax")
+OP = FusedOp("prefix_attention", form="softmax", head_dim=64)
 _Grads = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 
 
@@ -100,7 +100,7 @@ def _score_shape(query: Tensor, key: Tensor) -> tuple[int, int, int]:
 
 
 def _select(query: Tensor, form: str) -> Any:
-    return OP.select(query.device.type, query.dtype, form=form)
+    return OP.select(query.device.type, query.dtype, form=form, head_dim=query.shape[-1])
 
 
 _FORWARD_ARGS = (

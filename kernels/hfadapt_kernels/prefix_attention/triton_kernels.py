@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import dropout_factor
+from ..triton_common import dropout_factor, task_pointer
 
 __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "prefix_attention_dq_kernel",
            "prefix_attention_fwd_kernel"]  # fmt: skip
@@ -47,9 +47,23 @@ def _load_rows(ptr, rows, stride, count, cols, D, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _pointer(table, task, like):
-    """Address of a task's tensor; the host sees to it that 16 divides it, which is what makes wide loads possible."""
-    return tl.multiple_of(tl.load(table + task).to(like.dtype), 16)
+def _dot_rows(
+    a, a_ptr, a_rows, a_stride, a_count, b, b_ptr, b_rows, b_stride, b_count, D, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """``a b^T`` of two blocks of rows. WIDE: loaded again, 64 columns at a time.
+
+    A float32 product without tensor cores keeps whole rows in registers; beyond 128 columns they would spill.
+    """
+    if WIDE:
+        out = tl.zeros((a_rows.shape[0], b_rows.shape[0]), tl.float32)
+        for start in range(0, D, 64):
+            d = start + tl.arange(0, 64)
+            x = _load_rows(a_ptr, a_rows, a_stride, a_count, d, D, False)
+            out += _dot(x, tl.trans(_load_rows(b_ptr, b_rows, b_stride, b_count, d, D, False)), PRECISION)
+        return out
+    else:
+        return _dot(a, tl.trans(b), PRECISION)
 
 
 @triton.jit
@@ -106,8 +120,8 @@ def prefix_attention_fwd_kernel(
     if task >= 0:
         P = tl.load(lengths_ptr + task)
     if P > 0:
-        pk = _pointer(pk_table, task, out_ptr) + g.to(tl.int64) * P * D
-        pv = _pointer(pv_table, task, out_ptr) + g.to(tl.int64) * P * D
+        pk = task_pointer(pk_table, task, out_ptr) + g.to(tl.int64) * P * D
+        pv = task_pointer(pv_table, task, out_ptr) + g.to(tl.int64) * P * D
         for n in range(0, P, BN):
             cols = n + tl.arange(0, BN)
             s = _dot(q, tl.trans(_load_rows(pk, cols, D, P, d, D, EVEN)), PRECISION) * scaling
@@ -182,7 +196,7 @@ def prefix_attention_dq_kernel(
     keep,
     FORM: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     DGATE: tl.constexpr, DSCORES: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BD: tl.constexpr, EVEN: tl.constexpr,
+    BD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries. Also writes delta [2, B, H, Tq], what each part's score gradients subtract."""
     bh = tl.program_id(1)
@@ -190,8 +204,10 @@ def prefix_attention_dq_kernel(
     g = h // (H // G)
     rows, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
     live, line = rows < TQ, bh * TQ + rows
-    q = _load_rows(q_ptr + b * q_b + h * q_h, rows, q_t, TQ, d, D, EVEN)
-    do = _load_rows(do_ptr + b * o_b + h * o_h, rows, o_t, TQ, d, D, EVEN)
+    q_ptr += b * q_b + h * q_h
+    do_ptr += b * o_b + h * o_h
+    q = _load_rows(q_ptr, rows, q_t, TQ, d, D, EVEN)
+    do = _load_rows(do_ptr, rows, o_t, TQ, d, D, EVEN)
     o = _load_rows(out_ptr + b * o_b + h * o_h, rows, o_t, TQ, d, D, EVEN)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     lse = _shift(tl.load(lse_ptr + line, mask=live, other=0.0))
@@ -207,24 +223,27 @@ def prefix_attention_dq_kernel(
     if task >= 0:
         P = tl.load(lengths_ptr + task)
     if P > 0:
-        pk = _pointer(pk_table, task, q_ptr) + g.to(tl.int64) * P * D
-        pv = _pointer(pv_table, task, q_ptr) + g.to(tl.int64) * P * D
+        pk = task_pointer(pk_table, task, q_ptr) + g.to(tl.int64) * P * D
+        pv = task_pointer(pv_table, task, q_ptr) + g.to(tl.int64) * P * D
         if FORM != SOFTMAX:
             # dO . (prefix part of the output): no_gating's prefix subtracts it, the real keys the rest.
             prefix_delta = tl.zeros((BM,), tl.float32)
             for n in range(0, P, BN):
                 cols = n + tl.arange(0, BN)
-                s = _dot(q, tl.trans(_load_rows(pk, cols, D, P, d, D, EVEN)), PRECISION) * scaling
+                x = _load_rows(pk, cols, D, P, d, D, EVEN)
+                s = _dot_rows(q, q_ptr, rows, q_t, TQ, x, pk, cols, D, P, D, PRECISION, WIDE) * scaling
                 p = tl.maximum(s, 0.0) if FORM == RELU else tl.exp2((s - prefix_lse[:, None]) * LOG2E)
-                dp = _dot(do, tl.trans(_load_rows(pv, cols, D, P, d, D, EVEN)), PRECISION)
+                x = _load_rows(pv, cols, D, P, d, D, EVEN)
+                dp = _dot_rows(do, do_ptr, rows, o_t, TQ, x, pv, cols, D, P, D, PRECISION, WIDE)
                 dp *= _factor(seed_ptr, threshold, keep, line, cols.to(tl.int64) + PREFIX_COLUMN, DROPOUT)
                 prefix_delta += tl.sum(tl.where((cols < P)[None, :], p * dp, 0.0), 1)
             delta -= prefix_delta
         for n in range(0, P, BN):
             cols = n + tl.arange(0, BN)
             x = _load_rows(pk, cols, D, P, d, D, EVEN)
-            s = _dot(q, tl.trans(x), PRECISION) * scaling
-            dp = _dot(do, tl.trans(_load_rows(pv, cols, D, P, d, D, EVEN)), PRECISION)
+            s = _dot_rows(q, q_ptr, rows, q_t, TQ, x, pk, cols, D, P, D, PRECISION, WIDE) * scaling
+            y = _load_rows(pv, cols, D, P, d, D, EVEN)
+            dp = _dot_rows(do, do_ptr, rows, o_t, TQ, y, pv, cols, D, P, D, PRECISION, WIDE)
             dp *= _factor(seed_ptr, threshold, keep, line, cols.to(tl.int64) + PREFIX_COLUMN, DROPOUT)
             if FORM == RELU:
                 ds = tl.where(s > 0.0, dp, 0.0)
@@ -236,23 +255,25 @@ def prefix_attention_dq_kernel(
     tl.store(delta_ptr + plane + line, prefix_delta, mask=live)
     k_ptr += b * k_b + g * k_h
     v_ptr += b * v_b + g * v_h
+    dscores_ptr += bh.to(tl.int64) * TQ * TK
     end = TK
     if CAUSAL and not DSCORES:
         end = tl.minimum(TK, tl.maximum(0, (tl.program_id(0) + 1) * BM + TK - TQ))
     for n in range(0, end, BN):
         cols = n + tl.arange(0, BN)
         x = _load_rows(k_ptr, cols, k_t, TK, d, D, EVEN)
-        s = _dot(q, tl.trans(x), PRECISION) * scaling
+        s = _dot_rows(q, q_ptr, rows, q_t, TQ, x, k_ptr, cols, k_t, TK, D, PRECISION, WIDE) * scaling
         s = _real_scores(
             s, rows, cols, b, h, TQ, TK, mask_ptr, mask_b, mask_h, mask_q, mask_k, bias_ptr, bias_b, bias_h, bias_q,
             bias_k, CAUSAL, MASK, BIAS,
         )  # fmt: skip
         p = tl.exp2((s - lse[:, None]) * LOG2E)
-        dp = _dot(do, tl.trans(_load_rows(v_ptr, cols, v_t, TK, d, D, EVEN)), PRECISION)
+        y = _load_rows(v_ptr, cols, v_t, TK, d, D, EVEN)
+        dp = _dot_rows(do, do_ptr, rows, o_t, TQ, y, v_ptr, cols, v_t, TK, D, PRECISION, WIDE)
         dp *= _factor(seed_ptr, threshold, keep, line, cols, DROPOUT)
         ds = p * (dp - delta[:, None])
         if DSCORES:
-            at = line.to(tl.int64)[:, None] * TK + cols[None, :]
+            at = rows[:, None] * TK + cols[None, :]
             tl.store(dscores_ptr + at, ds, mask=live[:, None] & (cols < TK)[None, :])
         acc += _dot(ds.to(x.dtype), x, PRECISION)
     dq_ptr += b * o_b + h * o_h
@@ -322,8 +343,8 @@ def prefix_attention_dprefix_kernel(
     if tl.program_id(0) * BN >= P:
         return
     offset = g.to(tl.int64) * P * D
-    pk = _load_rows(_pointer(pk_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
-    pv = _load_rows(_pointer(pv_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
+    pk = _load_rows(task_pointer(pk_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
+    pv = _load_rows(task_pointer(pv_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
     dk, dv = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
     rep = H // G
     for j in range(tl.load(starts_ptr + task), tl.load(starts_ptr + task + 1)):
@@ -352,6 +373,6 @@ def prefix_attention_dprefix_kernel(
                 dk += _dot(tl.trans(ds.to(q.dtype)), q, PRECISION)
     at = cols[:, None] * D + d[None, :]
     inside = (cols < P)[:, None] & (d < D)[None, :]
-    dpk, dpv = _pointer(dpk_table, task, q_ptr) + offset, _pointer(dpv_table, task, q_ptr) + offset
+    dpk, dpv = task_pointer(dpk_table, task, q_ptr) + offset, task_pointer(dpv_table, task, q_ptr) + offset
     tl.store(dpk + at, (dk * scaling).to(q_ptr.dtype.element_ty), mask=inside)
     tl.store(dpv + at, dv.to(q_ptr.dtype.element_ty), mask=inside)

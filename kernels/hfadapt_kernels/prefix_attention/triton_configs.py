@@ -1,0 +1,92 @@
+"""Launch configurations of prefix_attention's Triton kernels, and the cases that are compiled ahead of time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ..triton_compile import AotCase
+
+__all__ = ["KERNELS", "aot_cases", "case", "config"]
+
+Config = tuple[int, int, int, int]
+KERNELS = ("fwd", "dq", "dkv", "dprefix")
+
+# Kernel, bytes an element, largest head dimension -> (queries, keys, warps, stages) of a block on each target: the
+# largest of those tried that spill nothing with every option on (mask, bias, dropout, gradient of the gate).
+# `hfadapt bench triton-static` shows it.
+_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_CONFIGS: dict[tuple[str, int, int], tuple[Config, Config, Config, Config]] = {
+    ("fwd", 2, 64): ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("fwd", 2, 128): ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    ("fwd", 2, 256): ((32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    ("fwd", 4, 64): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    ("fwd", 4, 128): ((16, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)),
+    ("fwd", 4, 256): ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    ("dq", 2, 64): ((64, 32, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("dq", 2, 128): ((64, 32, 8, 2), (64, 32, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+    ("dq", 2, 256): ((32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)),
+    ("dq", 4, 64): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 4, 1)),
+    ("dq", 4, 128): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
+    ("dq", 4, 256): ((16, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1)),
+    ("dkv", 2, 64): ((64, 32, 8, 2), (64, 32, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+    ("dkv", 2, 128): ((32, 32, 8, 2), (32, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2)),
+    ("dkv", 2, 256): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
+    ("dkv", 4, 64): ((32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 4, 1), (32, 32, 4, 1)),
+    ("dkv", 4, 128): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
+    ("dkv", 4, 256): ((16, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    ("dprefix", 2, 64): ((64, 32, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2)),
+    ("dprefix", 2, 128): ((64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2)),
+    ("dprefix", 2, 256): ((32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (16, 16, 8, 1)),
+    ("dprefix", 4, 64): ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    ("dprefix", 4, 128): ((16, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
+    ("dprefix", 4, 256): ((16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 16, 1), (16, 16, 8, 1)),
+}  # fmt: skip
+
+
+def config(kernel: str, dim: int, dtype: torch.dtype, target: str) -> dict[str, Any]:
+    """Launch configuration of ``kernel`` (one of `KERNELS`) for heads of ``dim`` on ``target``."""
+    size, largest = min(dtype.itemsize, 4), next(limit for limit in (64, 128, 256) if dim <= limit)
+    return launch(kernel, _CONFIGS[kernel, size, largest][_TARGETS.index(target)], dim, size)
+
+
+def launch(kernel: str, chosen: Config, dim: int, size: int) -> dict[str, Any]:
+    """The keyword arguments of a launch with elements of ``size`` bytes."""
+    bm, bn, warps, stages = chosen
+    block = max(16, 1 << (dim - 1).bit_length())
+    blocks = {"BM": bm, "BN": bn, "BD": block, "EVEN": block == dim, "num_warps": warps, "num_stages": stages}
+    return blocks | ({"WIDE": size == 4 and dim > 64} if kernel == "dq" else {})
+
+
+def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
+    """``kernel`` for heads of ``dim`` with the options of ``flags``, everything else switched on."""
+    from ..triton_compile import AotCase
+    from . import triton_kernels as kernels
+
+    strides = [f"{t}_{axis}" for t in ("q", "k", "v", "o", "dk") for axis in "bht"]
+    strides += [f"{t}_{axis}" for t in ("mask", "bias") for axis in "bhqk"]
+    types = dict.fromkeys((*strides, "H", "G", "TQ", "TK", "D"), "i32") | {"threshold": "i64", "plane": "i64"}
+    types |= {"scaling": "fp32", "keep": "fp32", "lengths_ptr": "*i32", "seed_ptr": "*i64"}
+    types |= dict.fromkeys((f"{name}_table" for name in ("pk", "pv", "dpk", "dpv")), "*i64")
+    types |= dict.fromkeys((f"{name}_ptr" for name in ("ids", "order", "starts")), "*i64")
+    types |= dict.fromkeys((f"{name}_ptr" for name in ("gate", "dgate", "lse", "delta", "dscores")), "*fp32")
+    names = ("q", "k", "v", "out", "do", "dq", "dk", "dv", "bias", "mask")
+    types |= dict.fromkeys((f"{name}_ptr" for name in names), f"*{element}")
+    options = {"FORM": 0, "CAUSAL": True, "MASK": 2, "BIAS": True, "DROPOUT": True, "DGATE": True, "DSCORES": True}
+    # The launcher makes strides of 1 constants.
+    options |= {"PRECISION": "ieee", "mask_k": 1, "bias_k": 1} | flags
+    aligned = " ".join(name for name in strides if not name.startswith(("mask", "bias"))) + " D"
+    function = getattr(kernels, f"prefix_attention_{kernel}_kernel")
+    return AotCase.make(function, types, options, blocks, size=dim, aligned=aligned)
+
+
+def aot_cases(target: str) -> list[AotCase]:
+    """Every committed configuration for ``target``."""
+    return [
+        case(kernel, dim, element, config(kernel, dim, dtype, target))
+        for element, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+        for dim in (64, 128, 256)
+        for kernel in KERNELS
+    ]

@@ -1,0 +1,57 @@
+"""Gradients of per-task weights through Triton: one product over the tokens of each task, shared by all ops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .triton_rows import by_task, pointer_table, precision
+
+if TYPE_CHECKING:
+    from .triton_compile import AotCase
+
+__all__ = ["aot_cases", "weight_products"]
+
+# Bytes an element -> block; nothing spills on any target (`hfadapt bench triton-static`).
+_CONFIGS = {
+    2: {"BI": 64, "BJ": 64, "BK": 32, "num_warps": 4, "num_stages": 2},
+    # float32 products without TF32 are sums of single products: they need registers for both operands.
+    4: {"BI": 32, "BJ": 32, "BK": 16, "num_warps": 4, "num_stages": 2},
+}
+
+
+def weight_products(
+    a: Tensor, b: Tensor, shapes: list[torch.Size], order: Tensor, starts: Tensor, tokens: int
+) -> list[Tensor]:
+    """``a^T b`` over the tokens of each task, float32, of the given shapes; rows in the order of `TaskBatch.order`."""
+    import triton
+
+    from .triton_weight_grad import weight_grad_kernel
+
+    out = [torch.empty(shape, dtype=torch.float32, device=a.device) for shape in shapes]
+    launch = _CONFIGS[a.element_size()]
+    rows, cols = (by_task([shape[i] for shape in shapes], torch.int32, a.device) for i in (0, 1))
+    blocks = [triton.cdiv(max(s[i] for s in shapes), launch[name]) for i, name in ((0, "BI"), (1, "BJ"))]
+    weight_grad_kernel[(len(shapes), *blocks)](
+        a, b, pointer_table(out, a.device), order, starts, rows, cols, tokens, a.shape[-1], b.shape[-1],
+        PRECISION=precision(a.dtype), **launch,
+    )  # fmt: skip
+    return out
+
+
+def aot_cases(target: str) -> list[AotCase]:
+    """Every committed configuration for ``target``."""
+    from .triton_compile import AotCase
+    from .triton_weight_grad import weight_grad_kernel
+
+    types = {"out_table": "*i64", "order_ptr": "*i64", "starts_ptr": "*i64", "rows_ptr": "*i32", "cols_ptr": "*i32"}
+    types |= {"T": "i32", "lda": "i32", "ldb": "i32"}
+    return [
+        AotCase.make(
+            weight_grad_kernel, types | {"a_ptr": f"*{element}", "b_ptr": f"*{element}"}, {"PRECISION": "ieee"},
+            _CONFIGS[size], size=64, aligned="lda ldb",
+        )
+        for element, size in (("bf16", 2), ("fp32", 4))
+    ]  # fmt: skip
