@@ -12,7 +12,7 @@ from ..activations import get_activation
 from ..backend import FusedOp, requested_backend
 from ..errors import ShapeError
 from ..opaque import autocast_inputs, define
-from . import cpu
+from . import cpu, triton
 from .packed import PackedLinear
 from .reference import effective_weight, frozen_linear_reference
 
@@ -44,6 +44,7 @@ def _cpu_backward(grad, weight, panels_t, kind):  # type: ignore[no-untyped-def]
 
 _OP.register("reference", _reference_forward, _reference_backward)
 _OP.register("cpu", _cpu_forward, _cpu_backward, cpu.supports)
+_OP.register("triton", triton.forward, triton.backward, triton.supports)
 
 
 # Fewer rows than this read the weight once and multiply little: torch's own product does that as fast, and the weight
@@ -53,7 +54,11 @@ _FEW_ROWS = 8
 
 def _prefer_torch(x: Tensor, kind: str) -> bool:
     """Whether the automatic choice leaves a float32 product to torch."""
-    if kind not in ("float32", "split") or x.dtype != torch.float32 or requested_backend() != "auto":
+    if kind not in ("float32", "split") or requested_backend() != "auto":
+        return False
+    if x.device.type == "cuda":
+        return True
+    if x.dtype != torch.float32:
         return False
     few = x.numel() < _FEW_ROWS * x.shape[-1]
     return few or (kind == "float32" and native.torch_product_is_fast())
@@ -68,7 +73,7 @@ def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-d
     # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
     as_fast = _prefer_torch(grad, kind)
     chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None, torch_is_as_fast=as_fast)
-    if chosen.backend == "cpu" and scale is not None:
+    if chosen.backend != "reference" and scale is not None:
         grad = grad * scale.to(grad.dtype)
     return chosen.backward(grad, weight, panels_t, kind)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..backend import requested_backend
 from ..errors import ShapeError, UnsupportedError
 from .reference import int8_scale
 
@@ -60,13 +61,19 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes that the panels take beside the weight."""
-        return sum(0 if t is None else t.numel() for t in (self._panels, self._panels_t))
+        made = {t.data_ptr(): t.nbytes for t in (self._panels, self._panels_t) if t is not None}
+        return sum(size for at, size in made.items() if at != self.weight.data_ptr())
 
     def _state(self) -> tuple[Any, ...]:
         version = None if self.weight.is_inference() else self.weight._version
-        return (self.weight.data_ptr(), version, native.isa())
+        return (self.weight.data_ptr(), version, "triton" if self._for_triton() else native.isa())
+
+    def _for_triton(self) -> bool:
+        return self.weight.device.type == "cuda" or requested_backend() == "triton"
 
     def _packable(self) -> bool:
+        if self._for_triton():
+            return self.weight.dtype != torch.float64
         return native.available() and self.weight.device.type == "cpu" and self.weight.dtype != torch.float64
 
     def prepare(self, *, backward: bool = False) -> None:
@@ -77,7 +84,8 @@ class PackedLinear:
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
             self._scale = int8_scale(self.weight) if self.dtype == "int8" else None
-            self.storage = "split" if self.dtype == "float32" and _splits(self.weight) else self.dtype
+            split = self.dtype == "float32" and not self._for_triton() and _splits(self.weight)
+            self.storage = "split" if split else self.dtype
         if self._panels is None:
             self._panels = self._make(transposed=False)
         if backward and self._panels_t is None:
@@ -89,15 +97,21 @@ class PackedLinear:
             self.prepare()
 
     def _make(self, *, transposed: bool) -> Tensor:
+        if self._for_triton():
+            from .triton import panels
+
+            # Read with either axis inside: the gradient's product needs no second copy.
+            made = self._panels_t if self._panels is None else self._panels
+            return panels(self.weight, self.dtype) if made is None else made
         weight = self.weight.detach()
         if weight.dtype == torch.float16:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
         kind = WEIGHT_TYPES[self.storage]
-        panels = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
+        packed = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
         scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
-        torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, panels)
-        return panels
+        torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, packed)
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         return {"weight": self.weight, "dtype": self.dtype}

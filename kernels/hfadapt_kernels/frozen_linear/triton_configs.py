@@ -1,0 +1,44 @@
+"""Launch configurations of frozen_linear's Triton kernel, and the cases that are compiled ahead of time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..triton_compile import AotCase
+
+__all__ = ["aot_cases", "config"]
+
+# Bytes of the numbers that are multiplied -> rows, outputs, inputs of a block, warps, stages; nothing spills on any
+# target (`hfadapt bench triton-static`).
+_CONFIGS = {2: (64, 128, 32, 4, 3), 4: (32, 64, 32, 4, 2)}
+
+
+def config(size: int) -> dict[str, int]:
+    """Launch configuration of products of numbers of ``size`` bytes."""
+    return launch(*_CONFIGS[size])
+
+
+def launch(bm: int, bn: int, bk: int, warps: int, stages: int) -> dict[str, int]:
+    """The keyword arguments of a launch."""
+    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
+
+
+def case(element: str, weight: str, back: bool, blocks: dict[str, Any], **flags: Any) -> AotCase:
+    """A product of ``element`` inputs with ``weight`` panels; ``back``: with W instead of W^T."""
+    from ..triton_compile import AotCase
+    from .triton_kernels import frozen_linear_kernel
+
+    types = {"x_ptr": f"*{element}", "out_ptr": f"*{element}", "bias_ptr": f"*{element}", "w_ptr": f"*{weight}"}
+    types |= {"scale_ptr": "*fp32"} | {name: "i32" for name in ("M", "K", "N", "x_m", "w_n", "w_k")}
+    options = {"ACT": 0, "BIAS": False, "SCALE": False, "w_n": 1} if back else {
+        "ACT": 3, "BIAS": True, "SCALE": weight == "i8", "w_k": 1
+    }  # fmt: skip
+    options |= {"NARROW": weight in ("i8", "bf16"), "PRECISION": "ieee"} | flags
+    return AotCase.make(frozen_linear_kernel, types, options, blocks, size=768, aligned="K N x_m w_n w_k")
+
+
+def aot_cases(target: str) -> list[AotCase]:
+    """Every committed configuration for ``target``."""
+    kinds = (("bf16", "bf16", 2), ("bf16", "i8", 2), ("fp32", "i8", 2), ("fp32", "fp32", 4))
+    return [case(x, weight, back, config(size)) for x, weight, size in kinds for back in (False, True)]
