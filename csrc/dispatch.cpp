@@ -1,11 +1,17 @@
 // Chooses the instruction set: the best that the processor has, or the one that HFADAPT_ISA names.
 #include "dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+
+// The last instruction set that is built (setup.py: HFADAPT_MAX_ISA).
+#if !defined(HFK_MAX_ISA)
+#define HFK_MAX_ISA 4
 #endif
 
 namespace hfk {
@@ -28,7 +34,10 @@ namespace {
 const Kernels* const kTables[] = {
     &generic::table,
 #if defined(HFK_X86)
-    &avx2::table, &avx512::table, &avx512bf16::table, &amx::table,
+    &avx2::table,
+#if HFK_MAX_ISA > 1
+    &avx512::table, &avx512bf16::table, &amx::table,
+#endif
 #endif
 };
 
@@ -77,7 +86,7 @@ std::atomic<int> current{-1};
 }  // namespace
 
 Isa best_isa() {
-  static const Isa found = detect();
+  static const Isa found = std::min(detect(), Isa(HFK_MAX_ISA));
   return found;
 }
 

@@ -22,8 +22,9 @@ bool poison() {
 }
 
 void* allocate(size_t bytes) {
-  void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (p == nullptr) throw std::bad_alloc();
+  // Exactly as many bytes: AddressSanitizer sees the first one beyond.
+  void* p = nullptr;
+  if (posix_memalign(&p, 64, bytes + (bytes == 0)) != 0) throw std::bad_alloc();
   return p;
 }
 
@@ -52,6 +53,12 @@ thread_local ThreadScratch local;
 }  // namespace
 
 void* scratch_bytes(int slot, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  std::free(local.memory[slot]);
+  local.memory[slot] = allocate(bytes);
+  fill(local.memory[slot], bytes);
+  return local.memory[slot];
+#else
   // A slot that once held far more than is asked for now gives the memory back.
   if (bytes > local.bytes[slot] || (local.bytes[slot] > kKeep && bytes < local.bytes[slot] / 4)) {
     std::free(local.memory[slot]);
@@ -63,6 +70,7 @@ void* scratch_bytes(int slot, size_t bytes) {
   void* start = static_cast<char*>(local.memory[slot]) + kStagger * size_t(slot);
   fill(start, bytes);
   return start;
+#endif
 }
 
 void* shared_alloc(size_t bytes) {

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer into a folder of their own and runs the
-# small cases of tests/kernels/asan on them. With `valgrind` on the PATH one more small case, in C++, runs under it.
+# Builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer into a folder of their own (the generic
+# instruction set and AVX2; HFADAPT_MAX_ISA=amx: all of them) and runs the small cases of tests/kernels/asan on them.
+# With `valgrind` on the PATH one more small case, in C++, runs under it.
 # Usage: tools/asan_kernels.sh [python]
 set -eu
 python=${1:-python}
@@ -10,7 +11,8 @@ mkdir -p "$work"
 cp -R "$root/csrc" "$root/kernels" "$root/setup.py" "$root/pyproject.toml" "$root/tests" "$root/hfadapt" "$work/"
 rm -f "$work/kernels/hfadapt_kernels/"_C*.so
 cd "$work"
-HFADAPT_BUILD_CPP=1 HFADAPT_SANITIZE=address,undefined "$python" setup.py build_ext --inplace
+HFADAPT_BUILD_CPP=1 HFADAPT_SANITIZE=address,undefined HFADAPT_MAX_ISA=${HFADAPT_MAX_ISA:-avx2} \
+  "$python" setup.py build_ext --inplace
 compiler=${CXX:-c++}
 export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)"
 # Python and torch keep memory on purpose until the process ends, and torch reads beyond small buffers in its own code.
