@@ -1,7 +1,7 @@
 # make demo          create .venv, install, train three tasks together on a real encoder (at most 8 minutes on 2 cores)
 # make demo FULL=1   the same, to convergence
 # make test          create .venv, install, run the tests
-# make check         ruff, import directions, types, packaging, the example plugin
+# make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under sanitizers
 # make readme        write the README's generated parts from the last demo
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging plugin readme clean
+.PHONY: demo test check lint imports types packaging plugin sanitize triton readme clean
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -n $(JOBS) tests
 
-check: lint imports types packaging plugin
+check: lint imports types packaging plugin sanitize
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,6 +35,14 @@ types: $(VENV)/.test
 
 packaging: $(VENV)/.test
 	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging
+
+# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of their own.
+sanitize: $(VENV)/.test
+	tools/asan_kernels.sh $(abspath $(BIN))/python
+
+# Every Triton configuration compiled anew for every card family, which takes minutes; the tests compile some of them.
+triton: $(VENV)/.test
+	HFADAPT_TEST_TRITON=1 $(PYTEST) -n $(JOBS) tests/kernels/test_triton_static.py
 
 # A third party's distribution: installed, held against the conformance suite, and trained with.
 plugin: $(VENV)/.test
