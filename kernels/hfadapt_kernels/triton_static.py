@@ -31,6 +31,7 @@ from .triton_work import floor_us, work
 __all__ = ["collect", "describe", "merge", "missing", "problems", "run", "sample", "versions"]
 
 Row = dict[str, Any]
+_MEASURED = ("registers", "spills", "shared_bytes", "tensor_columns", "product", "error")
 _BLOCK_NAMES = ("BM", "BN", "BK", "BD", "BR", "BI", "BJ")
 
 
@@ -130,27 +131,28 @@ def run(
             raise UnsupportedError("triton_static", "target", expected=f"one of {list(TARGETS)}", got=repr(name))
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise UnsupportedError("triton_static", "TRITON_INTERPRET=1 is set", expected="a process that compiles")
-    taken, done = {row["key"]: row for row in known}, {}
-    wanted = [
-        (op, name, _key(case, name))
-        for name in names
-        for op, case in collect(name)
-        if (ops is None or op in set(ops)) and (only is None or _key(case, name) in set(only))
-    ]
-    open_ = [(name, key) for _, name, key in wanted if key not in taken]
-    for row in _all(open_, jobs or len(os.sched_getaffinity(0))):
-        done[row["key"]] = row
+    before, rows = {row["key"]: row for row in known}, {}
+    for name in names:
+        for op, case in collect(name):
+            if (ops is None or op in set(ops)) and (only is None or _key(case, name) in set(only)):
+                row = describe(op, case, name)
+                # What is counted and not measured may have changed since.
+                old = before.get(row["key"], {})
+                rows[row["key"]] = row | {field: old[field] for field in _MEASURED if field in old}
+    unknown = [(row["target"], key) for key, row in rows.items() if key not in before]
+    for row in _all(unknown, jobs or os.cpu_count() or 1):
+        rows[row["key"]] = row
         if on_row is not None:
             on_row(row)
-    return [{**taken, **done}[key] for _, _, key in wanted]
+    return list(rows.values())
 
 
-def _all(open_: Sequence[tuple[str, str]], jobs: int) -> Iterable[Row]:
-    if jobs == 1 or len(open_) < 2:
-        yield from (_measure(*work) for work in open_)
+def _all(cases: Sequence[tuple[str, str]], jobs: int) -> Iterable[Row]:
+    if jobs == 1 or len(cases) < 2:
+        yield from (_measure(*case) for case in cases)
         return
-    with ProcessPoolExecutor(min(jobs, len(open_)), mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_measure, *work) for work in open_]):
+    with ProcessPoolExecutor(min(jobs, len(cases)), mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_measure, *case) for case in cases]):
             yield future.result()
 
 
@@ -197,7 +199,7 @@ def describe(op: str, case: AotCase, name: str) -> Row:
 def _key(case: AotCase, name: str) -> str:
     """Digest of all that decides the machine code: source without comments, types, constants, launch, target."""
     facts: Mapping[str, Any] = {
-        "source": [_source(module) for module in _modules(case)],
+        "source": [_source(module) for module in _modules(case.kernel.fn.__module__)],
         "kernel": case.kernel.__name__,
         "signature": dict(case.signature),
         "constants": {key: str(value) for key, value in case.constants.items()},
@@ -208,8 +210,17 @@ def _key(case: AotCase, name: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _modules(case: AotCase) -> list[str]:
-    return [case.kernel.fn.__module__, f"{__package__}.triton_common"]
+@functools.cache
+def _modules(name: str) -> list[str]:
+    """The module of a kernel and those of the jitted functions that it calls."""
+    from triton.runtime.jit import JITFunction
+
+    called = {
+        value.fn.__module__
+        for value in vars(importlib.import_module(name)).values()
+        if isinstance(value, JITFunction) and value.fn.__module__ != name
+    }
+    return sorted({name}.union(*(_modules(module) for module in called)))
 
 
 @functools.cache

@@ -94,7 +94,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[Any, ...]:
     import triton
 
-    from .triton_kernels import (
+    from .triton_backward import (
         prefix_attention_dkv_kernel,
         prefix_attention_dprefix_kernel,
         prefix_attention_dq_kernel,

@@ -63,7 +63,7 @@ def launch(kernel: str, chosen: Config, dim: int, size: int) -> dict[str, Any]:
 def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """``kernel`` for heads of ``dim`` with the options of ``flags``, everything else switched on."""
     from ..triton_compile import AotCase
-    from . import triton_kernels as kernels
+    from . import triton_backward, triton_kernels
 
     strides = [f"{t}_{axis}" for t in ("q", "k", "v", "o", "dk") for axis in "bht"]
     strides += [f"{t}_{axis}" for t in ("mask", "bias") for axis in "bhqk"]
@@ -78,7 +78,8 @@ def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: A
     # The launcher makes strides of 1 constants.
     options |= {"PRECISION": "ieee", "mask_k": 1, "bias_k": 1} | flags
     aligned = " ".join(name for name in strides if not name.startswith(("mask", "bias"))) + " D"
-    function = getattr(kernels, f"prefix_attention_{kernel}_kernel")
+    module = triton_kernels if kernel == "fwd" else triton_backward
+    function = getattr(module, f"prefix_attention_{kernel}_kernel")
     return AotCase.make(function, types, options, blocks, size=dim, aligned=aligned)
 
 

@@ -1,7 +1,7 @@
 """Small calls of every C++ op, forward and backward, for AddressSanitizer (tools/asan_kernels.sh).
 
-Sizes are odd and prime, tasks are mixed, absent (-1) and unsorted, ranks and prefixes differ; tensors are heap blocks of
-exactly their size, so that one element too far is found.
+Sizes are odd and prime, tasks are mixed, absent (-1) and unsorted, ranks and prefixes differ; tensors are heap blocks
+of exactly their size, so that one element too far is found.
 """
 
 from __future__ import annotations
