@@ -1,7 +1,7 @@
 # make demo          create .venv, install, train three tasks together on a real encoder (at most 8 minutes on 2 cores)
 # make demo FULL=1   the same, to convergence
 # make test          create .venv, install, run the tests
-# make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under sanitizers
+# make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under AddressSanitizer
 # make readme        write the README's generated parts from the last demo
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,7 +36,7 @@ types: $(VENV)/.test
 packaging: $(VENV)/.test
 	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging
 
-# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of their own.
+# The C++ kernels under AddressSanitizer, in a folder of their own.
 sanitize: $(VENV)/.test
 	tools/asan_kernels.sh $(abspath $(BIN))/python
 

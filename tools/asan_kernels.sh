@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer into a folder of their own (the generic
-# instruction set and AVX2; HFADAPT_MAX_ISA=amx: all of them) and runs the small cases of tests/kernels/asan on them.
-# With `valgrind` on the PATH one more small case, in C++, runs under it.
+# Builds the C++ kernels with AddressSanitizer into a folder of their own (the generic instruction set and AVX2;
+# HFADAPT_MAX_ISA=amx: all of them; HFADAPT_SANITIZE=address,undefined: two sanitizers, which takes twice as long) and
+# runs the small cases of tests/kernels/asan on them. With `valgrind` on the PATH one more small case, in C++, runs under
+# it.
 # Usage: tools/asan_kernels.sh [python]
 set -eu
 python=${1:-python}
@@ -11,7 +12,7 @@ mkdir -p "$work"
 cp -R "$root/csrc" "$root/kernels" "$root/setup.py" "$root/pyproject.toml" "$root/tests" "$root/hfadapt" "$work/"
 rm -f "$work/kernels/hfadapt_kernels/"_C*.so
 cd "$work"
-HFADAPT_BUILD_CPP=1 HFADAPT_SANITIZE=address,undefined HFADAPT_MAX_ISA=${HFADAPT_MAX_ISA:-avx2} \
+HFADAPT_BUILD_CPP=1 HFADAPT_SANITIZE=${HFADAPT_SANITIZE:-address} HFADAPT_MAX_ISA=${HFADAPT_MAX_ISA:-avx2} \
   "$python" setup.py build_ext --inplace
 compiler=${CXX:-c++}
 export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)"

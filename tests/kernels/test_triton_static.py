@@ -1,0 +1,102 @@
+"""Every committed configuration of every Triton kernel compiles for every card family, spills nothing and fits.
+
+``benchmarks/triton_static/table.json`` holds a row for each: source, configuration and target make its key. A change of
+either leaves a configuration without a row, and `test_every_committed_configuration_has_its_row` asks for a new table.
+One case of every kernel and target is compiled here again, and with HFADAPT_TEST_TRITON=1 all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+TABLE = Path(__file__).parents[2] / "benchmarks" / "triton_static" / "table.json"
+REMAKE = f"run: hfadapt bench triton-static --table benchmarks/{TABLE.parent.name}/{TABLE.name}"
+READ_OFF = ("registers", "spills", "shared_bytes", "tensor_columns", "product")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return json.loads(TABLE.read_text("utf-8"))
+
+
+def test_every_committed_configuration_has_its_row(table):
+    from hfadapt_kernels import triton_static
+
+    assert not triton_static.missing(table["rows"]), REMAKE
+
+
+def test_all_six_ops_are_covered_on_every_target(table):
+    ops = {"parallel_adapter_norm", "grouped_lora", "prefix_attention", "pal_attention", "adapter_fusion"}
+    ops |= {"frozen_linear", "every op"}
+    for target in TARGETS:
+        assert {row["op"] for row in table["rows"] if row["target"] == target} == ops
+
+
+def test_nothing_spills_and_everything_fits(table):
+    from hfadapt_kernels import triton_static
+
+    assert triton_static.problems(table["rows"]) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target):
+    from hfadapt_kernels import triton_static
+
+    of_target = [row for row in table["rows"] if row["target"] == target]
+    chosen = of_target if os.environ.get("HFADAPT_TEST_TRITON") == "1" else triton_static.sample(of_target)
+    fresh = triton_static.run([target], only=[row["key"] for row in chosen], jobs=1)
+    assert triton_static.problems(fresh) == []
+    if table["versions"] == triton_static.versions():  # another compiler may allocate other registers
+        for before, now in zip(sorted(chosen, key=_key), sorted(fresh, key=_key), strict=True):
+            assert {name: now[name] for name in READ_OFF} == {name: before[name] for name in READ_OFF}, now
+
+
+def test_a_configuration_that_spills_is_caught():
+    from hfadapt_kernels import triton_static
+    from hfadapt_kernels.prefix_attention import triton_configs
+    from hfadapt_kernels.triton_compile import compile_case
+
+    case = triton_configs.case("dkv", 64, "bf16", triton_configs.launch("dkv", (128, 64, 4, 1), 64, 2))
+    row = triton_static.describe("prefix_attention", case, "sm_80") | compile_case(case, "sm_80")
+    assert row["spills"] > 0
+    assert any("spills" in line for line in triton_static.problems([row]))
+    assert triton_static.missing([row], ["sm_80"])[-1].startswith("in the table, no longer committed")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("spills", 4), ("registers", 256), ("shared_bytes", 64 * 1024 + 1), ("tensor_columns", 1), ("error", "refused")],
+)
+def test_what_a_card_lacks_is_a_problem(table, field, value):
+    from hfadapt_kernels import triton_static
+
+    row = next(row for row in table["rows"] if row["target"] == ("sm_80" if field == "registers" else "gfx942"))
+    assert triton_static.problems([row]) == []
+    assert len(triton_static.problems([row | {field: value}])) == 1
+
+
+def test_the_command_takes_unchanged_rows_from_the_table_and_prints_them(table, tmp_path):
+    from click.testing import CliRunner
+
+    from hfadapt.cli.bench import bench
+
+    copy = tmp_path / "table.json"
+    copy.write_text(TABLE.read_text("utf-8"), "utf-8")
+    options = ["triton-static", "--op", "pal_attention", "--target", "sm_90", "--table", str(copy), "--json"]
+    result = CliRunner().invoke(bench, options)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["kernel"] for row in rows] == ["pal_linear_kernel"] * len(rows)
+    assert {"kernel", "target", "registers", "spills", "shared_bytes", "flops", "bytes"} <= set(rows[0])
+    assert json.loads(copy.read_text("utf-8"))["rows"] == table["rows"]
+
+
+def _key(row):
+    return row["key"]
