@@ -45,7 +45,7 @@ def _launch(
     ids, batch, tokens = rows_of(x, ids)
     # Kept in names so that they live until the launch.
     down, up = [aligned(w) for w in down], [aligned(w) for w in up]
-    launch = config(max(ranks))
+    launch = config(max(ranks), x.element_size())
     if x.numel() > 0 and outputs > 0:
         lora_rows_kernel[(batch, triton.cdiv(tokens, launch["BM"]))](
             x, x if base is None else base, out, low, pointer_table(down, x.device), pointer_table(up, x.device),

@@ -9,18 +9,17 @@ if TYPE_CHECKING:
 
 __all__ = ["aot_cases", "config"]
 
-# (largest rank, BM tokens, BK inputs, BN outputs, BR ranks, warps, stages): nothing spills on any target, and shared
-# memory fits the smallest; `hfadapt bench triton-static` shows it.
-_CONFIGS = (
-    (16, 16, 64, 128, 16, 4, 2),
-    (32, 16, 64, 64, 32, 4, 2),
-    (1 << 30, 32, 32, 64, 64, 8, 2),
-)
+# Bytes an element -> (largest rank, BM tokens, BK inputs, BN outputs, BR ranks, warps, stages): nothing spills on any
+# target, and shared memory fits the smallest; `hfadapt bench triton-static` shows it.
+_CONFIGS = {
+    2: ((16, 16, 64, 128, 16, 4, 2), (32, 16, 64, 64, 32, 4, 2), (1 << 30, 32, 32, 64, 64, 8, 2)),
+    4: ((16, 16, 64, 128, 16, 4, 2), (1 << 30, 16, 64, 64, 32, 4, 2)),
+}
 
 
-def config(max_rank: int) -> dict[str, int]:
-    """Launch configuration for ranks up to ``max_rank``."""
-    return launch(*next(row for row in _CONFIGS if max_rank <= row[0])[1:])
+def config(max_rank: int, element_size: int) -> dict[str, int]:
+    """Launch configuration for ranks up to ``max_rank`` and elements of 2 or 4 bytes."""
+    return launch(*next(row for row in _CONFIGS[element_size] if max_rank <= row[0])[1:])
 
 
 def launch(bm: int, bk: int, bn: int, br: int, warps: int, stages: int) -> dict[str, int]:
@@ -45,8 +44,8 @@ def case(backward: bool, rank: int, element: str, blocks: dict[str, Any], **flag
 def aot_cases(target: str) -> list[AotCase]:
     """Every committed configuration for ``target``."""
     return [
-        case(backward, rank, element, config(rank))
-        for element in ("bf16", "fp32")
+        case(backward, rank, element, config(rank, size))
+        for element, size in (("bf16", 2), ("fp32", 4))
         for rank in (16, 32, 64)
         for backward in (False, True)
     ]
