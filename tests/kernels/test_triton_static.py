@@ -82,6 +82,21 @@ def test_what_a_card_lacks_is_a_problem(table, field, value):
     assert len(triton_static.problems([row | {field: value}])) == 1
 
 
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100"), ((12, 0), "sm_80")],
+)
+def test_a_device_takes_the_configurations_of_its_family(monkeypatch, capability, target):
+    import torch
+
+    from hfadapt_kernels.triton_targets import target_of
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert target_of.__wrapped__(torch.device("cuda")) == target
+    assert target_of(torch.device("cpu")) == "sm_80"
+
+
 def test_the_command_takes_unchanged_rows_from_the_table_and_prints_them(table, tmp_path):
     from click.testing import CliRunner
 

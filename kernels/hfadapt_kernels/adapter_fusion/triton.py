@@ -4,12 +4,15 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..dropout import dropout_threshold
 from ..triton_rows import aligned, by_task, pointer_table
-from .schema import OP, empty_gradients, empty_results
+from .rank_space import CoreInputs
+from .schema import OP, Gradients, empty_gradients, empty_results
 from .triton_configs import config
 
 
@@ -17,62 +20,55 @@ def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"no Triton kernel for {dtype}"
 
 
-def _forward(
-    products: Tensor,
-    hidden: list[Tensor],
-    shift: Tensor | None,
-    temperature: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    import triton
+class _Call:
+    """The core's inputs as the kernels take them; keeps alive what the pointer tables point to."""
 
+    def __init__(self, kernel: str, core: CoreInputs) -> None:
+        self.products, self.hidden = core.products.contiguous(), [aligned(z) for z in core.hidden]
+        ranks, device = [z.shape[1] for z in self.hidden], self.products.device
+        self.ranks, self.table = by_task(ranks, torch.int32, device), pointer_table(self.hidden, device)
+        self.tokens, columns = self.products.shape
+        self.shift = None if core.shift is None else core.shift.contiguous()
+        # A kernel that does not read it still takes a pointer.
+        self.seed = self.ranks if core.seed is None else core.seed
+        drop, keep = dropout_threshold(core.dropout), 1.0 / (1.0 - core.dropout)
+        self.numbers = (self.tokens, columns, len(ranks), 1.0 / core.temperature, drop, keep)
+        self.launch = config(kernel, max(ranks))
+        self.flags = {
+            "BIASED": columns != sum(ranks),
+            "SHIFT": core.shift is not None,
+            "DROPOUT": core.seed is not None,
+        }
+
+    def grid(self) -> tuple[int]:
+        return (-(-self.tokens // self.launch["BM"]),)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     from .triton_kernels import adapter_fusion_fwd_kernel
 
-    products, hidden = products.contiguous(), [aligned(z) for z in hidden]
-    weighted, weights = empty_results(products, len(hidden))
-    table = pointer_table(hidden, products.device)
-    ranks = by_task([z.shape[1] for z in hidden], torch.int32, products.device)
-    (tokens, columns), launch = products.shape, config("fwd", max(z.shape[1] for z in hidden))
-    if tokens:
-        adapter_fusion_fwd_kernel[(triton.cdiv(tokens, launch["BM"]),)](
-            products, table, ranks, products if shift is None else shift.contiguous(), table if seed is None else seed,
-            weighted, weights, tokens, columns, len(hidden), 1.0 / temperature, dropout_threshold(dropout),
-            1.0 / (1.0 - dropout), BIASED=columns != sum(z.shape[1] for z in hidden), SHIFT=shift is not None,
-            DROPOUT=seed is not None, **launch,
+    call = _Call("fwd", CoreInputs(*args))
+    weighted, weights = empty_results(call.products, len(call.hidden))
+    if call.tokens:
+        adapter_fusion_fwd_kernel[call.grid()](
+            call.products, call.table, call.ranks, call.products if call.shift is None else call.shift, call.seed,
+            weighted, weights, *call.numbers, **call.flags, **call.launch,
         )  # fmt: skip
     return weighted, weights
 
 
-def _backward(
-    grad_weighted: Tensor,
-    grad_weights: Tensor | None,
-    weights: Tensor,
-    products: Tensor,
-    hidden: list[Tensor],
-    shift: Tensor | None,
-    temperature: float,
-    dropout: float,
-    seed: Tensor | None,
-    need_hidden: bool,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    import triton
-
+def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
     from .triton_kernels import adapter_fusion_bwd_kernel
 
-    products, hidden = products.contiguous(), [aligned(z) for z in hidden]
-    grads = empty_gradients(products, hidden, shift, need_hidden)
-    tables = [pointer_table(zs, products.device) for zs in (hidden, grads[1])]
-    ranks = by_task([z.shape[1] for z in hidden], torch.int32, products.device)
-    (tokens, columns), launch = products.shape, config("bwd", max(z.shape[1] for z in hidden))
-    grad_weighted, extra = grad_weighted.contiguous(), weights if grad_weights is None else grad_weights.contiguous()
-    if tokens:
-        adapter_fusion_bwd_kernel[(triton.cdiv(tokens, launch["BM"]),)](
-            grad_weighted, extra, weights, products, tables[0], ranks, ranks if seed is None else seed, grads[0],
-            tables[1], products if shift is None else grads[2], tokens, columns, len(hidden), 1.0 / temperature,
-            dropout_threshold(dropout), 1.0 / (1.0 - dropout), BIASED=columns != sum(z.shape[1] for z in hidden),
-            SHIFT=shift is not None, GRAD_WEIGHTS=grad_weights is not None, NEED_HIDDEN=need_hidden,
-            DROPOUT=seed is not None, **launch,
+    *inputs, need_hidden = args
+    call = _Call("bwd", CoreInputs(*inputs))
+    grads = empty_gradients(call.products, call.hidden, call.shift, need_hidden)
+    extra = weights if grad_weights is None else grad_weights.contiguous()
+    if call.tokens:
+        adapter_fusion_bwd_kernel[call.grid()](
+            grad_weighted.contiguous(), extra, weights, call.products, call.table, call.ranks, call.seed, grads[0],
+            pointer_table(grads[1], call.products.device), call.products if call.shift is None else grads[2],
+            *call.numbers, GRAD_WEIGHTS=grad_weights is not None, NEED_HIDDEN=need_hidden, **call.flags, **call.launch,
         )  # fmt: skip
     return grads
 
