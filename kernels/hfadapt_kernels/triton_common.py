@@ -7,7 +7,8 @@ import triton.language as tl
 
 __all__ = ["activate", "activate_derivative", "add_product", "dropout_factor", "task_pointer"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

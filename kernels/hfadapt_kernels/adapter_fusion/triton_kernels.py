@@ -9,7 +9,8 @@ from ..triton_common import dropout_factor, task_pointer
 
 __all__ = ["adapter_fusion_bwd_kernel", "adapter_fusion_fwd_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

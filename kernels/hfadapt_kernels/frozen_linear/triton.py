@@ -1,5 +1,7 @@
 """frozen_linear through Triton: the weight in the type that is multiplied, read as it lies in memory."""
 
+# How a jitted kernel is launched (plain values for constexpr arguments, launch options) is not in its signature.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch

@@ -9,7 +9,8 @@ from ..triton_common import add_product, dropout_factor, task_pointer
 
 __all__ = ["lora_rows_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

@@ -9,7 +9,8 @@ from ..triton_common import activate, add_product, task_pointer
 
 __all__ = ["pal_linear_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

@@ -9,7 +9,8 @@ from ..triton_common import activate, activate_derivative, add_product, dropout_
 
 __all__ = ["adapter_norm_bwd_kernel", "adapter_norm_fwd_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from .triton_scores import LOG2E, PREFIX_COLUMN, RELU, SOFTMAX, dot, dot_rows, f
 
 __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "prefix_attention_dq_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

@@ -22,7 +22,8 @@ from .triton_scores import (
 
 __all__ = ["prefix_attention_fwd_kernel"]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 
 @triton.jit

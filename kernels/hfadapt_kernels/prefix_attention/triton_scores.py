@@ -26,7 +26,8 @@ __all__ = [
     "shift",
 ]
 
-# pyright: reportGeneralTypeIssues=false
+# Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 SOFTMAX: tl.constexpr = tl.constexpr(0)
 NO_GATING: tl.constexpr = tl.constexpr(1)
 RELU: tl.constexpr = tl.constexpr(2)
