@@ -17,15 +17,14 @@ ROOT = Path(__file__).parents[2]
 PLAIN = {"method": "low_rank", "batch": "one_task", "drop": False, "checkpointing": False}
 
 
-def run(folder: Path, script: Path = SCRIPT, **changes):
+def run(folder: Path, options: dict, script: Path = SCRIPT):
     """Train under torchrun and return what each rank wrote."""
     folder.mkdir(exist_ok=True)
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    options = json.dumps({**PLAIN, **changes})
     done = subprocess.run(
-        [*command, str(folder), options], env=environment, capture_output=True, text=True, timeout=600
+        [*command, str(folder), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-6000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
@@ -40,7 +39,7 @@ def same_parameters(first, second):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder)
+    return folder, run(folder, PLAIN)
 
 
 def test_ranks_end_with_identical_parameters_and_metrics(whole):
@@ -66,24 +65,30 @@ def test_idle_tasks_stand_still(whole):
 
 def test_a_resumed_run_ends_with_the_same_numbers(whole, tmp_path):
     folder, records = whole
-    again = run(tmp_path, resume=str(folder / "run" / "checkpoint-4"))
+    again = run(tmp_path, {**PLAIN, "resume": str(folder / "run" / "checkpoint-4")})
     same_parameters(again[0], records[0])
     same_parameters(again[0], again[1])
 
 
 def test_mixed_batches_dropped_layers_and_checkpointing_agree_too(tmp_path):
-    first, second = run(tmp_path, batch="mixed", drop=True, checkpointing=True)
+    first, second = run(tmp_path, {**PLAIN, "batch": "mixed", "drop": True, "checkpointing": True})
     same_parameters(first, second)
 
 
-def test_a_stock_model_with_adapters_of_other_tasks_on_each_rank_trains_with_the_plain_trainer(tmp_path):
-    first, second = run(tmp_path, STOCK)
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    runs = {"plain": PLAIN, "dropped": {**PLAIN, "drop": True, "checkpointing": True}}
+    return run(tmp_path_factory.mktemp("stock"), runs, STOCK)
+
+
+def test_a_stock_model_with_adapters_of_other_tasks_on_each_rank_trains_with_the_plain_trainer(stock):
+    first, second = (record["plain"] for record in stock)
     same_parameters(first, second)
     # the tasks of both ranks in the first step, one alone in the second; nobody's row is of the third
     assert first["moved"] == second["moved"] == [["a", "b"], ["a"]]
 
 
-def test_a_stock_model_trains_with_dropped_layers_and_checkpointing(tmp_path):
-    first, second = run(tmp_path, STOCK, drop=True, checkpointing=True)
+def test_a_stock_model_trains_with_dropped_layers_and_checkpointing(stock):
+    first, second = (record["dropped"] for record in stock)
     same_parameters(first, second)
     assert all("c" not in moved for moved in first["moved"])

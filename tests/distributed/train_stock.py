@@ -51,8 +51,8 @@ class Watch(TrainerCallback):
         self.moved.append(changed)
 
 
-def main(folder: Path, options: dict) -> None:
-    """Train two steps and write ``rank<N>.pt``; adapter ``c`` has no row at all, ``b`` none in the second step."""
+def train(folder: Path, options: dict) -> tuple[int, dict]:
+    """Train two steps; adapter ``c`` has no row at all, ``b`` none in the second step."""
     torch.manual_seed(3)
     model = tiny_model("bert", "sequence-classification", num_labels=2)
     hfadapt.attach(model, "bottleneck", names=NAMES)
@@ -80,7 +80,14 @@ def main(folder: Path, options: dict) -> None:
     drop = [hfadapt.RobustAdapterDrop()] if options["drop"] else []
     Trainer(model=model, args=args, train_dataset=Rows([0, 1, 0, 0]), callbacks=[IdleTaskGuard(), watch, *drop]).train()
     state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    torch.save({"state": state, "moved": watch.moved}, folder / f"rank{args.process_index}.pt")
+    return args.process_index, {"state": state, "moved": watch.moved}
+
+
+def main(folder: Path, runs: dict[str, dict]) -> None:
+    """Do one training a set of options, in one start of the processes, and write ``rank<N>.pt``."""
+    records = {name: train(folder, options) for name, options in runs.items()}
+    rank = next(iter(records.values()))[0]
+    torch.save({name: record for name, (_, record) in records.items()}, folder / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
