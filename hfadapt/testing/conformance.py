@@ -36,6 +36,8 @@ __all__ = ["CHECKS", "COMPILED_TYPES", "Case", "cases", "check_compile"]
 
 # Their norms or rotary embeddings compute in float32 whatever the model's dtype, and small differences drown in it.
 _FLOAT32_NORMS = ("modernbert", "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "t5")
+# Tracing takes most of the time there, and these repeat one kind of layer; bert shows several of them.
+_ONE_LAYER = {"llama": {"num_hidden_layers": 1}, "t5": {"num_layers": 1, "num_decoder_layers": 1}}
 COMPILED_TYPES = ("bert", "modernbert", "llama", "t5")
 _TOLERANCE = 1e-9
 
@@ -70,7 +72,7 @@ class Case:
     def adapted(self, names: Sequence[str] = ("one", "two"), **changes: Any) -> PreTrainedModel:
         """A model with adapters whose every parameter is random, so that none of them is a no-op."""
         model = self.model(**changes)
-        hfadapt.attach(model, self.method, names=names, seed=0)
+        hfadapt.attach(model, self.method, names=names, seed=0, verify=False)  # the first check verifies
         randomize(model)
         return model
 
@@ -261,7 +263,7 @@ def check_gradients_in_float64(case: Case) -> None:
 
 def check_compile(case: Case) -> None:
     """``torch.compile(fullgraph=True)`` traces the adapted model and gives the same outputs and gradients."""
-    model, inputs = case.adapted(), case.inputs()
+    model, inputs = case.adapted(**_ONE_LAYER.get(case.model_type, {})), case.inputs()
     ids = torch.tensor([1, 0, 1])
     with torch.no_grad():
         want = output(model, inputs, task_ids=ids)
