@@ -8,6 +8,7 @@ struct PalPlan {
   std::vector<int64_t> sequence_task;
   std::vector<PalTask> tasks;
   std::vector<PalTile> tiles;
+  std::vector<PalChunk> chunks;
   PalArgs args = {};
 };
 
@@ -80,10 +81,20 @@ void read(PalPlan& plan, const Tensor& x, int64_t B, const std::vector<Tensor>& 
   }
   a.sequence_task = plan.sequence_task.data();
   a.pieces = present[kPalOutput] ? 6 : 5;
-  for (int64_t b = 0; b < B; b++)
-    for (int64_t i = 0; plan.sequence_task[size_t(b)] >= 0 && i < a.T; i += kPalTileRows)
-      plan.tiles.push_back({int32_t(plan.sequence_task[size_t(b)]), int32_t(imin(kPalTileRows, a.T - i)), b * a.T + i});
-  a.tile = plan.tiles.data(), a.tiles = int64_t(plan.tiles.size());
+  // Chunks end where the task ends, or where every thread has some.
+  const int64_t most = imax(kPalTileRows, imin(kPalChunkRows, ceil_div(B * a.T, 2 * num_threads())));
+  for (int64_t t = 0; t < a.tasks; t++) {
+    int64_t rows = most;
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t i = 0; plan.sequence_task[size_t(b)] == t && i < a.T; i += kPalTileRows) {
+        const int64_t here = imin(kPalTileRows, a.T - i), tile = int64_t(plan.tiles.size());
+        plan.tiles.push_back({int32_t(t), int32_t(here), b * a.T + i});
+        if (rows + here > most) plan.chunks.push_back({t, tile, tile}), rows = 0;
+        rows += here;
+        plan.chunks.back().last = tile + 1;
+      }
+  }
+  a.tile = plan.tiles.data(), a.chunk = plan.chunks.data(), a.chunks = int64_t(plan.chunks.size());
   if (mask.has_value()) {
     HFK_CHECK(mask->scalar_type() == ScalarType::Float && mask->is_contiguous() && mask->dim() == 3 &&
                   (mask->size(0) == 1 || mask->size(0) == B) && (mask->size(1) == 1 || mask->size(1) == a.T) &&
@@ -102,17 +113,17 @@ void read(PalPlan& plan, const Tensor& x, int64_t B, const std::vector<Tensor>& 
 
 void forward(const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vector<int64_t> present, OptTensor ids,
              OptTensor mask, int64_t heads, bool causal, int64_t activation, double dropout, OptTensor seed, Tensor out,
-             Tensor hidden, Tensor lse, Tensor pre) {
+             Tensor hidden, Tensor pre) {
   PalPlan plan;
   read(plan, x, B, weights, present, ids, mask, heads, causal, activation, dropout, seed, {});
   PalArgs& a = plan.args;
   check_flat(out, a.B * a.T * a.D, a.type, "pal_attention: out");
-  check_flat(hidden, a.pieces * a.B * a.T * a.Sp, a.type, "pal_attention: hidden");
-  a.out = out.data_ptr(), a.hidden = hidden.data_ptr();
-  if (lse.numel() > 0) {
-    check_f32(OptTensor(lse), a.B * a.heads * a.T, "pal_attention: lse");
-    a.lse = ptr_of<float>(lse);
-  }
+  // The rank rows pass through memory also when no backward will read them.
+  const int64_t rank_rows = a.pieces * a.B * a.T * a.Sp;
+  const bool keep = hidden.numel() > 0;
+  if (keep) check_flat(hidden, rank_rows, a.type, "pal_attention: hidden");
+  Shared<char> workspace(keep ? 0 : rank_rows * (a.type == DType::f32 ? 4 : 2));
+  a.out = out.data_ptr(), a.hidden = keep ? hidden.data_ptr() : workspace.data;
   if (pre.numel() > 0) {
     check_flat(pre, a.B * a.T * a.D, a.type, "pal_attention: pre");
     a.pre = pre.data_ptr();
@@ -122,7 +133,7 @@ void forward(const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vecto
 
 void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vector<int64_t> present,
               OptTensor ids, OptTensor mask, int64_t heads, bool causal, int64_t activation, double dropout,
-              OptTensor seed, const Tensor& hidden, const Tensor& lse, const Tensor& pre, Tensor dx,
+              OptTensor seed, const Tensor& hidden, const Tensor& pre, Tensor dx,
               std::vector<Tensor> grads) {
   PalPlan plan;
   read(plan, x, B, weights, present, ids, mask, heads, causal, activation, dropout, seed, grads);
@@ -131,8 +142,7 @@ void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor
   HFK_CHECK(a.D <= 1 || grad.stride(1) == 1, "pal_attention: grad: expected stride 1 on the last axis");
   a.grad = grad.data_ptr(), a.grad_stride = grad.stride(0);
   check_flat(hidden, a.pieces * a.B * a.T * a.Sp, a.type, "pal_attention: hidden");
-  check_f32(OptTensor(lse), a.B * a.heads * a.T, "pal_attention: lse");
-  a.hidden = hidden.data_ptr(), a.lse = ptr_of<float>(lse);
+  a.hidden = hidden.data_ptr();
   if (activation != 0) {
     check_flat(pre, a.B * a.T * a.D, a.type, "pal_attention: pre");
     a.pre = pre.data_ptr();

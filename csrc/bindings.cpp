@@ -30,11 +30,11 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
       "Tensor(d!) dscale) -> ()");
   m.def(
       "pal_attention_forward(Tensor x, int B, Tensor[] weights, int[] present, Tensor? ids, Tensor? mask, int heads, "
-      "bool causal, int activation, float dropout, Tensor? seed, Tensor(a!) out, Tensor(b!) hidden, Tensor(c!) lse, "
+      "bool causal, int activation, float dropout, Tensor? seed, Tensor(a!) out, Tensor(b!) hidden, "
       "Tensor(d!) pre) -> ()");
   m.def(
       "pal_attention_backward(Tensor grad, Tensor x, int B, Tensor[] weights, int[] present, Tensor? ids, Tensor? mask, "
-      "int heads, bool causal, int activation, float dropout, Tensor? seed, Tensor hidden, Tensor lse, Tensor pre, "
+      "int heads, bool causal, int activation, float dropout, Tensor? seed, Tensor hidden, Tensor pre, "
       "Tensor(a!) dx, Tensor(b!)[] grads) -> ()");
   m.def(
       "prefix_attention_forward(Tensor query, Tensor key, Tensor value, Tensor[] prefix_key, Tensor[] prefix_value, "

@@ -133,8 +133,7 @@ static HFK_INLINE const E* plain_rows(int64_t rows, int64_t K, const T* source, 
     E* d = buffer + m * Kp;
     int64_t k = 0;
     for (; k + VL <= K; k += VL) store(d + k, load(s + k));
-    for (; k < K; k++) from_float(to_float(s[k]), d[k]);
-    for (; k < Kp; k++) from_float(0.f, d[k]);
+    for (; k < Kp; k += VL) store_first(d + k, k < K ? load_first(s + k, K - k) : zero(), Kp - k);
   }
   *out_stride = Kp;
   return buffer;

@@ -116,18 +116,22 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
     int64_t n = 0;
     if (sn == 1)
       for (; n + VL <= columns; n += VL) store(d + k * PW + n, load(s + k * sk + n) * f);
+    if (sn == 1 && n < columns) {
+      store(d + k * PW + n, load_first(s + k * sk + n, columns - n) * f);
+      n += VL;
+    }
     for (; n < columns; n++) d[k * PW + n] = to_float(s[k * sk + n * sn]) * f;
     for (; n < PW; n++) d[k * PW + n] = 0.f;
   }
 }
 
 #if defined(__AVX512F__)
-static HFK_INLINE void pack_pair(int64_t Kp, bool second, const bf16* a, const bf16* b, bf16* d) {
-  // Interleaves two rows of PW columns of bf16.
+static HFK_INLINE void pack_pair(int64_t Kp, int64_t columns, bool second, const bf16* a, const bf16* b, bf16* d) {
+  // Interleaves two rows of bf16, zero beyond `columns`.
   for (int64_t n = 0; n < PW; n += 16) {
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + n)));
-    __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + n)))
-                          : _mm512_setzero_si512();
+    const __mmask16 lanes = first_lanes(columns - n);
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, a + n));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second ? lanes : 0, b + n));
     _mm512_storeu_si512(d + pair_index(Kp, 0, n), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 }
@@ -151,8 +155,8 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
         return;
       }
     }
-    if (scale == nullptr && sn == 1 && columns == PW)
-      for (; k < K; k += 2) pack_pair(Kp, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + pair_index(Kp, k, 0));
+    if (scale == nullptr && sn == 1)
+      for (; k < K; k += 2) pack_pair(Kp, columns, k + 1 < K, s + k * sk, s + (k + 1) * sk, d + pair_index(Kp, k, 0));
   }
 #endif
   for (k = k & ~int64_t(1); k < Kp; k++)

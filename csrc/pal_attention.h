@@ -11,70 +11,43 @@ static HFK_INLINE bool pal_square(int family) { return family != kPalEncoder && 
 static HFK_INLINE int64_t pal_outputs(const PalArgs& a, int family) { return family == kPalDecoder ? a.D : a.S; }
 static HFK_INLINE int64_t pal_inputs(const PalArgs& a, int family) { return family == kPalEncoder ? a.D : a.S; }
 
-// Packed weights of the tasks that have sequences. transposed: for gradients, rows times W instead of W^T.
+// One weight of a chunk's task, packed into `panels`; and its bias as floats, zero padded. transposed: for gradients, rows
+// times W instead of W^T, without a bias. outside: see gemm_split.h.
 template <class E>
-struct PalPack {
-  Shared<E*> panels;       // [tasks * kPalMatrices]
-  Shared<float*> bias;     // [tasks * kPalMatrices], zero padded, null where absent
-  Shared<bool> present;    // [tasks]
-  E* memory = nullptr;
-  float* floats = nullptr;
-
-  template <class T>
-  PalPack(const PalArgs& a, bool transposed, const T*)
-      : panels(a.tasks * kPalMatrices), bias(a.tasks * kPalMatrices), present(a.tasks) {
-    for (int64_t t = 0; t < a.tasks; t++) present[t] = false;
-    for (int64_t b = 0; b < a.B; b++)
-      if (a.sequence_task[b] >= 0) present[a.sequence_task[b]] = true;
-    int64_t size = 0, count = 0;
-    // Offsets first, then memory, then pointers.
-    for (int pass = 0; pass < 2; pass++) {
-      if (pass == 1) {
-        memory = static_cast<E*>(shared_alloc(size_t(imax(size, 1)) * sizeof(E)));
-        floats = static_cast<float*>(shared_alloc(size_t(imax(count, 1)) * 4));
-        size = count = 0;
-      }
-      for (int64_t i = 0; i < a.tasks * kPalMatrices; i++) {
-        const int f = int(i % kPalMatrices);
-        const PalTask& w = a.task[i / kPalMatrices];
-        const bool here = present[i / kPalMatrices] && w.weight[f];
-        if (pass == 1) {
-          panels[i] = here ? memory + size : nullptr;
-          bias[i] = here && w.weight[f + kPalMatrices] && !transposed ? floats + count : nullptr;
-        }
-        if (!here) continue;
-        const int64_t K = transposed ? pal_outputs(a, f) : pal_inputs(a, f);
-        const int64_t N = transposed ? pal_inputs(a, f) : pal_outputs(a, f);
-        size += round_up(packed_size<E>(K, N), 32);
-        count += round_up(pal_outputs(a, f), PW);
-      }
-    }
-    parallel(a.tasks * kPalMatrices, [&](int64_t i0, int64_t i1) {
-      for (int64_t i = i0; i < i1; i++) {
-        if (panels[i] == nullptr) continue;
-        const int f = int(i % kPalMatrices);
-        const PalTask& w = a.task[i / kPalMatrices];
-        const T* s = static_cast<const T*>(w.weight[f]);
-        const int64_t out = pal_outputs(a, f), in = pal_inputs(a, f);
-        if (transposed)
-          pack<E>(out, in, s, w.row_stride[f], w.column_stride[f], panels[i], 0, ceil_div(in, PW));
-        else
-          pack<E>(in, out, s, w.column_stride[f], w.row_stride[f], panels[i], 0, ceil_div(out, PW));
-        if (bias[i]) {
-          const T* v = static_cast<const T*>(w.weight[f + kPalMatrices]);
-          for (int64_t n = 0; n < round_up(out, PW); n++)
-            bias[i][n] = n < out ? to_float(v[n * w.row_stride[f + kPalMatrices]]) : 0.f;
-        }
-      }
-    });
-  }
-  ~PalPack() {
-    shared_free(memory);
-    shared_free(floats);
-  }
-  const E* weight(int64_t task, int family) const { return panels[task * kPalMatrices + family]; }
-  const float* bias_of(int64_t task, int family) const { return bias[task * kPalMatrices + family]; }
+struct PalWeight {
+  const E* panels;
+  const float* bias;
 };
+static HFK_INLINE int64_t pal_panels(const PalArgs& a, int family, bool transposed) {
+  return transposed ? pal_inputs(a, family) : pal_outputs(a, family);
+}
+template <class E>
+static HFK_INLINE int64_t pal_packed_size(const PalArgs& a, int family, bool transposed) {
+  const int64_t K = transposed ? pal_outputs(a, family) : pal_inputs(a, family);
+  return round_up(packed_size<E>(K, pal_panels(a, family, transposed)), 32);
+}
+template <class T, class E>
+static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool transposed, E* panels, float* bias,
+                             int32_t* outside) {
+  const PalTask& w = a.task[task];
+  const T* s = static_cast<const T*>(w.weight[family]);
+  const int64_t out = pal_outputs(a, family), in = pal_inputs(a, family);
+  const int64_t K = transposed ? out : in, N = transposed ? in : out;
+  const int64_t sk = transposed ? w.row_stride[family] : w.column_stride[family];
+  const int64_t sn = transposed ? w.column_stride[family] : w.row_stride[family];
+  for (int64_t p = 0; p < ceil_div(N, PW); p++) {
+    E* panel = panels + p * panel_size<E>(K);
+    if constexpr (sizeof(E) == 6)
+      pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel, outside);
+    else
+      pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel);
+  }
+  const T* v = static_cast<const T*>(w.weight[family + kPalMatrices]);
+  if (transposed || v == nullptr) return {panels, nullptr};
+  for (int64_t n = 0; n < round_up(out, PW); n++)
+    bias[n] = n < out ? to_float(v[n * w.row_stride[family + kPalMatrices]]) : 0.f;
+  return {panels, bias};
+}
 
 // C plus bias, as T; columns up to `padded` (a multiple of VL, or `columns`) are written, 0 beyond columns.
 template <class T>
@@ -100,16 +73,16 @@ static HFK_INLINE void pal_product(int64_t rows, int64_t N, int64_t K, const E* 
 
 // hidden piece = source W^T + bias for the rows of a tile. Whole rows are stored one after the other, so that they stream.
 template <class T, class E>
-static void pal_project(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, int family, int piece, const E* A,
+static void pal_project(const PalArgs& a, const PalWeight<E>& w, const PalTile& t, int family, int piece, const E* A,
                         int64_t am, float* C) {
   const int64_t ldc = round_up(a.Sp, PW);
-  pal_product<E>(t.rows, a.S, pal_inputs(a, family), A, am, pack.weight(t.task, family), C, ldc);
-  pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, pack.bias_of(t.task, family), pal_hidden<T>(a, piece, t.row), a.Sp);
+  pal_product<E>(t.rows, a.S, pal_inputs(a, family), A, am, w.panels, C, ldc);
+  pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, w.bias, pal_hidden<T>(a, piece, t.row), a.Sp);
 }
 
-// Scores of rows [q0, q0 + rows) against all keys become probabilities, in place; lse gets log(sum(exp)) of each row.
+// Scores of rows [q0, q0 + rows) against all keys become probabilities, in place.
 static __attribute__((noinline)) void pal_softmax(const PalArgs& a, int64_t b, int64_t h, int64_t q0, int64_t rows,
-                                                  float scale, float* P, int64_t ldp, float* lse, bool drop) {
+                                                  float scale, float* P, int64_t ldp, bool drop) {
   const Dropout d = make_dropout(a.seed, a.dropout);
   const V lowest = broadcast(-INFINITY);
   VI lane;
@@ -122,14 +95,13 @@ static __attribute__((noinline)) void pal_softmax(const PalArgs& a, int64_t b, i
     for (int64_t j = 0; j < ldp; j += VL) {
       V v = load(p + j) * scale;
       if (mask && j < a.T) v += load_first(mask + j, a.T - j);
-      v = lane + int32_t(j) < int32_t(seen) ? v : lowest;
+      if (j + VL > seen) v = lane + int32_t(j) < int32_t(seen) ? v : lowest;
       store(p + j, v);
       top = vmax(top, v);
     }
     const float highest = hmax(top);
     if (highest == -INFINITY) {
-      memset(p, 0, ldp * 4);
-      if (lse) lse[m] = INFINITY;
+      memset(p, 0, size_t(ldp) * 4);
       continue;
     }
     V sum = zero();
@@ -138,8 +110,7 @@ static __attribute__((noinline)) void pal_softmax(const PalArgs& a, int64_t b, i
       store(p + j, e);
       sum += e;
     }
-    const float total = hsum(sum), inverse = 1.f / total;
-    if (lse) lse[m] = highest + logf(total);
+    const float inverse = 1.f / hsum(sum);
     const uint32_t hash = drop ? dropout_row(d, uint32_t((b * a.heads + h) * a.T + i)) : 0;
     for (int64_t j = 0; j < ldp; j += VL) {
       V v = load(p + j) * inverse;
@@ -169,8 +140,7 @@ static void pal_attend(const PalArgs& a, int64_t b, int64_t h) {
     const E* Q = rows_for_product<E>(rows, K, q + q0 * a.Sp, a.Sp, nullptr, scratch<E>(4, round_up(rows, 16) * padded_k<E>(K)),
                                      &am);
     gemm_store(rows, seen, K, Q, am, keys, P, ldp);
-    pal_softmax(a, b, h, q0, rows, 1.f / std::sqrt(float(K)), P, ldp,
-                a.lse ? a.lse + (b * a.heads + h) * a.T + q0 : nullptr, a.dropout > 0);
+    pal_softmax(a, b, h, q0, rows, 1.f / std::sqrt(float(K)), P, ldp, a.dropout > 0);
     const E* R = rows_for_product<E>(rows, a.T, P, ldp, nullptr,
                                      scratch<E>(5, round_up(rows, 16) * padded_k<E>(a.T)), &pm);
     gemm_store(rows, K, a.T, R, pm, values, C, ldc);
@@ -180,14 +150,14 @@ static void pal_attend(const PalArgs& a, int64_t b, int64_t h) {
 
 // Decoder and activation of a tile, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
-static void pal_decode(const PalArgs& a, const PalPack<E>& pack, const PalTile& t, const E* A, int64_t am) {
-  constexpr int64_t step = sizeof(E) == 2 ? 32 : 24;
+static void pal_decode(const PalArgs& a, const PalWeight<E>& w, const PalTile& t, const E* A, int64_t am) {
+  constexpr int64_t step = sizeof(E) == 4 ? 24 : 32;
   const int64_t ldc = round_up(a.D, PW);
-  const float* bias = pack.bias_of(t.task, kPalDecoder);
+  const float* bias = w.bias;
   float* C = scratch<float>(3, step * ldc);
   for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
     const int64_t rows = imin(step, t.rows - m0);
-    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, pack.weight(t.task, kPalDecoder), C, ldc);
+    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, w.panels, C, ldc);
     T* out = static_cast<T*>(a.out) + (t.row + m0) * a.D;
     if (a.pre) {
       T* pre = static_cast<T*>(a.pre) + (t.row + m0) * a.D;
@@ -208,47 +178,66 @@ static void pal_clear(const PalArgs& a, int64_t b) {
   memset(static_cast<T*>(a.out) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
   for (int piece = 0; piece < a.pieces; piece++)
     memset(pal_hidden<T>(a, piece, b * a.T), 0, a.T * a.Sp * sizeof(T));
-  if (a.lse) memset(a.lse + b * a.heads * a.T, 0, a.heads * a.T * sizeof(float));
   if (a.pre) memset(static_cast<T*>(a.pre) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
 }
 
 template <class T, class E>
-static void pal_forward_t(const PalArgs& a) {
-  PalPack<E> pack(a, false, static_cast<const T*>(nullptr));
+static void pal_forward_t(const PalArgs& a, int32_t* outside) {
   auto rows_of = [&](int piece, const PalTile& t, int64_t* am) {
     return rows_for_product<E>(t.rows, a.S, pal_hidden<T>(a, piece, t.row), a.Sp, nullptr,
-                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
+                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am, outside);
   };
-  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+  const int64_t square = pal_packed_size<E>(a, kPalQuery, false), bias_size = round_up(imax(a.D, a.S), PW);
+  parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
+    // First the encoder, then query, key and value in its place.
+    E* panels = scratch<E>(6, imax(pal_packed_size<E>(a, kPalEncoder, false), 3 * square));
+    float* bias = scratch<float>(7, 3 * bias_size);
     for (int64_t i = i0; i < i1; i++) {
-      const PalTile& t = a.tile[i];
+      const PalChunk& c = a.chunk[i];
       int64_t am;
-      const E* X = rows_for_product<E>(t.rows, a.D, static_cast<const T*>(a.x) + t.row * a.x_stride, a.x_stride, nullptr,
-                                       scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am);
-      pal_project<T>(a, pack, t, kPalEncoder, 0, X, am, C);
-      const E* U = rows_of(0, t, &am);
-      for (int f = kPalQuery; f <= kPalValue; f++) pal_project<T>(a, pack, t, f, f, U, am, C);
-      // The padding of the mixed rows, whose columns the heads write one by one.
-      for (int64_t m = 0; m < t.rows; m++)
-        memset(pal_hidden<T>(a, 4, t.row + m) + a.S, 0, size_t(a.Sp - a.S) * sizeof(T));
+      const PalWeight<E> encoder = pal_pack<T>(a, c.task, kPalEncoder, false, panels, bias, outside);
+      for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
+        const E* X = rows_for_product<E>(t->rows, a.D, static_cast<const T*>(a.x) + t->row * a.x_stride, a.x_stride, nullptr,
+                                         scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am, outside);
+        pal_project<T>(a, encoder, *t, kPalEncoder, 0, X, am, C);
+      }
+      PalWeight<E> squares[3];
+      for (int f = 0; f < 3; f++)
+        squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, false, panels + f * square, bias + f * bias_size, outside);
+      for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
+        const E* U = rows_of(0, *t, &am);
+        for (int f = 0; f < 3; f++) pal_project<T>(a, squares[f], *t, kPalQuery + f, kPalQuery + f, U, am, C);
+        // The padding of the mixed rows, whose columns the heads write one by one.
+        for (int64_t m = 0; m < t->rows; m++)
+          memset(pal_hidden<T>(a, 4, t->row + m) + a.S, 0, size_t(a.Sp - a.S) * sizeof(T));
+      }
     }
   });
   parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; i++)
-      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, E>(a, i / a.heads, i % a.heads);
+      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, Elem<T>>(a, i / a.heads, i % a.heads);
   });
-  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+  parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
+    E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalDecoder, false) + square);
+    float* bias = scratch<float>(7, 2 * bias_size);
     for (int64_t i = i0; i < i1; i++) {
-      const PalTile& t = a.tile[i];
-      int64_t am;
-      const E* M = rows_of(4, t, &am);
-      if (pack.weight(t.task, kPalOutput)) {
-        pal_project<T>(a, pack, t, kPalOutput, 5, M, am, C);
-        M = rows_of(5, t, &am);
+      const PalChunk& c = a.chunk[i];
+      const bool project = a.task[c.task].weight[kPalOutput] != nullptr;
+      PalWeight<E> output = {};
+      if (project) output = pal_pack<T>(a, c.task, kPalOutput, false, panels, bias, outside);
+      const PalWeight<E> decoder =
+          pal_pack<T>(a, c.task, kPalDecoder, false, panels + square, bias + bias_size, outside);
+      for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
+        int64_t am;
+        const E* M = rows_of(4, *t, &am);
+        if (project) {
+          pal_project<T>(a, output, *t, kPalOutput, 5, M, am, C);
+          M = rows_of(5, *t, &am);
+        }
+        pal_decode<T>(a, decoder, *t, M, am);
       }
-      pal_decode<T>(a, pack, t, M, am);
     }
   });
   for (int64_t b = 0; b < a.B; b++)
@@ -256,5 +245,11 @@ static void pal_forward_t(const PalArgs& a) {
 }
 
 static void pal_forward(const PalArgs& a) {
-  a.type == DType::f32 ? pal_forward_t<float, float>(a) : pal_forward_t<bf16, Elem<bf16>>(a);
+  if (a.type == DType::bf16) return pal_forward_t<bf16, Elem<bf16>>(a, nullptr);
+#if defined(__AMX_TILE__)
+  int32_t outside = 0;
+  pal_forward_t<float, SplitElem>(a, &outside);
+  if (!outside) return;
+#endif
+  pal_forward_t<float, float>(a, nullptr);
 }

@@ -18,11 +18,17 @@ struct PalTile {
   int64_t row;
 };
 
+// Tiles [first, last) of one task, by one thread: it packs the task's weights for them in its own cache.
+struct PalChunk {
+  int64_t task, first, last;
+};
+
 struct PalArgs {
   DType type;
-  int64_t B, T, D, S, Sp, heads, tasks, tiles;  // Sp: S rounded up to 16, the stride of hidden
+  int64_t B, T, D, S, Sp, heads, tasks, chunks;  // Sp: S rounded up to 16, the stride of hidden
   const PalTask* task;
-  const PalTile* tile;
+  const PalTile* tile;      // in the order of their tasks
+  const PalChunk* chunk;
   const int64_t* sequence_task;   // [B], -1: none
   const void* x;                  // [B * T, D], x_stride apart
   int64_t x_stride;
@@ -35,7 +41,6 @@ struct PalArgs {
   void* out;                      // [B * T, D]
   void* hidden;                   // [pieces][B * T][Sp]: encoded, query, key, value, mixed, and with an output projection
   int pieces;                     // projected
-  float* lse;                     // [B, heads, T]
   void* pre;                      // [B * T, D] the decoder's output, or null
   // Backward only.
   const void* grad;               // [B * T, D], grad_stride apart
@@ -44,5 +49,6 @@ struct PalArgs {
 };
 
 constexpr int64_t kPalTileRows = 96;
+constexpr int64_t kPalChunkRows = 384;
 
 }  // namespace hfk

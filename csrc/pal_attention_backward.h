@@ -1,8 +1,5 @@
 // pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in float, then the
-// weights, cut over their columns so that every element is one sum over the task's tokens in order.
-
-constexpr int64_t kPalWeightColumns = 128;
-constexpr int64_t kPalWeightRows = 64;
+// weights (pal_attention_weights.h).
 
 // Gradients of rank rows, [B * T][Sp] each: projected, mixed, query, key, value, encoded; and of the decoder's output.
 struct PalGrads {
@@ -44,6 +41,41 @@ static void pal_head_rows(int64_t rows, int64_t K, const T* s, int64_t stride, f
     for (int64_t n = 0; n < ld; n += VL) store(d + m * ld + n, n < K ? load_first(s + m * stride + n, K - n) : zero());
 }
 
+// One query row: p holds its probabilities and g their gradients dP (anything beyond `visible`). Afterwards p holds what
+// weighs the values and g the gradient of the products, P (dP - sum P dP) scale.
+// That does not change when all dP move by one number. They are moved by the likeliest key's: where this key takes nearly
+// all, its own dP is then 0, the sum runs over the others, and nothing cancels. Unmoved, dP times the rounding error of
+// sum P = 1 would stand against the little that the other keys have.
+static HFK_INLINE void pal_score_gradients(const PalArgs& a, const Dropout& d, uint32_t row, int64_t visible, int64_t end,
+                                           float scale, float* p, float* g) {
+  const uint32_t hash = a.dropout > 0 ? dropout_row(d, row) : 0;
+  VI lane;
+  for (int i = 0; i < VL; i++) lane[i] = i;
+  V highest = broadcast(-1.f), its_gradient = zero();
+  for (int64_t j = 0; j < end; j += VL) {
+    V v = lane + int32_t(j) < int32_t(visible) ? load(g + j) : zero(), weight = load(p + j);
+    if (a.dropout > 0) v *= dropout_factor(d, hash, j);
+    store(g + j, v);
+    its_gradient = weight > highest ? v : its_gradient;
+    highest = vmax(weight, highest);
+  }
+  float base = its_gradient[0];
+  for (int i = 1, best = 0; i < VL; i++)
+    if (highest[i] > highest[best]) best = i, base = its_gradient[i];
+  V sum = zero();
+  for (int64_t j = 0; j < end; j += VL) {
+    V v = load(g + j) - base;
+    store(g + j, v);
+    sum = fma(v, load(p + j), sum);
+  }
+  const float mean = hsum(sum);
+  for (int64_t j = 0; j < end; j += VL) {
+    V weight = load(p + j);
+    store(g + j, weight * (load(g + j) - mean) * scale);
+    if (a.dropout > 0) store(p + j, weight * dropout_factor(d, hash, j));
+  }
+}
+
 // Gradients of query, key and value of one head of one sequence; the probabilities are computed again.
 template <class T>
 static void pal_attend_backward(const PalArgs& a, PalGrads& g, int64_t b, int64_t h) {
@@ -63,32 +95,15 @@ static void pal_attend_backward(const PalArgs& a, PalGrads& g, int64_t b, int64_
   float *P = scratch<float>(2, kPalQueryRows * ldp), *G = scratch<float>(3, kPalQueryRows * ldp);
   float* C = scratch<float>(4, kPalQueryRows * ld);
   const Dropout d = make_dropout(a.seed, a.dropout);
-  VI lane;
-  for (int i = 0; i < VL; i++) lane[i] = i;
   for (int64_t q0 = 0; q0 < N; q0 += kPalQueryRows) {
     const int64_t rows = imin(kPalQueryRows, N - q0), seen = a.causal ? q0 + rows : N;
     gemm_store(rows, seen, K, q + q0 * ld, ld, keys, P, ldp);
     gemm_store(rows, seen, K, dout + q0 * ld, ld, values, G, ldp);
-    pal_softmax(a, b, h, q0, rows, scale, P, ldp, nullptr, false);
+    pal_softmax(a, b, h, q0, rows, scale, P, ldp, false);
     for (int64_t m = 0; m < rows; m++) {
-      const int64_t i = q0 + m, visible = a.causal ? i + 1 : N;
-      const uint32_t hash = a.dropout > 0 ? dropout_row(d, uint32_t((b * a.heads + h) * N + i)) : 0;
-      float *p = P + m * ldp, *ds = G + m * ldp;
-      // The mean gradient from the same products as the gradients: they cancel exactly where one key takes all.
-      V sum = zero();
-      for (int64_t j = 0; j < round_up(seen, VL); j += VL) {
-        V kept = a.dropout > 0 ? dropout_factor(d, hash, j) : broadcast(1.f);
-        // Beyond the visible columns ds holds anything.
-        V v = lane + int32_t(j) < int32_t(visible) ? load(ds + j) * kept : zero();
-        store(ds + j, v);
-        sum = fma(v, load(p + j), sum);
-      }
-      const float mean = hsum(sum);
-      for (int64_t j = 0; j < round_up(seen, VL); j += VL) {
-        V kept = a.dropout > 0 ? dropout_factor(d, hash, j) : broadcast(1.f), v = load(p + j);
-        store(ds + j, v * (load(ds + j) - mean) * scale);
-        store(p + j, v * kept);
-      }
+      const int64_t i = q0 + m;
+      pal_score_gradients(a, d, uint32_t((b * a.heads + h) * N + i), a.causal ? i + 1 : N, round_up(seen, VL), scale,
+                          P + m * ldp, G + m * ldp);
     }
     gemm_store(rows, K, seen, G, ldp, 1, k, ld, PW, C, ld);
     pal_keep<float>(rows, K, K, C, ld, nullptr, g.query.data + (row + q0) * a.Sp + column, a.Sp);
@@ -101,7 +116,8 @@ static void pal_attend_backward(const PalArgs& a, PalGrads& g, int64_t b, int64_
 
 // du = dq Wq + dk Wk + dv Wv and dx = du V_E for a tile.
 template <class T, class E>
-static void pal_encoder_rows(const PalArgs& a, const PalPack<E>& pack, PalGrads& g, const PalTile& t) {
+static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, const PalWeight<E>& encoder, PalGrads& g,
+                             const PalTile& t) {
   const float* parts[3] = {g.query.data, g.key.data, g.value.data};
   float* du = g.encoded.data + t.row * a.Sp;
   float* one = scratch<float>(2, kPalTileRows * imax(a.Sp, PW));
@@ -109,154 +125,82 @@ static void pal_encoder_rows(const PalArgs& a, const PalPack<E>& pack, PalGrads&
   int64_t am;
   for (int part = 0; part < 3; part++) {
     const E* A = rows_for_product<E>(t.rows, a.S, parts[part] + t.row * a.Sp, a.Sp, nullptr, buffer, &am);
-    pal_through<E>(a, t, a.S, A, am, pack.weight(t.task, kPalQuery + part), part == 0 ? du : one);
+    pal_through<E>(a, t, a.S, A, am, squares[part].panels, part == 0 ? du : one);
     if (part > 0)
       for (int64_t n = 0; n < t.rows * a.Sp; n += VL) store(du + n, load(du + n) + load(one + n));
   }
   if (a.dx == nullptr) return;
   const E* A = rows_for_product<E>(t.rows, a.S, static_cast<const float*>(du), a.Sp, nullptr, buffer, &am);
-  constexpr int64_t step = sizeof(E) == 2 ? 32 : 24;
+  constexpr int64_t step = sizeof(E) == 4 ? 24 : 32;
   const int64_t ldc = round_up(a.D, PW);
   float* C = scratch<float>(3, step * ldc);
   for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
     const int64_t rows = imin(step, t.rows - m0);
-    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, pack.weight(t.task, kPalEncoder), C, ldc);
+    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, encoder.panels, C, ldc);
     pal_keep<T>(rows, a.D, a.D, C, ldc, nullptr, static_cast<T*>(a.dx) + (t.row + m0) * a.D, a.D);
   }
 }
 
-// sums[S][kPalWeightColumns] = coefficients^T source over all tokens of a task.
-template <class C, class X>
-static void pal_weight_sums(const PalArgs& a, int64_t task, const C* coefficients, const X* source, int64_t stride,
-                            int64_t c0, int64_t columns, float* sums) {
-  memset(sums, 0, a.S * kPalWeightColumns * 4);
-  float* copy = scratch<float>(1, kPalWeightRows * kPalWeightColumns);
-  float* wide = scratch<float>(2, kPalWeightRows * a.Sp);
-  for (int64_t b = 0; b < a.B; b++) {
-    if (a.sequence_task[b] != task) continue;
-    for (int64_t i = 0; i < a.T; i += kPalWeightRows) {
-      const int64_t rows = imin(kPalWeightRows, a.T - i), row = b * a.T + i;
-      const float *A, *S;
-      int64_t ss = kPalWeightColumns;
-      if constexpr (sizeof(C) == 4) {
-        A = coefficients + row * a.Sp;
-      } else {
-        pal_head_rows(rows, a.Sp, coefficients + row * a.Sp, a.Sp, wide, a.Sp);
-        A = wide;
-      }
-      bool direct = false;
-      if constexpr (sizeof(X) == 4) direct = columns % VL == 0;
-      if (direct) {
-        S = reinterpret_cast<const float*>(source + row * stride + c0);
-        ss = stride;
-      } else {
-        pal_head_rows(rows, columns, source + row * stride + c0, stride, copy, kPalWeightColumns);
-        S = copy;
-      }
-      gemm_add(a.S, columns, rows, A, 1, a.Sp, S, ss, PW, sums, kPalWeightColumns);
-    }
-  }
-}
-
-// Writes sums as gradient[r][c0 + c], or transposed as gradient[c0 + c][r].
-template <class T>
-static void pal_write_weight(const PalArgs& a, const float* sums, int64_t c0, int64_t columns, int64_t N, bool transposed,
-                             T* gradient) {
-  for (int64_t r = 0; r < a.S; r++)
-    for (int64_t c = 0; c < columns; c++)
-      from_float(sums[r * kPalWeightColumns + c], transposed ? gradient[(c0 + c) * a.S + r] : gradient[r * N + c0 + c]);
-}
-
-// Column sums over the tokens of a task.
-template <class X, class T>
-static void pal_bias_sums(const PalArgs& a, int64_t task, const X* source, int64_t stride, int64_t N, T* gradient) {
-  float* sums = scratch<float>(1, round_up(N, VL));
-  memset(sums, 0, round_up(N, VL) * 4);
-  for (int64_t b = 0; b < a.B; b++) {
-    if (a.sequence_task[b] != task) continue;
-    for (int64_t row = b * a.T; row < (b + 1) * a.T; row++)
-      for (int64_t n = 0; n < N; n += VL) store(sums + n, load(sums + n) + load_first(source + row * stride + n, N - n));
-  }
-  for (int64_t n = 0; n < N; n++) from_float(sums[n], gradient[n]);
-}
-
-template <class T>
-static void pal_backward_weights(const PalArgs& a, PalGrads& g) {
-  const int64_t panels = ceil_div(imax(a.D, a.S), kPalWeightColumns), items = kPalFamilies * panels;
-  const float* coefficients[kPalMatrices] = {g.encoded.data, g.query.data, g.key.data, g.value.data, nullptr,
-                                             g.projected.data};
-  parallel(a.tasks * items, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++) {
-      const int64_t task = i / items, panel = i % panels, c0 = panel * kPalWeightColumns;
-      const int family = int(i % items / panels), matrix = family % kPalMatrices;
-      T* gradient = static_cast<T*>(a.task[task].grad[family]);
-      const int64_t N = matrix == kPalEncoder || matrix == kPalDecoder ? a.D : a.S, columns = imin(kPalWeightColumns, N - c0);
-      if (gradient == nullptr || columns <= 0) continue;
-      const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
-      if (family >= kPalMatrices) {
-        if (panel > 0) continue;
-        if (matrix == kPalDecoder && a.pre)
-          pal_bias_sums(a, task, g.decoded.data, a.D, a.D, gradient);
-        else if (matrix == kPalDecoder)
-          pal_bias_sums(a, task, grad, a.grad_stride, a.D, gradient);
-        else
-          pal_bias_sums(a, task, coefficients[matrix], a.Sp, a.S, gradient);
-        continue;
-      }
-      float* sums = scratch<float>(3, a.S * kPalWeightColumns);
-      if (matrix == kPalDecoder) {
-        const T* into = pal_hidden<T>(a, a.task[task].weight[kPalOutput] ? 5 : 4, 0);
-        if (a.pre)
-          pal_weight_sums(a, task, into, static_cast<const float*>(g.decoded.data), a.D, c0, columns, sums);
-        else
-          pal_weight_sums(a, task, into, grad, a.grad_stride, c0, columns, sums);
-      } else if (matrix == kPalEncoder) {
-        pal_weight_sums(a, task, coefficients[matrix], x, a.x_stride, c0, columns, sums);
-      } else {
-        pal_weight_sums(a, task, coefficients[matrix], static_cast<const T*>(pal_hidden<T>(a, matrix == kPalOutput ? 4 : 0, 0)),
-                        a.Sp, c0, columns, sums);
-      }
-      pal_write_weight(a, sums, c0, columns, N, matrix == kPalDecoder, gradient);
-    }
-  });
-}
+template <class T, class E>
+static void pal_backward_weights(const PalArgs& a, const PalGrads& g);
 
 template <class T, class E>
-static void pal_backward_t(const PalArgs& a) {
-  PalPack<E> pack(a, true, static_cast<const T*>(nullptr));
+static void pal_backward_t(const PalArgs& a, int32_t* outside) {
   PalGrads g(a);
-  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+  const int64_t square = pal_packed_size<E>(a, kPalQuery, true);
+  parallel(a.chunks, [&](int64_t i0, int64_t i1) {
+    E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalDecoder, true) + square);
     for (int64_t i = i0; i < i1; i++) {
-      const PalTile& t = a.tile[i];
-      const bool output = pack.weight(t.task, kPalOutput) != nullptr;
-      float *mixed = g.mixed.data + t.row * a.Sp, *projected = g.projected.data + t.row * a.Sp;
-      int64_t am;
-      const E* A = pal_decoded_rows<T, E>(a, t, g.decoded, &am);
-      pal_through<E>(a, t, a.D, A, am, pack.weight(t.task, kPalDecoder), output ? projected : mixed);
-      if (output) {
-        A = rows_for_product<E>(t.rows, a.S, static_cast<const float*>(projected), a.Sp, nullptr,
-                                scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), &am);
-        pal_through<E>(a, t, a.S, A, am, pack.weight(t.task, kPalOutput), mixed);
+      const PalChunk& c = a.chunk[i];
+      const bool output = a.task[c.task].weight[kPalOutput] != nullptr;
+      PalWeight<E> through = {};
+      if (output) through = pal_pack<T>(a, c.task, kPalOutput, true, panels, nullptr, outside);
+      const PalWeight<E> decoder = pal_pack<T>(a, c.task, kPalDecoder, true, panels + square, nullptr, outside);
+      for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
+        float *mixed = g.mixed.data + t->row * a.Sp, *projected = g.projected.data + t->row * a.Sp;
+        int64_t am;
+        const E* A = pal_decoded_rows<T, E>(a, *t, g.decoded, &am);
+        pal_through<E>(a, *t, a.D, A, am, decoder.panels, output ? projected : mixed);
+        if (output) {
+          A = rows_for_product<E>(t->rows, a.S, static_cast<const float*>(projected), a.Sp, nullptr,
+                                  scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), &am);
+          pal_through<E>(a, *t, a.S, A, am, through.panels, mixed);
+        }
+        // The heads below write only their own columns.
+        for (int64_t m = t->row; m < t->row + t->rows; m++)
+          for (int64_t n = a.S; n < a.Sp; n++)
+            g.query[m * a.Sp + n] = g.key[m * a.Sp + n] = g.value[m * a.Sp + n] = 0.f;
       }
-      // The heads below write only their own columns.
-      for (int64_t m = t.row; m < t.row + t.rows; m++)
-        for (int64_t n = a.S; n < a.Sp; n++)
-          g.query[m * a.Sp + n] = g.key[m * a.Sp + n] = g.value[m * a.Sp + n] = 0.f;
     }
   });
   parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; i++)
       if (a.sequence_task[i / a.heads] >= 0) pal_attend_backward<T>(a, g, i / a.heads, i % a.heads);
   });
-  parallel(a.tiles, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++) pal_encoder_rows<T>(a, pack, g, a.tile[i]);
+  parallel(a.chunks, [&](int64_t i0, int64_t i1) {
+    E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalEncoder, true) + 3 * square);
+    for (int64_t i = i0; i < i1; i++) {
+      const PalChunk& c = a.chunk[i];
+      PalWeight<E> squares[3], encoder = {};
+      for (int f = 0; f < 3; f++) squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, true, panels + f * square, nullptr, outside);
+      if (a.dx) encoder = pal_pack<T>(a, c.task, kPalEncoder, true, panels + 3 * square, nullptr, outside);
+      for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) pal_encoder_rows<T>(a, squares, encoder, g, *t);
+    }
   });
   if (a.dx)
     for (int64_t b = 0; b < a.B; b++)
       if (a.sequence_task[b] < 0) memset(static_cast<T*>(a.dx) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
-  pal_backward_weights<T>(a, g);
+  pal_backward_weights<T, E>(a, g);
 }
 
 static void pal_backward(const PalArgs& a) {
-  a.type == DType::f32 ? pal_backward_t<float, float>(a) : pal_backward_t<bf16, Elem<bf16>>(a);
+  if (a.type == DType::bf16) return pal_backward_t<bf16, Elem<bf16>>(a, nullptr);
+#if defined(__AMX_TILE__)
+  // Only weights are held to the range. Rows of gradients may be tiny where attention is sharp; what they lose is below
+  // the smallest normal number.
+  int32_t outside = 0;
+  pal_backward_t<float, SplitElem>(a, &outside);
+  if (!outside) return;
+#endif
+  pal_backward_t<float, float>(a, nullptr);
 }

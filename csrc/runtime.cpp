@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
 
 #include "common.h"
@@ -50,6 +51,54 @@ struct ThreadScratch {
 
 thread_local ThreadScratch local;
 
+// Blocks of finished calls, kept for the next: the pages of a fresh one are faulted in one by one, which for a workspace
+// of some megabytes costs as much as the work on it. Whoever finds the list in use does without it.
+struct Block {
+  Block* next;
+  size_t bytes;  // behind this header
+};
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kKeepShared = 0;  // a larger block would hide what is written behind a smaller one
+#else
+constexpr size_t kKeepShared = size_t(96) << 20;
+#endif
+constexpr size_t kSmall = 65536;  // malloc itself keeps these
+std::mutex kept_mutex;
+Block* kept = nullptr;
+size_t kept_bytes = 0;
+
+Block* take_kept(size_t bytes) {
+  std::unique_lock<std::mutex> lock(kept_mutex, std::try_to_lock);
+  if (!lock.owns_lock()) return nullptr;
+  Block** best = nullptr;
+  for (Block** at = &kept; *at; at = &(*at)->next)
+    if ((*at)->bytes >= bytes && (*at)->bytes / 2 <= bytes + 65536 && (!best || (*at)->bytes < (*best)->bytes)) best = at;
+  if (best == nullptr) return nullptr;
+  Block* found = *best;
+  *best = found->next;
+  kept_bytes -= found->bytes;
+  return found;
+}
+
+bool keep(Block* block) {
+  std::unique_lock<std::mutex> lock(kept_mutex, std::try_to_lock);
+  if (!lock.owns_lock() || block->bytes > kKeepShared || block->bytes < kSmall) return false;
+  // The oldest make room.
+  while (kept_bytes + block->bytes > kKeepShared) {
+    Block** last = &kept;
+    while ((*last)->next) last = &(*last)->next;
+    kept_bytes -= (*last)->bytes;
+    std::free(*last);
+    *last = nullptr;
+  }
+  block->next = kept;
+  kept = block;
+  kept_bytes += block->bytes;
+  return true;
+}
+
+constexpr size_t kHeader = 64;  // keeps what follows aligned
+
 }  // namespace
 
 void* scratch_bytes(int slot, size_t bytes) {
@@ -74,11 +123,20 @@ void* scratch_bytes(int slot, size_t bytes) {
 }
 
 void* shared_alloc(size_t bytes) {
-  void* p = allocate(bytes);
+  Block* block = take_kept(bytes);
+  if (block == nullptr) {
+    block = static_cast<Block*>(allocate(bytes + kHeader));
+    block->bytes = bytes;
+  }
+  void* p = reinterpret_cast<char*>(block) + kHeader;
   fill(p, bytes);
   return p;
 }
 
-void shared_free(void* p) { std::free(p); }
+void shared_free(void* p) {
+  if (p == nullptr) return;
+  Block* block = reinterpret_cast<Block*>(static_cast<char*>(p) - kHeader);
+  if (!keep(block)) std::free(block);
+}
 
 }  // namespace hfk

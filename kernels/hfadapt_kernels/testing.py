@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["assert_as_good_as_eager", "leaves", "nan_poisoned", "rel_error", "repair_interpreter_bfloat16", "threads"]
+__all__ = [
+    "assert_as_good_as_eager", "assert_as_good_as_eager_nearby", "leaves", "nan_poisoned", "rel_error",
+    "repair_interpreter_bfloat16", "threads",
+]  # fmt: skip
 
 
 def rel_error(actual: Tensor, exact: Tensor) -> float:
@@ -37,6 +40,56 @@ def assert_as_good_as_eager(actual: Tensor, eager: Tensor, exact: Tensor, name: 
     # Half an ulp more, for when eager happens to be exact (all inputs 0, one element).
     bound = 2.0 * theirs + torch.finfo(actual.dtype).eps / 2
     assert ours <= bound, f"{name}: error {ours:.2e} against float64, eager has {theirs:.2e} (bound {bound:.2e})"
+
+
+def assert_as_good_as_eager_nearby(
+    actual: Sequence[Tensor],
+    evaluate: Callable[[list[Tensor]], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    groups: Mapping[str, Sequence[int]],
+    *,
+    draws: int = 8,
+) -> None:
+    """As `assert_as_good_as_eager`, for problems of a few numbers: eager's error is the largest of several draws.
+
+    Eager's error on one problem is one sample of its roundings. Where a result is a handful of numbers, the sample
+    may be ten times below (or above) what is usual, and the rule would compare luck with luck. So where the first
+    comparison fails, eager also solves neighbouring problems: every input moved by at most one unit in the last place,
+    which leaves the condition of the problem as it is and draws the roundings anew. The factor 2 stays.
+
+    Args:
+        actual: What the op returned.
+        evaluate: The formula in eager torch, results in the order of ``actual``, at the dtype of the inputs given.
+        inputs: The inputs of ``actual``.
+        groups: Name to indices of the results that are judged together.
+        draws: Number of neighbouring problems.
+    """
+    dtype = inputs[0].dtype
+
+    def together(results: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: torch.cat([results[i].flatten() for i in part]) for name, part in groups.items()}
+
+    def solve(problem: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return together(evaluate(list(problem))), together(evaluate([t.double() for t in problem]))
+
+    ours, (eager, exact) = together(actual), solve(inputs)
+    largest = {name: rel_error(eager[name], exact[name]) for name in groups}
+    tolerance = torch.finfo(dtype).eps / 2
+    make = torch.Generator().manual_seed(0)
+    for draw in range(draws + 1):
+        late = {name for name in groups if rel_error(ours[name], exact[name]) > 2.0 * largest[name] + tolerance}
+        if not late or draw == draws:
+            break
+        moved = [
+            t + t * (torch.rand(t.shape, generator=make) * 2 - 1).to(dtype) * torch.finfo(dtype).eps for t in inputs
+        ]
+        near_eager, near_exact = solve(moved)
+        for name in groups:
+            largest[name] = max(largest[name], rel_error(near_eager[name], near_exact[name]))
+    for name in groups:
+        error, bound = rel_error(ours[name], exact[name]), 2.0 * largest[name] + tolerance
+        assert torch.isfinite(ours[name]).all(), f"{name}: not finite"
+        assert error <= bound, f"{name}: error {error:.2e} against float64, eager near it at most {largest[name]:.2e}"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import hfadapt_kernels as hk
 from hfadapt_kernels import native, pal_attention
 from hfadapt_kernels.dropout import keep_scale
-from hfadapt_kernels.testing import assert_as_good_as_eager, nan_poisoned, rel_error, threads
+from hfadapt_kernels.testing import assert_as_good_as_eager_nearby, nan_poisoned, rel_error, threads
 
 BACKENDS = ["reference"] + (["cpu"] if native.available() else [])
 IDS = [1, -1, 0, 1, 2]
@@ -85,8 +85,11 @@ def run(fn, tensors, dtype, grad):
     return [out, *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True))]
 
 
-def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), slack=0.0, **options):
-    """Forward and every gradient within twice the error of eager (plus ``slack``), all of a kind taken together."""
+def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), **options):
+    """Forward and every gradient within twice the error of eager, all of a kind taken together.
+
+    The problems are small, and the few rows where attention is sharp make most of their errors: hence "nearby".
+    """
     x, grad, weights = make(ids, tokens, dim, size, names, dtype)
     tasks = len(weights["encoder"])
     batch, seed = hk.TaskBatch.from_ids(ids, tasks), torch.tensor([987654321987])
@@ -108,16 +111,12 @@ def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), slack=0
     before = [t.clone() for t in tensors]
     with nan_poisoned():
         got = run(ours, tensors, dtype, grad)
-    rough, exact = run(naive, tensors, dtype, grad), run(naive, tensors, torch.float64, grad)
     groups = {"out": [0], "x": [1]} | {n: range(2 + i * tasks, 2 + (i + 1) * tasks) for i, n in enumerate(names)}
-    largest = max(e.norm() for e in exact[2:])
-    for name, part in groups.items():
-        one, two, three = (torch.cat([result[i].flatten() for i in part]) for result in (got, rough, exact))
-        if name == "key_bias":
-            # The same for every key, so softmax does not see it: the gradient is 0 up to rounding.
-            assert one.double().norm() <= 100 * torch.finfo(dtype).eps * largest
-        elif not slack or rel_error(one, three) > slack:
-            assert_as_good_as_eager(one, two, three, name)
+    if (part := groups.pop("key_bias", None)) is not None:
+        # The same for every key, so softmax does not see it: the gradient is 0 up to rounding.
+        largest = max(g.norm() for g in got[2:])
+        assert torch.stack([got[i].norm() for i in part]).norm() <= 100 * torch.finfo(dtype).eps * largest
+    assert_as_good_as_eager_nearby(got, lambda leaves: run(naive, leaves, leaves[0].dtype, grad), tensors, groups)
     assert all(torch.equal(t, old) for t, old in zip(tensors, before, strict=True))
 
 
@@ -128,9 +127,7 @@ def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), slack=0
     ids=["mixed", "tiny", "uniform", "unsorted", "head-of-34"],
 )  # fmt: skip
 def test_result_and_every_gradient_are_as_good_as_eager(backend, dtype, ids, tokens, dim, size, heads):
-    # The smallest case has too few elements for the rule: there eager may be exact by luck.
-    slack = 16 * torch.finfo(dtype).eps if dim < 10 else 0.0
-    check_all(ids, tokens, dim, size, heads, dtype, activation="gelu", slack=slack)
+    check_all(ids, tokens, dim, size, heads, dtype, activation="gelu")
 
 
 @pytest.mark.parametrize("activation", sorted(hk.ACTIVATIONS))
@@ -168,12 +165,7 @@ def test_dropout_is_the_same_mask_forward_backward_and_on_every_backend(backend,
     check_all(IDS, 9, 24, 12, 2, dtype, dropout=0.3, activation="gelu")
 
 
-# Known defect, cause not found: relative errors seen were 5.1e-4 (eager 9.0e-6) of the output at T = D = 1, K = 33, and
-# 7.2e-6 (eager 1.0e-6) of the gradient of the query weight at T = 3, D = 8, K = 36. Not strict: most draws pass.
-INEXACT = pytest.mark.xfail(reason="C++ pal_attention exceeds twice eager's error on tiny shapes", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(b, marks=INEXACT) if b == "cpu" else b for b in BACKENDS])
+@pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_shape_is_as_good_as_eager(name, data):
@@ -181,9 +173,52 @@ def test_any_shape_is_as_good_as_eager(name, data):
     tokens, dim = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     heads, head_dim, causal = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.booleans())
     with hk.use_backend(name):
-        check_all(
-            ids, tokens, dim, heads * head_dim, heads, torch.float32, slack=2e-6, causal=causal, activation="gelu"
+        check_all(ids, tokens, dim, heads * head_dim, heads, torch.float32, causal=causal, activation="gelu")
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the C++ library")
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+def test_the_left_tail_of_an_activation_keeps_its_digits(activation):
+    """x Phi(x) for x far below 0, where 1 + erf(x / sqrt 2) has lost all digits: relative error, element by element."""
+    z = torch.linspace(-5.0, 1.0, 400)
+    nothing = {name: [torch.zeros([1 if letter == "s" else 400 for letter in SHAPES[name]])] for name in REQUIRED}
+    batch, bias = hk.TaskBatch.single(1), z.clone().requires_grad_()
+    options = dict(decoder_bias=[bias], batch=batch, num_heads=1, activation=activation)
+    with hk.use_backend("cpu"):
+        out = pal_attention(torch.zeros(1, 1, 400), **nothing, **options)
+    exact_z = z.double().requires_grad_()
+    exact = F.gelu(exact_z) if activation == "gelu" else hk.get_activation(activation).fn(exact_z)
+    # The exponent reaches 17, so a rounding of it is a relative error of 1e-6; with 1 + erf it would be above 1e-3.
+    assert ((out.flatten() - exact) / exact).abs().max() < 5e-6
+    got, want = (torch.autograd.grad(r.sum(), leaf)[0] for r, leaf in ((out, bias), (exact, exact_z)))
+    # The derivative has a zero near -0.75 (gelu) and -1.28 (silu): relative to the two terms whose sum it is.
+    scale = want.abs() + (
+        0.1 * torch.exp(-(z.double() ** 2) / 2) if activation != "silu" else 0.1 * torch.sigmoid(z.double())
+    )
+    assert ((got - want) / scale).abs().max() < 1e-5
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the C++ library")
+def test_gradients_keep_their_digits_where_one_key_takes_nearly_all():
+    """dS = P (dP - sum P dP) with P near (1, 0, 0): what the query gets is of the size of what the other keys have."""
+    make = torch.Generator().manual_seed(5)
+    size, tokens = 24, 3
+    x = torch.randn(1, tokens, size, generator=make)
+    weights = {name: [torch.eye(size)] for name in REQUIRED}
+    weights["query"] = [torch.eye(size) * 1.8]
+
+    def grads(dtype, through_op):
+        leaf = [weights["query"][0].detach().to(dtype).requires_grad_()]
+        own = {name: leaf if name == "query" else [w.to(dtype) for w in ws] for name, ws in weights.items()}
+        out = (
+            pal_attention(x.to(dtype), **own, batch=hk.TaskBatch.single(1), num_heads=1)
+            if through_op
+            else eager(x.to(dtype), own, [0], 1)
         )
+        return torch.autograd.grad(out.square().sum(), leaf)[0]
+
+    with hk.use_backend("cpu"):
+        assert rel_error(grads(torch.float32, True), grads(torch.float64, False)) < 1e-6
 
 
 def call(x, weights, ids, heads=2, **options):

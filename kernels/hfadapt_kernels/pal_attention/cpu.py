@@ -60,10 +60,9 @@ def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) 
     if x.numel() == 0:
         return results
     out, hidden, lse, pre = results
-    if not save:
-        # The rank rows pass through memory also when nobody reads them later.
-        hidden = empty_results(x, weights, present, num_heads, "identity", True)[1]
-    torch.ops.hfadapt_cpu.pal_attention_forward(*_arguments(x, weights, present, *options), out, hidden, lse, pre)
+    torch.ops.hfadapt_cpu.pal_attention_forward(*_arguments(x, weights, present, *options), out, hidden, pre)
+    # The backward computes whole rows of probabilities again and needs no log-sum-exp.
+    lse.zero_()
     return results
 
 
@@ -71,12 +70,12 @@ def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool
     if x.dtype == torch.float16:
         dx, dw = _backward(*_wide([grad, x, weights]), present, *_wide(list(rest)))
         return dx.half(), [w.half() for w in dw]
-    *options, hidden, lse, pre, needs = rest
+    *options, hidden, _, pre, needs = rest
     dx, dw = empty_gradients(x, weights, needs)
     if x.numel() == 0:
         return dx, [w.zero_() for w in dw]
     arguments = _arguments(x, weights, present, *options)
-    torch.ops.hfadapt_cpu.pal_attention_backward(_rows(grad), *arguments, hidden, lse, pre, dx, dw)
+    torch.ops.hfadapt_cpu.pal_attention_backward(_rows(grad), *arguments, hidden, pre, dx, dw)
     return dx, dw
 
 
