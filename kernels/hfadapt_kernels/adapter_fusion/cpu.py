@@ -21,7 +21,7 @@ def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
 def _read(args: tuple[Any, ...]) -> CoreInputs:
     """The inputs as the C++ op takes them: contiguous, the seed as a number."""
     core = CoreInputs(*args).contiguous()
-    return core._replace(seed=None if core.seed is None else int(core.seed.item()))  # type: ignore[arg-type]
+    return core._replace(seed=None if core.seed is None else int(core.seed.item()))
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
