@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -39,26 +37,9 @@ class Case:
         self.grad_gate = normal(rows, heads, queries).float()
 
     def inputs(self, dtype):
-        flat = leaves(self.flat(), dtype)
+        flat = leaves([*self.tensors, *self.prefix_key, *self.prefix_value, self.bias], dtype)
         tasks = len(self.prefix_key)
         return flat, (*flat[:3], flat[3 : 3 + tasks], flat[3 + tasks : 3 + 2 * tasks]), flat[-1]
-
-    def flat(self):
-        """Every input, in the order of the gradients that `run` returns."""
-        return [*self.tensors, *self.prefix_key, *self.prefix_value, self.bias]
-
-    def with_inputs(self, flat):
-        """The same case with other inputs of the same shapes, at their dtype."""
-        case, tasks = copy.copy(self), len(self.prefix_key)
-        case.tensors, case.bias, case.dtype = flat[:3], flat[-1], flat[0].dtype
-        case.prefix_key, case.prefix_value = flat[3 : 3 + tasks], flat[3 + tasks : 3 + 2 * tasks]
-        return case
-
-    def results(self, **options):
-        """Outputs and gradients in one list; zeros where a task has no row and hence no gradient."""
-        outs, grads = self.run(self.dtype, **options)
-        pairs = zip(grads, self.flat(), strict=False)
-        return [*outs, *(torch.zeros_like(t) if g is None else g for g, t in pairs)]
 
     def run(self, dtype, *, through_op, bias=True, gate=False, **options):
         """Outputs and gradients of the op, or of the plain reference, at ``dtype``."""
