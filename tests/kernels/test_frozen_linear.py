@@ -22,7 +22,7 @@ SIZES = [(1, 1, 1), (5, 7, 3), (33, 96, 65), (97, 200, 130), (200, 64, 64)]
 
 @needs_cpp
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", native.ISA_NAMES)
 def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
@@ -55,7 +55,7 @@ def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
         assert_as_good_as_eager(a.to(eager_dtype), b, c, name)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
 def test_unpack_returns_the_weight_bit_for_bit_after_pickle_and_deepcopy(kind):
     weight = torch.randn(17, 9)
     packed = hk.PackedLinear.pack(weight, kind)
@@ -122,7 +122,7 @@ def test_rows_of_any_magnitude_are_those_of_float32_and_leave_their_neighbours_a
     odd[5] *= 1e-44
     odd[6] = 0.0
     with native.use_isa(isa), hk.use_backend("cpu"):
-        packed = hk.PackedLinear(weight)
+        packed = hk.PackedLinear(weight, "split")
         ours, alone = hk.frozen_linear(odd, packed), hk.frozen_linear(plain, packed)
     exact = odd.double() @ weight.double().t()
     expected = exact.float()
@@ -142,7 +142,7 @@ def test_weights_of_any_magnitude_give_float32_results(size):
     x, weight = torch.randn(20, 12), torch.randn(10, 12)
     weight[3] *= size
     with hk.use_backend("cpu"):
-        packed = hk.PackedLinear(weight)
+        packed = hk.PackedLinear(weight, "split")
         assert packed.storage == "float32"
         out = hk.frozen_linear(x, packed)
     torch.testing.assert_close(out, (x.double() @ weight.double().t()).float(), equal_nan=True, rtol=1e-4, atol=1e-6)
@@ -152,9 +152,10 @@ def test_weights_of_any_magnitude_give_float32_results(size):
 
 
 @needs_cpp
-def test_the_same_bits_with_two_threads_and_for_a_row_alone():
+@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
+def test_the_same_bits_with_two_threads_and_for_a_row_alone(kind):
     torch.manual_seed(3)
-    x, packed = torch.randn(130, 40), hk.PackedLinear(torch.randn(90, 40))
+    x, packed = torch.randn(130, 40), hk.PackedLinear(torch.randn(90, 40), kind)
     with hk.use_backend("cpu"):
         with threads(1):
             one = hk.frozen_linear(x, packed)

@@ -16,7 +16,7 @@ def supports(*, device: str, dtype: torch.dtype, packed: bool, torch_is_as_fast:
     if lacks_dtype(dtype):
         return lacks_dtype(dtype)
     if torch_is_as_fast:
-        return "torch's float32 product is as fast here (MKL on Intel without AMX, or few rows)"
+        return "torch's float32 product is as fast here (MKL on Intel, or few rows)"
     return None if packed else "the weight has no panels for this processor"
 
 

@@ -14,9 +14,7 @@ from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
-# What the C++ product knows. "split" is how float32 is stored for AMX tiles (csrc/gemm_split.h).
 WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "split": 3}
-_DTYPES = ("float32", "bfloat16", "int8")
 # Magnitudes that split weights may have (csrc/gemm_split.h); 0 is fine as well.
 _SPLIT_LEAST, _SPLIT_MOST = 2.0**-52, 2.0**60
 
@@ -30,14 +28,15 @@ class PackedLinear:
 
     Attributes:
         weight: The frozen weight, [O, Din].
-        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row).
-        storage: How the panels hold it: ``dtype``, or ``split`` for float32 as three bfloat16 parts on AMX tiles,
-            which is as exact.
+        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row), or
+            ``split``: float32 as three bfloat16 parts on AMX tiles, as exact as float32.
+        storage: How the panels hold it: ``dtype``, but ``float32`` for ``split`` where the processor has no tiles or
+            the weight no such parts.
     """
 
     def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
-        if dtype not in _DTYPES:
-            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(_DTYPES)}", got=repr(dtype))
+        if dtype not in WEIGHT_TYPES:
+            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(WEIGHT_TYPES)}", got=repr(dtype))
         if weight.dim() != 2 or not weight.is_floating_point():
             got = f"{weight.dtype} {list(weight.shape)}"
             raise ShapeError("PackedLinear", "weight", expected="a floating-point tensor [O, Din]", got=got)
@@ -84,8 +83,8 @@ class PackedLinear:
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
             self._scale = int8_scale(self.weight) if self.dtype == "int8" else None
-            split = self.dtype == "float32" and not self._for_triton() and _splits(self.weight)
-            self.storage = "split" if split else self.dtype
+            plain = self.dtype == "split" and (self._for_triton() or not _splits(self.weight))
+            self.storage = "float32" if plain else self.dtype
         if self._panels is None:
             self._panels = self._make(transposed=False)
         if backward and self._panels_t is None:
@@ -93,7 +92,7 @@ class PackedLinear:
 
     def _prepare_early(self) -> None:
         # Where the automatic choice leaves float32 to torch, panels are made only when somebody insists on ours.
-        if self.dtype != "float32" or native.isa() == "amx" or not native.torch_product_is_fast():
+        if self.dtype != "float32" or not native.torch_product_is_fast():
             self.prepare()
 
     def _make(self, *, transposed: bool) -> Tensor:
@@ -102,7 +101,7 @@ class PackedLinear:
 
             # Read with either axis inside: the gradient's product needs no second copy.
             made = self._panels_t if self._panels is None else self._panels
-            return panels(self.weight, self.dtype) if made is None else made
+            return panels(self.weight, self.storage) if made is None else made
         weight = self.weight.detach()
         if weight.dtype == torch.float16:
             weight = weight.float()
