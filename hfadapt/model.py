@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import auto
+from . import auto, penalties
 from . import multitask_checkpoint as checkpoint
 from .activation import compose
 from .attaching import attach
@@ -249,14 +249,17 @@ class MultiTaskModel(PreTrainedModel):
         }
         if self._own_head:
             return self._run_own_head(inputs, ids, present, labels)
-        hidden, pooler = self._encode(inputs, ids, present)
+        penalised: dict[str, Any] = {}
+        hidden, pooler = self._encode(inputs, ids, present, penalised)
         mask = attention_mask if attention_mask is not None and attention_mask.shape == hidden.shape[:2] else None
         features = HeadFeatures(hidden, mask, pooler)
         if pair_input_ids is not None:
             pair = {"input_ids": pair_input_ids, "attention_mask": pair_attention_mask}
-            second, second_pooler = self._encode(pair, ids, present)
+            second, second_pooler = self._encode(pair, ids, present, penalised)
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
+        penalty = None if loss is None or not self.training else penalties.total(penalised)
+        loss = loss if penalty is None else loss + penalty
         if loss is not None and present is None and not torch.compiler.is_compiling():
             loss = take_part(loss, self.parameters())
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
@@ -293,9 +296,15 @@ class MultiTaskModel(PreTrainedModel):
         return ids.new_tensor(table)[ids] if one is None else table[one]
 
     def _encode(
-        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
+        self,
+        inputs: dict[str, Tensor | None],
+        ids: Tensor,
+        present: tuple[int, ...] | None,
+        penalised: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         given = self._base_inputs(inputs, ids, present)
+        if "task_ids" in given:
+            given["penalised"] = penalised
         if "decoder_input_ids" in self._accepted:
             start = self.base.config.decoder_start_token_id or 0
             if "input_ids" in given:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import RoutingError, did_you_mean, problem
 from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
 from .parallel import check_output, fit_call, parallel_routing
+from .penalties import add_to_output, loss_share
 from .routing import Routing, all_tasks_take_part, current, pop, push, set_current
 from .taking_part import take_part
 
@@ -39,10 +40,15 @@ class RootPre(Hook):
         # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
         attachment = _attachment_of(module)
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
+        penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
         # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
         before = push()
         routing = self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None))
         set_current(routing)
+        if routing is not None and not self.path and module.training:
+            routing.loss_share = loss_share(kwargs)
+            if penalised is not None:  # whoever computes the loss adds them
+                routing.penalised = penalised
         if routing is not None and routing.growth is not None:
             args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, args, kwargs)
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -63,12 +69,16 @@ class RootPre(Hook):
             return None
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            routing = replace(routing, mask=mask if routing.growth is None else routing.growth.repeat(mask))
-        elif mask is None and self.path in attachment.decoder_paths:
-            routing = replace(routing, mask=None)
+            mask = mask if routing.growth is None else routing.growth.repeat(mask)
+            routing = replace(routing, mask=mask, other_mask=None)
+        elif self.path in attachment.decoder_paths or (mask is not None and not inherits):
+            # Below the root a model hands on masks of its own making, which say nothing new.
+            routing = replace(routing, mask=None, other_mask=mask)
         cache = kwargs.get("past_key_values")
-        if cache is not None and not torch.compiler.is_compiling():
-            routing.cached = int(getattr(cache, "get_seq_length", int)())
+        if cache is not None:
+            routing.cache = cache
+            if not torch.compiler.is_compiling():
+                routing.cached = int(getattr(cache, "get_seq_length", int)())
         if not inherits:
             asked = kwargs.get("output_attentions")
             routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
@@ -96,9 +106,11 @@ class RootPost(Hook):
             return None
         if routing.growth is not None:
             check_output(routing.growth, output)
+        if routing.penalised:
+            output = add_to_output(output, routing)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
-            return None if _attachment_of(module).inside else _with_every_gradient(module, output)
-        return None
+            return output if _attachment_of(module).inside else _with_every_gradient(module, output)
+        return output
 
 
 def _with_every_gradient(model: nn.Module, output: Any) -> Any:

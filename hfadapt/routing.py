@@ -159,10 +159,14 @@ class Routing:
         batch_size: B.
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
         attentions: The caller asked for attention weights.
-        cached: How many tokens the key-value cache of the call holds.
+        other_mask: An attention mask of another form than ``mask``, as it was given.
+        cache: The key-value cache of the call, or None.
+        cached: How many tokens it holds.
         growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
+        penalised: Modules that want a term in the training loss, by path.
+        loss_share: How much of that term the loss of this call holds; None where the call has no loss.
         options: Anything methods agree on among themselves (say, recording of fusion weights).
     """
 
@@ -180,7 +184,11 @@ class Routing:
     taps: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     deferred: dict[str, Any] = field(default_factory=dict)
+    penalised: dict[str, Any] = field(default_factory=dict)
+    loss_share: Tensor | float | None = None
     growth: Growth | None = None
+    other_mask: Any = None
+    cache: Any = None
     cached: int = 0
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ __all__ = [
     "Adapter",
     "Attachment",
     "Prepared",
+    "adapted_model",
     "attachment",
     "deltas_of",
     "find_attachment",
@@ -214,6 +215,13 @@ def attachment(model: nn.Module) -> Attachment:
             )
         )
     return found
+
+
+def adapted_model(model: nn.Module) -> nn.Module:
+    """Return the model that was adapted: the base of a ``MultiTaskModel``, else ``model`` itself."""
+    if "_hfadapt" in model.__dict__ and "_hfadapt_of" not in model.__dict__:
+        return model.base  # type: ignore[return-value]
+    return model
 
 
 def slots_of(model: nn.Module) -> Iterator[tuple[str, Slot]]:

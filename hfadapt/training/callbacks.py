@@ -18,7 +18,7 @@ from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, problem
-from ..state import attachment, deltas_of, find_attachment
+from ..state import adapted_model, attachment, deltas_of, find_attachment, slots_of
 from .agreement import base_name, require_order, require_same_tasks, takes_task_ids
 
 if TYPE_CHECKING:
@@ -122,15 +122,17 @@ class IdleTaskGuard(TrainerCallback):
 
 
 def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of each task's adapter at each place, of each shared module, and of each head."""
+    """Return the parameters of each task's adapter at each place, of each shared module, fusion layer and head."""
     found: list[list[nn.Parameter]] = []
     state = find_attachment(model)
-    base = getattr(model, "base", model) if state is not None else model
+    base = adapted_model(model)
     for name in state.names if state is not None else ():
         found += [list(delta.adapters[name].parameters()) for _, delta in deltas_of(base, name)]
         shared = getattr(base, "hfadapt_shared", None)
         if shared is not None and name in shared:
             found.append(list(shared[name].parameters()))
+    if state is not None:
+        found += [list(fusion.parameters()) for _, slot in slots_of(base) for fusion in slot.fusions.values()]
     heads = getattr(model, "heads", None)
     if isinstance(heads, torch.nn.ModuleDict):
         found += [list(head.parameters()) for head in heads.values()]

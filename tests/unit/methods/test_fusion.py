@@ -174,6 +174,22 @@ def test_recorded_weights_are_means_over_real_tokens(tmp_path):
     assert (tmp_path / "fusion.png").stat().st_size > 1000
 
 
+@torch.no_grad()
+def test_dropout_acts_on_scores_so_that_weights_still_sum_to_one():
+    """AdapterHub drops scores before the softmax, and so does this (trap 37)."""
+    model, inputs = fused(config={"dropout": 0.5})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with hfadapt.record_fusion(model) as still:
+        output(model, inputs)
+    with hfadapt.record_fusion(model) as dropped:
+        output(model.train(), inputs)
+    for path, row in dropped.means.items():
+        assert sum(row.values()) == pytest.approx(1.0)
+        assert row != pytest.approx(still.means[path], rel=1e-6)
+
+
 @pytest.mark.parametrize("keep", [0, 3, True])
 def test_pruning_to_an_impossible_number_is_refused(keep):
     model, inputs = fused()

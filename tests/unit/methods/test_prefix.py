@@ -171,3 +171,30 @@ def test_gradients_stop_at_the_lowest_prefix():
     output(model, inputs).square().mean().backward()
     grads = {k: p.grad is not None for k, p in hfadapt.parameters_of(model, "one").items()}
     assert all(found == (".layer.1." in key) for key, found in grads.items())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@torch.no_grad()
+def test_a_row_without_a_real_key_attends_to_its_prefix_alone(implementation):
+    """lambda is 1 there, in every form that has one: softmax(q P_k^T) P_v and no NaN (trap 26)."""
+    found = []
+    for form in ("concat", "gate_add"):
+        config = hfadapt.PrefixConfig(3, "flat", form=form, layers=(0,))
+        model, inputs = adapted(config=config, names=("one",), implementation=implementation)
+        inputs["attention_mask"] = inputs["attention_mask"].clone()
+        inputs["attention_mask"][1] = 0
+        heads = []
+        dense = model.encoder.layer[0].attention.output.dense
+        handle = dense.register_forward_pre_hook(lambda module, args, seen=heads: seen.append(args[0]))
+        out = output(model, inputs)
+        handle.remove()
+        inside = hfadapt.parameters_of(model, "one")
+        key, value = (next(p for n, p in inside.items() if n.endswith(k)) for k in ("prefix_key", "prefix_value"))
+        attention = model.encoder.layer[0].attention.self
+        x = model.embeddings(inputs["input_ids"], inputs.get("token_type_ids"))[1]
+        query = attention.query(x).unflatten(-1, (4, 8)).transpose(0, 1)
+        want = ((query @ key.transpose(1, 2)) * 8**-0.5).softmax(-1) @ value
+        torch.testing.assert_close(heads[0][1], want.transpose(0, 1).flatten(1), rtol=0, atol=1e-9)
+        assert out.isfinite().all()
+        found.append(out)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)

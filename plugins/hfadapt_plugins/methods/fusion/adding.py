@@ -11,7 +11,7 @@ from hfadapt import Fuse, activate, attachment, freeze, sites
 from hfadapt.errors import CompositionError, problem
 from hfadapt.hooks import TapInput, add_hook
 from hfadapt.slots import Site, Tap, fusion_key
-from hfadapt.state import Fusion, deltas_of
+from hfadapt.state import Fusion, adapted_model, deltas_of
 
 from .config import FusionConfig, read_config
 from .layer import FusionLayer, deltas_with
@@ -51,6 +51,7 @@ def add_fusion(
         CompositionError: an adapter is not attached, cannot be fused, is not at the same places as the others, or the
             fusion exists.
     """
+    model = adapted_model(model)
     state = attachment(model)
     fuse = node if isinstance(node, Fuse) else Fuse(*node)
     chosen = read_config(config)
@@ -82,20 +83,22 @@ def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dic
     for site in plan:
         leaf = model.get_submodule(site.leaf)
         residual = _residual(state.arch, site)
-        layer = FusionLayer(config, names, site.width, site.side, residual)
+        key = fusion_key(node.key, site)
+        path = f"{site.leaf}.{key}"
+        layer = FusionLayer(config, names, site.width, site.side, residual, path)
         like = next(p for d in leaf.hfadapt.side(site.side) for p in d.parameters())  # type: ignore[union-attr]
         layer.to(device=like.device, dtype=like.dtype).train(leaf.training)
-        key = fusion_key(node.key, site)
         leaf.hfadapt.fusions[key] = layer  # type: ignore[union-attr]
         if residual is not None:
             add_hook(model.get_submodule(residual.leaf), TapInput(residual.key))
-        made[f"{site.leaf}.{key}"] = layer
+        made[path] = layer
     state.fusions[node] = Fusion(config)
     return made
 
 
 def fusion_layers(model: nn.Module, node: Fuse | None = None) -> dict[str, FusionLayer]:
     """Return the fusion layers of a model by path; those of one node when it is given."""
+    model = adapted_model(model)
     return {
         path: module
         for path, module in model.named_modules()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hfadapt.penalties import ask
 from hfadapt.slots import Tap, applies, shape_like_batch, source_of
 from hfadapt_kernels import TaskBatch, adapter_fusion
 
@@ -31,10 +32,17 @@ class FusionLayer(nn.Module):
         width: D.
         side: ``"input"`` or ``"output"``.
         residual: Where ``value`` is the sum f + a, the tap that holds a; else None.
+        path: Of this layer in its model.
     """
 
     def __init__(
-        self, config: FusionConfig, names: tuple[str, ...], width: int, side: str, residual: Tap | None = None
+        self,
+        config: FusionConfig,
+        names: tuple[str, ...],
+        width: int,
+        side: str,
+        residual: Tap | None = None,
+        path: str = "",
     ) -> None:
         super().__init__()
         self.config = config
@@ -43,6 +51,7 @@ class FusionLayer(nn.Module):
         self.side = side
         self.residual = residual
         self.width = width
+        self.path = path
         self.record: Any = None
         if config.query:
             self.query_weight = nn.Parameter(torch.empty(width, width).normal_(std=0.02))
@@ -61,6 +70,8 @@ class FusionLayer(nn.Module):
         self, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing, index: int
     ) -> Tensor:
         """Return the changed tensor; rows outside the step keep ``value``."""
+        if self.training and self.config.value and self.config.regularization:
+            ask(routing, self.path, self)
         shaped = _with_tokens(value, routing)
         if not torch.is_autocast_enabled(value.device.type):
             shaped = shaped.to(next(self.parameters(), value).dtype)
@@ -131,9 +142,9 @@ class FusionLayer(nn.Module):
         """The sub-layer's output f, without the residual stream a."""
         return value if self.residual is None else value - routing.taps[self.residual.key].view_as(value)
 
-    def regularizer(self) -> Tensor | None:
-        """``weight * ||V - I||_F^2``, or None where V is fixed or free."""
-        if not (self.config.value and self.config.regularization):
+    def penalty(self) -> Tensor | None:
+        """``weight * ||V - I||_F^2``, or None where V is fixed, free or frozen."""
+        if not (self.config.value and self.config.regularization and self.value_weight.requires_grad):
             return None
         difference = self.value_weight - torch.eye(
             self.width, dtype=self.value_weight.dtype, device=self.value_weight.device

@@ -18,7 +18,10 @@ __all__ = ["fusion_regularizer"]
 
 
 def fusion_regularizer(model: nn.Module, node: Fuse | None = None) -> Tensor | None:
-    """``0.01 sum_layers ||V - I||_F^2`` over layers whose V trains, to add to the loss (Pfeiffer et al. 2021).
+    """``0.01 sum_layers ||V - I||_F^2`` over layers whose V trains (Pfeiffer et al. 2021).
+
+    In training mode the model's loss holds this term already, for the layers that a pass runs; add it only to a loss
+    that is computed outside of the model.
 
     Args:
         model: A model with fusion layers.
@@ -27,5 +30,5 @@ def fusion_regularizer(model: nn.Module, node: Fuse | None = None) -> Tensor | N
     Returns:
         A scalar, or None where no layer is regularised.
     """
-    terms = [t for layer in fusion_layers(model, node).values() if (t := layer.regularizer()) is not None]
+    terms = [t for layer in fusion_layers(model, node).values() if (t := layer.penalty()) is not None]
     return torch.stack(terms).sum() if terms else None

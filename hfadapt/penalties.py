@@ -1,0 +1,66 @@
+"""Terms that modules of methods add to the training loss (AdapterFusion keeps its value matrices near the identity).
+
+A module says in its forward pass that it wants one, with ``ask``; the term is computed when the model has its loss,
+outside of layers that activation checkpointing runs twice or without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .routing import Routing
+
+__all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total"]
+
+
+class Penalised(Protocol):
+    """A module with a term for the loss."""
+
+    def penalty(self) -> Tensor | None:
+        """Return the term, a scalar, or None."""
+        ...
+
+
+def ask(routing: Routing, path: str, module: Penalised) -> None:
+    """Note that ``module`` runs in this forward pass and wants its term in the loss, once however often it runs."""
+    routing.penalised[path] = module
+
+
+def total(penalised: Mapping[str, Penalised]) -> Tensor | None:
+    """Return the sum of the terms of modules that took part, or None where there is none."""
+    terms = [module.penalty() for module in penalised.values()]
+    present = [term for term in terms if term is not None]
+    return torch.stack(present).sum() if present else None
+
+
+def loss_share(kwargs: Mapping[str, Any]) -> Tensor | float | None:
+    """Say how much of an optimizer step's penalty this call's loss must hold, or None for a call without a loss.
+
+    Trainer divides the loss of a model by the accumulated batches, or else tells the model how many labels those
+    batches hold together (``num_items_in_batch``) and adds the losses up: then each gets its share of the labels.
+    """
+    labels = kwargs.get("labels")
+    if labels is None:
+        return None
+    items = kwargs.get("num_items_in_batch")
+    if items is None or not isinstance(labels, Tensor):
+        return 1.0
+    return (labels != -100).sum() / items
+
+
+def add_to_output(output: Any, routing: Routing) -> Any:
+    """Return a model's output with the penalties of this pass in its loss; as it is where it has none."""
+    term = None if routing.loss_share is None or not torch.is_grad_enabled() else total(routing.penalised)
+    if term is None:
+        return output
+    term = routing.loss_share * term
+    if isinstance(output, tuple):
+        return (output[0] + term, *output[1:])
+    if getattr(output, "loss", None) is not None:
+        output["loss"] = output.loss + term
+    return output
