@@ -206,7 +206,8 @@ def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: di
     growth = routing.growth
     assert growth is not None
     cache = kwargs.get("past_key_values")
-    if cache is not None and getattr(cache, "get_seq_length", lambda: 1)() > 0:
+    # A cache that comes from outside (``generate`` gives an empty one first) is for steps to come.
+    if cache is not None and (not path or getattr(cache, "get_seq_length", lambda: 1)() > 0):
         raise refuse_cache()
     if not path and isinstance(kwargs.get("labels"), Tensor) and kwargs["labels"].shape[:1] == (growth.size,):
         labels = kwargs["labels"]
@@ -246,6 +247,6 @@ def refuse_cache() -> RoutingError:
             "Parallel cannot decode step by step: its cache would hold rows of two batch sizes",
             got="past_key_values",
             allowed="one forward pass over the whole sequence",
-            try_="repeat the inputs and give one name a row: generate(..., task_ids=[...])",
+            try_="repeat the inputs and give one name a row: generate(..., task_ids=[...]), or activate(model, [...])",
         )
     )

@@ -194,6 +194,10 @@ def test_step_by_step_decoding_is_refused_with_the_way_to_do_it() -> None:
         cache = model(input_ids=ids, use_cache=True).past_key_values
     with hfadapt.active(model, hfadapt.Parallel("a", "b")), pytest.raises(RoutingError, match="cache"):
         model(input_ids=ids[:, :1], past_key_values=cache)
+    with hfadapt.active(model, hfadapt.Parallel("a", "b")), pytest.raises(RoutingError, match=r"generate\(.*task_ids"):
+        model.generate(ids, max_new_tokens=2)
+    with hfadapt.active(model, ["a", "a", "b", "b"]):
+        assert model.generate(ids.repeat(2, 1), max_new_tokens=2, pad_token_id=0).shape[0] == 4
 
 
 def test_unknown_children_are_refused() -> None:

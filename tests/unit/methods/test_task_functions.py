@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertForSequenceClassification
+from transformers import BertForSequenceClassification, DynamicCache
 
 import hfadapt
 from hfadapt.errors import AttachError, ConfigError, RoutingError
@@ -216,15 +218,50 @@ def test_chunking_switched_on_later_is_refused() -> None:
         model(**inputs_of(), task_ids="a")
 
 
-def test_attention_beside_a_causal_layer_refuses_the_cache() -> None:
-    config = tiny_model("gpt2").config
-    model = AutoModelForCausalLM.from_config(config).eval()
-    hfadapt.attach(model, hfadapt.PAL(8, num_heads=2, init="normal"))
+@pytest.mark.parametrize("method", [WITHIN["pal"], hfadapt.TopLayer()], ids=lambda m: m.method)
+@torch.no_grad()
+def test_attention_over_a_cache_that_others_filled_is_refused(method) -> None:
+    """Earlier tokens were not read by the delta: silence would be a wrong answer."""
+    model = tiny_model("gpt2", "causal-lm")
+    hfadapt.attach(model, method, seed=0)
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    options = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
-    with pytest.raises(RoutingError, match="use_cache=False"):
-        model.generate(ids, **options)
-    assert model.generate(ids, use_cache=False, **options).shape == (2, 6)
+    cache = DynamicCache()
+    with hfadapt.active(model, None):
+        model(ids, past_key_values=cache)
+    with pytest.raises(RoutingError, match="3 cached tokens of 2 rows, none seen here"):
+        model(ids[:, :1], past_key_values=cache)
+    cache = DynamicCache()
+    want = model(torch.cat([ids, ids], 1)).logits[:, 3:]
+    model(ids, past_key_values=cache)
+    torch.testing.assert_close(model(ids, past_key_values=cache).logits, want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RoutingError, match="6 cached tokens of 1 rows, 6 of 2 rows seen here"):
+        model(ids[:1, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_the_history_of_a_cache_is_cut_copied_and_rearranged_with_it() -> None:
+    model = tiny_model("gpt2", "causal-lm").double()
+    hfadapt.attach(model, hfadapt.PAL(8, num_heads=2, init="normal"), seed=0)
+    ids = torch.randint(4, 90, (3, 6), generator=torch.Generator().manual_seed(0))
+    want = model(ids).logits
+    cache = DynamicCache()
+    model(ids[:, :5], past_key_values=cache)
+    cache.crop(3)
+    torch.testing.assert_close(model(ids[:, 3:5], past_key_values=cache).logits, want[:, 3:5], rtol=0, atol=1e-9)
+    order = torch.tensor([2, 0, 1])
+    again = copy.deepcopy(cache)
+    again.reorder_cache(order)
+    torch.testing.assert_close(model(ids[order, 5:], past_key_values=again).logits, want[order, 5:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(ids[:, 5:], past_key_values=cache).logits, want[:, 5:], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_mask_that_says_more_than_padding_is_refused() -> None:
+    model = adapted(WITHIN["pal"])
+    ids = inputs_of()["input_ids"]
+    mask = torch.ones(2, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+    with pytest.raises(RoutingError, match=r"attention_mask \[B, T\]"):
+        model(input_ids=ids, attention_mask=mask, task_ids="a")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
+from hfadapt.histories import extend
 from hfadapt_kernels import get_activation, pal_attention
 
 from ..shared import change_rows, init_projection
@@ -111,7 +112,8 @@ class PALAttentionDelta(_PALDelta):
 
     def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
         names = rows.names
-        return pal_attention(
+        source, past = extend(rows.routing, self.site, source)
+        change = pal_attention(
             source,
             self.projections("encoder", names),
             self.projections("decoder", names),
@@ -131,6 +133,7 @@ class PALAttentionDelta(_PALDelta):
             dropout=self.dropout,
             training=self.training,
         )
+        return change[:, past:]
 
 
 class PALFFNDelta(_PALDelta):

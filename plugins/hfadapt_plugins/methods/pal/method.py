@@ -22,12 +22,8 @@ class PALMethod(Method):
     name = "pal"
     config_class = PAL
     capabilities = Capabilities(
-        cacheable=False,
         ops=("pal_attention",),
-        reasons={
-            "mergeable": "attention is not a linear function of the layer's input",
-            "cacheable": "the key-value cache does not hold the keys and values of the layer beside it",
-        },
+        reasons={"mergeable": "attention is not a linear function of the layer's input"},
     )
     family = "PALs, within"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
 from hfadapt.architecture import StackMap
+from hfadapt.histories import extend
 from hfadapt_kernels import get_activation
 
 from ..shared import change_rows
@@ -25,13 +26,16 @@ class TopDelta(Delta):
     uses_attention = False
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
-        mask = attention_mask(rows, value, self.site) if self.uses_attention else None
+        mask, past = None, 0
+        if self.uses_attention:
+            value, past = extend(rows.routing, self.site, value)
+            mask = attention_mask(rows, value, self.site)
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             own = None if mask is None else pick(mask)
             return self.task_function(self.weights_of(rows.names[index]), pick(value), own)
 
-        return change_rows(rows.batch, value, compute)
+        return change_rows(rows.batch, value, compute)[:, past:]
 
     def weights_of(self, name: str) -> nn.Module:
         """Return the module with the parameters of the adapter ``name``."""

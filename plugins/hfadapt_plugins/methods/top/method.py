@@ -51,10 +51,6 @@ class TopAttentionMethod(TopMethod):
     config_class = TopAttention
     delta = TopAttentionDelta
     summary = "a narrow stack of attention layers on the last hidden state"
-    capabilities = Capabilities(
-        cacheable=False,
-        reasons={**_NOT_MERGED, "cacheable": "the key-value cache does not hold the keys and values on top"},
-    )
 
 
 class TopLayerMethod(TopMethod):
@@ -64,7 +60,6 @@ class TopLayerMethod(TopMethod):
     config_class = TopLayer
     delta = TopLayerDelta
     summary = "one more transformer layer a task"
-    capabilities = TopAttentionMethod.capabilities
 
     def shared(self, config: TopLayer, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module:
         stacks = top_stacks(config, arch)
