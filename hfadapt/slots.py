@@ -216,6 +216,8 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
     shaped, read = shape_like_batch(value, size), shape_like_batch(source, size)
+    if delta.site.source is not None and shaped.dim() == 2 and read.dim() == 3 and read.shape[1] == 1:
+        shaped = shaped.unsqueeze(1)  # one flattened token a row looks like no tokens at all
     if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
         raise AttachError(
             problem(
