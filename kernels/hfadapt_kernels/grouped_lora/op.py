@@ -114,17 +114,18 @@ def lora_linear(
     if isinstance(weight, PackedLinear):
         return _packed(x, weight, bias, a, b, scale, batch, dropout, training, seed)
     a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
-    x, weight, bias, a, b, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, a, b, learned)
+    base: Tensor
+    x, base, bias, a, b, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, a, b, learned)
     if batch.num_tasks == 0 or any(t.dtype != x.dtype for t in (*a, *b)):
-        y = torch.nn.functional.linear(x, weight, bias)
+        y = torch.nn.functional.linear(x, base, bias)
         scales = [t * n for t, n in zip(learned, numbers, strict=True)] if learned else numbers
         return grouped_lora(x, a, b, scales, batch, y=y, dropout=dropout, training=training, seed=seed)
     check_arguments("lora_linear", x, None, a, b, batch)
-    _check_base(x, weight, bias, b[0])
+    _check_base(x, base, bias, b[0])
     rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
     if not torch.compiler.is_compiling() and _select(LINEAR, x).backend == "reference":
-        return lora_linear_reference(x, weight, bias, a, b, *rest)
-    out, _ = linear_op(x, weight, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
+        return lora_linear_reference(x, base, bias, a, b, *rest)
+    out, _ = linear_op(x, base, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
     return out
 
 
