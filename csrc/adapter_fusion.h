@@ -67,13 +67,19 @@ static void adapter_fusion_backward_t(const AdapterFusionBackwardArgs& a) {
       const float* p = a.weights + t * N;
       T* dy = static_cast<T*>(a.grad_products) + t * a.M;
       const uint32_t hash = dropout_row(drop, uint32_t(t));
-      float delta = 0.f, moved = 0.f;
+      float delta = 0.f, moved = 0.f, highest = -1.f, base = 0.f;
       for (int64_t n = 0, at = 0; n < N; at += a.ranks[n++]) {
         float d = fusion_dot(g + at, static_cast<const T*>(a.hidden[n]) + t * a.ranks[n], a.ranks[n]);
         if (a.biased) d += to_float(g[a.M - N + n]);
         if (a.grad_weights) d += a.grad_weights[t * N + n];
         gradient[n] = d;
-        delta += p[n] * d;
+        if (p[n] > highest) highest = p[n], base = d;
+      }
+      // p (d - sum p d) does not change when all d move by one number. Moved by the likeliest adapter's, nothing cancels
+      // where that one takes nearly all.
+      for (int64_t n = 0; n < N; n++) {
+        gradient[n] -= base;
+        delta += p[n] * gradient[n];
       }
       for (int64_t n = 0, at = 0; n < N; at += a.ranks[n++]) {
         const int64_t R = a.ranks[n];

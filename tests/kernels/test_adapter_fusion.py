@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from hfadapt_kernels import ShapeError, native, use_backend
 from hfadapt_kernels.adapter_fusion import adapter_fusion, adapter_fusion_reference
-from hfadapt_kernels.testing import assert_as_good_as_eager, leaves, nan_poisoned, rel_error, threads
+from hfadapt_kernels.testing import (
+    assert_as_good_as_eager,
+    assert_as_good_as_eager_nearby,
+    leaves,
+    nan_poisoned,
+    rel_error,
+    threads,
+)
 
 needs_cpp = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_cpp)]
@@ -228,12 +236,17 @@ def test_any_shape(backend, rows, tokens, dim, biases, ranks, seed):
     case = Case(rows, tokens, dim, tuple(ranks), biases, seed=seed)
     with use_backend(backend), nan_poisoned():
         outs, grads = case.run(torch.float32, through_op=True)
-    exact_outs, exact_grads = case.run(torch.float64, through_op=False)
-    largest = max(g.norm().item() for g in exact_grads)
-    for got, want in zip(outs, exact_outs, strict=True):
-        assert rel_error(got, want) < 1e-4
-    for got, want in zip(grads, exact_grads, strict=True):
-        assert got is None or (got - want).norm().item() < 1e-4 * largest
+    kinds = case.kinds()[: 2 + len(grads)]
+    # Without dropout the key bias cancels in the softmax: no gradient.
+    groups = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in kinds if kind != "key_bias"}
+
+    def evaluate(inputs):
+        near = copy.copy(case)
+        near.tensors = inputs
+        outs, grads = near.run(inputs[0].dtype, through_op=False)
+        return [*outs, *grads]
+
+    assert_as_good_as_eager_nearby([*outs, *grads], evaluate, case.tensors, groups)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
