@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hfadapt.config import load_recipe
 from hfadapt.report.table import to_markdown
-from hfadapt.run import Run
+from hfadapt.run.main import Run
 
 RECIPE = Path(__file__).resolve().parents[1] / "examples" / "minisuite-pals.yaml"
 # A head on a frozen encoder has one learning rate, that of the heads.

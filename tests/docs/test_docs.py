@@ -19,9 +19,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a page share their names, as a reader who types them in order would have it."""
+    """Blocks of a page share their names, as a reader who types them in order would have it; training is cut short."""
     monkeypatch.chdir(tmp_path)
-    text = page.read_text("utf-8")
+    text = re.sub(r"max_steps=\d+", "max_steps=2", page.read_text("utf-8"))
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up
     try:
