@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .activation import compose
+from .adapter_files import FORMAT_VERSION, read_config, read_tensors, write_files
 from .atomic import atomic_folder
 from .attaching import attach, detach
 from .composition import Fuse, parse, to_json
@@ -31,11 +30,8 @@ from .state import attachment, find_attachment, parameters_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "atomic_folder", "load", "read_config", "save"]
+__all__ = ["load", "save"]
 
-FORMAT_VERSION = 1
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _HEAD = "head."
 _VOLATILE = (
     "_name_or_path",
@@ -188,107 +184,6 @@ def save(
         if card is not None:
             card(temporary)
     return Path(folder)
-
-
-def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
-    weights = folder / WEIGHTS_FILE
-    save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(FORMAT_VERSION)})
-    text = json.dumps({**config, "weights_sha256": _digest(weights)}, indent=2, default=str)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check ``adapter_config.json``.
-
-    Raises:
-        CheckpointError: it is missing, not JSON, of another library, or of a newer format.
-    """
-    path = Path(folder) / CONFIG_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
-        raise CheckpointError(
-            problem(f"no {CONFIG_FILE}", where=str(folder), got=there, allowed="a folder written by hfadapt.save")
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(
-            problem(
-                f"{CONFIG_FILE} cannot be read",
-                where=str(folder),
-                got=str(error),
-                try_="save again; the file was cut off or changed",
-            )
-        ) from None
-    if not isinstance(data, dict) or data.get("format") != "hfadapt":
-        kind = (
-            data.get("peft_type") or ("AdapterHub" if isinstance(data, dict) and "config" in data else "unknown")
-            if isinstance(data, dict)
-            else "unknown"
-        )
-        raise CheckpointError(
-            problem("not an hfadapt folder", where=str(folder), got=f"a {kind} file", allowed="format 'hfadapt'")
-        )
-    if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            problem(
-                "written by a newer hfadapt",
-                where=str(folder),
-                got=f"format version {data.get('format_version')}",
-                allowed=f"up to {FORMAT_VERSION}",
-                try_="upgrade hfadapt",
-            )
-        )
-    return data
-
-
-def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> dict[str, Tensor]:
-    """Read ``adapter_model.safetensors``.
-
-    Args:
-        folder: Where it is.
-        digest: ``weights_sha256`` of ``adapter_config.json``; None where that has none.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not the file that was saved.
-    """
-    path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            problem(f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here")
-        )
-    try:
-        tensors = load_file(str(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            problem(
-                f"{WEIGHTS_FILE} is damaged",
-                where=str(folder),
-                got=str(error),
-                try_="save again; the file was cut off or changed",
-            )
-        ) from None
-    found = _digest(path) if digest is not None else None
-    if found != digest:
-        raise CheckpointError(
-            problem(
-                f"{WEIGHTS_FILE} is not the file that was saved",
-                where=str(folder),
-                got=f"sha256 {found}",
-                allowed=f"sha256 {digest}, as {CONFIG_FILE} says",
-                try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
-            )
-        )
-    return tensors
 
 
 def load(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import adapter_files, checkpoint
 from .activation import compose
+from .atomic import atomic_folder
 from .attaching import attach
 from .composition import Composition, parse
 from .errors import CheckpointError, TaskError, problem
@@ -43,7 +44,7 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     path = Path(folder)
     if not path.is_dir():
         return False
-    return (path / checkpoint.CONFIG_FILE).is_file() or is_marked(path)
+    return (path / adapter_files.CONFIG_FILE).is_file() or is_marked(path)
 
 
 def file_keys(model: MultiTaskModel) -> dict[str, str]:
@@ -160,13 +161,13 @@ def save_multi_task(
         extra = {**checkpoint.describe(model.base), **extra}
     else:
         extra = {**_describe_without_adapters(model.base), **extra}
-    with checkpoint.atomic_folder(folder) as temporary:
-        weights_file = temporary / checkpoint.WEIGHTS_FILE
+    with atomic_folder(folder) as temporary:
+        weights_file = temporary / adapter_files.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        checkpoint.write_files(temporary, extra, packed)
+        adapter_files.write_files(temporary, extra, packed)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(temporary)
         try:
@@ -178,7 +179,7 @@ def save_multi_task(
 def _describe_without_adapters(base: PreTrainedModel) -> dict[str, Any]:
     return {
         "format": "hfadapt",
-        "format_version": checkpoint.FORMAT_VERSION,
+        "format_version": adapter_files.FORMAT_VERSION,
         "base_model_name_or_path": getattr(base.config, "_name_or_path", "") or None,
         "base_model_type": base.config.model_type,
         "base_config_hash": checkpoint.base_fingerprint(base),
@@ -228,8 +229,8 @@ def load_multi_task(
         CheckpointError: the folder is damaged, is no multi-task folder, belongs to another base, or its base is not to
             be found; a base with random weights is never made.
     """
-    data = checkpoint.read_config(folder)
-    tensors = checkpoint.read_tensors(folder, data.get("weights_sha256"))
+    data = adapter_files.read_config(folder)
+    tensors = adapter_files.read_tensors(folder, data.get("weights_sha256"))
     saved = data.get(_KEY)
     if not isinstance(saved, dict):
         raise CheckpointError(

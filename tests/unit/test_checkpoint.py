@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import hfadapt
-from hfadapt import checkpoint
-from hfadapt.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from hfadapt import adapter_files
+from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
@@ -139,7 +139,7 @@ def test_full_disk_while_saving_leaves_nothing_half_written(folder, tmp_path, mo
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(adapter_files, "save_file", full)
     with pytest.raises(CheckpointError, match="nothing was changed.*No space left"):
         hfadapt.save(hfadapt.load(folder, base()), target)
     if existing:
