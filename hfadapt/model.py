@@ -258,8 +258,8 @@ class MultiTaskModel(PreTrainedModel):
             second, second_pooler = self._encode(pair, ids, present, penalised)
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
-        penalty = None if loss is None or not self.training else penalties.total(penalised)
-        loss = loss if penalty is None else loss + penalty
+        if loss is not None and self.training and (penalty := penalties.total(penalised)) is not None:
+            loss = loss + penalty
         if loss is not None and present is None and not torch.compiler.is_compiling():
             loss = take_part(loss, self.parameters())
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)

@@ -55,10 +55,10 @@ def loss_share(kwargs: Mapping[str, Any]) -> Tensor | float | None:
 
 def add_to_output(output: Any, routing: Routing) -> Any:
     """Return a model's output with the penalties of this pass in its loss; as it is where it has none."""
-    term = None if routing.loss_share is None or not torch.is_grad_enabled() else total(routing.penalised)
-    if term is None:
+    share = routing.loss_share
+    if share is None or not torch.is_grad_enabled() or (term := total(routing.penalised)) is None:
         return output
-    term = routing.loss_share * term
+    term = share * term
     if isinstance(output, tuple):
         return (output[0] + term, *output[1:])
     if getattr(output, "loss", None) is not None:

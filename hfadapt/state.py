@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -32,6 +32,8 @@ __all__ = [
     "parameters_of",
     "shared_modules",
 ]
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 _TOKENS = itertools.count(1)
 
@@ -217,7 +219,7 @@ def attachment(model: nn.Module) -> Attachment:
     return found
 
 
-def adapted_model(model: nn.Module) -> nn.Module:
+def adapted_model(model: _Model) -> _Model:
     """Return the model that was adapted: the base of a ``MultiTaskModel``, else ``model`` itself."""
     if "_hfadapt" in model.__dict__ and "_hfadapt_of" not in model.__dict__:
         return model.base  # type: ignore[return-value]

@@ -263,7 +263,7 @@ def check_gradients_in_float64(case: Case) -> None:
 
 def check_compile(case: Case) -> None:
     """``torch.compile(fullgraph=True)`` traces the adapted model and gives the same outputs and gradients."""
-    model, inputs = case.adapted(**_ONE_LAYER.get(case.model_type, {})), case.inputs()
+    model, inputs = case.adapted(("one", "two"), **_ONE_LAYER.get(case.model_type, {})), case.inputs()
     ids = torch.tensor([1, 0, 1])
     with torch.no_grad():
         want = output(model, inputs, task_ids=ids)
