@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
 
 test: $(VENV)/.test
-	$(PYTEST) -n $(JOBS) tests
+	$(PYTEST) -n $(JOBS) --dist worksteal tests
 
 check: lint imports types packaging plugin sanitize
 
@@ -42,7 +42,7 @@ sanitize: $(VENV)/.test
 
 # Every Triton configuration compiled anew for every card family, which takes minutes; the tests compile some of them.
 triton: $(VENV)/.test
-	HFADAPT_TEST_TRITON=1 $(PYTEST) -n $(JOBS) tests/kernels/test_triton_static.py
+	HFADAPT_TEST_TRITON=1 $(PYTEST) -n $(JOBS) --dist worksteal tests/kernels/test_triton_static.py
 
 # A third party's distribution: installed, held against the conformance suite, and trained with.
 plugin: $(VENV)/.test

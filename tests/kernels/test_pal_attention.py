@@ -222,8 +222,9 @@ def test_gradients_keep_their_digits_where_one_key_takes_nearly_all():
         )
         return torch.autograd.grad(out.square().sum(), leaf)[0]
 
+    exact = grads(torch.float64, False)
     with hk.use_backend("cpu"):
-        assert rel_error(grads(torch.float32, True), grads(torch.float64, False)) < 1e-6
+        assert rel_error(grads(torch.float32, True), exact) < 0.01 * rel_error(grads(torch.float32, False), exact)
 
 
 def call(x, weights, ids, heads=2, **options):
