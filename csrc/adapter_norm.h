@@ -21,7 +21,7 @@ constexpr int64_t kDotRank = 8;
 template <class E>
 static HFK_INLINE int64_t adapter_block_rows(int64_t max_rank) {
   if (sizeof(E) == 2) return max_rank <= 128 ? 64 : 96;
-  if (kHasSplit && max_rank >= kSplitRank) return 128;
+  if (kHasSplit && float32_tiles() && max_rank >= kSplitRank) return 128;
   return max_rank <= 32 ? 24 : max_rank <= 128 ? 48 : 96;
 }
 

@@ -4,6 +4,7 @@
 
 STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
   m.def("isa(int wanted) -> int");
+  m.def("float32_tiles(int wanted) -> bool");
   m.def("linear_packed_bytes(int weight_type, int K, int N) -> int");
   m.def(
       "linear_pack(Tensor weight, bool transposed, int weight_type, Tensor? scale, Tensor? k_scale, "
@@ -57,6 +58,10 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
 
 namespace {
 int64_t isa(int64_t wanted) { return int64_t(hfk::set_isa(int(wanted))); }
+bool float32_tiles(int64_t wanted) { return hfk::set_float32_tiles(int(wanted)); }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
+STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("float32_tiles", TORCH_BOX(&float32_tiles));
+}

@@ -160,8 +160,8 @@ typedef split SplitElem;
 typedef float SplitElem;
 #endif
 constexpr bool kHasSplit = sizeof(SplitElem) == 6;
-// From this rank on the products take so long that tiles win although the rows have to be split every time; below, they
-// win little, and lose where another process keeps the tile unit busy.
+// With float32_tiles(), from this rank on: the products take so long that tiles win although the rows have to be split
+// every time. Below, they win little.
 constexpr int64_t kSplitRank = 256;
 
 // The tasks that one pass over the rows takes: each rank has its element type, whatever ranks its neighbours have.
@@ -176,7 +176,7 @@ template <class T, class F>
 static HFK_INLINE void for_ranks(int64_t max_rank, F&& pass) {
   int64_t from = kAnyRank;
   if constexpr (sizeof(T) == 4 && kHasSplit)
-    if (max_rank >= kSplitRank && pass(SplitElem(), RankRange{kSplitRank, kAnyRank})) from = kSplitRank;
+    if (float32_tiles() && max_rank >= kSplitRank && pass(SplitElem(), RankRange{kSplitRank, kAnyRank})) from = kSplitRank;
   pass(Elem<T>(), RankRange{0, from});
 }
 

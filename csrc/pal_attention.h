@@ -247,9 +247,11 @@ static void pal_forward_t(const PalArgs& a, int32_t* outside) {
 static void pal_forward(const PalArgs& a) {
   if (a.type == DType::bf16) return pal_forward_t<bf16, Elem<bf16>>(a, nullptr);
 #if defined(__AMX_TILE__)
-  int32_t outside = 0;
-  pal_forward_t<float, SplitElem>(a, &outside);
-  if (!outside) return;
+  if (float32_tiles()) {
+    int32_t outside = 0;
+    pal_forward_t<float, SplitElem>(a, &outside);
+    if (!outside) return;
+  }
 #endif
   pal_forward_t<float, float>(a, nullptr);
 }

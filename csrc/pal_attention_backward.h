@@ -198,9 +198,11 @@ static void pal_backward(const PalArgs& a) {
 #if defined(__AMX_TILE__)
   // Only weights are held to the range. Rows of gradients may be tiny where attention is sharp; what they lose is below
   // the smallest normal number.
-  int32_t outside = 0;
-  pal_backward_t<float, SplitElem>(a, &outside);
-  if (!outside) return;
+  if (float32_tiles()) {
+    int32_t outside = 0;
+    pal_backward_t<float, SplitElem>(a, &outside);
+    if (!outside) return;
+  }
 #endif
   pal_backward_t<float, float>(a, nullptr);
 }

@@ -11,7 +11,16 @@ import torch
 
 from .errors import BackendError
 
-__all__ = ["ISA_NAMES", "available", "isa", "lacks", "torch_product_is_fast", "use_isa", "why_not"]
+__all__ = [
+    "ISA_NAMES",
+    "available",
+    "isa",
+    "lacks",
+    "torch_product_is_fast",
+    "use_float32_tiles",
+    "use_isa",
+    "why_not",
+]
 
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 
@@ -82,3 +91,22 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         torch.ops.hfadapt_cpu.isa(before)
+
+
+@contextlib.contextmanager
+def use_float32_tiles(on: bool = True) -> Iterator[None]:
+    """Run large float32 products inside ops on AMX tiles, or not; ``HFADAPT_FLOAT32_TILES=1`` makes it the default.
+
+    Nothing changes on processors without AMX.
+
+    Raises:
+        BackendError: The library is not there.
+    """
+    if not available():
+        raise BackendError("use_float32_tiles", "no C++ library", got=str(why_not()))
+    before = torch.ops.hfadapt_cpu.float32_tiles(-1)
+    torch.ops.hfadapt_cpu.float32_tiles(int(on))
+    try:
+        yield
+    finally:
+        torch.ops.hfadapt_cpu.float32_tiles(int(before))

@@ -13,6 +13,7 @@ from hfadapt_kernels import native, pal_attention
 from hfadapt_kernels.dropout import keep_scale
 from hfadapt_kernels.testing import assert_as_good_as_eager_nearby, nan_poisoned, rel_error, threads
 
+needs_cpp = pytest.mark.skipif(not native.available(), reason="the C++ library is not built")
 BACKENDS = ["reference"] + (["cpu"] if native.available() else [])
 IDS = [1, -1, 0, 1, 2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -128,6 +129,13 @@ def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), **optio
 )  # fmt: skip
 def test_result_and_every_gradient_are_as_good_as_eager(backend, dtype, ids, tokens, dim, size, heads):
     check_all(ids, tokens, dim, size, heads, dtype, activation="gelu")
+
+
+@needs_cpp
+@pytest.mark.parametrize(("ids", "tokens", "dim", "size", "heads"), [(IDS, 7, 40, 24, 2), ([0, 0], 33, 48, 36, 3)])
+def test_float32_on_tiles_is_as_good_as_eager(ids, tokens, dim, size, heads):
+    with native.use_float32_tiles(), hk.use_backend("cpu"):
+        check_all(ids, tokens, dim, size, heads, torch.float32, activation="gelu")
 
 
 @pytest.mark.parametrize("activation", sorted(hk.ACTIVATIONS))
