@@ -61,7 +61,7 @@ def assert_as_good_as_eager_nearby(
     Args:
         actual: What the op returned.
         evaluate: The formula in eager torch, results in the order of ``actual``, at the dtype of the inputs given.
-        inputs: The inputs of ``actual``.
+        inputs: The inputs of ``actual``, of order one.
         groups: Name to indices of the results that are judged together.
         draws: Number of neighbouring problems.
     """
@@ -91,6 +91,9 @@ def assert_as_good_as_eager_nearby(
     for name in groups:
         error, bound = rel_error(ours[name], exact[name]), 2.0 * largest[name] + tolerance
         assert torch.isfinite(ours[name]).all(), f"{name}: not finite"
+        # Far in the tail of an activation everything is 1e-20 of the inputs: wrong by that much is not wrong.
+        if (ours[name].double() - exact[name]).norm() <= torch.finfo(dtype).eps ** 2:
+            continue
         assert error <= bound, f"{name}: error {error:.2e} against float64, eager and inputs {largest[name]:.2e}"
 
 

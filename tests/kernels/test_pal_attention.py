@@ -117,6 +117,10 @@ def check_all(ids, tokens, dim, size, heads, dtype, names=tuple(SHAPES), **optio
         # The same for every key, so softmax does not see it: the gradient is 0 up to rounding.
         largest = max(g.norm() for g in got[2:])
         assert torch.stack([got[i].norm() for i in part]).norm() <= 100 * torch.finfo(dtype).eps * largest
+    if min(dim, size) < 4:
+        # A gradient of one or two numbers may cancel to almost nothing (query_bias with S = 1), and then its relative
+        # error says how lucky the roundings were: here all gradients are one vector.
+        groups = {"out": [0], "gradients": range(1, len(got))}
     assert_as_good_as_eager_nearby(got, lambda leaves: run(naive, leaves, leaves[0].dtype, grad), tensors, groups)
     assert all(torch.equal(t, old) for t, old in zip(tensors, before, strict=True))
 
@@ -173,12 +177,7 @@ def test_dropout_is_the_same_mask_forward_backward_and_on_every_backend(backend,
     check_all(IDS, 9, 24, 12, 2, dtype, dropout=0.3, activation="gelu")
 
 
-# Known and rare: gradients that are a single number, as with T = 39 and D = S = 1, were seen at 3.2 times eager's error
-# near them (3.1e-5 of query_bias, which cancels to a small difference). Not strict: most draws pass.
-SINGLE = pytest.mark.xfail(reason="C++ pal_attention: single numbers may exceed twice eager's error", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(b, marks=SINGLE) if b == "cpu" else b for b in BACKENDS])
+@pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_shape_is_as_good_as_eager(name, data):
