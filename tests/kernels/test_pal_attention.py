@@ -178,7 +178,7 @@ def test_dropout_is_the_same_mask_forward_backward_and_on_every_backend(backend,
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-# The same draws in every run: where gelu' is near its zero, errors of ours and of eager are luck, and some draw exceeds.
+# The same draws in every run: where gelu' is near its zero, errors of ours and of eager are luck, and some draw fails.
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_shape_is_as_good_as_eager(name, data):
