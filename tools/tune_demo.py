@@ -1,4 +1,4 @@
-"""Choose the demo's learning rates on the validation splits: every arm gets the same number of tries.
+"""Choose the demo's learning rates on the validation splits.
 
 Usage: python tools/tune_demo.py [--full] [ARM ...]
 
@@ -21,8 +21,8 @@ RECIPE = Path(__file__).resolve().parents[1] / "examples" / "minisuite-pals.yaml
 # A head on a frozen encoder has one learning rate, that of the heads.
 GRIDS = {
     "adapted": ("training.learning_rate", (1e-3, 2e-3, 4e-3)),
-    "frozen_head": ("baselines.frozen_head.head_learning_rate", (5e-3, 1e-2, 3e-2)),
-    "full_finetuning": ("baselines.full_finetuning.learning_rate", (3e-5, 1e-4, 3e-4)),
+    "frozen_head": ("baselines.frozen_head.head_learning_rate", (1e-2, 3e-2, 1e-1)),
+    "full_finetuning": ("baselines.full_finetuning.learning_rate", (3e-5, 1e-4)),
 }
 
 
