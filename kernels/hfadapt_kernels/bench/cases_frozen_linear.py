@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..frozen_linear import PackedLinear, frozen_linear
 from .case import Case, Workload
-from .rivals import gradients, onednn_linear
+from .rivals import gradients, inference, onednn_linear
 
 __all__ = ["cases"]
 
@@ -25,16 +25,9 @@ def _forward(kind: str, inputs: int, outputs: int) -> Workload:
     if low:
         calls["F.linear bfloat16"] = lambda: F.linear(given, low_weight, low_bias)
 
-    def quiet(call):  # type: ignore[no-untyped-def]
-        def run():  # type: ignore[no-untyped-def]
-            with torch.no_grad():
-                return call()
-
-        return run
-
     return Workload(
-        ours=quiet(lambda: frozen_linear(given, packed, bias)),
-        rivals={name: quiet(call) for name, call in calls.items()},
+        ours=inference(lambda: frozen_linear(given, packed, bias)),
+        rivals={name: inference(call) for name, call in calls.items()},
         flops=2.0 * ROWS * inputs * outputs,
         bytes=given.element_size() * (ROWS * (inputs + outputs) + inputs * outputs),
         dtype="bfloat16" if low else "float32",

@@ -14,7 +14,7 @@ from ..batch import TaskBatch
 from ..frozen_linear import PackedLinear
 from ..grouped_lora import grouped_lora, lora_linear
 from .case import Case, Workload
-from .rivals import compiled, gradients, onednn_linear
+from .rivals import compiled, gradients, inference, onednn_linear
 
 __all__ = ["cases"]
 
@@ -53,14 +53,6 @@ def sorted_slices(
     return torch.cat(parts)
 
 
-def _quiet(call: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with torch.no_grad():
-            return call()
-
-    return run
-
-
 class _Data:
     """Tensors of one case; task ids in random order, and sorted for the slices."""
 
@@ -84,15 +76,15 @@ class _Data:
 def _forward(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Workload:
     d = _Data(shape, dtype)
     rivals = {
-        "peft's loop": _quiet(lambda: peft_loop(d.x, d.y.clone(), d.a, d.b, 2.0, d.ids)),
-        "sorted slices": _quiet(lambda: sorted_slices(d.x, d.y, d.a, d.b, 2.0, d.sorted_ids)),
+        "peft's loop": inference(lambda: peft_loop(d.x, d.y.clone(), d.a, d.b, 2.0, d.ids)),
+        "sorted slices": inference(lambda: sorted_slices(d.x, d.y, d.a, d.b, 2.0, d.sorted_ids)),
     }
     if d.tasks == 8:
         fast = compiled(sorted_slices)
-        rivals["torch.compile of slices"] = _quiet(lambda: fast(d.x, d.y, d.a, d.b, 2.0, d.sorted_ids))
+        rivals["torch.compile of slices"] = inference(lambda: fast(d.x, d.y, d.a, d.b, 2.0, d.sorted_ids))
     size = d.x.element_size()
     moved = size * (3.0 * d.x.numel() + d.weights)
-    return Workload(_quiet(d.ours), rivals, d.flops, moved, d.dtype, d.shape)
+    return Workload(inference(d.ours), rivals, d.flops, moved, d.dtype, d.shape)
 
 
 def _both(shape: tuple[int, int, int, int]) -> Workload:
@@ -130,17 +122,17 @@ def _layer(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Workload:
     rivals = {}
     layer = _peft_layer(d, base)
     if layer is not None:
-        rivals["peft"] = _quiet(layer)
+        rivals["peft"] = inference(layer)
     weight, bias = base.weight.detach(), base.bias.detach()
-    rivals["bare base"] = _quiet(lambda: F.linear(d.x, weight, bias))
+    rivals["bare base"] = inference(lambda: F.linear(d.x, weight, bias))
     if dtype == torch.float32:
         fast = onednn_linear(weight, bias)
-        rivals["bare base, oneDNN"] = _quiet(lambda: fast(d.x))
+        rivals["bare base, oneDNN"] = inference(lambda: fast(d.x))
     size = d.x.element_size()
     base_flops, moved = 2.0 * d.rows * d.tokens * D * D, size * (2.0 * d.x.numel() + d.weights + D * D)
-    rivals["lora_linear, base not packed"] = _quiet(lambda: lora_linear(d.x, weight, bias, d.a, d.b, 2.0, d.batch))
+    rivals["lora_linear, base not packed"] = inference(lambda: lora_linear(d.x, weight, bias, d.a, d.b, 2.0, d.batch))
     packed = PackedLinear(weight, d.dtype)
-    ours = _quiet(lambda: lora_linear(d.x, packed, bias, d.a, d.b, 2.0, d.batch))
+    ours = inference(lambda: lora_linear(d.x, packed, bias, d.a, d.b, 2.0, d.batch))
     return Workload(ours, rivals, d.flops + base_flops, moved, d.dtype, d.shape)
 
 
@@ -157,8 +149,10 @@ def _loaded(count: int) -> Workload:
         return grouped_lora(d.x, [a[t] for t in tasks], [b[t] for t in tasks], 2.0, rows, y=d.y)
 
     moved = 4.0 * (3 * d.x.numel() + d.weights)
-    rivals = {"one task": _quiet(lambda: call([0], one))}
-    return Workload(_quiet(lambda: call(present, batch)), rivals, d.flops, moved, d.dtype, d.shape | {"loaded": count})
+    rivals = {"one task": inference(lambda: call([0], one))}
+    return Workload(
+        inference(lambda: call(present, batch)), rivals, d.flops, moved, d.dtype, d.shape | {"loaded": count}
+    )
 
 
 def cases() -> list[Case]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..batch import TaskBatch
 from ..parallel_adapter_norm import parallel_adapter_norm
 from .case import Case, Workload
-from .rivals import compiled, gradients, onednn_linear
+from .rivals import compiled, gradients, inference, onednn_linear
 
 __all__ = ["cases"]
 
@@ -63,8 +63,8 @@ def _forward(rank: int, dtype: torch.dtype) -> Workload:
     }
     size = args[0].element_size()
     return Workload(
-        ours=_quiet(lambda: _ours(*args)),
-        rivals={name: _quiet(call) for name, call in rivals.items()},
+        ours=inference(lambda: _ours(*args)),
+        rivals={name: inference(call) for name, call in rivals.items()},
         flops=4.0 * B * T * D * rank,
         bytes=size * (4.0 * B * T * D + 2 * D * rank),
         dtype=str(dtype).removeprefix("torch."),
@@ -91,14 +91,6 @@ def _both(rank: int, dtype: torch.dtype) -> Workload:
     )
 
 
-def _quiet(call):  # type: ignore[no-untyped-def]
-    def run():  # type: ignore[no-untyped-def]
-        with torch.no_grad():
-            return call()
-
-    return run
-
-
 def _tasks(loaded: int) -> Workload:
     """Rows of 8 tasks while ``loaded`` are in memory, against one task: the price of a row must not grow."""
     args = _tensors(64, torch.float32)
@@ -116,8 +108,8 @@ def _tasks(loaded: int) -> Workload:
         )  # fmt: skip
 
     return Workload(
-        ours=_quiet(lambda: call(present, batch)),
-        rivals={"one task": _quiet(lambda: call([0], one))},
+        ours=inference(lambda: call(present, batch)),
+        rivals={"one task": inference(lambda: call([0], one))},
         flops=4.0 * B * T * D * 64,
         bytes=4.0 * (4 * B * T * D + 2 * D * 64 * len(present)),
         shape={"rows": B * T, "hidden": D, "rank": 64, "tasks loaded": loaded},
