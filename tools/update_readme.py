@@ -1,4 +1,6 @@
-"""Write the generated parts of README.md and docs/methods.md: the method tables, and the results of ``make demo``.
+"""Write the generated parts of README.md, docs/methods.md and the ops' pages.
+
+These are the method tables, the results of ``make demo``, and the ops' figures from benchmarks/ops/ops.json.
 
 Usage: python tools/update_readme.py [RUN_FOLDER]
 
@@ -8,6 +10,7 @@ in the repository. Without one, the results there are used again.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -16,11 +19,14 @@ from pathlib import Path
 from hfadapt.report import conditions, markdown_table, proof_lines
 from hfadapt.report.claims import markdown_capabilities, markdown_claims
 from hfadapt.report.methods import markdown_methods
+from hfadapt.report.op_figures import markdown_figures
 from hfadapt.run import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "docs" / "methods.md"
 RESULTS = ROOT / "benchmarks" / "demo"
+OPS = ROOT / "benchmarks" / "ops" / "ops.json"
+KERNELS = ROOT / "kernels" / "hfadapt_kernels"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
 
@@ -43,6 +49,13 @@ def generated_methods() -> dict[str, str]:
     }
 
 
+def generated_op_pages() -> dict[Path, dict[str, str]]:
+    """The generated block of every measured op's page, by the page."""
+    result = json.loads(OPS.read_text("utf-8"))
+    ops = sorted({row["op"] for row in result["rows"]})
+    return {KERNELS / op / "README.md": {"figures": markdown_figures(result, op)} for op in ops}
+
+
 def fill(text: str, blocks: dict[str, str]) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, block in blocks.items():
@@ -52,7 +65,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Update README.md and docs/methods.md."""
+    """Update every page that has generated parts."""
     if arguments:
         RESULTS.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(arguments[0]) / "results.json", RESULTS)
@@ -61,6 +74,8 @@ def main(arguments: list[str]) -> None:
     readme = ROOT / "README.md"
     readme.write_text(fill(readme.read_text("utf-8"), generated(RESULTS)), "utf-8")
     METHODS.write_text(fill(METHODS.read_text("utf-8"), generated_methods()), "utf-8")
+    for page, blocks in generated_op_pages().items():
+        page.write_text(fill(page.read_text("utf-8"), blocks), "utf-8")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,16 @@ def test_the_tables_of_methods_are_up_to_date(generator: types.ModuleType) -> No
     assert generator.fill(page, generator.generated_methods()) == page
 
 
+def test_the_figures_of_the_ops_are_up_to_date(generator: types.ModuleType) -> None:
+    """``make readme`` writes them into each op's page, from benchmarks/ops/ops.json."""
+    pages = generator.generated_op_pages()
+    assert len(pages) == 6
+    for path, blocks in pages.items():
+        page = path.read_text("utf-8")
+        assert "<!-- figures -->" in page
+        assert generator.fill(page, blocks) == page
+
+
 def test_every_built_in_method_links_its_page_and_its_tests() -> None:
     from hfadapt.report.methods import page_of
 
