@@ -1,4 +1,4 @@
-"""The table of an op's measurements, as its page shows it: every case beside its goal, its floor and its nearest rival."""
+"""The table of an op's measurements on its page: every case beside its goal, its floor and its nearest rival."""
 
 from __future__ import annotations
 
