@@ -12,22 +12,29 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "train_two.py"
-STOCK = Path(__file__).parent / "train_stock.py"
 ROOT = Path(__file__).parents[2]
-PLAIN = {"method": "low_rank", "batch": "one_task", "drop": False, "checkpointing": False}
+PLAIN = {"training": "tasks", "method": "low_rank", "batch": "one_task", "drop": False, "checkpointing": False}
+STOCK = {"training": "stock", "drop": False, "checkpointing": False}
+DROPPED = {"drop": True, "checkpointing": True}
+RUNS = {
+    "whole": PLAIN,
+    "mixed": {**PLAIN, **DROPPED, "batch": "mixed"},
+    "stock": STOCK,
+    "stock dropped": {**STOCK, **DROPPED},
+}
 
 
-def run(folder: Path, options: dict, script: Path = SCRIPT):
-    """Train under torchrun and return what each rank wrote."""
-    folder.mkdir(exist_ok=True)
+def train(folder: Path, runs: dict[str, dict]) -> dict[str, list[dict]]:
+    """Do the trainings under torchrun and return, by name, what each rank wrote."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     done = subprocess.run(
-        [*command, str(folder), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=600
+        [*command, str(folder), json.dumps(runs)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return {name: [records[name] for records in ranks] for name in runs}
 
 
 def same_parameters(first, second):
@@ -37,58 +44,55 @@ def same_parameters(first, second):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder, PLAIN)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
-def test_ranks_end_with_identical_parameters_and_metrics(whole):
-    first, second = whole[1]
+@pytest.fixture(scope="module")
+def done(folder):
+    return train(folder, RUNS)
+
+
+def test_ranks_end_with_identical_parameters_and_metrics(done):
+    first, second = done["whole"]
     same_parameters(first, second)
     assert first["scores"] == second["scores"] and len(first["scores"]) == 2
 
 
-def test_every_step_holds_one_task_on_all_ranks_and_accumulated_batches(whole):
-    first, second = (record["tasks"] for record in whole[1])
+def test_every_step_holds_one_task_on_all_ranks_and_accumulated_batches(done):
+    first, second = (record["tasks"] for record in done["whole"])
     for step in range(6):
         rows = [task for record in (first, second) for batch in record[2 * step : 2 * step + 2] for task in batch]
         assert len(rows) == 8 and len(set(rows)) == 1
 
 
-def test_idle_tasks_stand_still(whole):
+def test_idle_tasks_stand_still(done):
     names = ("topic", "score", "same")
-    record = whole[1][0]
+    record = done["whole"][0]
     for step, moved in enumerate(record["moved"]):
         task = names[record["tasks"][2 * step][0]]
         assert moved and all(f".{task}." in name for name in moved)
 
 
-def test_a_resumed_run_ends_with_the_same_numbers(whole, tmp_path):
-    folder, records = whole
-    again = run(tmp_path, {**PLAIN, "resume": str(folder / "run" / "checkpoint-4")})
-    same_parameters(again[0], records[0])
-    same_parameters(again[0], again[1])
-
-
-def test_mixed_batches_dropped_layers_and_checkpointing_agree_too(tmp_path):
-    first, second = run(tmp_path, {**PLAIN, "batch": "mixed", "drop": True, "checkpointing": True})
+def test_a_resumed_run_ends_with_the_same_numbers(folder, done, tmp_path):
+    """In processes of its own, which know nothing of the run that was cut off but its checkpoint."""
+    first, second = train(tmp_path, {"again": {**PLAIN, "resume": str(folder / "whole" / "checkpoint-4")}})["again"]
+    same_parameters(first, done["whole"][0])
     same_parameters(first, second)
 
 
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    runs = {"plain": PLAIN, "dropped": {**PLAIN, "drop": True, "checkpointing": True}}
-    return run(tmp_path_factory.mktemp("stock"), runs, STOCK)
+def test_mixed_batches_dropped_layers_and_checkpointing_agree_too(done):
+    same_parameters(*done["mixed"])
 
 
-def test_a_stock_model_with_adapters_of_other_tasks_on_each_rank_trains_with_the_plain_trainer(stock):
-    first, second = (record["plain"] for record in stock)
+def test_a_stock_model_with_adapters_of_other_tasks_on_each_rank_trains_with_the_plain_trainer(done):
+    first, second = done["stock"]
     same_parameters(first, second)
     # the tasks of both ranks in the first step, one alone in the second; nobody's row is of the third
     assert first["moved"] == second["moved"] == [["a", "b"], ["a"]]
 
 
-def test_a_stock_model_trains_with_dropped_layers_and_checkpointing(stock):
-    first, second = (record["dropped"] for record in stock)
+def test_a_stock_model_trains_with_dropped_layers_and_checkpointing(done):
+    first, second = done["stock dropped"]
     same_parameters(first, second)
     assert all("c" not in moved for moved in first["moved"])

@@ -1,9 +1,7 @@
-"""Started by torchrun: a stock model with several adapters, on the plain Trainer; each rank has its own task."""
+"""A stock model with several adapters, on the plain Trainer; each rank has its own task. A part of train_two.py."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -51,7 +49,7 @@ class Watch(TrainerCallback):
         self.moved.append(changed)
 
 
-def train(folder: Path, options: dict) -> tuple[int, dict]:
+def train_stock(folder: Path, options: dict) -> dict:
     """Train two steps; adapter ``c`` has no row at all, ``b`` none in the second step."""
     torch.manual_seed(3)
     model = tiny_model("bert", "sequence-classification", num_labels=2)
@@ -61,7 +59,7 @@ def train(folder: Path, options: dict) -> tuple[int, dict]:
             torch.nn.init.normal_(parameter, std=0.1)
     watch = Watch(model)
     args = TrainingArguments(
-        str(folder / "run"),
+        str(folder),
         per_device_train_batch_size=1,
         max_steps=2,
         learning_rate=1e-2,
@@ -80,15 +78,4 @@ def train(folder: Path, options: dict) -> tuple[int, dict]:
     drop = [hfadapt.RobustAdapterDrop()] if options["drop"] else []
     Trainer(model=model, args=args, train_dataset=Rows([0, 1, 0, 0]), callbacks=[IdleTaskGuard(), watch, *drop]).train()
     state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return args.process_index, {"state": state, "moved": watch.moved}
-
-
-def main(folder: Path, runs: dict[str, dict]) -> None:
-    """Do one training a set of options, in one start of the processes, and write ``rank<N>.pt``."""
-    records = {name: train(folder, options) for name, options in runs.items()}
-    rank = next(iter(records.values()))[0]
-    torch.save({name: record for name, (_, record) in records.items()}, folder / f"rank{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    return {"state": state, "moved": watch.moved}

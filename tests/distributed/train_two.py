@@ -1,12 +1,17 @@
-"""Started by torchrun: trains a tiny recipe and writes each rank's parameters and the tasks it saw."""
+"""Started by torchrun: tiny trainings one after the other; writes what each rank saw and ended with.
+
+Most of the time of such a test goes into starting the processes, so several trainings share one start.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from train_stock import train_stock
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfadapt import MultiTaskModel, RobustAdapterDrop, TaskMixture
@@ -36,15 +41,15 @@ class Watch(TrainerCallback):
         self.moved.append([n for n, p in self.before.items() if not torch.equal(p, now[n])])
 
 
-def main(folder: Path, options: dict) -> None:
-    """Train with the given options and write ``rank<N>.pt``."""
+def train_tasks(folder: Path, options: dict) -> dict:
+    """Train three tasks together with the given options."""
     tasks = toy_tasks((24, 16, 16))
     torch.manual_seed(options.get("seed", 3))
     model = MultiTaskModel.from_base(tiny_model("bert"), tasks, options["method"])
     mix = TaskMixture(tasks, tiny_tokenizer(), batch=options["batch"], strategy="sqrt", epoch_steps=3)
     watch = Watch()
     args = TrainingArguments(
-        str(folder / "run"),
+        str(folder),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         num_train_epochs=2,
@@ -55,7 +60,7 @@ def main(folder: Path, options: dict) -> None:
         disable_tqdm=True,
         eval_strategy="epoch",
         save_strategy="steps",
-        save_steps=1,
+        save_steps=2,
         logging_strategy="no",
         # ranks that agree on every draw need no such help
         ddp_find_unused_parameters=False,
@@ -74,8 +79,16 @@ def main(folder: Path, options: dict) -> None:
     trainer.train(resume_from_checkpoint=options.get("resume"))
     scores = [entry["eval_macro"] for entry in trainer.state.log_history if "eval_macro" in entry]
     state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    record = {"state": state, "tasks": watch.tasks, "moved": watch.moved, "scores": scores}
-    torch.save(record, folder / f"rank{args.process_index}.pt")
+    return {"state": state, "tasks": watch.tasks, "moved": watch.moved, "scores": scores}
+
+
+TRAININGS = {"tasks": train_tasks, "stock": train_stock}
+
+
+def main(folder: Path, runs: dict[str, dict]) -> None:
+    """Do each training, in a folder of its name, and write ``rank<N>.pt``."""
+    records = {name: TRAININGS[options["training"]](folder / name, options) for name, options in runs.items()}
+    torch.save(records, folder / f"rank{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
