@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -59,7 +60,8 @@ class BuildKernels(build_ext):
         isas = list(ISA_FLAGS)[: 2 if os.environ.get("HFADAPT_MAX_ISA") == "avx2" else None]
         common += [f"-DHFK_MAX_ISA={len(isas) - 1}"]
         jobs, built = [], []
-        for source in sorted(CSRC.glob("*.cpp")):
+        # The instruction sets take longest and come first, so that no core is idle at the end.
+        for source in sorted(CSRC.glob("*.cpp"), key=lambda path: (not path.stem.startswith("isa_"), path.name)):
             isa = source.stem.removeprefix("isa_")
             if isa != source.stem and (isa not in isas or (isa != "generic" and not x86)):
                 continue
@@ -87,19 +89,11 @@ class BuildKernels(build_ext):
     @staticmethod
     def _run_all(jobs: list[list[str]]) -> None:
         limit = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
-        running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
-        failed: list[subprocess.CalledProcessError] = []
-        for job in jobs:
-            if len(running) == limit:
-                process, command = running.pop(0)
-                if process.wait():
-                    failed.append(subprocess.CalledProcessError(process.returncode, command))
-            running.append((subprocess.Popen(job), job))
-        for process, command in running:
-            if process.wait():
-                failed.append(subprocess.CalledProcessError(process.returncode, command))
-        if failed:
-            raise failed[0]
+        with ThreadPoolExecutor(limit) as pool:
+            statuses = list(pool.map(subprocess.call, jobs))
+        for status, job in zip(statuses, jobs, strict=True):
+            if status:
+                raise subprocess.CalledProcessError(status, job)
 
     def get_ext_filename(self, fullname: str) -> str:
         # The library has no Python module init: it registers ops when torch loads it, for any Python version.
