@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.report.table import to_markdown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows", "page_of"]
 
@@ -18,6 +21,7 @@ def method_rows() -> list[dict[str, Any]]:
     from hfadapt import plugins
 
     rows = []
+    counted = _bert_base()
     for name, entry in sorted(plugins.methods().items(), key=lambda item: (item[1].family, item[0])):
         configs = default_configs(entry)
         capabilities = [plugins.methods()[config.method].capabilities for config in configs or ()]
@@ -27,7 +31,7 @@ def method_rows() -> list[dict[str, Any]]:
                 "method": name,
                 "family": entry.family,
                 "what it adds": entry.summary,
-                "added": _added(configs),
+                "added": _added(configs, counted),
                 "mixed batch": _all(capabilities, "mixed_batch"),
                 "merges": _all(capabilities, "mergeable"),
                 "kernels": ", ".join(ops) or "-",
@@ -81,21 +85,27 @@ def _all(capabilities: list[Any], name: str) -> str:
     return "-" if not capabilities else "yes" if all(getattr(one, name) for one in capabilities) else "no"
 
 
-def _added(configs: tuple[Any, ...] | None) -> str:
-    """Parameters that one adapter adds to BERT-base, counted on a model without storage."""
-    if configs is None:
-        return "-"
+def _bert_base() -> PreTrainedModel:
+    """BERT-base without storage: to count what adapters add."""
     import torch
     from transformers import BertConfig, BertModel
 
+    with torch.device("meta"):
+        return BertModel(BertConfig())
+
+
+def _added(configs: tuple[Any, ...] | None, model: PreTrainedModel) -> str:
+    """Parameters that one adapter adds to ``model``, which is handed back as it was."""
+    if configs is None:
+        return "-"
     from hfadapt import attach
     from hfadapt.errors import AttachError
 
-    with torch.device("meta"):
-        model = BertModel(BertConfig())
-    base = sum(parameter.numel() for parameter in model.parameters())
+    base = model.num_parameters()
     try:
         handle = attach(model, configs, verify=False)
     except AttachError:
         return "-"
-    return f"{handle.num_parameters() / base:.2%}"
+    added = handle.num_parameters()
+    handle.detach()
+    return f"{added / base:.2%}"
