@@ -6,21 +6,35 @@ import importlib
 import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import DatasetDict
 
 from hfadapt import hookspecs, plugins
+from hfadapt.data import bundled
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def first_rows_of(load: Callable[[str], DatasetDict]) -> Callable[[str], DatasetDict]:
+    def short(name: str) -> DatasetDict:
+        return DatasetDict({split: rows.select(range(64)) for split, rows in load(name).items()})
+
+    return short
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a page share their names, as a reader who types them in order would have it; training is cut short."""
+    """Blocks of a page share their names, as a reader who types them in order would have it.
+
+    Training and data are cut short: what the blocks compute with is real, how much of it is not the point.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundled, "load", first_rows_of(bundled.load))
     text = re.sub(r"max_steps=\d+", "max_steps=2", page.read_text("utf-8"))
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up
