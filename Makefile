@@ -11,6 +11,8 @@ JOBS ?= 2
 OUT ?= runs/demo
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles a module when it is first imported; of all that is installed, most is never imported here.
+INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo test check lint imports types packaging plugin sanitize triton readme clean
@@ -19,9 +21,10 @@ demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
 
 test: $(VENV)/.test
-	$(PYTEST) -n $(JOBS) --dist worksteal tests
+	$(PYTEST) -n $(JOBS) --dist worksteal --durations=15 tests
 
-check: lint imports types packaging plugin sanitize
+# `make -j2 check` does two at a time; the one that only waits for the compiler begins first.
+check: sanitize lint imports types packaging plugin
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -34,7 +37,7 @@ types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 packaging: $(VENV)/.test
-	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging
+	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging/test_distributions.py
 
 # The C++ kernels under AddressSanitizer, in a folder of their own.
 sanitize: $(VENV)/.test
@@ -46,7 +49,7 @@ triton: $(VENV)/.test
 
 # A third party's distribution: installed, held against the conformance suite, and trained with.
 plugin: $(VENV)/.test
-	$(PIP) install --quiet --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
+	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
 	$(PYTEST) -n $(JOBS) examples/hfadapt-plugin-ia3/tests; status=$$?; \
 	$(PIP) uninstall --quiet --yes hfadapt-plugin-ia3; exit $$status
 
@@ -57,12 +60,12 @@ readme: $(VENV)/.demo
 # Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
 $(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet 'setuptools>=77' wheel ninja $(TORCH)
-	$(PIP) install --quiet --no-build-isolation --editable '.[demo]'
+	$(INSTALL) 'setuptools>=77' wheel ninja $(TORCH)
+	$(INSTALL) --no-build-isolation --editable '.[demo]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements-test.txt
-	$(PIP) install --quiet -r requirements-test.txt
+	$(INSTALL) -r requirements-test.txt
 	touch $@
 
 clean:
