@@ -261,9 +261,14 @@ def check_gradients_in_float64(case: Case) -> None:
     assert abs(slope - quotient) <= tolerance * scale, f"gradient {slope:.9g}, difference {quotient:.9g}"
 
 
-def check_compile(case: Case) -> None:
-    """``torch.compile(fullgraph=True)`` traces the adapted model and gives the same outputs and gradients."""
-    model, inputs = case.adapted(("one", "two"), **_ONE_LAYER.get(case.model_type, {})), case.inputs()
+def check_compile(case: Case, **changes: Any) -> None:
+    """``torch.compile(fullgraph=True)`` traces the adapted model and gives the same outputs and gradients.
+
+    Args:
+        case: The pair.
+        changes: Settings of the model's config, say of fewer layers.
+    """
+    model, inputs = case.adapted(("one", "two"), **{**_ONE_LAYER.get(case.model_type, {}), **changes}), case.inputs()
     ids = torch.tensor([1, 0, 1])
     with torch.no_grad():
         want = output(model, inputs, task_ids=ids)

@@ -31,6 +31,42 @@ def test_lora_on_the_shared_projections(check):
     check(V3Case(EVERYWHERE, "deberta-v2"))
 
 
+READERS = {
+    "pal": hfadapt.PAL(8, num_heads=2),
+    "low_rank": hfadapt.LowRank(4),
+    "houlsby_norms": hfadapt.Houlsby(size=4, norms={"original_ln_before": True, "residual_before_ln": False}),
+    "parallel": hfadapt.ParallelConfig(4, sublayers=("attention", "ffn")),
+}
+
+
+@pytest.mark.parametrize("method", READERS)
+@torch.no_grad()
+def test_deltas_that_read_the_layers_input_do_not_read_the_table(method):
+    """The table has twice eight lines here; with sixteen tokens a row it would even fit."""
+    case = V3Case(READERS[method], "deberta-v2")
+    conformance.check_mixed_batch_equals_each_alone(case)
+    model = case.adapted(("one",))
+    ids = torch.randint(5, 90, (1, 16))
+    found = hfadapt.attachment(model).arch.stacks[0]
+    seen = []
+    query = model.get_submodule(found.layer(0).attention.query)
+    query.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def reads(module, args, output):
+        taps = hfadapt.routing.current().taps
+        source = next(t for key, t in taps.items() if key.startswith("encoder.layer.0.attention.self"))
+        assert torch.equal(source, seen[0]) and not torch.equal(source, seen[1])
+
+    model.encoder.layer[0].output.register_forward_hook(reads)
+    model(input_ids=ids)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("method", [EVERYWHERE, READERS["pal"]], ids=["lora", "pal"])
+def test_a_mixed_batch_compiles_whole(method):
+    conformance.check_compile(V3Case(method, "deberta-v2"), num_hidden_layers=1)
+
+
 @torch.no_grad()
 def test_a_row_without_an_adapter_and_a_composition_in_one_batch():
     case = V3Case(EVERYWHERE, "deberta-v2")
