@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .composition import Composition, Node, Parallel, steps_of
 from .delta import check_adapter_name
 from .errors import AttachError, problem
-from .parallel import install
+from .growing import install
 from .state import attachment
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import plugins
+from . import generating, plugins
 from .architecture import resolve
 from .composition import Composition, adapter_names
 from .delta import check_adapter_name
@@ -191,6 +191,7 @@ def _begin(model: PreTrainedModel) -> Attachment:
         module.register_forward_pre_hook(RootPre(path), with_kwargs=True, prepend=True)
         module.register_forward_hook(RootPost(path), always_call=True)
     install(model, arch)
+    generating.install(model)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
     torch._dynamo.reset()
     return state
@@ -362,6 +363,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         if isinstance(function, CheckpointWithRouting):
             module.__dict__["_gradient_checkpointing_func"] = function.function
     uninstall(model, state.arch)
+    generating.uninstall(model)
     if hasattr(model, "hfadapt_shared"):
         del model.hfadapt_shared
     if state.original_attention is not None:

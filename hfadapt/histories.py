@@ -1,13 +1,14 @@
-"""What deltas with attention of their own read of the tokens that a key-value cache stands for.
+"""What deltas with attention of their own keep of the tokens that a key-value cache stands for.
 
 A decoder that generates step by step hands only its new tokens to its layers. A delta that attends to earlier ones
-keeps what it read of them here, one tensor ``[B, T, D]`` a place, beside the cache of the call. The tensors live as
-long as that cache, are copied with it, and follow it when beams are reordered.
+keeps its own keys and values of them here, ``[B, T, S]`` a place, beside the cache of the call. They live as long as
+that cache, are copied with it, and follow it when its rows are moved or its tokens taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .routing import Routing
     from .slots import Site
 
-__all__ = ["extend"]
+__all__ = ["Shelf", "shelf_of", "tokens_in"]
 
 _KEY = "_hfadapt_histories"
 
@@ -37,7 +38,7 @@ _MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 class _Follow:
-    """Stands in for a method of one cache that moves rows, and moves the rows of the histories along."""
+    """Stands in for a method of one cache that moves or drops what it holds, and does the same to the histories."""
 
     def __init__(self, cache: Any, name: str) -> None:
         self.cache = cache
@@ -45,59 +46,111 @@ class _Follow:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = getattr(type(self.cache), self.name)(self.cache, *args, **kwargs)
-        argument = next(iter((*args, *kwargs.values())))
-        seen = self.cache.__dict__[_KEY]
-        for key, tensor in seen.items():
-            seen[key] = _MOVES[self.name](tensor, argument)
+        seen: dict[str, Tensor] = getattr(self.cache, _KEY)
+        if self.name == "reset":
+            seen.clear()
+        elif self.name == "crop":
+            left = int(self.cache.get_seq_length())
+            seen.update({key: tensor[:, :left] for key, tensor in seen.items()})
+        else:
+            argument = next(iter((*args, *kwargs.values())))
+            seen.update({key: _MOVES[self.name](tensor, argument) for key, tensor in seen.items()})
         return result
 
 
-def extend(routing: Routing, site: Site, source: Tensor) -> tuple[Tensor, int]:
-    """Put what this place read of earlier tokens in front of ``source``, and remember both.
+def tokens_in(cache: Any) -> int | Tensor:
+    """Return how many tokens a cache holds: a number, or in a traced graph a tensor where the cache counts in one."""
+    length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    if torch.compiler.is_compiling():
+        return length.clone() if isinstance(length, Tensor) else length
+    return int(length)
+
+
+@dataclass
+class Shelf:
+    """The histories of one place, in one call.
 
     Args:
-        routing: Of the forward pass.
-        site: The place; where several deltas are at one, or one runs several times, each has a history of its own.
-        source: ``[B, T, D]``, what the place reads of the new tokens.
+        tensors: Those of all places of the cache, by key.
+        key: What the keys of this place begin with.
+        past: Tokens in the cache; a tensor in a traced graph whose cache counts in one.
+        room: Tokens that a cache of fixed size can hold, else 0: histories then have that size as well.
+        site: The place, for errors.
+    """
 
-    Returns:
-        ``[B, C + T, D]`` and C, the number of tokens in the cache; ``source`` and 0 without a cache.
+    tensors: dict[str, Tensor]
+    key: str
+    past: int | Tensor
+    room: int
+    site: Site
+
+    def before(self, name: str, rows: int) -> Tensor | None:
+        """Return the history ``name`` ``[B, past or room, S]``, or None when the cache is empty.
+
+        Raises:
+            RoutingError: the cache was filled by calls in which this place did not run, or for other rows.
+        """
+        counted = isinstance(self.past, Tensor)
+        if not counted and not self.past:
+            return None
+        found = self.tensors.get(f"{self.key}:{name}")
+        holds = 0 if found is None else found.shape[1]
+        if found is None or found.shape[0] != rows or not (counted or holds >= self.past):
+            raise RoutingError(
+                problem(
+                    "the key-value cache was filled by calls in which this delta did not run",
+                    where=f"{self.site.leaf} ({self.site.slot})",
+                    got=f"{'tokens' if counted else self.past} cached of {rows} rows, "
+                    f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
+                    try_="give the first call the cache, past_key_values=DynamicCache(), and keep adapter and depth; "
+                    "or use_cache=False",
+                )
+            )
+        return found if self.room else found[:, : self.past]
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """Put ``tensor`` in the place of the history ``name``."""
+        self.tensors[f"{self.key}:{name}"] = tensor.detach()
+
+
+def shelf_of(routing: Routing, site: Site) -> Shelf | None:
+    """Return the histories of a place, or None in a call without a cache.
+
+    Where several deltas are at one place, or one runs several times, each has histories of its own.
+    """
+    cache = routing.cache
+    if cache is None or not site.causal:
+        return None
+    number = routing.calls[site.leaf + site.slot] = routing.calls.get(site.leaf + site.slot, 0) + 1
+    room = _room(cache, site) if getattr(cache, "is_compileable", False) else 0
+    return Shelf(_histories(cache), f"{site.leaf}:{site.slot}:{site.layer}:{number}", routing.cached, room, site)
+
+
+def _room(cache: Any, site: Site) -> int:
+    """Return how many tokens a cache of fixed size holds.
 
     Raises:
-        RoutingError: the cache was filled by calls in which this place did not run, or the call is being compiled.
+        RoutingError: it forgets tokens, as those of sliding windows do.
     """
-    if routing.cache is None or not site.causal:
-        return source, 0
-    if torch.compiler.is_compiling():
-        raise _refuse("a compiled graph cannot keep what it has read", site, "torch.compile", "compile without a cache")
-    number = routing.calls[site.leaf + site.slot] = routing.calls.get(site.leaf + site.slot, 0) + 1
-    key = f"{site.leaf}:{site.slot}:{site.layer}:{number}"
-    seen = _histories(routing.cache)
-    past = routing.cached
-    before = seen.get(key)
-    if past:
-        if before is None or before.shape[1] < past or before.shape[0] != source.shape[0]:
-            raise _refuse(
-                "the key-value cache was filled by calls in which this delta did not run",
-                site,
-                f"{past} cached tokens of {source.shape[0]} rows, "
-                f"{'none' if before is None else f'{before.shape[1]} of {before.shape[0]} rows'} seen here",
-                "give the first call the cache, past_key_values=DynamicCache(), and keep adapter and depth; or "
-                "use_cache=False",
+    if all(cache.is_sliding):
+        raise RoutingError(
+            problem(
+                "a delta that attends to all tokens cannot decode with a cache of fixed size that forgets some",
+                where=f"{site.leaf} ({site.slot})",
+                got=f"{type(cache).__name__} of sliding windows",
+                try_="the default cache, or use_cache=False",
             )
-        source = torch.cat([before[:, :past].to(source.dtype), source], 1)
-    seen[key] = source.detach()
-    return source, past
+        )
+    longest = getattr(cache, "get_max_length", None) or cache.get_max_cache_shape
+    return int(longest())
 
 
 def _histories(cache: Any) -> dict[str, Tensor]:
-    if _KEY not in cache.__dict__:
-        cache.__dict__[_KEY] = {}
-        for name in _MOVES:
+    found: dict[str, Tensor] | None = getattr(cache, _KEY, None)
+    if found is None:
+        found = {}
+        setattr(cache, _KEY, found)
+        for name in (*_MOVES, "reset", "crop"):
             if hasattr(type(cache), name):
-                cache.__dict__[name] = _Follow(cache, name)
-    return cache.__dict__[_KEY]
-
-
-def _refuse(what: str, site: Site, got: str, try_: str) -> RoutingError:
-    return RoutingError(problem(what, where=f"{site.leaf} ({site.slot})", got=got, try_=try_))
+                setattr(cache, name, _Follow(cache, name))
+    return found

@@ -12,20 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.utils import ModelOutput
 
-from .composition import adapter_names
 from .errors import RoutingError, problem
-from .hooks import Hook
-from .routing import Routing, current, plan
-from .state import deltas_of
+from .routing import Routing, plan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from .state import Attachment
 
-__all__ = ["Growth", "check_output", "fit_call", "install", "parallel_routing"]
+__all__ = ["Growth", "check_output", "fit_call", "parallel_routing"]
 
 # Tables that are the same for all rows, whatever the size of their first axis.
 _NOT_BATCHED = ("rel_embeddings", "relative_pos", "cache_position", "past_key_values", "past_key_value")
@@ -58,6 +54,8 @@ class Growth:
 
     def repeat(self, value: Any) -> Any:
         """Repeat a tensor ``[B, ...]``, or those in a tuple, list or map; anything else is returned as it is."""
+        if isinstance(value, ModelOutput):  # an encoder's states
+            return type(value)(**{k: self.repeat(v) for k, v in value.items()})
         if isinstance(value, Tensor):
             if value.dim() < 2 or value.shape[0] != self.size:
                 return value
@@ -75,109 +73,63 @@ class Growth:
         return self.repeat(args), {k: v if k in _NOT_BATCHED else self.repeat(v) for k, v in kwargs.items()}
 
 
-class GrowInput(Hook):
-    """Grows the batch at the input of the first layer with a delta, and fits what higher layers are given.
+def parallel_routing(
+    attachment: Attachment,
+    found: tuple[int, Any] | None,
+    call: Mapping[str, Any],
+    prompts: int,
+    make: dict[str, Any],
+) -> Routing:
+    """Build the routing of a call whose rows go through every child of ``attachment.parallel``.
 
     Args:
-        stack: Path of the stack.
-        layer: Index of the layer; of a module that serves several layers the first.
-        calls: Path under which the calls of such a module are counted, else "".
+        attachment: The adapters of the model.
+        found: Batch size and device of the call's inputs.
+        call: The call's keyword arguments.
+        prompts: How many rows there were before ``generate`` repeated them; 0 outside of it.
+        make: Further fields of the routing.
+
+    Raises:
+        RoutingError: the call goes on from a cache whose rows are not those of every child.
     """
-
-    def __init__(self, stack: str, layer: int, calls: str) -> None:
-        self.stack, self.layer, self.calls = stack, layer, calls
-
-    @property
-    def key(self) -> str:
-        return self.stack
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        routing = current()
-        growth = None if routing is None else routing.growth
-        if routing is None or growth is None or self.stack not in growth.first:
-            return None
-        # This hook comes before the counter of calls, so the count is the number of the call that begins.
-        layer = routing.calls.get(self.calls, 0) if self.calls else self.layer
-        # Higher layers are handed the masks and tables of the smaller batch by the loop over layers.
-        return growth.repeat_call(args, kwargs) if layer >= growth.first[self.stack] else None
-
-
-class GrowOutput(Hook):
-    """Grows the batch at a stack's last hidden state."""
-
-    def __init__(self, stack: str, layers: int, calls: str) -> None:
-        self.stack, self.layers, self.calls = stack, layers, calls
-
-    @property
-    def key(self) -> str:
-        return self.stack
-
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        routing = current()
-        growth = None if routing is None else routing.growth
-        if routing is None or growth is None or growth.first.get(self.stack) != self.layers:
-            return None
-        if self.calls and routing.calls.get(self.calls, 0) != self.layers:
-            return None
-        growth.grown = True
-        return growth.repeat(output)
-
-
-def install(model: PreTrainedModel, attachment: Attachment) -> None:
-    """Note where the composition's deltas are, and put the hooks that grow the batch in front of theirs."""
-    assert attachment.parallel is not None
-    layers: dict[str, set[int]] = {}
-    counts = {stack.path: stack.num_layers for stack in attachment.arch.stacks}
-    for name in dict.fromkeys(adapter_names(attachment.parallel)):
-        for _, delta in deltas_of(model, name):
-            site = delta.site
-            depth = {"embedding_output": -1, "top": counts[site.stack]}.get(site.slot, site.layer)
-            layers.setdefault(site.stack, set()).add(depth)
-    attachment.parallel_layers = {stack: tuple(sorted(found)) for stack, found in layers.items()}
-    for stack in attachment.arch.stacks:
-        shared = stack.calls_per_module > 1
-        for layer in dict.fromkeys(stack.layer_paths):
-            index = stack.layer_paths.index(layer)
-            hook = GrowInput(stack.path, index, layer if shared else "")
-            _put_first(model.get_submodule(layer), hook, before=True)
-        calls = stack.layer_paths[-1] if shared else ""
-        _put_first(model.get_submodule(stack.top), GrowOutput(stack.path, stack.num_layers, calls), before=False)
-    attachment.rereads_input = _rereads_input(model, attachment)
-
-
-def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
-    """Say whether the model looks at its input again behind its layers, say for the last token of each row.
-
-    Such a model is given all rows from the start. One that is not known here fails with the error of ``check_output``.
-    """
-    causal = any(stack.causal for stack in attachment.arch.stacks)
-    last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
-    return last_token or attachment.arch.model_type in ("clip", "clip_text_model")
-
-
-def _put_first(module: nn.Module, hook: Hook, before: bool) -> None:
-    table = module._forward_pre_hooks if before else module._forward_hooks
-    for key in [k for k, other in table.items() if type(other) is type(hook)]:
-        del table[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-    if before:
-        module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-    else:
-        module.register_forward_hook(hook, prepend=True)
-
-
-def parallel_routing(attachment: Attachment, found: tuple[int, Any] | None, make: dict[str, Any]) -> Routing:
-    """Build the routing of a call whose rows go through every child of ``attachment.parallel``."""
     node = attachment.parallel
     assert node is not None
     size, device = found if found is not None else (1, None)
     children = node.children
-    at_root = attachment.rereads_input
-    growth = Growth(size, len(children), {} if at_root else _first_layers(attachment), at_root)
-    ids = torch.arange(len(children), device=device).repeat_interleave(size)
-    listed = tuple(i for i in range(len(children)) for _ in range(size))
+    cache = call.get("past_key_values")
+    cached = _rows_of_cache(cache, len(children)) if cache is not None and not prompts else 0
+    before = prompts or cached // len(children) or size
+    ids = torch.arange(len(children), device=device).repeat_interleave(before)
+    listed = tuple(i for i in range(len(children)) for _ in range(before))
     labels = tuple(map(str, children))
+    if prompts:
+        return Routing(labels, plan(children), ids, 0, len(listed), id_list=listed, **make).for_batch(size)
+    # The cache of steps to come holds every layer's rows, so that all of them are there from the start.
+    at_root = attachment.rereads_input or cache is not None or bool(call.get("use_cache"))
+    growth = Growth(before, len(children), {} if at_root else _first_layers(attachment), at_root)
     return Routing(labels, plan(children), ids, 0, growth.rows, id_list=listed, growth=growth, **make)
+
+
+def _rows_of_cache(cache: Any, children: int) -> int:
+    """Return how many rows a key-value cache holds, 0 for an empty one.
+
+    Raises:
+        RoutingError: its layers differ in that, or it is no multiple of ``children``.
+    """
+    if int(cache.get_seq_length()) == 0:
+        return 0
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    rows = sorted({layer.keys.shape[0] for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)})
+    if len(rows) != 1 or rows[0] % children:
+        raise RoutingError(
+            problem(
+                "Parallel cannot go on from this key-value cache, which was not filled for every child in every layer",
+                got=f"{' and '.join(map(str, rows)) or 'no'} rows for {children} children",
+                allowed=f"a multiple of {children} rows, the same in every layer",
+                try_="give the first call use_cache=True or past_key_values=DynamicCache(); or use generate",
+            )
+        )
+    return rows[0]
 
 
 def _first_layers(attachment: Attachment) -> dict[str, int]:
@@ -199,16 +151,9 @@ def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: di
 
     A decoder works on the larger batch from its start when its encoder's states are larger, or its own input is. Labels
     are repeated for the model's head.
-
-    Raises:
-        RoutingError: the call is a decoding step.
     """
     growth = routing.growth
     assert growth is not None
-    cache = kwargs.get("past_key_values")
-    # A cache that comes from outside (``generate`` gives an empty one first) is for steps to come.
-    if cache is not None and (not path or getattr(cache, "get_seq_length", lambda: 1)() > 0):
-        raise refuse_cache()
     if not path and isinstance(kwargs.get("labels"), Tensor) and kwargs["labels"].shape[:1] == (growth.size,):
         labels = kwargs["labels"]
         kwargs = {**kwargs, "labels": labels.repeat(growth.children, *(1,) * (labels.dim() - 1))}
@@ -238,15 +183,3 @@ def check_output(growth: Growth, output: Any) -> None:
                 try_="repeat the inputs and give one name a row in task_ids",
             )
         )
-
-
-def refuse_cache() -> RoutingError:
-    """Return the error of a decoding step under Parallel."""
-    return RoutingError(
-        problem(
-            "Parallel cannot decode step by step: its cache would hold rows of two batch sizes",
-            got="past_key_values",
-            allowed="one forward pass over the whole sequence",
-            try_="repeat the inputs and give one name a row: generate(..., task_ids=[...]), or activate(model, [...])",
-        )
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import RoutingError, did_you_mean, problem
+from .generating import running
+from .histories import tokens_in
 from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
 from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
@@ -64,7 +66,7 @@ class RootPre(Hook):
             inherits = True
             routing = before if found is None or before.growth is not None else before.for_batch(found[0])
         else:
-            routing = make_routing(attachment, task_ids, found)
+            routing = make_routing(attachment, task_ids, found, kwargs)
         if routing is None:
             return None
         mask = kwargs.get("attention_mask")
@@ -77,8 +79,7 @@ class RootPre(Hook):
         cache = kwargs.get("past_key_values")
         if cache is not None:
             routing.cache = cache
-            if not torch.compiler.is_compiling():
-                routing.cached = int(getattr(cache, "get_seq_length", int)())
+            routing.cached = tokens_in(cache)
         if not inherits:
             asked = kwargs.get("output_attentions")
             routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
@@ -158,7 +159,9 @@ def _let_backward_stop(model: nn.Module) -> None:
                 del module._forward_hooks[key]
 
 
-def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None) -> Routing | None:
+def make_routing(
+    attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None, call: Mapping[str, Any]
+) -> Routing | None:
     """Build the routing of a call.
 
     Args:
@@ -166,6 +169,7 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
         task_ids: int ``[B]`` tensor, a list of names or numbers (one a row), a single name or number, or None for the
             model's active adapter.
         found: Batch size and device of the call's inputs.
+        call: The call's keyword arguments.
 
     Returns:
         The routing, or None when the model runs without adapters.
@@ -174,7 +178,10 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
         RoutingError: there are several adapters and nothing says which one; an id or a name is unknown.
     """
     size, device = found if found is not None else (1, None)
-    if task_ids is None:
+    generation = running(attachment) if task_ids is None else None
+    if generation is not None:
+        task_ids = generation.task_ids
+    elif task_ids is None:
         if attachment.active is None:
             if attachment.disabled:
                 return None
@@ -189,7 +196,7 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
     names, steps = attachment.routable, attachment.steps
     make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
     if task_ids is attachment.parallel is not None:
-        return parallel_routing(attachment, found, make)
+        return parallel_routing(attachment, found, call, generation.prompts if generation else 0, make)
     if isinstance(task_ids, Tensor):
         return _from_tensor(task_ids, names, steps, size, make)
     if isinstance(task_ids, (str, int)) or not isinstance(task_ids, Sequence):

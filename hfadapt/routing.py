@@ -161,7 +161,7 @@ class Routing:
         attentions: The caller asked for attention weights.
         other_mask: An attention mask of another form than ``mask``, as it was given.
         cache: The key-value cache of the call, or None.
-        cached: How many tokens it holds.
+        cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
         growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
@@ -189,7 +189,7 @@ class Routing:
     growth: Growth | None = None
     other_mask: Any = None
     cache: Any = None
-    cached: int = 0
+    cached: int | Tensor = 0
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)
 

@@ -68,12 +68,13 @@ def refuse_single_steps(site: Site, rows: Rows) -> None:
     Raises:
         RoutingError: the key-value cache of the call holds tokens.
     """
-    if site.causal and rows.routing.cached:
+    cached = rows.routing.cached
+    if site.causal and (isinstance(cached, Tensor) or cached):  # a tensor is the count of a cache in a traced graph
         raise RoutingError(
             problem(
                 "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
                 where=site.leaf,
-                got=f"new tokens after {rows.routing.cached} cached ones",
+                got="new tokens after cached ones",
                 try_="generate(..., use_cache=False), or gate='token' where the method has it",
             )
         )

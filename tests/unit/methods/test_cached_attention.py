@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 import hfadapt
+from hfadapt.errors import RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 
@@ -20,10 +24,10 @@ SEQ2SEQ = ("t5", "bart")
 OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
-def generator(model_type, method, implementation=None):
+def generator(model_type, method, implementation=None, **changes):
     """A float64 model with two random adapters, and left-padded inputs (right for encoder-decoder models)."""
     head = "causal-lm" if model_type not in SEQ2SEQ else "seq2seq-lm"
-    model = tiny_model(model_type, head, attn_implementation=implementation).double()
+    model = tiny_model(model_type, head, attn_implementation=implementation, **changes).double()
     model.generation_config.pad_token_id = 0
     hfadapt.attach(model, METHODS[method], names=["one", "two"], seed=0)
     randomize(model)
@@ -92,3 +96,114 @@ def test_robust_depths_need_the_same_layers_at_every_step():
     hfadapt.set_adapter_drop(model, 1)
     want = written(model, inputs, use_cache=False)
     assert torch.equal(written(model, inputs), want)
+
+
+class Projections:
+    """Stands in for ``torch.nn.functional`` in a module; notes how many tokens each projection reads."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def __getattr__(self, name):
+        return getattr(torch.nn.functional, name)
+
+    def linear(self, x, *weights):
+        self.tokens.append(x.shape[1])
+        return torch.nn.functional.linear(x, *weights)
+
+
+@torch.no_grad()
+def test_a_step_projects_its_own_token_only(monkeypatch):
+    model, inputs = generator("gpt2", "pal")
+    hfadapt.activate(model, "one")
+    seen = Projections()
+    monkeypatch.setattr("hfadapt_plugins.methods.pal.delta.F", seen)
+    written(model, inputs)
+    prompt = inputs["input_ids"].shape[1]
+    assert seen.tokens == 2 * 5 * [prompt] + 5 * 2 * 5 * [1]  # two layers, five projections; five further tokens
+
+
+@pytest.mark.parametrize("method", ["pal", "top_attention"])
+@torch.no_grad()
+def test_adapters_of_other_widths_share_a_batch_and_its_cache(method):
+    wide = {"pal": hfadapt.PAL(12, num_heads=2, init="normal"), "top_attention": hfadapt.TopAttention(12, 3, 2)}
+    model, inputs = generator("llama", method)
+    hfadapt.attach(model, wide[method], name="wide", seed=1)
+    randomize(model)
+    hfadapt.compose(model, "both", hfadapt.Stack("one", "wide"))
+    hfadapt.compose(model, "mean", hfadapt.Average("two", "wide"))
+    for rows in (["wide", "one", "wide"], ["both", "mean", "one"]):
+        with hfadapt.active(model, rows):
+            want = written(model, inputs, use_cache=False, num_beams=2)
+            assert torch.equal(written(model, inputs, num_beams=2), want)
+
+
+def stepped(model, inputs, cache, tokens):
+    """Logits of ``tokens`` behind the prompt, one call a token."""
+    mask, out = inputs["attention_mask"], []
+    for token in tokens.unbind(1):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        positions = mask.sum(1, keepdim=True) - 1
+        step = model(token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
+        out.append(step.logits)
+    return torch.cat(out, 1)
+
+
+def prompted(model, inputs, cache):
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    model(**inputs, position_ids=positions, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("method", ["pal", "top_layer"])
+@torch.no_grad()
+def test_a_cache_is_cut_copied_and_emptied_with_what_belongs_to_it(method):
+    model, inputs = generator("llama", method)
+    hfadapt.activate(model, ["two", "one", "two"])
+    tokens = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]])
+    want = stepped(model, inputs, prompted(model, inputs, DynamicCache()), tokens)
+    cache = prompted(model, inputs, DynamicCache())
+    other = copy.deepcopy(cache)
+    stepped(model, inputs, cache, tokens.flip(1))
+    cache.crop(-3)
+    held = cache._hfadapt_histories
+    assert held and {tensor.shape[1] for tensor in held.values()} == {inputs["input_ids"].shape[1]}
+    for one in (cache, other):
+        torch.testing.assert_close(stepped(model, inputs, one, tokens), want, rtol=0, atol=1e-12)
+    cache.reset()
+    assert not held
+    again = stepped(model, inputs, prompted(model, inputs, cache), tokens)
+    torch.testing.assert_close(again, want, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_cache_that_was_filled_without_the_delta_is_refused():
+    model, inputs = generator("llama", "pal")
+    with hfadapt.active(model, None):
+        cache = prompted(model, inputs, DynamicCache())
+    with hfadapt.active(model, "one"), pytest.raises(RoutingError, match="delta did not run"):
+        stepped(model, inputs, cache, torch.ones(3, 1, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_a_fixed_cache_of_sliding_windows_is_refused():
+    model, inputs = generator("mistral", "pal", sliding_window=4)
+    with hfadapt.active(model, "one"), pytest.raises(RoutingError, match="forgets"):
+        written(model, inputs, cache_implementation="static", disable_compile=True)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("pal", "static"), ("pal", "dynamic"), ("top_layer", "static")])
+@torch.no_grad()
+def test_steps_compile_whole(method, kind):
+    model, inputs = generator("llama", method, num_hidden_layers=1)
+    hfadapt.activate(model, ["two", "one", "two"])
+    tokens = torch.tensor([[5], [8], [11]])
+
+    def empty():
+        return StaticCache(model.config, max_cache_len=12) if kind == "static" else DynamicCache()
+
+    want = stepped(model, inputs, prompted(model, inputs, DynamicCache()), tokens)
+    cache = prompted(model, inputs, empty())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(stepped(compiled, inputs, cache, tokens), want, rtol=0, atol=1e-12)
+    torch._dynamo.reset()

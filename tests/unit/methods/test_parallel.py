@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 import hfadapt
-from hfadapt.errors import CompositionError, RoutingError
+from hfadapt.errors import CompositionError
 from hfadapt.testing.tiny import TINY_TYPES, tiny_inputs, tiny_model
 
 METHODS = {
@@ -181,23 +181,6 @@ def test_a_head_that_reads_the_input_again_gets_all_rows_from_the_start() -> Non
     with hfadapt.active(model, hfadapt.Parallel("a", "b")):
         torch.testing.assert_close(model(input_ids=ids).logits, alone)
     assert rows.seen[-2:] == [4, 4]
-
-
-def test_step_by_step_decoding_is_refused_with_the_way_to_do_it() -> None:
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    hfadapt.attach(model, "houlsby", names=["a", "b"])
-    ids = torch.ones(2, 4, dtype=torch.long)
-    with hfadapt.active(model, "a"):
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-    with hfadapt.active(model, hfadapt.Parallel("a", "b")), pytest.raises(RoutingError, match="cache"):
-        model(input_ids=ids[:, :1], past_key_values=cache)
-    with hfadapt.active(model, hfadapt.Parallel("a", "b")), pytest.raises(RoutingError, match=r"generate\(.*task_ids"):
-        model.generate(ids, max_new_tokens=2)
-    with hfadapt.active(model, ["a", "a", "b", "b"]):
-        assert model.generate(ids.repeat(2, 1), max_new_tokens=2, pad_token_id=0).shape[0] == 4
 
 
 def test_unknown_children_are_refused() -> None:

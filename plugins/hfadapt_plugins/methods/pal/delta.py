@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
-from hfadapt.histories import extend
 from hfadapt_kernels import get_activation, pal_attention
 
 from ..shared import change_rows, init_projection
 from ..shared.mask import attention_mask
+from ..shared.memory import Memory, attend, memory_of
 from ..shared.norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 from .config import PAL
 
@@ -111,9 +111,11 @@ class PALAttentionDelta(_PALDelta):
                 setattr(weights, f"{name}_bias", self.parameter((config.size,)))
 
     def task_function(self, source: Tensor, rows: Rows, config: PAL) -> Tensor:
+        memory = memory_of(rows, self.site, source)
+        if memory is not None:
+            return self.decode(source, rows, config, memory)
         names = rows.names
-        source, past = extend(rows.routing, self.site, source)
-        change = pal_attention(
+        return pal_attention(
             source,
             self.projections("encoder", names),
             self.projections("decoder", names),
@@ -133,7 +135,26 @@ class PALAttentionDelta(_PALDelta):
             dropout=self.dropout,
             training=self.training,
         )
-        return change[:, past:]
+
+    def decode(self, source: Tensor, rows: Rows, config: PAL, memory: Memory) -> Tensor:
+        """Return TS of the new tokens ``source`` ``[B, T, D]``, which attend to what ``memory`` holds as well."""
+        names, act = rows.names, get_activation(config.activation).fn
+        ends = {name: self.ends(name, names) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")}
+
+        def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+            first, first_bias, last, last_bias = (None if e is None else e[index] for e in ends.values())
+            assert first is not None and last is not None
+            own, kept = self.own(names[index]), memory.own(index, pick)
+            z = F.linear(pick(source), first, first_bias)
+            query, key, value = (F.linear(z, getattr(own, n), getattr(own, f"{n}_bias", None)) for n in INNER)
+            key, value = kept.extend("self", key, value)
+            dropout = self.dropout if self.training else 0.0
+            mixed = attend(query, key, value, config.num_heads, kept.seen, dropout=dropout)
+            return act(F.linear(mixed, last, last_bias))
+
+        change = change_rows(rows.batch, torch.zeros_like(source), compute)
+        memory.keep()
+        return change
 
 
 class PALFFNDelta(_PALDelta):

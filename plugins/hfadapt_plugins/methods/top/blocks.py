@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hfadapt_kernels import get_activation
 
 from ..shared import init_projection
+from ..shared.memory import OwnMemory, attend
 
 __all__ = ["EPS", "AttentionBlock", "FFNBlock", "TransformerLayer", "linear"]
 
@@ -44,23 +45,27 @@ class AttentionBlock(nn.Module):
         self.query, self.key, self.value, self.output = (linear(size, size) for _ in range(4))
         self.norm = nn.LayerNorm(size, eps=EPS) if norm else None
 
-    def forward(self, z: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(
+        self, z: Tensor, mask: Tensor | None, causal: bool, memory: OwnMemory | None = None, name: str = ""
+    ) -> Tensor:
         """Return ``[B, T, S]``.
 
         Args:
             z: ``[B, T, S]``.
             mask: Bool ``[B, T]`` of the tokens that may be seen, or None.
             causal: A token sees only those before it, and itself.
+            memory: In a decoding call, the keys and values of earlier tokens; then there is no ``mask``.
+            name: Of this block in ``memory``.
         """
-        q, k, v = (p(z).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        seen = None if mask is None else mask[:, None, None, :]
-        if causal and seen is not None:
-            tokens = z.shape[1]
-            seen = seen & torch.ones(tokens, tokens, dtype=torch.bool, device=z.device).tril()
-            seen = seen | torch.eye(tokens, dtype=torch.bool, device=z.device)  # padding sees itself: no empty row
+        query, key, value = (project(z) for project in (self.query, self.key, self.value))
+        seen = None if mask is None else mask.unsqueeze(1)
+        if memory is not None:
+            (key, value), seen = memory.extend(name, key, value), memory.seen
+        elif causal and seen is not None:
+            seen = seen & torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).tril()
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal and seen is None)
-        out = F.dropout(self.output(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        mixed = attend(query, key, value, self.num_heads, seen, causal=causal, dropout=dropout)
+        out = F.dropout(self.output(mixed), self.dropout, self.training)
         out = z + out if self.residual else out
         return out if self.norm is None else self.norm(out)
 
@@ -103,6 +108,6 @@ class TransformerLayer(nn.Module):
         self.attention = AttentionBlock(size, num_heads, dropout)
         self.ffn = FFNBlock(size, inner, 1, activation, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool, memory: OwnMemory | None = None) -> Tensor:
         """Return ``[B, T, D]``; arguments as of ``AttentionBlock``."""
-        return self.ffn(self.attention(x, mask, causal))
+        return self.ffn(self.attention(x, mask, causal, memory, "layer"))

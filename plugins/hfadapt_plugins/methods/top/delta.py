@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
 from hfadapt.architecture import StackMap
-from hfadapt.histories import extend
 from hfadapt_kernels import get_activation
 
 from ..shared import change_rows
 from ..shared.mask import attention_mask
+from ..shared.memory import OwnMemory, memory_of
 from .blocks import AttentionBlock, FFNBlock, TransformerLayer, linear
 from .config import TopAttention, TopFFN, TopLayer, TopLinear
 
@@ -26,23 +26,32 @@ class TopDelta(Delta):
     uses_attention = False
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
-        mask, past = None, 0
-        if self.uses_attention:
-            value, past = extend(rows.routing, self.site, value)
-            mask = attention_mask(rows, value, self.site)
+        memory = memory_of(rows, self.site, value) if self.uses_attention else None
+        mask = attention_mask(rows, value, self.site) if self.uses_attention and memory is None else None
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+            kept = None if memory is None else memory.own(index, pick)
             own = None if mask is None else pick(mask)
-            return self.task_function(self.weights_of(rows.names[index]), pick(value), own)
+            return self.task_function(self.weights_of(rows.names[index]), pick(value), own, kept)
 
-        return change_rows(rows.batch, value, compute)[:, past:]
+        changed = change_rows(rows.batch, value, compute)
+        if memory is not None:
+            memory.keep()
+        return changed
 
     def weights_of(self, name: str) -> nn.Module:
         """Return the module with the parameters of the adapter ``name``."""
         return self.own(name)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return TS(x) ``[B, T, D]`` of one task, with what ``init_weights`` filled; ``mask`` is bool ``[B, T]``."""
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
+        """Return TS(x) ``[B, T, D]`` of one task.
+
+        Args:
+            weights: What ``init_weights`` filled.
+            x: ``[B, T, D]``.
+            mask: Bool ``[B, T]`` of the tokens that are no padding, or None.
+            memory: In a decoding call, what the task's rows attended to before; then there is no ``mask``.
+        """
         raise NotImplementedError
 
 
@@ -75,8 +84,8 @@ class TopLayerDelta(TopDelta):
         assert isinstance(shared, TopLayers)
         return shared.layer_of(self.site)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-        return weights(x, mask, self.site.causal)
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
+        return weights(x, mask, self.site.causal, memory)
 
 
 class _Projected(TopDelta):
@@ -97,10 +106,10 @@ class TopAttentionDelta(_Projected):
         options = (config.size, config.num_heads, config.dropout, config.residual, config.norm)
         self.project(weights, config.size, [AttentionBlock(*options) for _ in range(config.num_layers)])
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
         z = weights.encoder(x)
-        for block in weights.blocks:
-            z = block(z, mask, self.site.causal)
+        for number, block in enumerate(weights.blocks):
+            z = block(z, mask, self.site.causal, memory, str(number))
         return weights.decoder(z)
 
 
@@ -112,7 +121,7 @@ class TopFFNDelta(_Projected):
         blocks = [FFNBlock(config.size, config.hidden, *options) for _ in range(config.num_layers)]
         self.project(weights, config.size, blocks)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
         z = weights.encoder(x)
         for block in weights.blocks:
             z = block(z)
@@ -127,5 +136,5 @@ class TopLinearDelta(TopDelta):
         if config.init == "identity":
             nn.init.eye_(weights.linear.weight)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
         return get_activation(weights.config.activation).fn(weights.linear(x))

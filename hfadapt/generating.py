@@ -1,0 +1,133 @@
+"""``model.generate`` of an adapted model: adapters chosen by prompt, and ``Parallel``.
+
+``generate`` counts its rows before it calls the model, so that neither can be left to the hooks of ``forward``: it
+refuses arguments that ``forward`` does not name, and its rows must be repeated before the first step.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .errors import RoutingError, problem
+
+if TYPE_CHECKING:
+    from .state import Attachment
+
+__all__ = ["Generate", "Generation", "install", "running", "uninstall"]
+
+_STATE = threading.local()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the calls of one ``generate`` have in common.
+
+    Args:
+        token: Of the attachment.
+        task_ids: As a call of the model takes them: one a prompt, or one for all.
+        prompts: Under ``Parallel``, how many rows there were before they were repeated, else 0.
+    """
+
+    token: int
+    task_ids: Any
+    prompts: int = 0
+
+
+def running(attachment: Attachment) -> Generation | None:
+    """Return the ``generate`` that calls the model in this thread, or None."""
+    found: Generation | None = getattr(_STATE, "generation", None)
+    return found if found is not None and found.token == attachment.token else None
+
+
+class Generate:
+    """Stands in for ``generate`` of one adapted model.
+
+    An object and not a closure, so that ``deepcopy`` and pickle take it along with its model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Tensor | None = None, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:
+        """Generate with the adapter of each prompt.
+
+        Args:
+            inputs: As of the stock method.
+            args: As of the stock method.
+            task_ids: As of the model's forward, one a prompt; by default what is active. Under ``Parallel`` every
+                prompt goes through every child, and the results are stacked with the children outermost.
+            kwargs: As of the stock method.
+
+        Raises:
+            RoutingError: under ``Parallel``, there is no input to repeat, or a key-value cache is given along.
+        """
+        stock: Any = type(self.model).generate
+        attachment: Attachment = self.model.__dict__["_hfadapt"]
+        parallel = attachment.parallel
+        if task_ids is None and parallel is None:
+            return stock(self.model, inputs, *args, **kwargs)
+        prompts = 0
+        if task_ids is None and parallel is not None:
+            task_ids, children = parallel, len(parallel.children)
+            prompts = _rows_of(inputs, kwargs)
+            inputs = _repeat(inputs, prompts, children)
+            kwargs = {k: _repeat(v, prompts, children) for k, v in kwargs.items()}
+        before = getattr(_STATE, "generation", None)
+        _STATE.generation = Generation(attachment.token, task_ids, prompts)
+        try:
+            return stock(self.model, inputs, *args, **kwargs)
+        finally:
+            _STATE.generation = before
+
+
+def install(model: nn.Module) -> None:
+    """Put `Generate` before the method of a model that has one."""
+    if hasattr(type(model), "generate") and "generate" not in model.__dict__:
+        model.__dict__["generate"] = Generate(model)
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take it away again."""
+    if isinstance(model.__dict__.get("generate"), Generate):
+        del model.__dict__["generate"]
+
+
+def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
+    """Return the number of prompts, which has to be known before they are repeated."""
+    if kwargs.get("past_key_values") is not None:
+        raise RoutingError(
+            problem(
+                "generate under Parallel cannot go on from a key-value cache, whose rows are not repeated",
+                got="past_key_values",
+                allowed="the whole prompt",
+                try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
+            )
+        )
+    states = kwargs.get("encoder_outputs")
+    given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"), states[0] if states else None)
+    for value in (*given, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 1:
+            return int(value.shape[0])
+    raise RoutingError(
+        problem(
+            "generate under Parallel needs a prompt to repeat",
+            got=sorted(kwargs),
+            try_="input_ids of one token, the model's bos_token_id",
+        )
+    )
+
+
+def _repeat(value: Any, rows: int, times: int) -> Any:
+    """Repeat what has one entry a prompt, children outermost; anything else is returned as it is."""
+    if isinstance(value, Tensor):
+        if value.dim() < 2 or value.shape[0] != rows:
+            return value
+        return value.repeat(times, *(1,) * (value.dim() - 1))
+    if isinstance(value, ModelOutput):
+        return type(value)(**{k: _repeat(v, rows, times) for k, v in value.items()})
+    return tuple(_repeat(one, rows, times) for one in value) if type(value) is tuple else value
