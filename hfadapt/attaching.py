@@ -16,8 +16,8 @@ from .delta import check_adapter_name
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all_but_head
 from .fused_norm import fuse_norm, unfuse_norm
+from .growing import count_calls
 from .hooks import (
-    CallCounter,
     CheckpointWithRouting,
     InputHook,
     OutputHook,
@@ -281,9 +281,7 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
             setattr(owner, _CHUNKS, 0)
         add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
     if site.shared_layer:
-        add_hook(model.get_submodule(site.shared_layer), CallCounter(site.shared_layer))
-        if site.shared_layer not in state.call_counters:
-            state.call_counters = (*state.call_counters, site.shared_layer)
+        count_calls(model, state, site.shared_layer)
 
 
 def _owning(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[str]:

@@ -53,6 +53,9 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         inputs["input_ids"] = _ids(config, _TOKENS)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names and not _shifts_by_itself(model):
         inputs["decoder_input_ids"] = _ids(config, _TOKENS - 2)
+    if getattr(config, "add_cross_attention", False) and "encoder_hidden_states" in names:
+        width = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+        inputs["encoder_hidden_states"] = torch.zeros(1, _TOKENS, width)
     floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     device = next(model.parameters()).device
     return {k: v.to(device, floating) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}

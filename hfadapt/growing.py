@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .composition import adapter_names
-from .hooks import Hook
+from .hooks import CallCounter, Hook, add_hook
 from .routing import current
 from .state import deltas_of
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .state import Attachment
 
-__all__ = ["install"]
+__all__ = ["count_calls", "install"]
 
 
 class GrowInput(Hook):
@@ -24,12 +24,12 @@ class GrowInput(Hook):
 
     Args:
         stack: Path of the stack.
-        layer: Index of the layer; of a module that serves several layers the first.
-        calls: Path under which the calls of such a module are counted, else "".
+        depths: The layers that the module serves, in the order of its calls.
+        calls: Path under which they are counted where there are several.
     """
 
-    def __init__(self, stack: str, layer: int, calls: str) -> None:
-        self.stack, self.layer, self.calls = stack, layer, calls
+    def __init__(self, stack: str, depths: tuple[int, ...], calls: str) -> None:
+        self.stack, self.depths, self.calls = stack, depths, calls
 
     @property
     def key(self) -> str:
@@ -41,16 +41,23 @@ class GrowInput(Hook):
         if routing is None or growth is None or self.stack not in growth.first:
             return None
         # This hook comes before the counter of calls, so the count is the number of the call that begins.
-        layer = routing.calls.get(self.calls, 0) if self.calls else self.layer
+        layer = self.depths[routing.calls.get(self.calls, 0) if len(self.depths) > 1 else 0]
         # Higher layers are handed the masks and tables of the smaller batch by the loop over layers.
         return growth.repeat_call(args, kwargs) if layer >= growth.first[self.stack] else None
 
 
 class GrowOutput(Hook):
-    """Grows the batch at a stack's last hidden state."""
+    """Grows the batch at a stack's last hidden state.
 
-    def __init__(self, stack: str, layers: int, calls: str) -> None:
-        self.stack, self.layers, self.calls = stack, layers, calls
+    Args:
+        stack: Path of the stack.
+        layers: How many it has.
+        calls: Path under which the calls of its last module are counted.
+        last: The number of its last call.
+    """
+
+    def __init__(self, stack: str, layers: int, calls: str, last: int) -> None:
+        self.stack, self.layers, self.calls, self.last = stack, layers, calls, last
 
     @property
     def key(self) -> str:
@@ -61,7 +68,7 @@ class GrowOutput(Hook):
         growth = None if routing is None else routing.growth
         if routing is None or growth is None or growth.first.get(self.stack) != self.layers:
             return None
-        if self.calls and routing.calls.get(self.calls, 0) != self.layers:
+        if self.last > 1 and routing.calls.get(self.calls, 0) != self.last:
             return None
         growth.grown = True
         return growth.repeat(output)
@@ -79,14 +86,22 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
             layers.setdefault(site.stack, set()).add(depth)
     attachment.parallel_layers = {stack: tuple(sorted(found)) for stack, found in layers.items()}
     for stack in attachment.arch.stacks:
-        shared = stack.calls_per_module > 1
         for layer in dict.fromkeys(stack.layer_paths):
-            index = stack.layer_paths.index(layer)
-            hook = GrowInput(stack.path, index, layer if shared else "")
-            _put_first(model.get_submodule(layer), hook, before=True)
-        calls = stack.layer_paths[-1] if shared else ""
-        _put_first(model.get_submodule(stack.top), GrowOutput(stack.path, stack.num_layers, calls), before=False)
+            depths = tuple(i for i, path in enumerate(stack.layer_paths) if path == layer)
+            if len(depths) > 1:
+                count_calls(model, attachment, layer)
+            _put_first(model.get_submodule(layer), GrowInput(stack.path, depths, layer), before=True)
+        last = stack.layer_paths[-1]
+        hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
+        _put_first(model.get_submodule(stack.top), hook, before=False)
     attachment.rereads_input = _rereads_input(model, attachment)
+
+
+def count_calls(model: PreTrainedModel, attachment: Attachment, layer: str) -> None:
+    """Count the calls of a layer module that serves several depths (ALBERT)."""
+    add_hook(model.get_submodule(layer), CallCounter(layer))
+    if layer not in attachment.call_counters:
+        attachment.call_counters = (*attachment.call_counters, layer)
 
 
 def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
@@ -96,7 +111,8 @@ def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
     """
     causal = any(stack.causal for stack in attachment.arch.stacks)
     last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
-    return last_token or attachment.arch.model_type in ("clip", "clip_text_model")
+    convolution = getattr(model.config, "conv_kernel_size", 0)  # DeBERTa v2: over the first layer's input
+    return last_token or bool(convolution) or attachment.arch.model_type in ("clip", "clip_text_model")
 
 
 def _put_first(module: nn.Module, hook: Hook, before: bool) -> None:

@@ -100,7 +100,7 @@ class Shelf:
                 problem(
                     "the key-value cache was filled by calls in which this delta did not run",
                     where=f"{self.site.leaf} ({self.site.slot})",
-                    got=f"{'tokens' if counted else self.past} cached of {rows} rows, "
+                    got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
                     f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
                     try_="give the first call the cache, past_key_values=DynamicCache(), and keep adapter and depth; "
                     "or use_cache=False",

@@ -39,10 +39,9 @@ __all__ = [
 
 
 def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: Any) -> Site:
-    shared = layer.path if layer.stack.calls_per_module > 1 else ""
-    return Site(
-        slot, layer.stack.path, layer.index, leaf, side, width, shared_layer=shared, causal=layer.stack.causal, **more
-    )
+    stack = layer.stack
+    shared = {"shared_layer": layer.path, "call": layer.call} if stack.layer_paths.count(layer.path) > 1 else {}
+    return Site(slot, stack.path, layer.index, leaf, side, width, causal=stack.causal, **shared, **more)
 
 
 def layer_input(layer: LayerMap) -> Tap:
@@ -179,6 +178,8 @@ def embedding_output(stack: StackMap) -> Site:
     return _site(first, "embedding_output", first.path, "input", stack.hidden_size)
 
 
-def top(stack: StackMap) -> Site:
+def top(stack: StackMap, model: nn.Module) -> Site:
     """The stack's last hidden state, before a pooler or head reads it."""
-    return _site(stack.layer(-1), "top", stack.top, "output", stack.hidden_size)
+    narrow = stack.projection_out  # OPT-350m
+    width = linear_sizes(model.get_submodule(narrow))[1] if narrow else stack.hidden_size
+    return _site(stack.layer(-1), "top", stack.top, "output", width)

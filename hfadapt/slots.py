@@ -59,6 +59,7 @@ class Site:
         reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).
         source_width: Size of the last axis of what is read.
         shared_layer: Path of the layer module when one module is called for several depths, else "".
+        call: Which call of that module this depth is, from 0.
         causal: The stack's self-attention is causal.
         part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
             blocks (the queries of a fused projection); None for all.
@@ -76,6 +77,7 @@ class Site:
     reads_leaf_input: bool = False
     source_width: int = 0
     shared_layer: str = ""
+    call: int = 0
     causal: bool = False
     part: tuple[int, int, int] | None = None
     query_heads: int = 0
@@ -158,7 +160,7 @@ def applies(delta: Delta, routing: Routing) -> bool:
     site = delta.site
     if site.layer < routing.drop_depth(site.stack):
         return False
-    return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.layer
+    return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.call
 
 
 def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | None) -> Tensor:

@@ -177,15 +177,6 @@ def test_a_cache_is_cut_copied_and_emptied_with_what_belongs_to_it(method):
 
 
 @torch.no_grad()
-def test_a_cache_that_was_filled_without_the_delta_is_refused():
-    model, inputs = generator("llama", "pal")
-    with hfadapt.active(model, None):
-        cache = prompted(model, inputs, DynamicCache())
-    with hfadapt.active(model, "one"), pytest.raises(RoutingError, match="delta did not run"):
-        stepped(model, inputs, cache, torch.ones(3, 1, dtype=torch.long))
-
-
-@torch.no_grad()
 def test_a_fixed_cache_of_sliding_windows_is_refused():
     model, inputs = generator("mistral", "pal", sliding_window=4)
     with hfadapt.active(model, "one"), pytest.raises(RoutingError, match="forgets"):

@@ -61,8 +61,8 @@ class InvertibleMethod(Method):
         stacks = list({layer.stack.path: layer.stack for layer in select_layers(config, arch)}.values())
         encoders = [stack for stack in stacks if stack.kind != "decoder"]
         chosen = (encoders or stacks)[0]
-        # AdapterDrop drops layers; what stands around all of them stays (ALBERT tells depths apart by the call).
-        depth = 0 if chosen.calls_per_module > 1 else chosen.num_layers
+        # AdapterDrop drops layers; what stands around all of them stays.
+        depth = chosen.num_layers
         yield Place(replace(sites.embedding_output(chosen), layer=depth), InvertibleDelta)
         head = _head(arch.stacks[-1], model)
         if head is not None:
@@ -85,9 +85,9 @@ def _head(stack: StackMap, model: PreTrainedModel) -> Site | None:
     if output is None:
         return None
     if getattr(model.config, "scale_decoder_outputs", False):  # T5 scales what the head reads; the inverse comes first
-        return sites.top(stack)
+        return sites.top(stack, model)
     inside = {name: {id(m) for m in child.modules()} for name, child in model.named_children()}
     name = next((n for n, modules in inside.items() if id(output) in modules), None)
     if name is None:
-        return sites.top(stack)
+        return sites.top(stack, model)
     return Site("head_input", stack.path, stack.num_layers, name, "input", stack.hidden_size)

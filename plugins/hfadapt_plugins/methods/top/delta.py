@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,12 +58,12 @@ class TopDelta(Delta):
 class TopLayers(nn.Module):
     """The extra layers of one adapter, by stack; made where the base's sizes are known."""
 
-    def __init__(self, config: TopLayer, stacks: Sequence[StackMap]) -> None:
+    def __init__(self, config: TopLayer, widths: Mapping[StackMap, int]) -> None:
         super().__init__()
         self.stacks = nn.ModuleDict()
-        for stack in stacks:
+        for stack, width in widths.items():
             inner, heads = config.inner_size or stack.ffn_size, config.num_heads or stack.num_heads
-            layer = TransformerLayer(stack.hidden_size, inner, heads, config.activation, config.dropout)
+            layer = TransformerLayer(width, inner, heads, config.activation, config.dropout)
             self.stacks[stack.path.replace(".", "_")] = layer
 
     def layer_of(self, site: Site) -> nn.Module:

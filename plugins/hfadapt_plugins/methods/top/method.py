@@ -31,7 +31,7 @@ class TopMethod(Method):
 
     def place(self, config: TopConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         for stack in top_stacks(config, arch):
-            yield Place(sites.top(stack), self.delta)
+            yield Place(sites.top(stack, model), self.delta)
 
     def starts_as_base(self, config: TopConfig) -> bool:
         return isinstance(config, TopLinear) and config.init == config.activation == "identity"
@@ -62,14 +62,13 @@ class TopLayerMethod(TopMethod):
     summary = "one more transformer layer a task"
 
     def shared(self, config: TopLayer, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module:
-        stacks = top_stacks(config, arch)
-        for stack in stacks:
-            if config.num_heads and stack.hidden_size % config.num_heads:
-                divisors = [h for h in range(1, stack.hidden_size + 1) if stack.hidden_size % h == 0]
-                raise self.refuse(
-                    "num_heads does not divide the hidden size", arch, got=config.num_heads, allowed=divisors
-                )
-        return TopLayers(config, stacks)
+        widths = {stack: sites.top(stack, model).width for stack in top_stacks(config, arch)}
+        for stack, width in widths.items():
+            heads = config.num_heads or stack.num_heads
+            if width % heads:
+                divisors = [h for h in range(1, width + 1) if width % h == 0]
+                raise self.refuse("num_heads does not divide the hidden size", arch, got=heads, allowed=divisors)
+        return TopLayers(config, widths)
 
 
 class TopFFNMethod(TopMethod):
