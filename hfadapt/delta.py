@@ -151,6 +151,10 @@ class Delta(nn.Module):
         """Say why AdapterFusion cannot attend over the adapter ``name`` here; "" when it can."""
         return "its change is not a projection of a bottleneck"
 
+    def fused_width(self, name: str) -> int:
+        """Return the width of the bottleneck of the adapter ``name``, which AdapterFusion can attend over."""
+        raise NotImplementedError
+
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         """Return what AdapterFusion needs of the adapter ``name``; arguments as of ``forward``."""
         raise NotImplementedError

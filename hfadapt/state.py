@@ -136,8 +136,8 @@ class Attachment:
             )
         return self.adapters[name]
 
-    def check(self, node: Node) -> None:
-        """Raise ``CompositionError`` unless every adapter in ``node`` is attached and may be composed so."""
+    def check_attached(self, node: Node) -> None:
+        """Raise ``CompositionError`` unless every adapter in ``node`` is attached."""
         missing = [n for n in adapter_names(node) if n not in self.adapters]
         if missing:
             raise CompositionError(
@@ -148,6 +148,10 @@ class Attachment:
                     try_=did_you_mean(missing[0], self.adapters),
                 )
             )
+
+    def check(self, node: Node) -> None:
+        """Raise ``CompositionError`` unless every adapter in ``node`` is attached and may be composed so."""
+        self.check_attached(node)
         for fuse in fuse_nodes(node):
             if fuse not in self.fusions:
                 raise CompositionError(

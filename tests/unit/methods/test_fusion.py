@@ -214,6 +214,45 @@ def test_what_cannot_be_fused_is_refused_with_a_reason():
         hfadapt.activate(model, hfadapt.Fuse("c", "d"))
 
 
+@torch.no_grad()
+def test_layers_that_never_ran_are_not_recorded_and_keep_all():
+    """Zeros there would let pruning choose by the alphabet."""
+    model, inputs = fused()
+    hfadapt.set_adapter_drop(model, 1)
+    with hfadapt.record_fusion(model) as record:
+        output(model, inputs)
+    lower, upper = sorted(fusion_layers(model))
+    assert list(record.means) == [upper]
+    assert list(hfadapt.prune_fusion(model, record, keep=1)) == [upper]
+    assert [len(fusion_layers(model)[path].kept) for path in (lower, upper)] == [2, 1]
+    with hfadapt.record_fusion(model) as empty:
+        pass
+    with pytest.raises(CompositionError, match="nothing was recorded"):
+        hfadapt.prune_fusion(model, empty, keep=1)
+
+
+@torch.no_grad()
+def test_widths_that_differ_are_refused_unless_they_are_meant(tmp_path):
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    hfadapt.attach(model, hfadapt.Pfeiffer(size=4), "narrow", seed=0)
+    hfadapt.attach(model, hfadapt.Pfeiffer(size=8), "wide", seed=1)
+    with pytest.raises(CompositionError, match="narrow: 4, wide: 8.*mixed_widths=True"):
+        hfadapt.add_fusion(model, ("narrow", "wide"), "static")
+    hfadapt.add_fusion(model, ("narrow", "wide"), "static", mixed_widths=True)
+    # the same function as a wide adapter whose further units are never switched on
+    padded = tiny_model("bert")
+    hfadapt.attach(padded, hfadapt.Pfeiffer(size=8), names=["narrow", "wide"])
+    hfadapt.add_fusion(padded, ("narrow", "wide"), "static")
+    small, large = model.state_dict(), padded.state_dict()
+    for key, tensor in small.items():
+        large[key].zero_()[tuple(slice(n) for n in tensor.shape)] = tensor
+    torch.testing.assert_close(output(padded, inputs), output(model, inputs), rtol=0, atol=1e-5)
+    hfadapt.save(model, tmp_path)
+    again = hfadapt.load(tmp_path, tiny_model("bert"))
+    with hfadapt.active(again, hfadapt.Fuse("narrow", "wide")):
+        assert torch.equal(output(again, inputs), output(model, inputs))
+
+
 def test_a_fusion_goes_with_its_adapters():
     model, inputs = fused(names=("a", "b"))
     hfadapt.detach(model, "b")

@@ -175,6 +175,20 @@ def test_gradients_stop_at_the_lowest_prefix():
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
+def test_a_prefix_takes_no_place_in_positions_or_cache():
+    """It may be longer than both: there is no length to refuse."""
+    model = tiny_model("gpt2", "causal-lm", n_positions=12).double()
+    hfadapt.attach(model, hfadapt.PrefixConfig(40, "flat", init_std=1.0))
+    ids = torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, "pad_token_id": 0}
+    want = model.generate(ids, **options, use_cache=False)
+    assert want.shape[1] == 12
+    assert torch.equal(model.generate(ids, **options), want)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(model.generate(ids, **options, **static), want)
+
+
+@torch.no_grad()
 def test_a_row_without_a_real_key_attends_to_its_prefix_alone(implementation):
     """lambda is 1 there, in every form that has one: softmax(q P_k^T) P_v and no NaN (trap 26)."""
     found = []

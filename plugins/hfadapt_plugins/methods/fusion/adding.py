@@ -34,6 +34,7 @@ def add_fusion(
     *,
     train_adapters: bool = False,
     activate_it: bool = True,
+    mixed_widths: bool = False,
 ) -> int:
     """Add AdapterFusion over adapters that are attached, and train it alone.
 
@@ -43,18 +44,22 @@ def add_fusion(
         config: ``"dynamic"``, ``"static"``, a config or its fields.
         train_adapters: Leave the adapters trainable; by default they are frozen, as in the paper's second stage.
         activate_it: Use the fusion in calls without ``task_ids``.
+        mixed_widths: Allow bottlenecks of different widths, which more often than not are an oversight.
 
     Returns:
         How many parameters the fusion layers have.
 
     Raises:
-        CompositionError: an adapter is not attached, cannot be fused, is not at the same places as the others, or the
-            fusion exists.
+        CompositionError: an adapter is not attached, cannot be fused, is not at the same places as the others or of
+            another width, or the fusion exists.
     """
     model = adapted_model(model)
     state = attachment(model)
     fuse = node if isinstance(node, Fuse) else Fuse(*node)
     chosen = read_config(config)
+    if not mixed_widths and fuse not in state.fusions:
+        state.check_attached(fuse)
+        _check_widths(model, tuple(str(c) for c in fuse.children))
     layers = make_layers(model, fuse, chosen)
     if not train_adapters:
         freeze(model, [str(c) for c in fuse.children])
@@ -153,6 +158,27 @@ def _check(
             problem("an adapter to fuse has two deltas at one place", where=leaf, got=", ".join(double))
         )
     return found[names[-1]]
+
+
+def _check_widths(model: PreTrainedModel, names: tuple[str, ...]) -> None:
+    """Raise ``CompositionError`` unless the bottlenecks of every place have one width."""
+    found: dict[tuple[str, str, int], dict[str, int]] = {}
+    for name in names:
+        for _, delta in deltas_of(model, name):
+            if not delta.cannot_fuse(name):
+                site = delta.site
+                found.setdefault((site.leaf, site.slot, site.layer), {})[name] = delta.fused_width(name)
+    for (leaf, _, _), widths in found.items():
+        if len(set(widths.values())) > 1:
+            raise CompositionError(
+                problem(
+                    "the adapters to fuse have different widths",
+                    where=leaf,
+                    got=", ".join(f"{name}: {width}" for name, width in widths.items()),
+                    allowed="one width at each place",
+                    try_="adapters of one size, or add_fusion(..., mixed_widths=True) if it is meant",
+                )
+            )
 
 
 def _residual(arch: ArchitectureMap, site: Site) -> Tap | None:

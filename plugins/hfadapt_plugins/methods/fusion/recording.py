@@ -60,8 +60,8 @@ class FusionRecord:
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
-        """Mean weight of each adapter in each layer."""
-        return {path: record.means for path, record in self.layers.items()}
+        """Mean weight of each adapter in each layer that ran (AdapterDrop leaves layers out)."""
+        return {path: record.means for path, record in self.layers.items() if record.tokens}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw a heat map, layers down and adapters across; needs matplotlib (``hfadapt[report]``).
@@ -134,19 +134,31 @@ def prune_fusion(model: PreTrainedModel, record: FusionRecord, keep: int, node: 
         node: Only the layers of this fusion.
 
     Returns:
-        The adapters kept, by layer.
+        The adapters kept, by layer. Layers that never ran while it was recorded keep all.
 
     Raises:
-        CompositionError: there is no such fusion, or ``keep`` is not between 1 and the number of adapters.
+        CompositionError: there is no such fusion, nothing was recorded for it, or ``keep`` is not between 1 and the
+            number of adapters.
     """
     layers = _require(model, node)
     most = max(len(layer.names) for layer in layers.values())
     if type(keep) is not int or not 1 <= keep <= most:
         raise CompositionError(problem("cannot keep that many adapters", got=keep, allowed=f"1 to {most}"))
     state = attachment(model)
+    recorded = record.means
+    if not any(path in recorded for path in layers):
+        raise CompositionError(
+            problem(
+                "nothing was recorded for this fusion",
+                got=f"records of {len(recorded)} other layers" if recorded else "an empty record",
+                try_="run the training data through the model inside 'with hfadapt.record_fusion(model) as record'",
+            )
+        )
     kept: dict[str, Any] = {}
     for path, layer in layers.items():
-        means = record.layers[path].means
+        if path not in recorded:
+            continue
+        means = recorded[path]
         ranked = sorted(layer.kept, key=lambda n, m=means: (-m[n], n))[:keep]
         layer.kept = tuple(n for n in layer.names if n in ranked)
         kept[path] = layer.kept

@@ -49,6 +49,7 @@ class InvertibleMethod(Method):
         shares_trunk=False,
         reasons={
             "mergeable": "it acts on the sum of several embeddings, behind their norm",
+            "fusable": "it replaces the embeddings, and adds no output that AdapterFusion could weigh",
             "shares_trunk": "it stands before the first layer, so nothing is left to share",
         },
     )

@@ -33,7 +33,10 @@ class LHUCMethod(Method):
     name = "lhuc"
     config_class = LHUC
     capabilities = Capabilities(
-        reasons={"mergeable": "the factor acts behind the residual sum, where no weight of the base is"}
+        reasons={
+            "mergeable": "the factor acts behind the residual sum, where no weight of the base is",
+            "fusable": "it multiplies, and adds no output that AdapterFusion could weigh",
+        }
     )
     family = "PALs, within"
     paper = "Swietojanski & Renals 2014; Stickland & Murray 2019, arXiv:1902.02671, section 4"

@@ -65,6 +65,9 @@ class LoRADelta(Delta):
             return "it changes a slice of a fused linear"
         return "a gate stands behind its projections" if self.config(name).gate != "none" else ""
 
+    def fused_width(self, name: str) -> int:
+        return int(self.own(name).lora_a.shape[0])
+
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         """The update as a bottleneck without activation; the fusion's query is the linear's output."""
         config, inside = self.config(name), self.own(name)

@@ -21,6 +21,7 @@ class LowRankMethod(Method):
     name = "low_rank"
     config_class = LowRank
     capabilities = Capabilities(
+        fusable=True,
         ops=("parallel_adapter_norm",),
         reasons={
             "mergeable": "it reads the layer's input and changes the layer's output, which no single linear connects"

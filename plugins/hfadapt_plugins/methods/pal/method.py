@@ -23,7 +23,10 @@ class PALMethod(Method):
     config_class = PAL
     capabilities = Capabilities(
         ops=("pal_attention",),
-        reasons={"mergeable": "attention is not a linear function of the layer's input"},
+        reasons={
+            "mergeable": "attention is not a linear function of the layer's input",
+            "fusable": "its change is attention of its own, and not a projection of a bottleneck",
+        },
     )
     family = "PALs, within"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"

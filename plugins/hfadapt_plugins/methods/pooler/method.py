@@ -34,7 +34,9 @@ class PoolerMethod(Method):
 
     name = "pooler"
     config_class = Pooler
-    capabilities = Capabilities(reasons={"mergeable": "it is a copy of the base's own module"})
+    capabilities = Capabilities(
+        reasons=dict.fromkeys(("mergeable", "fusable"), "it is a copy of the base's own module")
+    )
     family = "PALs, top"
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 4.3"
     summary = "a pooler of each task's own"

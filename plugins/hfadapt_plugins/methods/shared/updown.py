@@ -158,6 +158,9 @@ class UpDownDelta(Delta):
             return "a gate or a norm of its own stands behind its projections"
         return ""
 
+    def fused_width(self, name: str) -> int:
+        return int(self.weights_of(name).down.shape[0])
+
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         one = Rows((name,), TaskBatch.single(value.shape[0], value.device), rows.routing, rows.leaf)
         read = self.read(value, source, one)

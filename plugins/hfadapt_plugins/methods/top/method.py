@@ -17,7 +17,10 @@ from .delta import TopAttentionDelta, TopDelta, TopFFNDelta, TopLayerDelta, TopL
 __all__ = ["METHODS", "TopMethod"]
 
 _PAPER = "Stickland & Murray 2019, arXiv:1902.02671, section 3.1"
-_NOT_MERGED = {"mergeable": "it stands behind the last layer"}
+_REASONS = {
+    "mergeable": "it stands behind the last layer",
+    "fusable": "it replaces the last hidden state, and adds no output that AdapterFusion could weigh",
+}
 
 
 class TopMethod(Method):
@@ -27,7 +30,7 @@ class TopMethod(Method):
     family = "PALs, top"
     paper = _PAPER
     tests = "tests/unit/methods/test_task_functions.py"
-    capabilities = Capabilities(reasons=_NOT_MERGED)
+    capabilities = Capabilities(reasons=_REASONS)
 
     def place(self, config: TopConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         for stack in top_stacks(config, arch):
