@@ -84,6 +84,19 @@ def test_formulas_without_biases() -> None:
     assert hfadapt.TopFFN(204).hidden == 408 and hfadapt.TopFFN(204, hidden_layers=2).hidden == 252
 
 
+def test_what_the_paper_describes_without_a_row() -> None:
+    """A square matrix or a pooler a task (d_m^2), serial adapters with norms of their own, LHUC beside TS."""
+    square, norms = 768**2 + 768, 12 * 2 * 768
+    assert count(hfadapt.TopLinear()) == count(hfadapt.Pooler()) == square
+    assert count(hfadapt.PAL(204, position="serial")) == count(hfadapt.PAL(204)) + norms
+    assert count(hfadapt.LowRank(100, position="serial")) == count(hfadapt.LowRank(100)) + norms
+    assert count((hfadapt.PAL(204), hfadapt.LHUC())) == count(hfadapt.PAL(204)) + 12 * 768
+    # table 1: 2 d_m d_s + 6 * 4 d_s^2, and the biases and norms
+    assert count(hfadapt.TopAttention(204)) == 2 * 768 * 204 + 6 * 4 * 204**2 + (204 + 768) + 6 * (4 + 2) * 204
+    plain = hfadapt.TopFFN(204, norm=False)
+    assert count(plain) == 2 * 768 * 204 + 6 * 2 * 204 * 408 + (204 + 768) + 6 * (408 + 204)
+
+
 @pytest.mark.parametrize(
     ("rate", "share", "weights"), [(16, False, 884_736), (None, True, 884_736), (4, True, 294_912), (16, True, 73_728)]
 )

@@ -134,3 +134,45 @@ def test_lora_on_slices_of_a_fused_projection():
     assert count(model, hfadapt.LoRA(4)) == 12 * 2 * 4 * (768 + 768)
     hfadapt.detach(model)
     assert count(model, hfadapt.LoRA(4, target_modules=("c_attn",))) == 12 * 4 * (768 + 3 * 768)
+
+
+ROWS = {
+    "table 4: no gating 30": (hfadapt.PrefixConfig(30, "flat", form="no_gating"), 2 * 30 * D * ATTENTIONS, 0),
+    "table 4: multi-head parallel 30": (hfadapt.PrefixConfig(30, "flat", form="relu"), 2 * 30 * D * ATTENTIONS, 0),
+    "table 4: parallel attention 30": (hfadapt.ParallelConfig(30, 1.0, "attention"), 2 * 30 * D, ATTENTIONS),
+    "table 4: parallel ffn 30": (hfadapt.ParallelConfig(30, 1.0), 2 * 30 * D, FFNS),
+    "table 5: parallel ffn 512, trained s": (hfadapt.ParallelConfig(512, "learned"), 2 * 512 * D + 1, FFNS),
+    "table 12: prefix 512": (hfadapt.PrefixConfig(512, "flat"), 2 * 512 * D * ATTENTIONS, 0),
+    "table 12: serial attention 512": (hfadapt.Bottleneck(512, on=("attention", "cross")), 2 * 512 * D, ATTENTIONS),
+    "table 12: parallel attention 512": (hfadapt.ParallelConfig(512, 1.0, "attention"), 2 * 512 * D, ATTENTIONS),
+    "table 12: serial ffn 512": (hfadapt.Bottleneck(512), 2 * 512 * D, FFNS),
+    "table 12: serial ffn 1024": (hfadapt.Bottleneck(1024), 2 * 1024 * D, FFNS),
+}
+
+
+def test_the_other_rows_of_bart_large():
+    """With the biases of both projections, which the formulas of table 11 leave out."""
+    model = bart_large()
+    for row, (method, weights, places) in ROWS.items():
+        handle = hfadapt.attach(model, method)
+        size = getattr(method, "r", None) or getattr(method, "size", None) or 0
+        assert handle.num_parameters() == (weights + size + D) * places + (0 if places else weights), row
+        handle.detach()
+
+
+def test_the_rows_of_roberta_base_have_one_budget():
+    """Table 2: prefix, LoRA, adapter and MAM at .5 % each."""
+    with torch.device("meta"):
+        model = RobertaModel(RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1))
+    base = sum(p.numel() for p in model.parameters())
+    found = set()
+    for method in (
+        hfadapt.PrefixConfig(32, "flat"),
+        hfadapt.LoRA(16),
+        hfadapt.ParallelConfig(32, bias=False),
+        hfadapt.MAM({"num_virtual_tokens": 16, "reparametrization": "flat"}, {"r": 16, "bias": False}),
+    ):
+        handle = hfadapt.attach(model, method)
+        found.add(handle.num_parameters())
+        handle.detach()
+    assert found == {589_824} and round(100 * 589_824 / base, 1) == 0.5
