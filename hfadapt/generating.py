@@ -69,18 +69,20 @@ class Generate:
         stock: Any = type(self.model).generate
         attachment: Attachment = self.model.__dict__["_hfadapt"]
         parallel = attachment.parallel
-        if task_ids is None and parallel is None:
-            return stock(self.model, inputs, *args, **kwargs)
         prompts = 0
         if task_ids is None and parallel is not None:
             task_ids, children = parallel, len(parallel.children)
             prompts = _rows_of(inputs, kwargs)
             inputs = _repeat(inputs, prompts, children)
             kwargs = {k: _repeat(v, prompts, children) for k, v in kwargs.items()}
+        # Whisper calls its first argument by another name, under which it may be among the others.
+        first = () if inputs is None and not args else (inputs,)
+        if task_ids is None:
+            return stock(self.model, *first, *args, **kwargs)
         before = getattr(_STATE, "generation", None)
         _STATE.generation = Generation(attachment.token, task_ids, prompts)
         try:
-            return stock(self.model, inputs, *args, **kwargs)
+            return stock(self.model, *first, *args, **kwargs)
         finally:
             _STATE.generation = before
 
@@ -109,7 +111,7 @@ def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
             )
         )
     states = kwargs.get("encoder_outputs")
-    given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"), states[0] if states else None)
+    given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"), states[0] if states is not None else None)
     for value in (*given, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() > 1:
             return int(value.shape[0])

@@ -77,6 +77,28 @@ def test_sampling_several_sequences_a_prompt_is_that_of_repeated_prompts(model_t
     assert got.shape[0] == 12 and torch.equal(got, want)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_speech_and_states_of_an_encoder_are_repeated_too(beams):
+    model = tiny_model("whisper", "speech-seq2seq").double()
+    model.generation_config.pad_token_id = 0
+    hfadapt.attach(model, METHODS["mam-high"], names=NAMES, seed=0)
+    randomize(model)
+    sound = {"input_features": tiny_inputs("whisper", "speech-seq2seq", batch=2)["input_features"].double()}
+    want = each_alone(model, sound, num_beams=beams)
+    with hfadapt.active(model, hfadapt.Parallel(*NAMES)):
+        assert torch.equal(model.generate(**sound, **OPTIONS, num_beams=beams), want)
+    model, inputs = generator("bart", "lora")
+    hfadapt.detach(model)
+    hfadapt.attach(model, hfadapt.LoRA(3, stack="decoder"), names=NAMES, seed=0)
+    randomize(model)
+    with torch.no_grad():
+        states = model.get_encoder()(**inputs, task_ids="one")
+    want = each_alone(model, inputs, num_beams=beams)
+    with hfadapt.active(model, hfadapt.Parallel(*NAMES)):
+        given = {"encoder_outputs": states, "attention_mask": inputs["attention_mask"]}
+        assert torch.equal(model.generate(**given, **OPTIONS, num_beams=beams), want)
+
+
 def test_children_may_be_stacks_averages_and_fusions():
     model, inputs = generator("llama", "lora")
     hfadapt.add_fusion(model, ("one", "two"))
