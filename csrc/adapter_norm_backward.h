@@ -7,7 +7,7 @@
 // What phase 1 leaves for the other phases.
 template <class E>
 struct AdapterTape {
-  E* hidden;        // per task [rank rounded up to 16][Kt]: act(pre), dropped; rows along K (split: in tiles)
+  E* hidden;        // per task [tape_rows][Kt]: act(pre), dropped; rows along K (float: in groups, split: in tiles)
   E* dpre;          // the same: gradient of pre
   int64_t stride;   // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
 };
@@ -187,16 +187,16 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
   Shared<AdapterTape<E>> tapes(a.num_tasks);
   int64_t tape_size = 0;
   for (int64_t t = 0; t < a.num_tasks; t++)
-    if (ranks.has(a.tasks[t].rank)) tape_size += 2 * round_up(a.tasks[t].rank, 16) * (round_up(a.plan->tasks[t].count, 32) + 32);
+    if (ranks.has(a.tasks[t].rank)) tape_size += 2 * tape_rows<E>(a.tasks[t].rank) * (round_up(a.plan->tasks[t].count, 32) + 32);
   Shared<E> tape_memory(tape_size);
   E* tape_at = tape_memory;
   for (int64_t t = 0; t < a.num_tasks; t++) {
     if (!ranks.has(a.tasks[t].rank)) continue;
-    const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, rows = round_up(a.tasks[t].rank, 16);
+    const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, rows = tape_rows<E>(a.tasks[t].rank);
     tapes[t] = {tape_at, tape_at + rows * stride, stride};
     tape_at += 2 * rows * stride;
     // Columns of padding take part in bf16 products: they must be finite. Split tiles are padded when they are written.
-    if constexpr (sizeof(E) != 6)
+    if constexpr (sizeof(E) == 2)
       for (int64_t j = 0; j < 2 * rows; j++)
         for (int64_t k = a.plan->tasks[t].count; k < stride; k++) from_float(0.f, tapes[t].hidden[j * stride + k]);
   }
@@ -292,11 +292,10 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
       const float s = adapter_scale<T>(task, n0 + n);
       const float* c = C + n / PW * padded * PW + n % PW;
       double sum = 0.0;
-      for (int64_t j = 0; j < rank; j++) {
-        const float v = c[j * PW];
-        sum += double(v) * double(to_float(up[(n0 + n) * rank + j]));
-        if (d) from_float(v * s, d[(n0 + n) * rank + j]);
-      }
+      if (grads.scale)
+        for (int64_t j = 0; j < rank; j++) sum += double(c[j * PW]) * double(to_float(up[(n0 + n) * rank + j]));
+      if (d)
+        for (int64_t j = 0; j < rank; j++) from_float(c[j * PW] * s, d[(n0 + n) * rank + j]);
       run.dscale[t * Dp + n0 + n] = float(sum);
     }
   });

@@ -1,33 +1,52 @@
 // parallel_adapter_norm, backward: the tape of bottleneck rows that the blocks leave, and the products of the weight
 // gradients with it.
 
-// d[j][k0 + m] = s[m][j]: a block's rows become columns of the tape.
+// Rows of a tape that the weight products read for a rank. Floats stand in groups of rows, side by side (gemm_add_grouped);
+// other elements along the rows of the task, 16 at a time.
+template <class E>
+static HFK_INLINE int64_t tape_rows(int64_t rank) {
+  return round_up(rank, sizeof(E) == 4 ? kGroup : 16);
+}
+
+// A block's rows s[m][j] become columns k0 + m of the tape.
+static void tape_groups(int64_t rows, int64_t rank, const float* s, int64_t ld, float* d, int64_t stride, int64_t k0) {
+  for (int64_t j = 0; j < rank; j += kGroup) {
+    float* to = d + (j * stride) + k0 * kGroup;
+    const float* from = s + j;
+    int64_t m = 0;
+    // What a vector writes too much is overwritten by the rows that follow; the last ones are written exactly.
+    constexpr int64_t over = (VL + kGroup - 1) / kGroup;
+    if (VL >= kGroup)
+      for (; m + over < rows; m++) store(to + m * kGroup, load(from + m * ld));
+    for (; m < rows; m++)
+      for (int64_t i = 0; i < kGroup; i++) to[m * kGroup + i] = j + i < rank ? from[m * ld + i] : 0.f;
+  }
+}
 template <class E>
 static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E* d, int64_t stride, int64_t k0,
                        int32_t* outside) {
 #if defined(__AMX_TILE__)
   if constexpr (sizeof(E) == 6) return split_transposed(rows, rank, s, ld, d, stride, k0, outside);
 #endif
-  if constexpr (sizeof(E) != 6) {
-    int64_t m = 0;
+  if constexpr (sizeof(E) == 4) return tape_groups(rows, rank, s, ld, d, stride, k0);
 #if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 2) {
     alignas(64) float square[256];
-    for (; m < rows; m += 16)
+    for (int64_t m = 0; m < rows; m += 16)
       for (int64_t j = 0; j < rank; j += 16) {
         transpose16(s + m * ld + j, ld * 4, square, 64, int(imin(16, rows - m)));
         for (int64_t q = 0; q < imin(16, rank - j); q++)
           store_first(d + (j + q) * stride + k0 + m, load(square + 16 * q), imin(16, rows - m));
       }
-#else
-    for (; m < rows; m++)
-      for (int64_t j = 0; j < rank; j++) from_float(s[m * ld + j], d[j * stride + k0 + m]);
-#endif
   }
+#endif
 }
 
-// Panels of a weight gradient that one work item sums, rows that are summed at a time, and ranks whose tape stays in the
-// second-level cache while those panels pass by.
-constexpr int64_t kWeightPanels = 6, kWeightRows = 512, kWeightRanks = 64;
+// Panels of a weight gradient that one work item sums, and rows that are summed at a time: what
+// they hold of the gradient, of the tape and of the packed rows stays in the second-level cache.
+constexpr int64_t kWeightPanels = 6, kWeightRows = 256;
+// Other elements: ranks whose tape stays in the second-level cache while those panels pass by.
+constexpr int64_t kWeightRanks = 64;
 // Up to this rank rows are read where they are, a few at a time: packing them would cost as much as the product.
 constexpr int64_t kDirectRank = 24, kDirectRows = 48;
 
@@ -45,8 +64,8 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
     if (rank <= kDirectRank && rows.index == nullptr && D % VL == 0) {
       for (int64_t k = 0; k < rows.count; k += kDirectRows)
         for (int64_t p = 0; p < panels; p++)
-          gemm_add(rank, imin(PW, D - n0 - p * PW), imin(kDirectRows, rows.count - k), A + k, stride, 1,
-                   B + (rows.start + k) * D + n0 + p * PW, D, PW, C + p * ranks * PW, PW);
+          gemm_add_grouped(rank, imin(PW, D - n0 - p * PW), imin(kDirectRows, rows.count - k), A + k * kGroup, stride,
+                           B + (rows.start + k) * D + n0 + p * PW, D, C + p * ranks * PW, PW);
       return;
     }
   for (int64_t k = 0; k < rows.count; k += kWeightRows) {
@@ -61,6 +80,12 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
         source = gathered, sk = PW;
       }
       pack<E>(kc, columns, source, sk, 1, packed + p * panel_size<E>(kc), 0, 1, nullptr, outside);
+    }
+    if constexpr (sizeof(E) == 4) {
+      for (int64_t p = 0; p < panels; p++)
+        gemm_add_grouped(rank, imin(PW, D - n0 - p * PW), kc, A + k * kGroup, stride, packed + p * panel_size<E>(kc), PW,
+                         C + p * ranks * PW, PW);
+      continue;
     }
     for (int64_t r = 0; r < rank; r += kWeightRanks) {
       const int64_t some = imin(kWeightRanks, rank - r);

@@ -4,9 +4,12 @@
 // below N; lanes of v at or beyond N are 0. Each result is a sum over k in one fixed order, so its bits do not depend
 // on M, N or on how the caller cuts the rows.
 
-// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers.
+// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k asks for a little
+// of what lies at `ahead`, `step` floats further each time: the panel that comes next is then in the second-level cache.
+// (The last one asks for what follows it in memory, whatever that is: a hint cannot fault.)
 template <int MR, int NV, class Epi>
-static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, Epi&& epi) {
+static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb,
+                            const float* ahead, int64_t step, int64_t m0, int64_t n0, Epi epi) {
   V c[MR][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
@@ -14,6 +17,7 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, c
     for (int j = 0; j < NV; j++) c[i][j] = zero();
   for (int64_t k = 0; k < K; k++) {
     V b[NV];
+    prefetch_l2(ahead + k * step);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) b[j] = load(B + k * ldb + VL * j);
 #pragma GCC unroll 12
@@ -26,28 +30,28 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, c
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) epi(i, VL * j, c[i][j]);
+    for (int j = 0; j < NV; j++) epi(m0 + i, n0 + VL * j, c[i][j]);
 }
 
+// One panel. Its rows are ldb apart; when that is PW, another panel may follow behind it.
 template <int NV, class Epi>
 static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                          int64_t ldb, Epi& epi) {
+                          int64_t ldb, Epi epi) {
   constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
+  const int64_t step = ldb == PW ? imax(1, PW / imax(1, ceil_div(M, MR))) : 0;
+  const float* ahead = B + (step ? K * PW : 0);
   int64_t m = 0;
-  auto at = [&](int64_t base) __attribute__((always_inline)) {
-    return [&epi, base, n0](int i, int j, V v) __attribute__((always_inline)) { epi(base + i, n0 + j, v); };
-  };
-  for (; m + MR <= M; m += MR) tile<MR, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+  for (; m + MR <= M; m += MR, ahead += K * step) tile<MR, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
   if constexpr (MR == 12)
-    for (; m + 6 <= M; m += 6) tile<6, NV>(K, A + m * am, am, ak, B, ldb, at(m));
-  for (; m + 2 <= M; m += 2) tile<2, NV>(K, A + m * am, am, ak, B, ldb, at(m));
-  for (; m < M; m++) tile<1, NV>(K, A + m * am, am, ak, B, ldb, at(m));
+    for (; m + 6 <= M; m += 6) tile<6, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
+  for (; m + 2 <= M; m += 2) tile<2, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
+  for (; m < M; m++) tile<1, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
 }
 
 // ldb and panel_stride default to those of pack.h; others let B be rows of an unpacked matrix.
 template <class Epi>
 static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                            int64_t ldb, int64_t panel_stride, Epi&& epi) {
+                            int64_t ldb, int64_t panel_stride, Epi epi) {
   for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride) {
     switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
 #if defined(__AVX512F__)
@@ -61,7 +65,7 @@ static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int
 }
 template <class Epi>
 static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                            Epi&& epi) {
+                            Epi epi) {
   gemm(M, N, K, A, am, ak, B, PW, K * PW, epi);
 }
 
@@ -71,22 +75,55 @@ static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int
 constexpr int64_t kPieceK = 32768 / (PW * 4);
 
 template <bool add>
+struct Put {
+  float* C;
+  int64_t ldc;
+  HFK_INLINE void operator()(int64_t m, int64_t n, V v) const {
+    float* c = C + m * ldc + n;
+    store(c, add ? load(c) + v : v);
+  }
+};
+
+template <bool add>
 static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                    const float* B, int64_t ldb, int64_t panel_stride, float* C, int64_t ldc) {
   for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride, C += PW)
     for (int64_t k = 0; k < K; k += kPieceK) {
       const int64_t kc = imin(kPieceK, K - k), columns = imin(PW, N - n0);
       if (add || k > 0)
-        gemm(M, columns, kc, A + k * ak, am, ak, B + k * ldb, ldb, 0,
-             [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
-               store(C + m * ldc + n, load(C + m * ldc + n) + v);
-             });
+        gemm(M, columns, kc, A + k * ak, am, ak, B + k * ldb, ldb, 0, Put<true>{C, ldc});
       else
-        gemm(M, columns, kc, A, am, ak, B, ldb, 0, [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) {
-          store(C + m * ldc + n, v);
-        });
+        gemm(M, columns, kc, A, am, ak, B, ldb, 0, Put<false>{C, ldc});
     }
 }
+// C += A B for one panel of at most PW columns, where the rows of A stand side by side in groups: element (i, k) is
+// A[(i / kGroup * stride + k) * kGroup + i % kGroup]. What a tile reads of it is contiguous.
+constexpr int64_t kGroup = 6;
+
+template <int NV>
+static void grouped_panel(int64_t M, int64_t K, const float* A, int64_t stride, const float* B, int64_t ldb, Put<true> put) {
+  const int64_t step = ldb == PW ? imax(1, PW / ceil_div(M, kGroup)) : 0;
+  const float* ahead = B + (step ? K * PW : 0);
+  int64_t m = 0;
+  for (; m + kGroup <= M; m += kGroup, A += kGroup * stride, ahead += K * step)
+    tile<kGroup, NV>(K, A, 1, kGroup, B, ldb, ahead, step, m, 0, put);
+  for (; m < M; m++, A++) tile<1, NV>(K, A, 1, kGroup, B, ldb, ahead, step, m, 0, put);
+}
+static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int64_t K, const float* A, int64_t stride,
+                                                       const float* B, int64_t ldb, float* C, int64_t ldc) {
+  for (int64_t k = 0; k < K; k += kPieceK, A += kPieceK * kGroup, B += kPieceK * ldb) {
+    const int64_t kc = imin(kPieceK, K - k);
+    switch (ceil_div(N, VL)) {
+#if defined(__AVX512F__)
+      case 4: grouped_panel<4>(M, kc, A, stride, B, ldb, {C, ldc}); break;
+      case 3: grouped_panel<3>(M, kc, A, stride, B, ldb, {C, ldc}); break;
+#endif
+      case 2: grouped_panel<2>(M, kc, A, stride, B, ldb, {C, ldc}); break;
+      default: grouped_panel<1>(M, kc, A, stride, B, ldb, {C, ldc});
+    }
+  }
+}
+
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                                  const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                  int64_t ldc) {
