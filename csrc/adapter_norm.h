@@ -223,6 +223,7 @@ static __attribute__((noinline)) void adapter_rows(const AdapterNormArgs& a, con
                                                    int64_t Dp) {
   const int64_t D = a.D;
   const bool fetch = next_block_follows(b, a.rows);
+  const int64_t ahead = fetch ? b.count * D : 0;
   for (int64_t m = 0; m < b.count; m++) {
     const int64_t row = b.index ? b.index[m] : b.first + m;
     const T* x = static_cast<const T*>(a.x) + row * D;
@@ -230,17 +231,16 @@ static __attribute__((noinline)) void adapter_rows(const AdapterNormArgs& a, con
     T* z_out = a.z ? static_cast<T*>(a.z) + row * D : nullptr;
     T* out = static_cast<T*>(a.out) + row * D;
     float* z = C + m * Dp;
-    if (fetch) {
-      const int64_t ahead = row + b.count;
-      fetch_row(static_cast<const T*>(a.x), ahead, D);
-      if (residual) fetch_row(static_cast<const T*>(a.residual), ahead, D);
-      if (a.h != a.x) fetch_row(static_cast<const T*>(a.h), ahead, a.Dh);
-    }
+    if (fetch && a.h != a.x) fetch_row(static_cast<const T*>(a.h), row + b.count, a.Dh);
     V s0 = zero(), q0 = zero();
     for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
       constexpr bool full = decltype(f)::value;
       V v = get<full>(x + n, D - n);
-      if (residual) v += get<full>(residual + n, D - n);
+      prefetch_l2(x + n + ahead);
+      if (residual) {
+        v += get<full>(residual + n, D - n);
+        prefetch_l2(residual + n + ahead);
+      }
       if (delta) v += fma(load(z + n), load(scale + n * scale_step), load(up_bias + n));
       if (a.norm == Norm::none) {
         put<full>(out + n, v, D - n);
