@@ -5,6 +5,8 @@
 STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
   m.def("isa(int wanted) -> int");
   m.def("float32_tiles(int wanted) -> bool");
+  m.def("keeps_results() -> bool");
+  m.def("result(Tensor like, int[] shape) -> Tensor");
   m.def("linear_packed_bytes(int weight_type, int K, int N) -> int");
   m.def(
       "linear_pack(Tensor weight, bool transposed, int weight_type, Tensor? scale, Tensor? k_scale, "

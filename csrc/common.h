@@ -64,7 +64,8 @@ static HFK_INLINE T* scratch(int slot, int64_t count) {
   return static_cast<T*>(scratch_bytes(slot, size_t(count) * sizeof(T)));
 }
 
-// Memory shared by the threads of one op call; freed at the end of scope. Same poison rule.
+// Memory shared by the threads of one op call, given back at the end of scope, or of one large result. Blocks up to 256 MiB
+// in all are kept for later calls. Same poison rule.
 void* shared_alloc(size_t bytes);
 void shared_free(void* p);
 template <class T>

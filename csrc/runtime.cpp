@@ -1,6 +1,11 @@
 // Threads (torch's own pool, no second OpenMP) and scratch memory.
 #include <torch/csrc/stable/ops.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -51,16 +56,18 @@ struct ThreadScratch {
 
 thread_local ThreadScratch local;
 
-// Blocks of finished calls, kept for the next: the pages of a fresh one are faulted in one by one, which for a workspace
-// of some megabytes costs as much as the work on it. Whoever finds the list in use does without it.
+// Workspaces of finished calls and large results that nobody holds any more, kept for the next call: the pages of a fresh
+// block are faulted in one by one, which for some megabytes costs more than the work on them, and whether malloc gives a
+// block back to the kernel in between depends on what else lies in its heap. Whoever finds the list in use does without it.
 struct Block {
   Block* next;
+  void* memory;  // what this header and the bytes behind it stand in
   size_t bytes;  // behind this header
 };
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kKeepShared = 0;  // a larger block would hide what is written behind a smaller one
 #else
-constexpr size_t kKeepShared = size_t(96) << 20;
+constexpr size_t kKeepShared = size_t(256) << 20;
 #endif
 constexpr size_t kSmall = 65536;  // malloc itself keeps these
 std::mutex kept_mutex;
@@ -88,7 +95,7 @@ bool keep(Block* block) {
     Block** last = &kept;
     while ((*last)->next) last = &(*last)->next;
     kept_bytes -= (*last)->bytes;
-    std::free(*last);
+    std::free((*last)->memory);
     *last = nullptr;
   }
   block->next = kept;
@@ -98,6 +105,24 @@ bool keep(Block* block) {
 }
 
 constexpr size_t kHeader = 64;  // keeps what follows aligned
+
+Block* new_block(size_t bytes) {
+  static std::atomic<size_t> count{0};
+  // Neighbours start at different places within a page, as slots of scratch do.
+  const size_t shift = bytes < kSmall ? 0 : kStagger * (count++ % 8);
+  void* memory = allocate(shift + kHeader + bytes);
+#if defined(MADV_HUGEPAGE)
+  // Large pages where the kernel grants them: fewer faults, and fewer misses of the processor's address cache. A refusal
+  // changes nothing.
+  constexpr uintptr_t huge = uintptr_t(2) << 20;
+  const uintptr_t start = (uintptr_t(memory) + huge - 1) / huge * huge, end = (uintptr_t(memory) + bytes) / huge * huge;
+  if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+  Block* block = reinterpret_cast<Block*>(static_cast<char*>(memory) + shift);
+  block->memory = memory;
+  block->bytes = bytes;
+  return block;
+}
 
 }  // namespace
 
@@ -124,10 +149,7 @@ void* scratch_bytes(int slot, size_t bytes) {
 
 void* shared_alloc(size_t bytes) {
   Block* block = take_kept(bytes);
-  if (block == nullptr) {
-    block = static_cast<Block*>(allocate(bytes + kHeader));
-    block->bytes = bytes;
-  }
+  if (block == nullptr) block = new_block(bytes);
   void* p = reinterpret_cast<char*>(block) + kHeader;
   fill(p, bytes);
   return p;
@@ -136,7 +158,7 @@ void* shared_alloc(size_t bytes) {
 void shared_free(void* p) {
   if (p == nullptr) return;
   Block* block = reinterpret_cast<Block*>(static_cast<char*>(p) - kHeader);
-  if (!keep(block)) std::free(block);
+  if (!keep(block)) std::free(block->memory);
 }
 
 }  // namespace hfk

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
-from ..cpu_tensors import as_rows, lacks_dtype, widen
+from ..cpu_tensors import as_rows, empty_result, lacks_dtype, widen
 from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
 
 __all__ = ["add_in_place"]
@@ -41,8 +41,8 @@ def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
     *lora, save = args
     if x.dtype == torch.float16:
         return tuple(t.half() for t in _forward(*widen([x, y]), *widen(lora), save))  # type: ignore[return-value]
-    out = x.new_empty(*x.shape[:-1], lora[1][0].shape[0])
-    low = empty_low(x, lora[0], save)
+    out = empty_result(x, (*x.shape[:-1], lora[1][0].shape[0]))
+    low = empty_low(x, lora[0], save, empty_result)
     _add(x, y, out, low, tuple(lora))
     return out, low
 
@@ -52,7 +52,7 @@ def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) 
     if x.dtype == torch.float16:
         return tuple(t.half() for t in _linear_forward(*widen([x, weight, bias]), *widen(lora), save))  # type: ignore[return-value]
     out = F.linear(x, weight, bias)
-    low = empty_low(x, lora[0], save)
+    low = empty_low(x, lora[0], save, empty_result)
     _add(x, out, out, low, tuple(lora))
     return out, low
 
@@ -75,7 +75,7 @@ def _gradients(
         dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, widen(lora), needs)
         return dx.half(), [t.half() for t in da], [t.half() for t in db], [t.half() for t in dlearned]
     a, b, learned, scale, ids, dropout, seed = lora
-    dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs)
+    dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs, empty_result)
     add = weight is not None and needs[0]
     if weight is not None and needs[0]:
         dx = torch.matmul(grad, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,28 +27,38 @@ _LINEAR_BACKWARD_SCHEMA = (
 )
 
 
-def empty_low(x: Tensor, a: list[Tensor], save: bool) -> Tensor:
+Empty = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+def empty_low(x: Tensor, a: list[Tensor], save: bool, empty: Empty = Tensor.new_empty) -> Tensor:
     """Empty ``(drop(x) A_tᵀ)`` [rows, largest R], which the backward reads; no element when not ``save``."""
     if not save:
         return x.new_empty(0)
     rows = 1
     for size in x.shape[:-1]:
         rows = rows * size
-    return x.new_empty(rows, max(weight.shape[0] for weight in a))
+    return empty(x, (rows, max(weight.shape[0] for weight in a)))
 
 
-def empty_gradients(x: Tensor, a: list[Tensor], b: list[Tensor], learned: list[Tensor], needs: list[bool]) -> Gradients:
+def empty_gradients(
+    x: Tensor,
+    a: list[Tensor],
+    b: list[Tensor],
+    learned: list[Tensor],
+    needs: list[bool],
+    empty: Empty = Tensor.new_empty,
+) -> Gradients:
     """Empty gradients, contiguous; those that are not needed (x, a, b, learned) have no element."""
 
-    def empty(tensor: Tensor, needed: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape if needed else (0,))
+    def like(tensor: Tensor, needed: bool) -> Tensor:
+        return empty(tensor, tensor.shape if needed else (0,))
 
     need_x, need_a, need_b, need_learned = needs
     return (
-        empty(x, need_x),
-        [empty(t, need_a) for t in a],
-        [empty(t, need_b) for t in b],
-        [empty(t, need_learned) for t in learned],
+        like(x, need_x),
+        [like(t, need_a) for t in a],
+        [like(t, need_b) for t in b],
+        [like(t, need_learned) for t in learned],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpu_tensors import lacks_dtype, widen
+from ..cpu_tensors import empty_result, lacks_dtype, widen
 from .saved import empty_grads, saved_shapes, stat_dtype
 
 __all__ = ["backward", "forward", "supports"]
@@ -38,11 +38,10 @@ def forward(
         )  # fmt: skip
         return out.half(), z.half(), pre.half(), mean, rstd
     z_shape, pre_shape, stats = saved_shapes(x, down, norm, save)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    z = x.new_empty(z_shape)
+    out, z = empty_result(x, x.shape), empty_result(x, z_shape)
     # Columns beyond a task's rank, and rows without a task, are never read; zeros keep the output deterministic.
     ragged = ids is not None or any(d.shape[0] != down[0].shape[0] for d in down)
-    pre = x.new_zeros(pre_shape) if ragged else x.new_empty(pre_shape)
+    pre = x.new_zeros(pre_shape) if ragged else empty_result(x, pre_shape)
     mean = x.new_zeros(stats, dtype=stat_dtype(x)) if norm == 2 else x.new_empty(stats, dtype=stat_dtype(x))
     rstd = x.new_empty(stats, dtype=stat_dtype(x))
     kept = save and norm > 0
@@ -68,7 +67,7 @@ def backward(
             ))
         )  # fmt: skip
         return dz.half(), dh.half(), [g.half() for g in grads]
-    dz, dh, grads = empty_grads(grad, h, down, up, scale, norm, needs)
+    dz, dh, grads = empty_grads(grad, h, down, up, scale, norm, needs, empty_result)
     torch.ops.hfadapt_cpu.adapter_norm_backward(
         _rows(grad), z if norm else None, pre, mean if norm else None, rstd if norm else None, _rows(h), _plain(down),
         _plain(up), _plain(up_bias), _plain(scale), scale_values, norm_weight, ids, seed, activation, norm, norm_offset,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,19 @@ def stat_dtype(x: Tensor) -> torch.dtype:
 
 
 def empty_grads(
-    grad: Tensor, h: Tensor, down: list[Tensor], up: list[Tensor], scale: list[Tensor], norm: int, needs: int
+    grad: Tensor,
+    h: Tensor,
+    down: list[Tensor],
+    up: list[Tensor],
+    scale: list[Tensor],
+    norm: int,
+    needs: int,
+    empty: Callable[[Tensor, Sequence[int]], Tensor] = Tensor.new_empty,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Outputs of the backward, uninitialised; what ``needs`` does not name has no elements."""
+    """Outputs of the backward, uninitialised; what ``needs`` does not name has no elements. ``empty`` makes large ones."""
 
     def like(tensor: Tensor, need: int) -> Tensor:
-        return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needs & need else grad.new_empty(0)
+        return empty(tensor, tensor.shape) if needs & need else grad.new_empty(0)
 
     grads = []
     width = grad.shape[-1]
@@ -41,5 +50,5 @@ def empty_grads(
         grads.append(grad.new_empty(width if needs & NEED_UP_BIAS else 0))
         grads.append(like(scale[t], NEED_SCALE) if scale else grad.new_empty(0))
     grads += [grad.new_empty(width if needs & need else 0) for need in (NEED_NORM_WEIGHT, NEED_NORM_BIAS)]
-    dz = grad.new_empty(grad.shape) if norm else grad.new_empty(0)
+    dz = empty(grad, grad.shape) if norm else grad.new_empty(0)
     return dz, like(h, NEED_H), grads
