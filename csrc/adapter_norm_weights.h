@@ -42,48 +42,74 @@ static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E
 #endif
 }
 
-// Panels of a weight gradient that one work item sums, and rows that are summed at a time: what
-// they hold of the gradient, of the tape and of the packed rows stays in the second-level cache.
-constexpr int64_t kWeightPanels = 6, kWeightRows = 256;
-// Other elements: ranks whose tape stays in the second-level cache while those panels pass by.
+// Panels of a weight gradient that one work item sums, and rows that are summed at a time: what they hold of the gradient,
+// of the tape and of the packed rows stays in the second-level cache.
+constexpr int64_t kWeightPanels = 6;
+template <class E>
+constexpr int64_t kWeightRows = sizeof(E) == 4 ? 256 : 512;
+// Elements other than float: ranks whose tape stays there while those panels pass by.
 constexpr int64_t kWeightRanks = 64;
 // Up to this rank rows are read where they are, a few at a time: packing them would cost as much as the product.
 constexpr int64_t kDirectRank = 24, kDirectRows = 48;
+
+// Rows [k0, k0 + K) of a task, `width` columns from n0 on, as panels. Row after row, so that what is read is contiguous.
+template <class T, class E>
+static void pack_task_rows(const TaskRows& rows, int64_t k0, int64_t K, const T* B, int64_t D, int64_t n0, int64_t width,
+                           E* packed, int32_t* outside) {
+  auto row = [&](int64_t k) { return B + (rows.index ? int64_t(rows.index[k0 + k]) : rows.start + k0 + k) * D + n0; };
+  const int64_t size = panel_size<E>(K), Kp = padded_k<E>(K);
+  if constexpr (sizeof(E) == 4) {
+    for (int64_t k = 0; k < K; k++) {
+      const T* s = row(k);
+      for (int64_t n = 0; n < round_up(width, PW); n += VL)
+        store(packed + n / PW * size + k * PW + n % PW, n < width ? load_first(s + n, width - n) : zero());
+    }
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 2) {
+    for (int64_t k = 0; k < Kp; k += 2) {
+      const T *s = row(imin(k, K - 1)), *next = row(imin(k + 1, K - 1));
+      for (int64_t n = 0; n < width; n += PW)
+        pack_pair(Kp, k < K ? width - n : 0, k + 1 < K, s + n, next + n, packed + n / PW * size + k * 32);
+    }
+  }
+#endif
+  if constexpr (sizeof(E) == 6) {
+    // The parts of a number are made where its panel is.
+    T* gathered = scratch<T>(4, kWeightRows<E> * PW);
+    for (int64_t n = 0; n < width; n += PW) {
+      const int64_t columns = imin(PW, width - n);
+      if (rows.index)
+        for (int64_t k = 0; k < K; k++) memcpy(gathered + k * PW, row(k) + n, size_t(columns) * sizeof(T));
+      pack<E>(K, columns, rows.index ? gathered : row(0) + n, rows.index ? PW : D, 1, packed + n / PW * size, 0, 1,
+              nullptr, outside);
+    }
+  }
+}
 
 // `panels` panels of columns from n0 of a weight gradient: C[panel][rank][PW] = sum over the task's rows of
 // A[.][row] * B[row][.].
 template <class T, class E>
 static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A, int64_t stride, const T* B, int64_t D,
                                   int64_t n0, int64_t panels, float* C, int32_t* outside) {
-  const int64_t ranks = round_up(rank, 16);
-  T* gathered = scratch<T>(4, kWeightRows * PW);
-  E* packed = scratch<E>(5, panels * panel_size<E>(kWeightRows));
+  const int64_t ranks = round_up(rank, 16), width = imin(panels * PW, D - n0);
+  E* packed = scratch<E>(5, panels * panel_size<E>(kWeightRows<E>));
   float* part = scratch<float>(6, kWeightRanks * PW);
   memset(C, 0, size_t(panels * ranks * PW) * 4);
   if constexpr (sizeof(E) == 4 && sizeof(T) == 4)
     if (rank <= kDirectRank && rows.index == nullptr && D % VL == 0) {
       for (int64_t k = 0; k < rows.count; k += kDirectRows)
         for (int64_t p = 0; p < panels; p++)
-          gemm_add_grouped(rank, imin(PW, D - n0 - p * PW), imin(kDirectRows, rows.count - k), A + k * kGroup, stride,
+          gemm_add_grouped(rank, imin(PW, width - p * PW), imin(kDirectRows, rows.count - k), A + k * kGroup, stride,
                            B + (rows.start + k) * D + n0 + p * PW, D, C + p * ranks * PW, PW);
       return;
     }
-  for (int64_t k = 0; k < rows.count; k += kWeightRows) {
-    const int64_t kc = imin(kWeightRows, rows.count - k);
-    for (int64_t p = 0; p < panels; p++) {
-      const int64_t columns = imin(PW, D - n0 - p * PW);
-      const T* source = B + (rows.start + k) * D + n0 + p * PW;
-      int64_t sk = D;
-      if (rows.index) {
-        for (int64_t i = 0; i < kc; i++)
-          memcpy(gathered + i * PW, B + int64_t(rows.index[k + i]) * D + n0 + p * PW, size_t(columns) * sizeof(T));
-        source = gathered, sk = PW;
-      }
-      pack<E>(kc, columns, source, sk, 1, packed + p * panel_size<E>(kc), 0, 1, nullptr, outside);
-    }
+  for (int64_t k = 0; k < rows.count; k += kWeightRows<E>) {
+    const int64_t kc = imin(kWeightRows<E>, rows.count - k);
+    pack_task_rows(rows, k, kc, B, D, n0, width, packed, outside);
     if constexpr (sizeof(E) == 4) {
       for (int64_t p = 0; p < panels; p++)
-        gemm_add_grouped(rank, imin(PW, D - n0 - p * PW), kc, A + k * kGroup, stride, packed + p * panel_size<E>(kc), PW,
+        gemm_add_grouped(rank, imin(PW, width - p * PW), kc, A + k * kGroup, stride, packed + p * panel_size<E>(kc), PW,
                          C + p * ranks * PW, PW);
       continue;
     }
@@ -92,7 +118,7 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
       const E* tape = along_k(A + r * stride, k);
       for (int64_t p = 0; p < panels; p++) {
         float* c = C + (p * ranks + r) * PW;
-        gemm_store(some, imin(PW, D - n0 - p * PW), kc, tape, stride, packed + p * panel_size<E>(kc), part, PW);
+        gemm_store(some, imin(PW, width - p * PW), kc, tape, stride, packed + p * panel_size<E>(kc), part, PW);
         for (int64_t i = 0; i < some * PW; i += VL) store(c + i, load(c + i) + load(part + i));
       }
     }

@@ -128,11 +128,16 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
 #if defined(__AVX512F__)
 static HFK_INLINE void pack_pair(int64_t Kp, int64_t columns, bool second, const bf16* a, const bf16* b, bf16* d) {
   // Interleaves two rows of bf16, zero beyond `columns`.
-  for (int64_t n = 0; n < PW; n += 16) {
-    const __mmask16 lanes = first_lanes(columns - n);
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, a + n));
-    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second ? lanes : 0, b + n));
-    _mm512_storeu_si512(d + pair_index(Kp, 0, n), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i last = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  for (int64_t n = 0; n < PW; n += 32) {
+    const int64_t here = columns - n;
+    const __mmask32 lanes = here >= 32 ? ~__mmask32(0) : here <= 0 ? 0 : (__mmask32(1) << here) - 1;
+    const __m512i low = _mm512_maskz_loadu_epi16(lanes, a + n), high = _mm512_maskz_loadu_epi16(second ? lanes : 0, b + n);
+    bf16* to = d + pair_index(Kp, 0, n);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(low, first, high));
+    _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(low, last, high));
   }
 }
 #endif

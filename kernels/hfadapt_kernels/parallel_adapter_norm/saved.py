@@ -37,7 +37,7 @@ def empty_grads(
     needs: int,
     empty: Callable[[Tensor, Sequence[int]], Tensor] = Tensor.new_empty,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Outputs of the backward, uninitialised; what ``needs`` does not name has no elements. ``empty`` makes large ones."""
+    """Outputs of the backward, uninitialised; what ``needs`` does not name has no elements. ``empty`` makes them."""
 
     def like(tensor: Tensor, need: int) -> Tensor:
         return empty(tensor, tensor.shape) if needs & need else grad.new_empty(0)
