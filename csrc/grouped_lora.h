@@ -91,22 +91,27 @@ static HFK_INLINE const E* lora_rank_rows(int64_t rows, int64_t R, const float* 
 }
 
 // Whole rows of results, one after the other so that base and out stream: out = base + scale * C, times the dropout
-// factors of the row where there are any.
+// factors of the row where there are any. Rows `ahead`, which the next tile reads, are asked for along the way.
 template <class T>
 static __attribute__((noinline)) void lora_store(int64_t rows, int64_t N, const float* C, int64_t ldc, float scale,
                                                  const int32_t* index, const T* base, int64_t base_stride, T* out,
-                                                 const Dropout* d) {
+                                                 const Dropout* d, const T* ahead, int64_t ahead_stride) {
   const int64_t whole = N / VL * VL;
   for (int64_t m = 0; m < rows; m++) {
     const int64_t row = index[m];
     T* o = out + row * N;
     const T* y = base ? base + row * base_stride : nullptr;
     const float* c = C + m * ldc;
+    const T* next = ahead + m * ahead_stride;
     const uint32_t hash = d ? dropout_row(*d, uint32_t(row)) : 0;
     if (y && !d) {
-      for (int64_t n = 0; n < whole; n += VL) store(o + n, fma(load(c + n), broadcast(scale), load(y + n)));
+      for (int64_t n = 0; n < whole; n += VL) {
+        prefetch_l2(next + n);
+        store(o + n, fma(load(c + n), broadcast(scale), load(y + n)));
+      }
     } else {
       for (int64_t n = 0; n < whole; n += VL) {
+        prefetch_l2(next + n);
         V v = load(c + n) * scale;
         if (d) v *= dropout_factor(*d, hash, n);
         if (y) v += load(y + n);
@@ -125,7 +130,8 @@ static __attribute__((noinline)) void lora_store(int64_t rows, int64_t N, const 
 // The product up from the rank, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
 static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, const E* L, int64_t ls, const E* W,
-                    float scale, const void* base, int64_t base_stride, void* out, const Dropout* d) {
+                    float scale, const void* base, int64_t base_stride, void* out, const Dropout* d, const void* ahead,
+                    int64_t ahead_stride) {
   constexpr int64_t step = sizeof(E) == 2 ? 32 : 12;
   const int64_t ldc = round_up(N, PW);
   float* C = scratch<float>(2, step * ldc);
@@ -136,8 +142,15 @@ static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, 
     else
       gemm_store(rows, N, R, L + m * ls, ls, W, C, ldc);
     lora_store<T>(rows, N, C, ldc, scale, a.order + t.first + m, static_cast<const T*>(base), base_stride,
-                  static_cast<T*>(out), d);
+                  static_cast<T*>(out), d, static_cast<const T*>(ahead) + m * ahead_stride, ahead_stride);
   }
+}
+
+// The first row that tile i + 1 reads of `source` (as many rows as tile i has may be asked for: a hint cannot fault).
+template <class T>
+static HFK_INLINE const void* lora_ahead(const LoraArgs& a, int64_t i, const void* source, int64_t stride) {
+  const LoraTile& next = a.tile[imin(i + 1, a.tiles - 1)];
+  return static_cast<const T*>(source) + int64_t(a.order[next.first]) * stride;
 }
 
 // Where the packed operands of each task start: down and up of tasks that have rows.
@@ -154,30 +167,78 @@ static int64_t lora_offsets(const LoraArgs& a, int64_t K, int64_t N, int64_t* do
   return total;
 }
 
+// The packed operands of the tasks. With many tasks each thread packs those of its own tiles, one task after the other,
+// into memory that stays in its cache; else all are packed first, together. Bits are the same.
+template <class T, class E>
+struct LoraPacks {
+  const LoraArgs& a;
+  const bool backward, needs_up;
+  const int64_t K, N;  // rows of K values go to the rank, the rank goes to N values
+  int64_t largest = 0;
+  bool own;
+  Shared<int64_t> offsets{2 * a.tasks + 1};
+  int64_t *down = offsets, *up = down + a.tasks;
+  const int64_t total = lora_offsets<E>(a, K, N, down, up);
+  Shared<E> packed;
+
+  static bool many(const LoraArgs& a) {
+    int64_t present = 0;
+    for (int64_t t = 0; t < a.tasks; t++) present += a.task[t].count > 0;
+    return present >= 2 * num_threads();
+  }
+  LoraPacks(const LoraArgs& args, bool backward, bool needs_up)
+      : a(args), backward(backward), needs_up(needs_up), K(backward ? a.O : a.Din), N(backward ? a.Din : a.O),
+        own(many(a)), packed(own ? 0 : total) {
+    for (int64_t t = 0; t < a.tasks; t++)
+      if (a.task[t].count) largest = imax(largest, (t + 1 < a.tasks ? down[t + 1] : total) - down[t]);
+    if (own) return;
+    parallel(2 * a.tasks, [&](int64_t i0, int64_t i1) {
+      for (int64_t i = i0; i < i1; i++)
+        if (a.task[i / 2].count) fill(a.task[i / 2], i % 2, packed + (i % 2 ? up : down)[i / 2]);
+    });
+  }
+  void fill(const LoraTask& w, bool is_up, E* to) const {
+    const T *wa = static_cast<const T*>(w.a), *wb = static_cast<const T*>(w.b);
+    if (!is_up)
+      backward ? lora_pack_down<E>(K, w.R, wb, w.b_so, w.b_sr, to) : lora_pack_down<E>(K, w.R, wa, w.a_sk, w.a_sr, to);
+    else if (needs_up && backward)
+      pack<E>(w.R, N, wa, w.a_sr, w.a_sk, to, 0, ceil_div(N, PW));
+    else if (needs_up)
+      pack<E>(w.R, N, wb, w.b_sr, w.b_so, to, 0, ceil_div(N, PW));
+  }
+  // What a thread has packed.
+  struct Own {
+    int64_t task;
+    E* weights;
+  };
+  // The operands of a task for the calling thread.
+  const E* of(int64_t task, Own& mine) const {
+    if (!own) return packed + down[task];
+    if (mine.weights == nullptr) mine.weights = scratch<E>(5, largest);
+    if (mine.task != task) {
+      fill(a.task[task], false, mine.weights);
+      fill(a.task[task], true, mine.weights + up_offset(task));
+    }
+    mine.task = task;
+    return mine.weights;
+  }
+  int64_t up_offset(int64_t task) const { return up[task] - down[task]; }
+};
+
 template <class T, class E>
 static void lora_forward_t(const LoraArgs& a) {
-  Shared<int64_t> offsets(2 * a.tasks + 1);
-  int64_t *down = offsets, *up = down + a.tasks;
-  Shared<E> packed(lora_offsets<E>(a, a.Din, a.O, down, up));
-  parallel(2 * a.tasks, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++) {
-      const LoraTask& w = a.task[i / 2];
-      if (w.count == 0) continue;
-      if (i % 2 == 0)
-        lora_pack_down<E>(a.Din, w.R, static_cast<const T*>(w.a), w.a_sk, w.a_sr, packed + down[i / 2]);
-      else
-        pack<E>(w.R, a.O, static_cast<const T*>(w.b), w.b_sr, w.b_so, packed + up[i / 2], 0, ceil_div(a.O, PW));
-    }
-  });
+  const LoraPacks<T, E> packs(a, false, true);
   const int64_t ldc = round_up(a.max_rank, kRankPad);
   parallel(a.tiles, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(1, kLoraTileRows * ldc);
+    typename LoraPacks<T, E>::Own mine{-1, nullptr};
     for (int64_t i = i0; i < i1; i++) {
       const LoraTile& t = a.tile[i];
       const LoraTask& w = a.task[t.task];
       int64_t xs, ls;
       const E* X = lora_rows<E, T>(a, t, a.x, a.Din, a.x_stride, a.dropout > 0, &xs);
-      lora_down<E>(t.rows, a.Din, w.R, X, xs, packed + down[t.task], C, ldc);
+      const E* weights = packs.of(t.task, mine);
+      lora_down<E>(t.rows, a.Din, w.R, X, xs, weights, C, ldc);
       if (a.low)
         for (int64_t m = 0; m < t.rows; m++) {
           T* kept = static_cast<T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
@@ -185,7 +246,8 @@ static void lora_forward_t(const LoraArgs& a) {
           for (int64_t r = w.R; r < a.low_stride; r++) from_float(0.f, kept[r]);
         }
       const E* L = lora_rank_rows<E>(t.rows, w.R, C, ldc, &ls);
-      lora_up<T, E>(a, t, a.O, w.R, L, ls, packed + up[t.task], w.scale, a.y, a.y_stride, a.out, nullptr);
+      lora_up<T, E>(a, t, a.O, w.R, L, ls, weights + packs.up_offset(t.task), w.scale, a.y, a.y_stride, a.out, nullptr,
+                    lora_ahead<T>(a, i, a.x, a.x_stride), a.x_stride);
     }
   });
   // Rows without a task: the base bit for bit, or zeros.

@@ -6,28 +6,18 @@ constexpr int64_t kLoraWeightRows = 64;      // rows of x or grad that are summe
 
 template <class T, class E>
 static void lora_backward_rows(const LoraArgs& a, float* g, int64_t gs, float* tile_dscale, bool needs_dx) {
-  Shared<int64_t> offsets(2 * a.tasks + 1);
-  int64_t *down = offsets, *up = down + a.tasks;
-  Shared<E> packed(lora_offsets<E>(a, a.O, a.Din, down, up));
-  parallel(2 * a.tasks, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++) {
-      const LoraTask& w = a.task[i / 2];
-      if (w.count == 0) continue;
-      if (i % 2 == 0)
-        lora_pack_down<E>(a.O, w.R, static_cast<const T*>(w.b), w.b_so, w.b_sr, packed + down[i / 2]);
-      else if (needs_dx)
-        pack<E>(w.R, a.Din, static_cast<const T*>(w.a), w.a_sr, w.a_sk, packed + up[i / 2], 0, ceil_div(a.Din, PW));
-    }
-  });
+  const LoraPacks<T, E> packs(a, true, needs_dx);
   const Dropout d = make_dropout(a.seed, a.dropout);
   parallel(a.tiles, [&](int64_t i0, int64_t i1) {
+    typename LoraPacks<T, E>::Own mine{-1, nullptr};
     for (int64_t i = i0; i < i1; i++) {
       const LoraTile& t = a.tile[i];
       const LoraTask& w = a.task[t.task];
       float* C = g + t.first * gs;
       int64_t xs, ls;
       const E* G = lora_rows<E, T>(a, t, a.grad, a.O, a.grad_stride, false, &xs);
-      lora_down<E>(t.rows, a.O, w.R, G, xs, packed + down[t.task], C, gs);
+      const E* weights = packs.of(t.task, mine);
+      lora_down<E>(t.rows, a.O, w.R, G, xs, weights, C, gs);
       V sum = zero();
       for (int64_t m = 0; m < t.rows; m++) {
         const T* low = static_cast<const T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
@@ -40,8 +30,8 @@ static void lora_backward_rows(const LoraArgs& a, float* g, int64_t gs, float* t
       if (tile_dscale) tile_dscale[i] = hsum(sum);
       if (!needs_dx) continue;
       const E* L = lora_rank_rows<E>(t.rows, w.R, C, gs, &ls);
-      lora_up<T, E>(a, t, a.Din, w.R, L, ls, packed + up[t.task], 1.f, a.add_to_dx ? a.dx : nullptr, a.Din, a.dx,
-                    a.dropout > 0 ? &d : nullptr);
+      lora_up<T, E>(a, t, a.Din, w.R, L, ls, weights + packs.up_offset(t.task), 1.f, a.add_to_dx ? a.dx : nullptr, a.Din,
+                    a.dx, a.dropout > 0 ? &d : nullptr, lora_ahead<T>(a, i, a.grad, a.grad_stride), a.grad_stride);
     }
   });
   if (!needs_dx || a.add_to_dx) return;
