@@ -1,15 +1,15 @@
-// The matrix product: rows of A times packed panels of B (pack.h), results handed to an epilogue in registers.
-//
-// gemm(M, N, K, A, row stride, k stride, B, epi) calls epi(m, n, v) once for every m < M and every n = 0, VL, 2 VL, ...
-// below N; lanes of v at or beyond N are 0. Each result is a sum over k in one fixed order, so its bits do not depend
-// on M, N or on how the caller cuts the rows.
+// The float32 matrix product: rows of A times packed panels of B (pack.h), every tile of the result handed to `epi` in
+// registers: epi(m, n, v) for every m < M and every n = 0, VL, 2 VL, ... below N; lanes of v at or beyond N are 0. Each
+// result is a sum over k in one fixed order, so its bits do not depend on M, N or on how the caller cuts the rows.
 
 // C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k asks for a little
 // of what lies at `ahead`, `step` floats further each time: the panel that comes next is then in the second-level cache.
 // (The last one asks for what follows it in memory, whatever that is: a hint cannot fault.)
-template <int MR, int NV, class Epi>
-static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb,
-                            const float* ahead, int64_t step, int64_t m0, int64_t n0, Epi epi) {
+// side: the MR rows of A stand side by side, A[k * as + i], else one after the other, A[i * as + k]. (With both strides free
+// gcc 12 stores every accumulator in every step.)
+template <bool side, int MR, int NV, class Epi>
+static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, const float* ahead,
+                            int64_t step, int64_t m0, int64_t n0, Epi epi) {
   V c[MR][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
@@ -22,7 +22,7 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, c
     for (int j = 0; j < NV; j++) b[j] = load(B + k * ldb + VL * j);
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) {
-      V a = broadcast(A[i * am + k * ak]);
+      V a = broadcast(side ? A[k * as + i] : A[i * as + k]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) c[i][j] = fma(a, b[j], c[i][j]);
     }
@@ -34,43 +34,36 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t am, int64_t ak, c
 }
 
 // One panel. Its rows are ldb apart; when that is PW, another panel may follow behind it.
-template <int NV, class Epi>
-static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                          int64_t ldb, Epi epi) {
+template <bool side, int NV, class Epi>
+static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, Epi epi) {
   constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
-  const int64_t step = ldb == PW ? imax(1, PW / imax(1, ceil_div(M, MR))) : 0;
+  const int64_t step = ldb == PW ? imax(1, PW / imax(1, ceil_div(M, MR))) : 0, am = side ? 1 : as;
   const float* ahead = B + (step ? K * PW : 0);
   int64_t m = 0;
-  for (; m + MR <= M; m += MR, ahead += K * step) tile<MR, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
+  for (; m + MR <= M; m += MR, ahead += K * step) tile<side, MR, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
   if constexpr (MR == 12)
-    for (; m + 6 <= M; m += 6) tile<6, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
-  for (; m + 2 <= M; m += 2) tile<2, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
-  for (; m < M; m++) tile<1, NV>(K, A + m * am, am, ak, B, ldb, ahead, step, m, n0, epi);
+    for (; m + 6 <= M; m += 6) tile<side, 6, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
+  for (; m + 2 <= M; m += 2) tile<side, 2, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
+  for (; m < M; m++) tile<side, 1, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
 }
 
-// ldb and panel_stride default to those of pack.h; others let B be rows of an unpacked matrix.
-template <class Epi>
-static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                            int64_t ldb, int64_t panel_stride, Epi epi) {
-  for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride) {
-    switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
+// The panel of columns n0 to N.
+template <bool side, class Epi>
+static HFK_INLINE void panel(int64_t M, int64_t n0, int64_t N, int64_t K, const float* A, int64_t as, const float* B,
+                             int64_t ldb, Epi epi) {
+  switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
 #if defined(__AVX512F__)
-      case 4: panel_product<4>(M, n0, K, A, am, ak, B, ldb, epi); break;
-      case 3: panel_product<3>(M, n0, K, A, am, ak, B, ldb, epi); break;
+    case 4: panel_product<side, 4>(M, n0, K, A, as, B, ldb, epi); break;
+    case 3: panel_product<side, 3>(M, n0, K, A, as, B, ldb, epi); break;
 #endif
-      case 2: panel_product<2>(M, n0, K, A, am, ak, B, ldb, epi); break;
-      default: panel_product<1>(M, n0, K, A, am, ak, B, ldb, epi);
-    }
+    case 2: panel_product<side, 2>(M, n0, K, A, as, B, ldb, epi); break;
+    default: panel_product<side, 1>(M, n0, K, A, as, B, ldb, epi);
   }
-}
-template <class Epi>
-static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak, const float* B,
-                            Epi epi) {
-  gemm(M, N, K, A, am, ak, B, PW, K * PW, epi);
 }
 
 // C[m * ldc + n] = (A B)[m][n], or += with add; full vectors are written, so ldc >= round_up(N, VL) or the columns
 // beyond N must be writable. One instantiation for all callers: prefer it to an own epilogue, the buffer stays in cache.
+// Rows of A are one after the other for gemm_store (ak is 1) and side by side for gemm_add (am is 1).
 // A panel is taken in pieces of kPieceK rows, which stay in the first-level cache while all rows of A pass by.
 constexpr int64_t kPieceK = 32768 / (PW * 4);
 
@@ -84,16 +77,17 @@ struct Put {
   }
 };
 
-template <bool add>
-static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
-                                   const float* B, int64_t ldb, int64_t panel_stride, float* C, int64_t ldc) {
-  for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride, C += PW)
+template <bool side, bool add>
+static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
+                                   int64_t panel_stride, float* C, int64_t ldc) {
+  for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride)
     for (int64_t k = 0; k < K; k += kPieceK) {
-      const int64_t kc = imin(kPieceK, K - k), columns = imin(PW, N - n0);
+      const int64_t kc = imin(kPieceK, K - k);
+      const float* a = A + (side ? k * as : k);
       if (add || k > 0)
-        gemm(M, columns, kc, A + k * ak, am, ak, B + k * ldb, ldb, 0, Put<true>{C, ldc});
+        panel<side>(M, n0, N, kc, a, as, B + k * ldb, ldb, Put<true>{C, ldc});
       else
-        gemm(M, columns, kc, A, am, ak, B, ldb, 0, Put<false>{C, ldc});
+        panel<side>(M, n0, N, kc, a, as, B, ldb, Put<false>{C, ldc});
     }
 }
 // C += A B for one panel of at most PW columns, where the rows of A stand side by side in groups: element (i, k) is
@@ -106,8 +100,8 @@ static void grouped_panel(int64_t M, int64_t K, const float* A, int64_t stride, 
   const float* ahead = B + (step ? K * PW : 0);
   int64_t m = 0;
   for (; m + kGroup <= M; m += kGroup, A += kGroup * stride, ahead += K * step)
-    tile<kGroup, NV>(K, A, 1, kGroup, B, ldb, ahead, step, m, 0, put);
-  for (; m < M; m++, A++) tile<1, NV>(K, A, 1, kGroup, B, ldb, ahead, step, m, 0, put);
+    tile<true, kGroup, NV>(K, A, kGroup, B, ldb, ahead, step, m, 0, put);
+  for (; m < M; m++, A++) tile<true, 1, NV>(K, A, kGroup, B, ldb, ahead, step, m, 0, put);
 }
 static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int64_t K, const float* A, int64_t stride,
                                                        const float* B, int64_t ldb, float* C, int64_t ldc) {
@@ -127,12 +121,12 @@ static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                                  const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                  int64_t ldc) {
-  gemm_pieces<false>(M, N, K, A, am, ak, B, ldb, panel_stride, C, ldc);
+  gemm_pieces<false, false>(M, N, K, A, am, B, ldb, panel_stride, C, ldc);
 }
 static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
                                                const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                int64_t ldc) {
-  gemm_pieces<true>(M, N, K, A, am, ak, B, ldb, panel_stride, C, ldc);
+  gemm_pieces<true, true>(M, N, K, A, ak, B, ldb, panel_stride, C, ldc);
 }
 // The same for an operand packed by pack.h.
 static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
