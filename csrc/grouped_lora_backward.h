@@ -2,7 +2,8 @@
 // columns so that every element is one sum over the task's rows in order: dA = (s g)^T x and dB^T = (s low)^T grad.
 
 constexpr int64_t kLoraWeightColumns = 128;  // columns of a weight gradient that one work item sums
-constexpr int64_t kLoraWeightRows = 48;      // rows that are summed at a time: 768 floats apart, more would not share a cache
+// Rows of x or grad that are summed at a time: rows of 768 floats share few sets of the first-level cache.
+constexpr int64_t kLoraWeightRows = 48;
 
 template <class T, class E>
 static void lora_backward_rows(const LoraArgs& a, float* g, int64_t gs, float* tile_dscale, bool needs_dx) {
