@@ -94,7 +94,7 @@ def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | N
     state = attachment(model)
     stacks = {s.path: s for s in state.arch.stacks}
     kinds = {s.kind: s.path for s in state.arch.stacks}
-    wanted = {} if layers is None else {"": layers} if isinstance(layers, int) else dict(layers)
+    wanted = {} if layers is None else dict(layers) if isinstance(layers, Mapping) else {"": layers}
     drop: dict[str, int] = {}
     for stack, n in wanted.items():
         path = kinds.get(stack, stack)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .composition import Composition
 from .errors import RoutingError, did_you_mean, problem
 from .generating import running
 from .histories import tokens_in
@@ -245,4 +246,12 @@ def _number(task: Any, names: tuple[str, ...]) -> int:
         )
     if isinstance(task, int) and 0 <= task < len(names):
         return task
-    raise RoutingError(problem("bad task id", got=repr(task), allowed=f"a name, or 0 to {len(names) - 1}"))
+    composed = "hfadapt.activate(model, ...) for all rows, or hfadapt.compose(model, name, ...) and that name"
+    raise RoutingError(
+        problem(
+            "bad task id",
+            got=repr(task),
+            allowed=f"a name, or 0 to {len(names) - 1}",
+            try_=composed if isinstance(task, Composition) else "",
+        )
+    )

@@ -75,6 +75,7 @@ def test_several_adapters_without_a_choice_is_an_error_and_never_a_silent_no_op(
         (torch.tensor([[0, 1, 1]]), r"an integer tensor \[B\]"),
         (["one", "two"], "2 task ids for 3 rows"),
         (7, "bad task id; got: 7"),
+        (hfadapt.Stack("one", "two"), r"got: Stack\('one', 'two'\).*try: hfadapt.activate"),
         (["one", 1.5, "two"], "bad task id; got: 1.5"),
     ],
 )

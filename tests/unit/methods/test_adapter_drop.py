@@ -150,7 +150,7 @@ def test_the_stacks_of_an_encoder_decoder_are_dropped_on_their_own(stack: str, o
 
 def test_more_layers_than_there_are_and_unknown_stacks_are_refused() -> None:
     model = adapted("bert", "houlsby")
-    for bad in (5, -1, True, {"encoder": 9}):
+    for bad in (5, -1, True, 1.5, "1", {"encoder": 9}):
         with pytest.raises(AttachError, match="0 to 4"):
             hfadapt.set_adapter_drop(model, bad)
     with pytest.raises(AttachError, match="no such stack"):
