@@ -60,6 +60,8 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
     for (int64_t i = i0; i < i1; i++) {
       const int64_t part = i % parts, g = i / parts % a.G, b = i / parts / a.G, task = a.ids[b];
       const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), panel = (PP + Tkp) * kColumns<E>;
+      // Nothing happens to the probabilities behind their exponentials: these round them.
+      const bool rounded = sizeof(E) == 2 && !a.dropout_on && (a.form == PrefixForm::softmax || P == 0);
       pack_columns(a.Tk, D, head_at<const T>(a.key, b, g), a.key.token, keys);
       if (PP) place_rows(PP, D, prefix_values.at(task, g), values, panel);
       pack_rows(a.Tk, Tkp, D, head_at<const T>(a.value, b, g), a.value.token, values + PP * kColumns<E>, panel);
@@ -77,7 +79,9 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
             int64_t visible[VL];
             for (int64_t r = 0; r < count; r++) visible[r] = visible_keys(a, m0 + m + r);
             RowResults results;
-            softmax_rows<fine>(a, scores + m * z.width, z.width, count, P, PP, visible, end, bias, b, h, m0 + m, results);
+            bf16* low = rounded ? reinterpret_cast<bf16*>(probabilities) + m * z.width : nullptr;
+            softmax_rows<fine>(a, scores + m * z.width, z.width, count, P, PP, visible, end, bias, b, h, m0 + m, low,
+                               results);
             for (int64_t r = 0; r < count; r++) {
               float* s = scores + (m + r) * z.width;
               const int64_t token = m0 + m + r, line = (b * a.H + h) * a.Tq + token;
@@ -85,7 +89,8 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
               a.gate[line] = results.gate[r];
               if (a.dropout_on) drop_both(drop, dropout_row(drop, uint32_t(line)), s, PP, end);
               if constexpr (sizeof(E) == 2)
-                for (int64_t n = 0; n < PP + end; n += VL) store(probabilities + (m + r) * z.width + n, load(s + n));
+                for (int64_t n = 0; n < PP + end && !rounded; n += VL)
+                  store(probabilities + (m + r) * z.width + n, load(s + n));
               if (i + 1 < i1) ahead(i + 1, h - g * z.rep, token);
             }
           }
@@ -96,7 +101,25 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
   });
 }
 
-// Few query rows, as in decoding with a cache: every key and value is read once, in place.
+// Few query rows, as in decoding with a cache: every key and value is read once, in place. Rows may lie a whole token
+// apart, each in another page, where the processor does not look ahead by itself: `ahead` are rows to fetch meanwhile.
+constexpr int64_t kFetchRows = 16;
+template <class T>
+struct RowsAhead {
+  const T* rows;
+  int64_t count, stride;
+};
+// Fetches what comes kFetchRows behind row j of n: rows of the same matrix, then those ahead.
+template <class T>
+static HFK_INLINE void fetch_rows(int64_t j, int64_t some, int64_t n, const T* rows, int64_t stride, int64_t D,
+                                  const RowsAhead<T>& ahead) {
+  for (int64_t i = j + kFetchRows; i < j + kFetchRows + some; i++) {
+    if (i >= n && i - n >= ahead.count) return;
+    const char* p = reinterpret_cast<const char*>(i < n ? rows + i * stride : ahead.rows + (i - n) * ahead.stride);
+    for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(p + byte);
+  }
+}
+
 template <int R, class T>
 static HFK_INLINE void add_weighted_rows(int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t columns,
                                          float* out, int64_t os) {
@@ -128,27 +151,45 @@ static HFK_INLINE void add_weighted_rows(int64_t n, const float* p, int64_t ps, 
   }
 }
 
+// s[r][j] = q_r . k_j; whole vectors are written. VL keys at a time, whose sums over lanes are taken together.
 template <class T>
 static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t qs, const T* k, int64_t stride, float* s,
-                       int64_t width) {
-  for (int64_t j = 0; j < n; j++) {
-    const T* key = k + j * stride;
+                       int64_t width, const RowsAhead<T>& ahead) {
+  alignas(64) float products[VL * VL];
+  for (int64_t j = 0; j < n; j += VL) {
+    fetch_rows(j, VL, n, k, stride, D, ahead);
+    const T* key[VL];
+    for (int i = 0; i < VL; i++) key[i] = k + imin(j + i, n - 1) * stride;
     for (int64_t r = 0; r < R; r++) {
-      V acc = zero();
+      V acc[VL];
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; i++) acc[i] = zero();
       int64_t d = 0;
-      for (; d + VL <= D; d += VL) acc = fma(load(q + r * qs + d), load(key + d), acc);
-      if (d < D) acc = fma(load(q + r * qs + d), load_first(key + d, D - d), acc);
-      s[r * width + j] = hsum(acc);
+      for (; d + VL <= D; d += VL) {
+        const V x = load(q + r * qs + d);
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) acc[i] = fma(x, load(key[i] + d), acc[i]);
+      }
+      if (d < D)
+        for (int i = 0; i < VL; i++) acc[i] = fma(load(q + r * qs + d), load_first(key[i] + d, D - d), acc[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; i++) store(products + i * VL, acc[i]);
+      store(s + r * width + j, sum_of_each(products));
     }
   }
 }
 
 template <class T>
-static void weigh_rows(int64_t R, int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t columns,
-                       float* out, int64_t os) {
-  int64_t r = 0;
-  for (; r + 4 <= R; r += 4) add_weighted_rows<4>(n, p + r * ps, ps, v, stride, columns, out + r * os, os);
-  for (; r < R; r++) add_weighted_rows<1>(n, p + r * ps, ps, v, stride, columns, out + r * os, os);
+static void weigh_rows(int64_t R, int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t D, float* out,
+                       int64_t os, const RowsAhead<T>& ahead) {
+  for (int64_t j = 0; j < n; j += kFetchRows) {
+    const int64_t some = imin(kFetchRows, n - j);
+    fetch_rows(j, some, n, v, stride, D, ahead);
+    const T* rows = v + j * stride;
+    int64_t r = 0;
+    for (; r + 4 <= R; r += 4) add_weighted_rows<4>(some, p + r * ps + j, ps, rows, stride, D, out + r * os, os);
+    for (; r < R; r++) add_weighted_rows<1>(some, p + r * ps + j, ps, rows, stride, D, out + r * os, os);
+  }
 }
 
 template <class T>
@@ -166,21 +207,26 @@ static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixA
     for (int64_t d = 0; d < Dv; d++) q[r * Dv + d] = d < D ? to_float(s[d]) : 0.f;
     for (int64_t d = 0; d < Dv; d++) mixed[r * Dv + d] = 0.f;
   }
-  if (P) score_rows(R, P, D, q, Dv, static_cast<const T*>(a.prefix_key[task]) + g * P * D, D, scores, z.width);
-  score_rows(R, a.Tk, D, q, Dv, head_at<const T>(a.key, b, g), a.key.token, scores + PP, z.width);
+  const T *keys = head_at<const T>(a.key, b, g), *values = head_at<const T>(a.value, b, g);
+  const int64_t next = imin(kFetchRows, a.Tk);
+  const RowsAhead<T> none = {nullptr, 0, 0}, first_keys = {keys, next, a.key.token},
+                     first_values = {values, next, a.value.token};
+  const T* prefix = P ? static_cast<const T*>(a.prefix_key[task]) + g * P * D : nullptr;
+  if (P) score_rows(R, P, D, q, Dv, prefix, D, scores, z.width, first_keys);
+  score_rows(R, a.Tk, D, q, Dv, keys, a.key.token, scores + PP, z.width, first_values);
   float factors[8];
   for (int64_t r = 0; r < R; r++) {
     const int64_t h = g * z.rep + r / a.Tq, i = r % a.Tq, line = (b * a.H + h) * a.Tq + i, visible = visible_keys(a, i);
     float* s = scores + r * z.width;
     RowResults results;
-    softmax_rows<sizeof(T) == 4>(a, s, z.width, 1, P, PP, &visible, z.TP, bias, b, h, i, results);
+    softmax_rows<sizeof(T) == 4>(a, s, z.width, 1, P, PP, &visible, z.TP, bias, b, h, i, nullptr, results);
     factors[r] = results.factor[0];
     a.gate[line] = results.gate[0];
     if (a.dropout_on) drop_both(drop, dropout_row(drop, uint32_t(line)), s, PP, z.TP);
   }
   if (P)
-    weigh_rows(R, P, scores, z.width, static_cast<const T*>(a.prefix_value[task]) + g * P * D, D, D, mixed, Dv);
-  weigh_rows(R, a.Tk, scores + PP, z.width, head_at<const T>(a.value, b, g), a.value.token, D, mixed, Dv);
+    weigh_rows(R, P, scores, z.width, static_cast<const T*>(a.prefix_value[task]) + g * P * D, D, D, mixed, Dv, none);
+  weigh_rows(R, a.Tk, scores + PP, z.width, values, a.value.token, D, mixed, Dv, none);
   for (int64_t r = 0; r < R; r++) write_row<T>(a, b, g * z.rep + r / a.Tq, r % a.Tq, factors[r], mixed + r * Dv);
 }
 

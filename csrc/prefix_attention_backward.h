@@ -3,6 +3,19 @@
 // so that nothing depends on the number of threads. Gradients of keys and values are summed transposed, [D][columns]:
 //   gK += q^T dS,  gV += dO^T p   for blocks of queries.
 
+// Rows as the product wants them, side by side: the products below walk down their columns, and rows whole tokens apart
+// would share a few sets of the first-level cache.
+template <class E, class T>
+static HFK_INLINE const E* near_rows(int64_t rows, int64_t D, const T* s, int64_t stride, E* buffer, int64_t* out_stride) {
+  if constexpr (sizeof(E) == 4 && sizeof(T) == 4) {
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t d = 0; d < D; d += VL) store_first(buffer + m * D + d, load_first(s + m * stride + d, D - d), D - d);
+    *out_stride = D;
+    return buffer;
+  }
+  return rows_for_product<E>(rows, D, s, stride, nullptr, buffer, out_stride);
+}
+
 #if defined(__AVX512BF16__)
 // C += A B; M and N are rounded up to 16 and 32 (A, B and C have that much room), K is at most one block of queries.
 static __attribute__((noinline)) void gemm_add_pairs(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
@@ -67,12 +80,13 @@ static HFK_INLINE float dot_rows(const float* p, const float* t, int64_t end) {
   for (; n < end; n += VL) a = fma(load(p + n), load(t + n), a);
   return hsum(a + b);
 }
-// p *= factor; t = p * (t - delta), the gradient of the scores.
-static HFK_INLINE void score_gradient(float* p, float* t, int64_t end, float factor, float delta) {
+// p *= factor; t = p * (t - delta), the gradient of the scores. low_p and low_t (or null): both rounded, instead.
+static HFK_INLINE void score_gradient(float* p, float* t, int64_t end, float factor, float delta, bf16* low_p = nullptr,
+                                      bf16* low_t = nullptr) {
   for (int64_t n = 0; n < end; n += VL) {
-    V x = load(p + n) * factor;
-    store(p + n, x);
-    store(t + n, x * (load(t + n) - delta));
+    const V x = load(p + n) * factor, y = x * (load(t + n) - delta);
+    low_p ? store(low_p + n, x) : store(p + n, x);
+    low_p ? store(low_t + n, y) : store(t + n, y);
   }
 }
 static HFK_INLINE void clear(float* s, int64_t begin, int64_t end) {
@@ -80,10 +94,10 @@ static HFK_INLINE void clear(float* s, int64_t begin, int64_t end) {
 }
 
 // One query row after `softmax_rows`: s becomes the probabilities that weigh the values, t (dO . v) the gradient of the
-// scores.
-static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackwardArgs& a, const Dropout& drop, float* s, float* t,
-                                    float factor, int64_t P, int64_t PP, int64_t visible, int64_t seen, int64_t end,
-                                    int64_t line) {
+// scores; with low_s and low_t both rounded there as well (or instead).
+static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackwardArgs& a, const Dropout& drop, float* s,
+                                                   float* t, float factor, int64_t P, int64_t PP, int64_t visible,
+                                                   int64_t seen, int64_t end, int64_t line, bf16* low_s, bf16* low_t) {
   // The products wrote whole vectors up to P and `seen`; what is behind them is not written yet.
   clear(t, round_up(P, VL), PP);
   clear(t + PP, round_up(seen, VL), end);
@@ -92,7 +106,9 @@ static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackward
   if (a.form == PrefixForm::softmax) {
     if (a.grad_gate)
       for (int64_t n = 0; n < PP; n += VL) store(t + n, load(t + n) + a.grad_gate[line]);
-    score_gradient(s, t, PP + end, factor, factor * dot_rows(s, t, PP + end));
+    const float delta = factor * dot_rows(s, t, PP + end);
+    if (low_s && !a.dropout_on && !a.grad_scores) return score_gradient(s, t, PP + end, factor, delta, low_s, low_t);
+    score_gradient(s, t, PP + end, factor, delta);
   } else {
     score_gradient(s + PP, t + PP, end, factor, factor * dot_rows(s + PP, t + PP, end));
     if (PP && a.form == PrefixForm::no_gating) score_gradient(s, t, PP, 1.f, dot_rows(s, t, PP));
@@ -103,6 +119,10 @@ static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackward
   if (a.grad_scores) {
     float* out = a.grad_scores + line * a.Tk;
     for (int64_t j = 0; j < a.Tk; j++) out[j] = j < visible ? t[PP + j] : 0.f;
+  }
+  for (int64_t n = 0; low_s && n < PP + end; n += VL) {
+    store(low_s + n, load(s + n));
+    store(low_t + n, load(t + n));
   }
 }
 
@@ -160,10 +180,10 @@ static void prefix_attention_backward_t(const PrefixAttentionBackwardArgs& a) {
           for (int64_t m0 = 0; m0 < a.Tq; m0 += block) {
             const int64_t mb = imin(block, a.Tq - m0), seen = visible_keys(a, m0 + mb - 1), end = round_up(seen, 32);
             int64_t qm, gm;
-            const E* q = rows_for_product<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token,
-                                             nullptr, query_rows, &qm);
-            const E* o = rows_for_product<E>(mb, D, head_at<const T>(a.grad_out, b, h) + m0 * a.grad_out.token,
-                                             a.grad_out.token, nullptr, grad_rows, &gm);
+            const E* q = near_rows<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token,
+                                      query_rows, &qm);
+            const E* o = near_rows<E>(mb, D, head_at<const T>(a.grad_out, b, h) + m0 * a.grad_out.token, a.grad_out.token,
+                                      grad_rows, &gm);
             if (PP) {
               panels_product(mb, P, D, q, qm, prefix_keys.at(task, g), columns_panel<E>(D), scores, width);
               panels_product(mb, P, D, o, gm, prefix_values.at(task, g), columns_panel<E>(D), gradients, width);
@@ -177,16 +197,13 @@ static void prefix_attention_backward_t(const PrefixAttentionBackwardArgs& a) {
               int64_t visible[VL];
               for (int64_t r = 0; r < count; r++) visible[r] = visible_keys(a, m0 + m + r);
               RowResults results;
-              softmax_rows<fine>(a, scores + m * width, width, count, P, PP, visible, end, bias, b, h, m0 + m, results);
+              softmax_rows<fine>(a, scores + m * width, width, count, P, PP, visible, end, bias, b, h, m0 + m, nullptr,
+                                 results);
               for (int64_t r = 0; r < count; r++) {
                 float *s = scores + (m + r) * width, *t = gradients + (m + r) * width;
+                bf16* rounded = low ? reinterpret_cast<bf16*>(low_rows) + (m + r) * width : nullptr;
                 gradient_row(a, drop, s, t, results.factor[r], P, PP, visible[r], seen, end,
-                             (b * a.H + h) * a.Tq + m0 + m + r);
-                if constexpr (low)
-                  for (int64_t n = 0; n < PP + end; n += VL) {
-                    store(low_rows + (m + r) * width + n, load(s + n));
-                    store(low_rows + (block + m + r) * width + n, load(t + n));
-                  }
+                             (b * a.H + h) * a.Tq + m0 + m + r, rounded, low ? rounded + block * width : nullptr);
               }
             }
             const E* score_rows;

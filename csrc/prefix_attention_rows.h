@@ -1,21 +1,23 @@
 // prefix_attention: what forward and backward share. Layout of a score row: [prefix, padded to PP][real keys, padded].
-// Padding has score -inf, hence probability 0. Scores are in units of log 2: p = 2^(s - shift).
+// Padding has score -inf, hence probability 0. The largest score is subtracted before anything is converted to powers of
+// 2: the exponents that count are then small, and so are their roundings.
 
-constexpr float kLog2e = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+constexpr float kLog2e = 1.44269504088896341f;
 
 static HFK_INLINE float minus_infinity() { return -__builtin_inff(); }
 
-// 2^x for x <= 0 and -inf. `fine` has float32 accuracy, else 3e-6: enough under bfloat16 rounding.
+// 2^x for x <= 0 and -inf; NaN stays NaN. `fine` has float32 accuracy, else 3e-6: enough under bfloat16 rounding. Below
+// 2^-125 it is 0, without computing anything smaller: a subnormal result costs more than a hundred cycles.
 template <bool fine>
 static HFK_INLINE V exp2_nonpositive(V x) {
-  x = vmax(x, broadcast(-200.f));
+  const V lowest = broadcast(-125.f);
 #if defined(__AVX512F__)
-  V n = (V)_mm512_roundscale_ps((__m512)x, 8);
+  const __mmask16 seen = _mm512_cmp_ps_mask((__m512)x, (__m512)lowest, _CMP_NLT_UQ);
+  V n = (V)_mm512_maskz_roundscale_ps(seen, (__m512)x, 8), f = (V)_mm512_maskz_sub_ps(seen, (__m512)x, (__m512)n), p;
 #else
-  x = vmax(x, broadcast(-126.f));
-  V magic = broadcast(12582912.f), shifted = x + magic, n = shifted - magic;
+  V bounded = x < lowest ? lowest : x;
+  V magic = broadcast(12582912.f), shifted = bounded + magic, n = shifted - magic, f = bounded - n, p;
 #endif
-  V f = x - n, p;
   if (fine) {
     p = fma(broadcast(1.534581038e-4f), f, broadcast(1.339993121e-3f));
     p = fma(p, f, broadcast(9.618488963e-3f));
@@ -30,10 +32,10 @@ static HFK_INLINE V exp2_nonpositive(V x) {
     p = fma(p, f, broadcast(0.9999992614f));
   }
 #if defined(__AVX512F__)
-  return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (V)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)n);
 #else
   V y = (V)(((VI)shifted - (VI)magic + 127) << 23) * p;
-  return x > broadcast(-126.f) ? y : zero();
+  return x < lowest ? zero() : y;
 #endif
 }
 
@@ -58,7 +60,7 @@ static HFK_INLINE PrefixShape prefix_shape(const PrefixAttentionArgs& a) {
   return s;
 }
 
-// Additive bias of one query row over the real keys, in log2 units, from mask and position bias.
+// Additive bias of one query row over the real keys, from mask and position bias.
 struct RowBias {
   const PrefixAttentionArgs& a;
   float* row;
@@ -80,18 +82,14 @@ struct RowBias {
     } else if (a.mask_float.data) {
       const ScoreView& m = a.mask_float;
       const float* s = static_cast<const float*>(m.data) + row_b * m.row + row_h * m.head + i * m.query;
-      // The lowest finite float must stay finite in log2 units: a row of nothing else is a uniform softmax.
-      for (int64_t j = 0; j < n; j++) {
-        const float x = s[j * m.key], y = x * kLog2e;
-        row[j] = x == minus_infinity() ? x : y < -3.4e38f ? -3.4e38f : y;
-      }
+      for (int64_t j = 0; j < n; j++) row[j] = s[j * m.key];
     } else {
       for (int64_t j = 0; j < n; j++) row[j] = 0.f;
     }
     if (a.bias.data) {
       const ScoreView& m = a.bias;
       const float* s = static_cast<const float*>(m.data) + row_b * m.row + row_h * m.head + i * m.query;
-      for (int64_t j = 0; j < n; j++) row[j] += s[j * m.key] * kLog2e;
+      for (int64_t j = 0; j < n; j++) row[j] += s[j * m.key];
     }
     for (int64_t j = n; j < round_up(n, VL); j++) row[j] = 0.f;
   }
@@ -115,43 +113,61 @@ static HFK_INLINE int64_t visible_keys(const PrefixAttentionArgs& a, int64_t i) 
   return a.causal ? imax(0, imin(a.Tk, a.Tk - a.Tq + i + 1)) : a.Tk;
 }
 
-// Turns raw products into scores in log2 units, masks the padding of [valid, end), and returns the largest, lane by lane.
+// Masks the padding of [valid, end) and returns the largest raw product, lane by lane.
+static HFK_INLINE V largest_product(float* s, int64_t valid, int64_t end) {
+  const V none = broadcast(minus_infinity());
+  V top = none, other = none;
+  int64_t n = 0;
+  for (; n + 2 * VL <= valid; n += 2 * VL) {
+    top = vmax(top, load(s + n));
+    other = vmax(other, load(s + n + VL));
+  }
+  for (; n < valid; n += VL) {
+    V x = load(s + n);
+    if (n + VL > valid) store(s + n, x = keep_first(x, valid - n, none));
+    top = vmax(top, x);
+  }
+  for (; n < end; n += VL) store(s + n, none);
+  return vmax(top, other);
+}
+
+// The same where scores are more than a positive multiple of the products: they replace them.
 static HFK_INLINE V finish_scores(float* s, int64_t valid, int64_t end, float factor, const float* bias) {
   const V c = broadcast(factor), none = broadcast(minus_infinity());
   V top = none;
   int64_t n = 0;
-  for (; n + VL <= valid; n += VL) {
-    V x = bias ? fma(load(s + n), c, load(bias + n)) : load(s + n) * c;
+  for (; n < valid; n += VL) {
+    V x = load(s + n) * c;
+    if (bias) {
+      // A masked key has no score, whatever it holds.
+      const V add = load(bias + n);
+      x = add == none ? none : fma(load(s + n), c, add);
+    }
+    if (n + VL > valid) x = keep_first(x, valid - n, none);
     store(s + n, x);
     top = vmax(top, x);
-  }
-  if (n < valid) {
-    V x = bias ? fma(load(s + n), c, load(bias + n)) : load(s + n) * c;
-    x = keep_first(x, valid - n, none);
-    store(s + n, x);
-    top = vmax(top, x);
-    n += VL;
   }
   for (; n < end; n += VL) store(s + n, none);
   return top;
 }
 
-// p = 2^(s - shift) in place; returns the sum, lane by lane. A shift of -inf (nothing to see) gives zeros.
+// p = 2^(factor (s - shift)) in place, or rounded into `low` instead; returns the sum, lane by lane. A shift of -inf
+// (nothing to see) gives zeros.
 template <bool fine>
-static HFK_INLINE V exponentials(float* s, int64_t end, float shift) {
-  const V m = broadcast(shift == minus_infinity() ? 0.f : shift);
+static HFK_INLINE V exponentials(float* s, int64_t end, float factor, float shift, bf16* low = nullptr) {
+  const V c = broadcast(factor), m = broadcast(shift == minus_infinity() ? 0.f : shift);
   V sum0 = zero(), sum1 = zero();
   int64_t n = 0;
   for (; n + 2 * VL <= end; n += 2 * VL) {
-    V x = exp2_nonpositive<fine>(load(s + n) - m), y = exp2_nonpositive<fine>(load(s + n + VL) - m);
-    store(s + n, x);
-    store(s + n + VL, y);
+    V x = exp2_nonpositive<fine>((load(s + n) - m) * c), y = exp2_nonpositive<fine>((load(s + n + VL) - m) * c);
+    low ? store(low + n, x) : store(s + n, x);
+    low ? store(low + n + VL, y) : store(s + n + VL, y);
     sum0 += x;
     sum1 += y;
   }
   for (; n < end; n += VL) {
-    V x = exp2_nonpositive<fine>(load(s + n) - m);
-    store(s + n, x);
+    V x = exp2_nonpositive<fine>((load(s + n) - m) * c);
+    low ? store(low + n, x) : store(s + n, x);
     sum0 += x;
   }
   return sum0 + sum1;
@@ -173,29 +189,45 @@ static HFK_INLINE void drop_both(const Dropout& d, uint32_t hash, float* s, int6
 }
 
 // Horizontal reductions of VL vectors at once: lane r of the result belongs to vector r of `rows`.
-static HFK_INLINE void transpose_vectors(float* rows) {
+template <class Join>
+static HFK_INLINE V join_each(const float* rows, Join&& join) {
 #if defined(__AVX512F__)
-  transpose16(rows, 64, rows, 64, 16);
+  // Halves of two vectors share one, four times over: 30 shuffles instead of the 64 of a transpose.
+  __m512 pairs[8], fours[4], eights[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    const __m512 a = (__m512)load(rows + 32 * i), b = (__m512)load(rows + 32 * i + 16);
+    pairs[i] = (__m512)join((V)_mm512_unpacklo_ps(a, b), (V)_mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = (__m512)join((V)_mm512_unpacklo_pd(a, b), (V)_mm512_unpackhi_pd(a, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    eights[i] = (__m512)join((V)_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                             (V)_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+  return join((V)_mm512_shuffle_f32x4(eights[0], eights[1], 0x88), (V)_mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
 #else
-  for (int i = 0; i < VL; i++)
-    for (int j = 0; j < i; j++) {
-      float t = rows[i * VL + j];
-      rows[i * VL + j] = rows[j * VL + i];
-      rows[j * VL + i] = t;
+  V result;
+  for (int r = 0; r < VL; r++) {
+    V v = load(rows + r * VL);
+    for (int w = VL / 2; w > 0; w /= 2) {
+      float lane[VL];
+      store(lane, v);
+      v = join(v, load_first(lane + w, w));
     }
+    result[r] = v[0];
+  }
+  return result;
 #endif
 }
-static HFK_INLINE V max_of_each(float* rows) {
-  transpose_vectors(rows);
-  V m = load(rows);
-  for (int i = 1; i < VL; i++) m = vmax(m, load(rows + i * VL));
-  return m;
+static HFK_INLINE V max_of_each(const float* rows) {
+  return join_each(rows, [](V a, V b) __attribute__((always_inline)) { return vmax(a, b); });
 }
-static HFK_INLINE V sum_of_each(float* rows) {
-  transpose_vectors(rows);
-  V t = load(rows);
-  for (int i = 1; i < VL; i++) t += load(rows + i * VL);
-  return t;
+static HFK_INLINE V sum_of_each(const float* rows) {
+  return join_each(rows, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 
 // What remains to be done with up to VL query rows after `softmax_rows`.
@@ -205,12 +237,13 @@ struct RowResults {
 };
 
 // Probabilities of `count` <= VL rows of raw products, `width` apart: prefix at [0, PP) (P of them), real keys at
-// [PP, PP + end), of which row r sees visible[r]; bias[r] is its additive bias or null.
+// [PP, PP + end), of which row r sees visible[r]. low (or null): where they go instead, rounded, `width` apart as well;
+// only for the form softmax or without a prefix.
 template <bool fine>
-static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a, float* scores, int64_t width, int64_t count, int64_t P,
-                                    int64_t PP, const int64_t* visible, int64_t end, RowBias& bias, int64_t b, int64_t h,
-                                    int64_t m0, RowResults& out) {
-  const float c = a.scaling * kLog2e;
+static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a, float* scores, int64_t width, int64_t count,
+                                                   int64_t P, int64_t PP, const int64_t* visible, int64_t end,
+                                                   RowBias& bias, int64_t b, int64_t h, int64_t m0, bf16* low,
+                                                   RowResults& out) {
   alignas(64) float top[VL * VL], sum[VL * VL], prefix_sum[VL * VL];
   // Rows beyond `count` must not hold NaN: they share the arithmetic below.
   for (int64_t r = 0; r < VL; r++) {
@@ -219,31 +252,38 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
     store(prefix_sum + r * VL, zero());
   }
   const bool joint = a.form == PrefixForm::softmax && P > 0;
+  // Without a bias, scores stay raw products and the exponentials scale them. The largest product is the largest score
+  // only for a positive factor.
+  const bool raw = a.scaling > 0.f && !bias.any;
+  const float factor = raw ? a.scaling * kLog2e : kLog2e;
   for (int64_t r = 0; r < count; r++) {
     float* s = scores + r * width;
-    V t = finish_scores(s + PP, visible[r], end, c, bias.get(b, h, m0 + r));
-    if (joint) t = vmax(t, finish_scores(s, P, PP, c, nullptr));
+    V t = raw ? largest_product(s + PP, visible[r], end)
+              : finish_scores(s + PP, visible[r], end, a.scaling, bias.get(b, h, m0 + r));
+    if (joint) t = vmax(t, raw ? largest_product(s, P, PP) : finish_scores(s, P, PP, a.scaling, nullptr));
     store(top + r * VL, t);
   }
   alignas(64) float shift[VL];
   store(shift, max_of_each(top));
   for (int64_t r = 0; r < count; r++) {
     float* s = scores + r * width;
-    store(sum + r * VL, exponentials<fine>(s + PP, end, shift[r]));
-    if (joint) store(prefix_sum + r * VL, exponentials<fine>(s, PP, shift[r]));
+    bf16* l = low ? low + r * width : nullptr;
+    store(sum + r * VL, exponentials<fine>(s + PP, end, factor, shift[r], l ? l + PP : nullptr));
+    if (joint) store(prefix_sum + r * VL, exponentials<fine>(s, PP, factor, shift[r], l));
   }
   const V prefix = joint ? sum_of_each(prefix_sum) : zero(), total = sum_of_each(sum) + prefix;
-  const V factor = total > zero() ? 1.f / total : zero();
-  store(out.factor, factor);
-  store(out.gate, prefix * factor);
+  // A NaN among the scores stays one.
+  const V inverse = total == zero() ? zero() : 1.f / total;
+  store(out.factor, inverse);
+  store(out.gate, prefix * inverse);
   if (a.form == PrefixForm::softmax || P == 0) return;
   for (int64_t r = 0; r < count; r++) {
     float* s = scores + r * width;
     scale_row(s + PP, end, out.factor[r]);
     out.factor[r] = 1.f;
     if (a.form == PrefixForm::no_gating) {
-      const float highest = hmax(finish_scores(s, P, PP, c, nullptr));
-      scale_row(s, PP, 1.f / hsum(exponentials<fine>(s, PP, highest)));
+      const float highest = hmax(finish_scores(s, P, PP, a.scaling, nullptr));
+      scale_row(s, PP, 1.f / hsum(exponentials<fine>(s, PP, kLog2e, highest)));
     } else {
       for (int64_t n = 0; n < P; n += VL) store(s + n, vmax(load(s + n) * a.scaling, zero()));
       for (int64_t n = P; n < PP; n++) s[n] = 0.f;
