@@ -3,7 +3,15 @@
 
 template <class T>
 static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixAttentionForwardArgs& a, int64_t b,
-                                                                   int64_t g, const PrefixShape& z);
+                                                                   int64_t g0, int64_t g1, const PrefixShape& z);
+
+// Key heads that a thread takes together when there are few queries. Where the heads of a token lie side by side, all of
+// them are read before the next token: as one stream, which the processor fetches by itself. Scores stay in the cache.
+static int64_t few_query_heads(const PrefixAttentionArgs& a, const PrefixShape& z) {
+  if (a.key.head > a.key.token) return 1;
+  const int64_t fit = imax(1, (int64_t(1) << 16) / imax(1, z.width * z.rep * a.Tq));
+  return imin(fit, ceil_div(a.G, ceil_div(2 * num_threads(), imax(1, a.B))));
+}
 
 template <class T>
 static HFK_INLINE void write_row(const PrefixAttentionForwardArgs& a, int64_t b, int64_t h, int64_t i, float factor,
@@ -21,8 +29,12 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
   const Dropout drop = make_dropout(a.seed, a.dropout);
   const int64_t items = a.B * a.G, D = a.D, Dp = padded_k<E>(D), Dv = round_up(D, VL);
   if (a.Tq * z.rep <= 8) {
-    parallel(items, [&](int64_t i0, int64_t i1) {
-      for (int64_t i = i0; i < i1; i++) prefix_attention_few_queries<T>(a, i / a.G, i % a.G, z);
+    const int64_t heads = few_query_heads(a, z), parts = ceil_div(a.G, heads);
+    parallel(a.B * parts, [&](int64_t i0, int64_t i1) {
+      for (int64_t i = i0; i < i1; i++) {
+        const int64_t g = i % parts * heads;
+        prefix_attention_few_queries<T>(a, i / parts, g, imin(a.G, g + heads), z);
+      }
     });
     return;
   }
@@ -101,21 +113,13 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
   });
 }
 
-// Few query rows, as in decoding with a cache: every key and value is read once, in place. Rows may lie a whole token
-// apart, each in another page, where the processor does not look ahead by itself: `ahead` are rows to fetch meanwhile.
+// Few query rows, as in decoding with a cache: every key and value is read once, in place, kFetchRows at a time while the
+// next ones are fetched: rows may lie a whole token apart, further than the processor looks ahead by itself.
 constexpr int64_t kFetchRows = 16;
 template <class T>
-struct RowsAhead {
-  const T* rows;
-  int64_t count, stride;
-};
-// Fetches what comes kFetchRows behind row j of n: rows of the same matrix, then those ahead.
-template <class T>
-static HFK_INLINE void fetch_rows(int64_t j, int64_t some, int64_t n, const T* rows, int64_t stride, int64_t D,
-                                  const RowsAhead<T>& ahead) {
-  for (int64_t i = j + kFetchRows; i < j + kFetchRows + some; i++) {
-    if (i >= n && i - n >= ahead.count) return;
-    const char* p = reinterpret_cast<const char*>(i < n ? rows + i * stride : ahead.rows + (i - n) * ahead.stride);
+static HFK_INLINE void fetch_rows(int64_t begin, int64_t end, const T* rows, int64_t stride, int64_t D) {
+  for (int64_t i = begin; i < end; i++) {
+    const char* p = reinterpret_cast<const char*>(rows + i * stride);
     for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(p + byte);
   }
 }
@@ -154,10 +158,9 @@ static HFK_INLINE void add_weighted_rows(int64_t n, const float* p, int64_t ps, 
 // s[r][j] = q_r . k_j; whole vectors are written. VL keys at a time, whose sums over lanes are taken together.
 template <class T>
 static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t qs, const T* k, int64_t stride, float* s,
-                       int64_t width, const RowsAhead<T>& ahead) {
+                       int64_t width) {
   alignas(64) float products[VL * VL];
   for (int64_t j = 0; j < n; j += VL) {
-    fetch_rows(j, VL, n, k, stride, D, ahead);
     const T* key[VL];
     for (int i = 0; i < VL; i++) key[i] = k + imin(j + i, n - 1) * stride;
     for (int64_t r = 0; r < R; r++) {
@@ -181,53 +184,63 @@ static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t 
 
 template <class T>
 static void weigh_rows(int64_t R, int64_t n, const float* p, int64_t ps, const T* v, int64_t stride, int64_t D, float* out,
-                       int64_t os, const RowsAhead<T>& ahead) {
-  for (int64_t j = 0; j < n; j += kFetchRows) {
-    const int64_t some = imin(kFetchRows, n - j);
-    fetch_rows(j, some, n, v, stride, D, ahead);
-    const T* rows = v + j * stride;
-    int64_t r = 0;
-    for (; r + 4 <= R; r += 4) add_weighted_rows<4>(some, p + r * ps + j, ps, rows, stride, D, out + r * os, os);
-    for (; r < R; r++) add_weighted_rows<1>(some, p + r * ps + j, ps, rows, stride, D, out + r * os, os);
-  }
+                       int64_t os) {
+  int64_t r = 0;
+  for (; r + 4 <= R; r += 4) add_weighted_rows<4>(n, p + r * ps, ps, v, stride, D, out + r * os, os);
+  for (; r < R; r++) add_weighted_rows<1>(n, p + r * ps, ps, v, stride, D, out + r * os, os);
 }
 
 template <class T>
 static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixAttentionForwardArgs& a, int64_t b,
-                                                                   int64_t g, const PrefixShape& z) {
+                                                                   int64_t g0, int64_t g1, const PrefixShape& z) {
   const Dropout drop = make_dropout(a.seed, a.dropout);
-  const int64_t D = a.D, Dv = round_up(D, VL), R = z.rep * a.Tq, task = a.ids[b];
-  const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P);
-  float* q = scratch<float>(2, R * Dv);
-  float* scores = scratch<float>(3, R * z.width);
-  float* mixed = scratch<float>(5, R * Dv);
+  const int64_t D = a.D, Dv = round_up(D, VL), R = z.rep * a.Tq, rows = (g1 - g0) * R, task = a.ids[b];
+  const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), w = z.width;
+  float* q = scratch<float>(2, rows * Dv);
+  float* scores = scratch<float>(3, rows * w);
+  float* factors = scratch<float>(4, rows);
+  float* mixed = scratch<float>(5, rows * Dv);
   RowBias bias(a, scratch<float>(6, z.TP + VL));
-  for (int64_t r = 0; r < R; r++) {
-    const T* s = head_at<const T>(a.query, b, g * z.rep + r / a.Tq) + r % a.Tq * a.query.token;
+  // Row r belongs to query head g0 rep + r / Tq.
+  for (int64_t r = 0; r < rows; r++) {
+    const T* s = head_at<const T>(a.query, b, g0 * z.rep + r / a.Tq) + r % a.Tq * a.query.token;
     for (int64_t d = 0; d < Dv; d++) q[r * Dv + d] = d < D ? to_float(s[d]) : 0.f;
     for (int64_t d = 0; d < Dv; d++) mixed[r * Dv + d] = 0.f;
   }
-  const T *keys = head_at<const T>(a.key, b, g), *values = head_at<const T>(a.value, b, g);
-  const int64_t next = imin(kFetchRows, a.Tk);
-  const RowsAhead<T> none = {nullptr, 0, 0}, first_keys = {keys, next, a.key.token},
-                     first_values = {values, next, a.value.token};
-  const T* prefix = P ? static_cast<const T*>(a.prefix_key[task]) + g * P * D : nullptr;
-  if (P) score_rows(R, P, D, q, Dv, prefix, D, scores, z.width, first_keys);
-  score_rows(R, a.Tk, D, q, Dv, keys, a.key.token, scores + PP, z.width, first_values);
-  float factors[8];
-  for (int64_t r = 0; r < R; r++) {
-    const int64_t h = g * z.rep + r / a.Tq, i = r % a.Tq, line = (b * a.H + h) * a.Tq + i, visible = visible_keys(a, i);
-    float* s = scores + r * z.width;
+  const T *prefix_key = P ? static_cast<const T*>(a.prefix_key[task]) : nullptr,
+          *prefix_value = P ? static_cast<const T*>(a.prefix_value[task]) : nullptr;
+  for (int64_t g = g0; g < g1 && P; g++)
+    score_rows(R, P, D, q + (g - g0) * R * Dv, Dv, prefix_key + g * P * D, D, scores + (g - g0) * R * w, w);
+  for (int64_t j = 0; j < a.Tk; j += kFetchRows)
+    for (int64_t g = g0; g < g1; g++) {
+      const T *k = head_at<const T>(a.key, b, g), *v = head_at<const T>(a.value, b, g);
+      const int64_t next = j + kFetchRows;
+      if (next < a.Tk)
+        fetch_rows(next, imin(next + kFetchRows, a.Tk), k, a.key.token, D);
+      else
+        fetch_rows(0, imin(kFetchRows, a.Tk), v, a.value.token, D);
+      score_rows(R, imin(kFetchRows, a.Tk - j), D, q + (g - g0) * R * Dv, Dv, k + j * a.key.token, a.key.token,
+                 scores + (g - g0) * R * w + PP + j, w);
+    }
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t h = g0 * z.rep + r / a.Tq, i = r % a.Tq, line = (b * a.H + h) * a.Tq + i, visible = visible_keys(a, i);
+    float* s = scores + r * w;
     RowResults results;
-    softmax_rows<sizeof(T) == 4>(a, s, z.width, 1, P, PP, &visible, z.TP, bias, b, h, i, nullptr, results);
+    softmax_rows<sizeof(T) == 4>(a, s, w, 1, P, PP, &visible, z.TP, bias, b, h, i, nullptr, results);
     factors[r] = results.factor[0];
     a.gate[line] = results.gate[0];
     if (a.dropout_on) drop_both(drop, dropout_row(drop, uint32_t(line)), s, PP, z.TP);
   }
-  if (P)
-    weigh_rows(R, P, scores, z.width, static_cast<const T*>(a.prefix_value[task]) + g * P * D, D, D, mixed, Dv, none);
-  weigh_rows(R, a.Tk, scores + PP, z.width, values, a.value.token, D, mixed, Dv, none);
-  for (int64_t r = 0; r < R; r++) write_row<T>(a, b, g * z.rep + r / a.Tq, r % a.Tq, factors[r], mixed + r * Dv);
+  for (int64_t g = g0; g < g1 && P; g++)
+    weigh_rows(R, P, scores + (g - g0) * R * w, w, prefix_value + g * P * D, D, D, mixed + (g - g0) * R * Dv, Dv);
+  for (int64_t j = 0; j < a.Tk; j += kFetchRows)
+    for (int64_t g = g0; g < g1; g++) {
+      const T* v = head_at<const T>(a.value, b, g);
+      fetch_rows(j + kFetchRows, imin(j + 2 * kFetchRows, a.Tk), v, a.value.token, D);
+      weigh_rows(R, imin(kFetchRows, a.Tk - j), scores + (g - g0) * R * w + PP + j, w, v + j * a.value.token,
+                 a.value.token, D, mixed + (g - g0) * R * Dv, Dv);
+    }
+  for (int64_t r = 0; r < rows; r++) write_row<T>(a, b, g0 * z.rep + r / a.Tq, r % a.Tq, factors[r], mixed + r * Dv);
 }
 
 static void prefix_attention_forward(const PrefixAttentionForwardArgs& a) {
