@@ -104,6 +104,32 @@ def test_causal(shape, dtype, backend):
     check(Case(**SHAPES[shape], dtype=DTYPES[dtype]), backend, causal=True, bias=False)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scaling", [-0.7, 1.3])
+@pytest.mark.parametrize("shape", ["ragged", "decode"])
+def test_any_scaling_without_a_bias(shape, scaling, dtype, backend):
+    check(Case(**SHAPES[shape], dtype=DTYPES[dtype]), backend, bias=False, gate=True, scaling=scaling)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [1, 5])
+def test_nan_stays_nan_unless_its_key_is_masked(queries, backend):
+    case = Case([0, -1], [3], heads=2, groups=2, queries=queries)
+    query, key, value = (t.clone() for t in case.tensors)
+    query[0, 0, 0, 0] = key[1, 1, 2, 0] = float("nan")
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    with use_backend(backend):
+        seen = prefix_attention(query, key, value, case.prefix_key, case.prefix_value, case.batch)
+        mask[1, :, :, 2] = False
+        hidden = prefix_attention(query, key, value, case.prefix_key, case.prefix_value, case.batch, mask=mask)
+    assert (
+        torch.isnan(seen[0, 0, 0]).all() and torch.isfinite(seen[0, 0, 1:]).all() and torch.isfinite(seen[0, 1]).all()
+    )
+    assert torch.isnan(seen[1, 1]).all() and torch.isfinite(seen[1, 0]).all()
+    assert torch.isnan(hidden[0, 0, 0]).all() and torch.isfinite(hidden[1]).all()
+
+
 def masks(rows, heads, queries, keys):
     make = torch.Generator().manual_seed(1)
     padding = torch.rand(rows, 1, 1, keys, generator=make) > 0.3
