@@ -174,6 +174,7 @@ static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t 
         for (int i = 0; i < VL; i++) acc[i] = fma(x, load(key[i] + d), acc[i]);
       }
       if (d < D)
+#pragma GCC unroll 16
         for (int i = 0; i < VL; i++) acc[i] = fma(load(q + r * qs + d), load_first(key[i] + d, D - d), acc[i]);
 #pragma GCC unroll 16
       for (int i = 0; i < VL; i++) store(products + i * VL, acc[i]);
