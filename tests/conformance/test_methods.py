@@ -51,10 +51,21 @@ def test_method_on_architecture(case):
     assert not failures, "\n".join(failures)
 
 
-COMPILED = [c for c in CASES if c.model_type in conformance.COMPILED_TYPES]
+def part_of_another(case: conformance.Case) -> bool:
+    """Whether the configs of a method are among those of a larger one (pfeiffer's in seq_bn_inv), traced with them."""
+    return any(set(case.method) < set(other) for other in NAMES)
+
+
+# Every method is traced on bert, there with the graph of its backward pass: that holds the same ops on every
+# architecture. What differs elsewhere is where the hooks sit, and whole compositions show it for their parts.
+COMPILED = [
+    case
+    for case in CASES
+    if case.model_type == "bert" or (case.model_type in conformance.COMPILED_TYPES and not part_of_another(case))
+]
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=named)
 def test_method_compiles_to_one_graph(case):
     if case.refused() is None:
-        conformance.check_compile(case)
+        conformance.check_compile(case, backend="aot_eager" if case.model_type == "bert" else "eager")
