@@ -31,3 +31,7 @@ def pytest_collection_finish() -> None:
     # third of the time of what makes many objects, such as tracing a model.
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is never collected, some libraries report as leaked
