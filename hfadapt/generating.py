@@ -66,7 +66,8 @@ class Generate:
         Raises:
             RoutingError: under ``Parallel``, there is no input to repeat, or a key-value cache is given along.
         """
-        stock: Any = type(self.model).generate
+        kind: Any = type(self.model)
+        stock = kind.generate
         attachment: Attachment = self.model.__dict__["_hfadapt"]
         parallel = attachment.parallel
         prompts = 0

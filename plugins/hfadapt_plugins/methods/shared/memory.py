@@ -26,18 +26,20 @@ class Memory:
         shelf: Where histories are kept.
         batch: Which adapter each row uses.
         tokens: T, the new tokens.
+        keys: K, the tokens that a history has room for, or holds with the new ones.
         mask: Bool ``[B, K]`` of the tokens that are no padding, or None.
         device: Of the tokens.
     """
 
-    def __init__(self, shelf: Shelf, batch: TaskBatch, tokens: int, mask: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, shelf: Shelf, batch: TaskBatch, tokens: int, keys: int, mask: Tensor | None, device: torch.device
+    ) -> None:
         self.shelf = shelf
         self.batch = batch
         self.tokens = tokens
         self.fresh: dict[str, dict[int, Tensor]] = {}
-        keys = torch.arange(shelf.room or shelf.past + tokens, device=device)
         queries = torch.arange(tokens, device=device) + shelf.past
-        seen = keys <= queries.unsqueeze(1)
+        seen = torch.arange(keys, device=device) <= queries.unsqueeze(1)
         self.seen = seen.expand(batch.batch_size, -1, -1) if mask is None else seen & mask.unsqueeze(1)
         """What each new token may attend to, bool ``[B, T, K]``."""
 
@@ -124,10 +126,10 @@ def memory_of(rows: Rows, site: Site, source: Tensor) -> Memory | None:
     if shelf is None:
         return None
     tokens = source.shape[1]
-    keys = shelf.room or shelf.past + tokens
-    assert isinstance(keys, (int, torch.SymInt))
+    # only caches of fixed size count in a tensor
+    keys = shelf.room if shelf.room or isinstance(shelf.past, Tensor) else shelf.past + tokens
     mask = padding_mask(rows, source.shape[0], keys, site)
-    return Memory(shelf, rows.batch, tokens, mask, source.device)
+    return Memory(shelf, rows.batch, tokens, keys, mask, source.device)
 
 
 def attend(
