@@ -11,7 +11,7 @@ int64_t linear_packed_bytes(int64_t weight_type, int64_t K, int64_t N) {
 }
 
 void check_packed(const Tensor& packed, int64_t weight_type, int64_t K, int64_t N) {
-  HFK_CHECK(weight_type >= 0 && weight_type <= 3, "frozen_linear: weight_type: expected 0..3, got ", weight_type);
+  HFK_CHECK(weight_type >= 0 && weight_type <= 2, "frozen_linear: weight_type: expected 0..2, got ", weight_type);
   const int64_t bytes = linear_packed_bytes(weight_type, K, N);
   HFK_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() && packed.numel() == bytes,
             "frozen_linear: packed: expected ", bytes, " bytes for this instruction set, got ", packed.numel());

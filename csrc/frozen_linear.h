@@ -6,7 +6,6 @@ typedef Elem<bf16> LowElem;
 static void linear_size(const LinearSizeArgs& a) {
   switch (a.weight_type) {
     case WeightType::f32: *a.bytes = packed_size<float>(a.K, a.N) * 4; break;
-    case WeightType::split: *a.bytes = packed_size<SplitElem>(a.K, a.N) * int64_t(sizeof(SplitElem)); break;
     case WeightType::bf16: *a.bytes = packed_size<LowElem>(a.K, a.N) * int64_t(sizeof(LowElem)); break;
     case WeightType::int8: *a.bytes = packed_size<LowElem>(a.K, a.N); break;
   }
@@ -35,9 +34,6 @@ static void linear_pack_t(const LinearPackArgs& a) {
   parallel(ceil_div(a.N, PW), [&](int64_t p0, int64_t p1) {
     switch (a.weight_type) {
       case WeightType::f32: pack<float>(a.K, a.N, w, a.sk, a.sn, static_cast<float*>(a.packed), p0, p1); break;
-      case WeightType::split:
-        pack<SplitElem>(a.K, a.N, w, a.sk, a.sn, static_cast<SplitElem*>(a.packed), p0, p1);
-        break;
       case WeightType::bf16:
         if constexpr (sizeof(LowElem) == 2) {
           pack<LowElem>(a.K, a.N, w, a.sk, a.sn, static_cast<LowElem*>(a.packed), p0, p1);
@@ -64,9 +60,14 @@ static void linear_pack(const LinearPackArgs& a) {
   a.type == DType::f32 ? linear_pack_t<float>(a) : linear_pack_t<bf16>(a);
 }
 
+// count is a multiple of VL. Every int8 is exact in bf16, so rounding never happens here.
 static HFK_INLINE void widen_int8(int64_t count, const int8_t* s, LowElem* d) {
-  // Every int8 is exact in bf16, so rounding never happens here.
+#if defined(__AVX512F__)
+  for (int64_t i = 0; i < count; i += 16)
+    store(d + i, (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)))));
+#else
   for (int64_t i = 0; i < count; i++) from_float(float(s[i]), d[i]);
+#endif
 }
 
 template <class T>
@@ -84,55 +85,48 @@ static __attribute__((noinline)) void linear_epilogue(const LinearArgs& a, int64
     }
 }
 
-// Rows of results that are computed before they are stored: with a piece of the panel they fill the first-level cache.
-// Split panels come from the third-level cache and are fetched ahead while a whole block of rows passes by.
-template <class E>
-constexpr int64_t kLinearRows = sizeof(E) == 6 ? 256 : 48;
-
-// How many rows of x a work item takes: they stay in the second-level cache together with one panel of W. All threads
-// get the same number of blocks.
-template <class E>
-static int64_t linear_block(int64_t M, int64_t K) {
-  const int64_t fits = (int64_t(sizeof(E) == 6 ? 1200 : 640) << 10) / (imax(K, 1) * int64_t(sizeof(E)));
-  const int64_t most = M < 384 * num_threads() ? 96 : sizeof(E) == 6 ? 256 : 192;
-  const int64_t wanted = imax(48, imin(fits, most));
-  const int64_t blocks = M <= wanted ? 1 : round_up(ceil_div(M, wanted), num_threads());
-  return round_up(ceil_div(M, blocks), 16);
-}
-
 #if defined(__AMX_TILE__)
-// Rows that cannot be split (gemm_split.h), again in plain float32: C holds `rows` rows of one panel of results.
-template <class T>
-static __attribute__((noinline)) void linear_repair(int64_t rows, int64_t K, const T* x, int64_t stride, const split* B,
-                                                    int64_t columns, float* C) {
-  float *panel = scratch<float>(1, K * PW), *row = scratch<float>(3, K);
-  unsplit_panel(K, B, panel);
-  for (int64_t m = 0; m < rows; m++) {
-    __m512i most = _mm512_setzero_si512();
-    for (int64_t k = 0; k < K; k += VL) {
-      V v = load_first(x + m * stride + k, K - k);
-      most = magnitude_max(most, v);
-      store_first(row + k, v, K - k);
-    }
-    if (!in_split_range(_mm512_reduce_max_epu32(most))) gemm_store(1, columns, K, row, K, panel, C + m * PW, PW);
-  }
-}
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
 #endif
+
+// Rows of results that are computed before they are stored: whole tiles, and with a piece of the panel they fill the
+// first-level cache.
+template <class E>
+constexpr int64_t kLinearRows = sizeof(E) == 2 && kHasTiles ? 64 : 48;
+
+// The rows of x are cut into `blocks` of whole units. A block stays in the second-level cache together with one panel of W,
+// and all threads get as many rows.
+struct LinearBlocks {
+  int64_t blocks, units, unit;
+  int64_t start(int64_t b) const { return units * b / blocks * unit; }
+};
+template <class E>
+static LinearBlocks linear_blocks(int64_t M, int64_t K) {
+  // Processors with tiles have 2 MiB of second-level cache, others as little as 1 MiB.
+  const int64_t fits = (int64_t(kHasTiles && sizeof(E) == 2 ? 1200 : 640) << 10) / (imax(K, 1) * int64_t(sizeof(E)));
+  const bool few = M < 384 * num_threads();
+  const int64_t most = few ? 96 : kHasTiles && sizeof(E) == 2 ? 512 : 192, unit = few ? 16 : kLinearRows<E>;
+  const int64_t wanted = imax(48, imin(fits, most)), units = ceil_div(M, unit);
+  const int64_t blocks = M <= wanted ? 1 : round_up(ceil_div(M, wanted), num_threads());
+  return {imin(blocks, units), units, unit};
+}
 
 template <class T, class E>
 static void linear_t(const LinearArgs& a) {
-  const int64_t MB = linear_block<E>(a.M, a.K), panels = ceil_div(a.N, PW), blocks = ceil_div(a.M, MB);
+  const LinearBlocks cut = linear_blocks<E>(a.M, a.K);
+  const int64_t panels = ceil_div(a.N, PW), blocks = cut.blocks;
   // With few row blocks the panels are shared out as well.
   const int64_t cuts = blocks >= 2 * num_threads() ? 1 : imin(panels, ceil_div(4 * num_threads(), imax(blocks, 1)));
   parallel(blocks * cuts, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kLinearRows<E> * PW);
     for (int64_t i = i0; i < i1; i++) {
-      const int64_t b = i / cuts, c = i % cuts, m0 = b * MB, rows = imin(MB, a.M - m0);
+      const int64_t b = i / cuts, c = i % cuts, m0 = cut.start(b), rows = imin(cut.start(b + 1), a.M) - m0;
       const T* x = static_cast<const T*>(a.x) + m0 * a.x_stride;
       int64_t am;
-      int32_t outside = 0;
       const E* A = rows_for_product<E>(rows, a.K, x, a.x_stride, nullptr,
-                                       scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am, &outside);
+                                       scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am);
       for (int64_t p = panels * c / cuts; p < panels * (c + 1) / cuts; p++) {
         const E* B;
         if (a.weight_type == WeightType::int8) {
@@ -147,10 +141,6 @@ static void linear_t(const LinearArgs& a) {
         for (int64_t m = 0; m < rows; m += kLinearRows<E>) {
           const int64_t some = imin(kLinearRows<E>, rows - m);
           gemm_store(some, columns, a.K, A + m * am, am, B, C, PW);
-#if defined(__AMX_TILE__)
-          if constexpr (sizeof(E) == 6)
-            if (outside) linear_repair(some, a.K, x + m * a.x_stride, a.x_stride, B, columns, C);
-#endif
           linear_epilogue<T>(a, m0 + m, some, p * PW, C);
         }
       }
@@ -161,8 +151,6 @@ static void linear_t(const LinearArgs& a) {
 static void linear_forward(const LinearArgs& a) {
   if (a.weight_type == WeightType::f32)
     a.type == DType::f32 ? linear_t<float, float>(a) : linear_t<bf16, float>(a);
-  else if (a.weight_type == WeightType::split)
-    a.type == DType::f32 ? linear_t<float, SplitElem>(a) : linear_t<bf16, SplitElem>(a);
   else
     a.type == DType::f32 ? linear_t<float, LowElem>(a) : linear_t<bf16, LowElem>(a);
 }

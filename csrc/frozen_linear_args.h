@@ -4,8 +4,7 @@
 namespace hfk {
 
 // How the packed weight is stored. bf16 panels become float panels where the processor has no bf16 product.
-// split: float32 as the sum of three bf16 parts on AMX (gemm_split.h), the same as f32 elsewhere.
-enum class WeightType : int32_t { f32 = 0, bf16 = 1, int8 = 2, split = 3 };
+enum class WeightType : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
 
 struct LinearArgs {
   DType type;             // of x and out

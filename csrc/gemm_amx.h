@@ -27,10 +27,9 @@ struct TileConfig {
   }
 };
 
-// K is taken in pieces so that the piece of B (32 columns) stays in the first-level cache while all rows pass by.
-constexpr int64_t kTileK = 256;
-
-// C[32][32] (rows ldc apart) = or += A B for one piece; two: 32 rows, else 16; wide: 32 columns, else 16.
+// C[32][32] (rows ldc apart) = or += A B, summed over all of K in the tile registers; two: 32 rows, else 16; wide: 32 columns,
+// else 16. A load of a tile that is not in the first-level cache holds up the products behind it, so B is fetched two steps
+// ahead. The rows of A do without: a step's lines are followed by those of the next, which the processor fetches itself.
 template <bool two, bool wide>
 static HFK_INLINE void tile_piece(int64_t K, const bf16* A, int64_t am, const bf16* B, float* C, int64_t ldc, bool add) {
   if (add) {
@@ -45,6 +44,11 @@ static HFK_INLINE void tile_piece(int64_t K, const bf16* A, int64_t am, const bf
     if (two && wide) _tile_zero(3);
   }
   for (int64_t k = 0; k < K; k += 32) {
+    if (k + 64 < K) {
+      const bf16* ahead = B + (k + 64) * 32;
+#pragma GCC unroll 32
+      for (int i = 0; i < 32; i++) __builtin_prefetch(ahead + i * 32, 0, 3);
+    }
     _tile_loadd(6, B + k * 32, 128);
     _tile_loadd(4, A + k, am * 2);
     if (wide) _tile_loadd(7, B + k * 32 + 32, 128);
@@ -69,29 +73,23 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
   for (int64_t n = 0; n < N; n += 32) {
     const bf16* b = B + n * Kp;
     const bool wide = N - n > 16;
-    for (int64_t k = 0; k < Kp; k += kTileK) {
-      const int64_t kc = imin(kTileK, Kp - k);
-      for (int64_t m = 0; m < M; m += 32) {
-        const int64_t rows = imin(32, M - m);
-        const bool two = rows > 16, whole = rows % 16 == 0, add = k > 0;
-        float* c = C + m * ldc + n;
-        float* d = whole ? c : edge;
-        const int64_t ldd = whole ? ldc : 32, columns = wide ? 32 : 16;
-        if (!whole && add)
-          for (int64_t i = 0; i < rows; i++) memcpy(edge + i * 32, c + i * ldc, size_t(columns) * 4);
-        const bf16* a = A + m * am + k;
-        const bf16* bk = b + k * 32;
-        if (two && wide)
-          tile_piece<true, true>(kc, a, am, bk, d, ldd, add);
-        else if (two)
-          tile_piece<true, false>(kc, a, am, bk, d, ldd, add);
-        else if (wide)
-          tile_piece<false, true>(kc, a, am, bk, d, ldd, add);
-        else
-          tile_piece<false, false>(kc, a, am, bk, d, ldd, add);
-        if (!whole)
-          for (int64_t i = 0; i < rows; i++) memcpy(c + i * ldc, edge + i * 32, size_t(columns) * 4);
-      }
+    for (int64_t m = 0; m < M; m += 32) {
+      const int64_t rows = imin(32, M - m);
+      const bool two = rows > 16, whole = rows % 16 == 0;
+      const bf16* a = A + m * am;
+      float* c = C + m * ldc + n;
+      float* d = whole ? c : edge;
+      const int64_t ldd = whole ? ldc : 32;
+      if (two && wide)
+        tile_piece<true, true>(Kp, a, am, b, d, ldd, false);
+      else if (two)
+        tile_piece<true, false>(Kp, a, am, b, d, ldd, false);
+      else if (wide)
+        tile_piece<false, true>(Kp, a, am, b, d, ldd, false);
+      else
+        tile_piece<false, false>(Kp, a, am, b, d, ldd, false);
+      if (!whole)
+        for (int64_t i = 0; i < rows; i++) memcpy(c + i * ldc, edge + i * 32, size_t(wide ? 32 : 16) * 4);
     }
   }
 }

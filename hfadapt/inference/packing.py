@@ -22,7 +22,7 @@ __all__ = ["PackedForward", "is_packed", "pack", "unpack"]
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-_DTYPES = ("float32", "split", "bfloat16", "int8")
+_DTYPES = ("float32", "bfloat16", "int8")
 
 
 class PackedForward:
@@ -63,9 +63,8 @@ def pack(model: Model, dtype: str = "float32") -> Model:
 
     Args:
         model: Usually an adapted model; linears whose weights train are left as they are.
-        dtype: ``"float32"`` (the same sums as before, up to their order); ``"split"``, as exact, float32 on AMX tiles
-            where the processor has them (frozen_linear's README says when that is faster); ``"bfloat16"`` or ``"int8"``
-            weights, which are faster and less exact.
+        dtype: ``"float32"`` (the same sums as before, up to their order); ``"bfloat16"`` or ``"int8"`` weights, which
+            are faster and less exact.
 
     Returns:
         ``model``.

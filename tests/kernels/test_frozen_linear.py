@@ -22,7 +22,7 @@ SIZES = [(1, 1, 1), (5, 7, 3), (33, 96, 65), (97, 200, 130), (200, 64, 64)]
 
 @needs_cpp
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", native.ISA_NAMES)
 def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
@@ -55,7 +55,7 @@ def test_result_and_gradient_are_as_exact_as_eager(isa, dtype, kind, size):
         assert_as_good_as_eager(a.to(eager_dtype), b, c, name)
 
 
-@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_unpack_returns_the_weight_bit_for_bit_after_pickle_and_deepcopy(kind):
     weight = torch.randn(17, 9)
     packed = hk.PackedLinear.pack(weight, kind)
@@ -98,7 +98,7 @@ def test_opcheck_compile_and_autocast(backend):
     packed = hk.PackedLinear(weight)
     packed.prepare(backward=True)
     with hk.use_backend(backend):
-        args = (x, weight, packed._panels, packed._panels_t, None, torch.randn(6), packed.storage, 0)
+        args = (x, weight, packed._panels, packed._panels_t, None, torch.randn(6), packed.kind, 0)
         torch.library.opcheck(torch.ops.hfadapt.frozen_linear.default, args)
         compiled = torch.compile(lambda t: hk.frozen_linear(t, packed), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), x @ weight.t())
@@ -109,59 +109,29 @@ def test_opcheck_compile_and_autocast(backend):
 
 
 @needs_cpp
-@pytest.mark.parametrize("isa", native.ISA_NAMES)
-def test_rows_of_any_magnitude_are_those_of_float32_and_leave_their_neighbours_alone(isa):
-    # AMX tiles know neither infinities nor subnormals once a number is split in three: such rows are computed in FMA.
-    if native.ISA_NAMES.index(isa) > torch.ops.hfadapt_cpu.isa(-1):
-        pytest.skip(f"this processor has no {isa}")
-    torch.manual_seed(5)
-    plain, weight = torch.randn(9, 70), torch.randn(66, 70)
-    odd = plain.clone()
-    odd[1, 3], odd[2, 0], odd[3, 5] = float("inf"), float("nan"), 3e38
-    odd[4] *= 1e-37
-    odd[5] *= 1e-44
-    odd[6] = 0.0
-    with native.use_isa(isa), hk.use_backend("cpu"):
-        packed = hk.PackedLinear(weight, "split")
-        ours, alone = hk.frozen_linear(odd, packed), hk.frozen_linear(plain, packed)
-    exact = odd.double() @ weight.double().t()
-    expected = exact.float()
-    for row in (1, 2, 3):
-        torch.testing.assert_close(ours[row], expected[row], equal_nan=True, rtol=1e-5, atol=0)
-    for row in (4, 6):
-        assert (ours[row] - exact[row]).norm() <= 1e-5 * exact[row].norm()
-    # Subnormals: torch's own product has as few digits of them.
-    assert (ours[5] - exact[5]).abs().max() <= 70 * 2.0**-149 * 4
-    assert torch.equal(ours[[0, 7, 8]], alone[[0, 7, 8]])
-
-
-@needs_cpp
-@pytest.mark.parametrize("size", [1e-30, 1e30, float("inf")], ids=str)
-def test_weights_of_any_magnitude_give_float32_results(size):
-    torch.manual_seed(6)
-    x, weight = torch.randn(20, 12), torch.randn(10, 12)
-    weight[3] *= size
-    with hk.use_backend("cpu"):
-        packed = hk.PackedLinear(weight, "split")
-        assert packed.storage == "float32"
-        out = hk.frozen_linear(x, packed)
-    torch.testing.assert_close(out, (x.double() @ weight.double().t()).float(), equal_nan=True, rtol=1e-4, atol=1e-6)
-    weight[3] = 1.0
-    packed.prepare()
-    assert packed.storage == ("split" if native.isa() == "amx" else "float32")
-
-
-@needs_cpp
-@pytest.mark.parametrize("kind", ["float32", "split", "bfloat16", "int8"])
-def test_the_same_bits_with_two_threads_and_for_a_row_alone(kind):
+@pytest.mark.parametrize("rows", [130, 1003], ids=["few rows", "whole blocks"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_the_same_bits_with_two_threads_and_for_a_row_alone(kind, rows):
     torch.manual_seed(3)
-    x, packed = torch.randn(130, 40), hk.PackedLinear(torch.randn(90, 40), kind)
-    with hk.use_backend("cpu"):
+    x, packed = torch.randn(rows, 40), hk.PackedLinear(torch.randn(90, 40), kind)
+    with nan_poisoned(), hk.use_backend("cpu"):
         with threads(1):
             one = hk.frozen_linear(x, packed)
         with threads(2):
             assert torch.equal(hk.frozen_linear(x, packed), one)
-        assert torch.equal(hk.frozen_linear(x[57:58], packed), one[57:58])
+        for row in (57, rows - 1):
+            assert torch.equal(hk.frozen_linear(x[row : row + 1], packed), one[row : row + 1])
+
+
+@needs_cpp
+def test_a_bfloat16_weight_given_as_float32_is_multiplied_in_bfloat16_bit_for_bit():
+    # A bfloat16 model that is packed with the default must not run on the float32 product.
+    torch.manual_seed(7)
+    x, weight = torch.randn(20, 33).bfloat16(), torch.randn(18, 33).bfloat16()
+    given = hk.PackedLinear(weight)
+    assert (given.dtype, given.kind) == ("float32", "bfloat16")
+    assert torch.equal(hk.frozen_linear(x, given), hk.frozen_linear(x, hk.PackedLinear(weight, "bfloat16")))
+    assert hk.PackedLinear(weight.float()).kind == "float32"
 
 
 @needs_cpp

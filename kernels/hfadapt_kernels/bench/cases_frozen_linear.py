@@ -17,7 +17,7 @@ ROWS = 2048
 def _forward(kind: str, inputs: int, outputs: int) -> Workload:
     x, weight, bias = torch.randn(ROWS, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
     packed = PackedLinear(weight, kind)
-    low = kind not in ("float32", "split")
+    low = kind != "float32"
     onednn = onednn_linear(weight.bfloat16() if low else weight, bias.bfloat16() if low else bias)
     given = x.bfloat16() if low else x
     low_weight, low_bias = weight.bfloat16(), bias.bfloat16()
@@ -36,7 +36,7 @@ def _forward(kind: str, inputs: int, outputs: int) -> Workload:
 
 
 def _both(kind: str) -> Workload:
-    low = kind not in ("float32", "split")
+    low = kind != "float32"
     x, weight, grad = torch.randn(ROWS, 768), torch.randn(768, 768), torch.randn(ROWS, 768)
     given = (x.bfloat16() if low else x).requires_grad_()
     plain = x.clone().requires_grad_()
@@ -54,7 +54,7 @@ def _both(kind: str) -> Workload:
 def cases() -> list[Case]:
     """Square and feed-forward shapes of a hidden size of 768."""
     found = []
-    for kind, goal in (("float32", 2.2), ("split", 2.2), ("bfloat16", 4.2), ("int8", None)):
+    for kind, goal in (("float32", 2.2), ("bfloat16", 4.2), ("int8", None)):
         for inputs, outputs in ((768, 768), (768, 3072), (3072, 768)):
             goals = {"F.linear float32": goal} if goal and inputs == outputs else {}
             found.append(

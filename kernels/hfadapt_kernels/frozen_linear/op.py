@@ -54,14 +54,13 @@ _FEW_ROWS = 8
 
 def _prefer_torch(x: Tensor, kind: str) -> bool:
     """Whether the automatic choice leaves a float32 product to torch."""
-    if kind not in ("float32", "split") or requested_backend() != "auto":
+    if kind != "float32" or requested_backend() != "auto":
         return False
     if x.device.type == "cuda":
         return True
     if x.dtype != torch.float32:
         return False
-    few = x.numel() < _FEW_ROWS * x.shape[-1]
-    return few or (kind == "float32" and native.torch_product_is_fast())
+    return x.numel() < _FEW_ROWS * x.shape[-1] or native.torch_product_is_fast()
 
 
 def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
@@ -144,10 +143,10 @@ def frozen_linear(
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if not torch.compiler.is_compiling():
-        if _prefer_torch(x, packed.storage):
-            return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.dtype, activation=chosen.name)
+        if _prefer_torch(x, packed.kind):
+            return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.kind, activation=chosen.name)
         packed.prepare(backward=differentiable and x.requires_grad)
     # The gradient of the activation needs its input: with gradients the activation runs outside of the op.
     fused = 0 if differentiable else chosen.code
-    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.storage, fused)
+    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.kind, fused)
     return chosen.fn(y) if differentiable and chosen.code else y

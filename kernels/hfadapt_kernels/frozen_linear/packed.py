@@ -14,9 +14,7 @@ from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
-WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "split": 3}
-# Magnitudes that split weights may have (csrc/gemm_split.h); 0 is fine as well.
-_SPLIT_LEAST, _SPLIT_MOST = 2.0**-52, 2.0**60
+WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
 class PackedLinear:
@@ -28,10 +26,7 @@ class PackedLinear:
 
     Attributes:
         weight: The frozen weight, [O, Din].
-        dtype: What the product multiplies with: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row), or
-            ``split``: float32 as three bfloat16 parts on AMX tiles, as exact as float32.
-        storage: How the panels hold it: ``dtype``, but ``float32`` for ``split`` where the processor has no tiles or
-            the weight no such parts.
+        dtype: What was asked for: ``float32``, ``bfloat16`` or ``int8`` (weights only, one scale a row).
     """
 
     def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
@@ -41,7 +36,7 @@ class PackedLinear:
             got = f"{weight.dtype} {list(weight.shape)}"
             raise ShapeError("PackedLinear", "weight", expected="a floating-point tensor [O, Din]", got=got)
         self.weight = weight
-        self.dtype = self.storage = dtype
+        self.dtype = dtype
         self._made_for: tuple[Any, ...] | None = None
         self._panels: Tensor | None = None
         self._panels_t: Tensor | None = None
@@ -63,6 +58,16 @@ class PackedLinear:
         made = {t.data_ptr(): t.nbytes for t in (self._panels, self._panels_t) if t is not None}
         return sum(size for at, size in made.items() if at != self.weight.data_ptr())
 
+    @property
+    def kind(self) -> str:
+        """What the product multiplies with: `dtype`, or ``bfloat16`` where that loses nothing.
+
+        A bfloat16 weight given as ``float32`` holds bfloat16 numbers; it is multiplied as such, with bfloat16 rows, on
+        the processor's bfloat16 product, which sums in float32.
+        """
+        exact = self.dtype == "float32" and self.weight.dtype == torch.bfloat16
+        return "bfloat16" if exact and self.weight.device.type == "cpu" else self.dtype
+
     def _state(self) -> tuple[Any, ...]:
         version = None if self.weight.is_inference() else self.weight._version
         return (self.weight.data_ptr(), version, "triton" if self._for_triton() else native.isa())
@@ -82,9 +87,7 @@ class PackedLinear:
         state = self._state()
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
-            self._scale = int8_scale(self.weight) if self.dtype == "int8" else None
-            plain = self.dtype == "split" and (self._for_triton() or not _splits(self.weight))
-            self.storage = "float32" if plain else self.dtype
+            self._scale = int8_scale(self.weight) if self.kind == "int8" else None
         if self._panels is None:
             self._panels = self._make(transposed=False)
         if backward and self._panels_t is None:
@@ -92,7 +95,7 @@ class PackedLinear:
 
     def _prepare_early(self) -> None:
         # Where the automatic choice leaves float32 to torch, panels are made only when somebody insists on ours.
-        if self.dtype != "float32" or not native.torch_product_is_fast():
+        if self.kind != "float32" or not native.torch_product_is_fast():
             self.prepare()
 
     def _make(self, *, transposed: bool) -> Tensor:
@@ -101,12 +104,12 @@ class PackedLinear:
 
             # Read with either axis inside: the gradient's product needs no second copy.
             made = self._panels_t if self._panels is None else self._panels
-            return panels(self.weight, self.storage) if made is None else made
+            return panels(self.weight, self.kind) if made is None else made
         weight = self.weight.detach()
         if weight.dtype == torch.float16:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
-        kind = WEIGHT_TYPES[self.storage]
+        kind = WEIGHT_TYPES[self.kind]
         packed = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
         scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
         torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, packed)
@@ -117,18 +120,8 @@ class PackedLinear:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.weight, self.dtype = state["weight"], state["dtype"]
-        self.storage = self.dtype
         self._made_for = self._panels = self._panels_t = self._scale = None
         self._prepare_early()
 
     def __repr__(self) -> str:
         return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"
-
-
-def _splits(weight: Tensor) -> bool:
-    """Whether AMX tiles can take ``weight`` as float32 in three parts: every row and column is 0 or within range."""
-    if native.isa() != "amx" or weight.numel() == 0:
-        return False
-    size = weight.detach().abs()
-    largest = torch.cat([size.amax(0), size.amax(1)])
-    return bool(((largest == 0) | ((largest >= _SPLIT_LEAST) & (largest <= _SPLIT_MOST))).all())

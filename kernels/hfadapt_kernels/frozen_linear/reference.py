@@ -20,7 +20,7 @@ def int8_scale(weight: Tensor) -> Tensor:
 
 def effective_weight(weight: Tensor, dtype: str) -> Tensor:
     """The weight that a product of type ``dtype`` really multiplies with, in the weight's dtype [O, Din]."""
-    if dtype in ("float32", "split"):
+    if dtype == "float32":
         return weight
     if dtype == "bfloat16":
         return weight.to(torch.bfloat16).to(weight.dtype)
