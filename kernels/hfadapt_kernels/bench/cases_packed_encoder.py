@@ -27,8 +27,8 @@ class _Layer:
 
     def __call__(self, x: Tensor) -> Tensor:
         query, key, value, output, up, down = self.linears
-        heads = [f(x).view(ROWS, TOKENS, HEADS, -1).transpose(1, 2) for f in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(ROWS, TOKENS, D)
+        q, k, v = (f(x).view(ROWS, TOKENS, HEADS, -1).transpose(1, 2) for f in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(ROWS, TOKENS, D)
         x = F.layer_norm(x + output(mixed), (D,))
         return F.layer_norm(x + down(F.gelu(up(x))), (D,))
 
