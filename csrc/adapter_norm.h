@@ -21,7 +21,6 @@ constexpr int64_t kDotRank = 8;
 template <class E>
 static HFK_INLINE int64_t adapter_block_rows(int64_t max_rank) {
   if (sizeof(E) == 2) return max_rank <= 128 ? 64 : 96;
-  if (kHasSplit && float32_tiles() && max_rank >= kSplitRank) return 128;
   return max_rank <= 32 ? 24 : max_rank <= 128 ? 48 : 96;
 }
 
@@ -96,7 +95,6 @@ struct AdapterWeights {
   Shared<AdapterPack<E>> packs;
   Shared<E> panels;
   Shared<float> floats;
-  int32_t outside = 0;  // see gemm_split.h
 
   static int64_t panel_elements(const AdapterTask& t, int64_t D, int64_t Dh) {
     return packed_size<E>(Dh, t.rank) + packed_size<E>(t.rank, D);
@@ -104,23 +102,22 @@ struct AdapterWeights {
   static int64_t float_elements(const AdapterTask& t, int64_t D, int64_t Dh) {
     return round_up(t.rank, VL) + 2 * round_up(D, VL) + PW + 8 * round_up(Dh, VL);
   }
-  static int64_t total(const AdapterNormArgs& a, RankRange ranks,
-                       int64_t (*size)(const AdapterTask&, int64_t, int64_t)) {
+  static int64_t total(const AdapterNormArgs& a, int64_t (*size)(const AdapterTask&, int64_t, int64_t)) {
     int64_t n = 0;
     for (int64_t t = 0; t < a.num_tasks; t++)
-      if (a.plan->tasks[t].count && ranks.has(a.tasks[t].rank)) n += size(a.tasks[t], a.D, a.Dh);
+      if (a.plan->tasks[t].count) n += size(a.tasks[t], a.D, a.Dh);
     return n;
   }
 
-  AdapterWeights(const AdapterNormArgs& a, RankRange ranks)
-      : packs(a.num_tasks), panels(total(a, ranks, panel_elements)), floats(total(a, ranks, float_elements)) {
+  explicit AdapterWeights(const AdapterNormArgs& a)
+      : packs(a.num_tasks), panels(total(a, panel_elements)), floats(total(a, float_elements)) {
     Shared<int64_t> start(a.num_tasks + 1);
     start[0] = 0;
     E* e = panels;
     float* f = floats;
     for (int64_t t = 0; t < a.num_tasks; t++) {
       const AdapterTask& task = a.tasks[t];
-      const bool here = a.plan->tasks[t].count > 0 && ranks.has(task.rank);
+      const bool here = a.plan->tasks[t].count > 0;
       start[t + 1] = start[t] + (here ? ceil_div(task.rank, PW) + ceil_div(a.D, PW) : 0);
       if (!here) continue;
       AdapterPack<E>& p = packs[t];
@@ -154,10 +151,9 @@ struct AdapterWeights {
       const int64_t down_panels = ceil_div(task.rank, PW);
       if (panel >= down_panels)
         pack<E>(task.rank, a.D, static_cast<const T*>(task.up), 1, task.rank, packs[t].up, panel - down_panels,
-                panel - down_panels + 1, nullptr, &outside);
+                panel - down_panels + 1);
       else if (!packs[t].down_rows)
-        pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, packs[t].down, panel, panel + 1, nullptr,
-                &outside);
+        pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, packs[t].down, panel, panel + 1);
     });
   }
 };
@@ -293,15 +289,14 @@ static HFK_INLINE NormWeights norm_floats(const AdapterNormArgs& a, float* buffe
   return {buffer, buffer + Dp};
 }
 
-// The rows of tasks in `ranks`, and with rank 0 those without a task. False if they cannot be multiplied in E; then what
-// was written does not count.
-template <class T, class E>
-static bool adapter_forward_ranks(const AdapterNormArgs& a, RankRange ranks, NormWeights norm) {
-  const int64_t D = a.D, Dp = round_up(D, VL), MB = adapter_block_rows<Elem<T>>(a.max_rank);
-  AdapterWeights<T, E> weights(a, ranks);
-  if (weights.outside) return false;
+template <class T>
+static void adapter_norm_forward_t(const AdapterNormArgs& a) {
+  typedef Elem<T> E;
+  Shared<float> norm_memory(2 * round_up(a.D, VL));
+  const NormWeights norm = norm_floats<T>(a, norm_memory);
+  const int64_t D = a.D, Dp = round_up(D, VL), MB = adapter_block_rows<E>(a.max_rank);
+  AdapterWeights<T, E> weights(a);
   const int64_t rp = round_up(imax(a.max_rank, kDotRank), PW);
-  int32_t outside = 0;
   parallel(a.plan->count, [&](int64_t b0, int64_t b1) {
     float* C = scratch<float>(0, MB * imax(Dp, 1));
     float* hidden = scratch<float>(1, MB * rp);
@@ -309,7 +304,6 @@ static bool adapter_forward_ranks(const AdapterNormArgs& a, RankRange ranks, Nor
     E* rows = scratch<E>(3, round_up(MB, 32) * padded_k<E>(a.Dh));
     for (int64_t i = b0; i < b1; i++) {
       const RowBlock& b = a.plan->blocks[i];
-      if (!ranks.has(b.task < 0 ? 0 : a.tasks[b.task].rank)) continue;
       if (b.task < 0) {
         adapter_rows<T, false>(a, b, nullptr, 0, nullptr, norm, C, Dp);
         continue;
@@ -318,33 +312,20 @@ static bool adapter_forward_ranks(const AdapterNormArgs& a, RankRange ranks, Nor
       const int64_t rank = a.tasks[b.task].rank;
       const int64_t ld = p.down_rows ? imax(round_up(rank, VL), kDotRank) : round_up(rank, VL);
       const T* h = static_cast<const T*>(a.h) + (b.index ? 0 : b.first * a.Dh);
-      int64_t am, tm = padded_k<E>(rank);
-      const E* A = rows_for_product<E>(b.count, a.Dh, h, a.Dh, b.index, rows, &am, &outside);
+      const int64_t tm = padded_k<E>(rank);
+      int64_t am;
+      const E* A = rows_for_product<E>(b.count, a.Dh, h, a.Dh, b.index, rows, &am);
       bool dot = false;
       if constexpr (sizeof(E) == 4) {
         dot = p.down_rows != nullptr;
         if (dot) dot8_rows(b.count, a.Dh, A, am, p.down_rows, round_up(a.Dh, VL), hidden, ld);
       }
       if (!dot) gemm_store(b.count, rank, a.Dh, A, am, p.down, hidden, ld);
-      const E* low = t;
-      if constexpr (sizeof(E) == 6) {
-        adapter_activate<T>(a, b, rank, p.down_bias, hidden, ld, hidden, ld);
-        low = rows_for_product<E>(b.count, rank, hidden, ld, nullptr, t, &tm, &outside);
-      } else {
-        adapter_activate<T>(a, b, rank, p.down_bias, hidden, ld, t, tm);
-      }
-      gemm_store(b.count, D, rank, low, tm, p.up, C, Dp);
+      adapter_activate<T>(a, b, rank, p.down_bias, hidden, ld, t, tm);
+      gemm_store(b.count, D, rank, t, tm, p.up, C, Dp);
       adapter_rows<T, true>(a, b, p.scale, p.scale_step, p.up_bias, norm, C, Dp);
     }
   });
-  return outside == 0;
-}
-
-template <class T>
-static void adapter_norm_forward_t(const AdapterNormArgs& a) {
-  Shared<float> norm_memory(2 * round_up(a.D, VL));
-  const NormWeights norm = norm_floats<T>(a, norm_memory);
-  for_ranks<T>(a.max_rank, [&](auto e, RankRange ranks) { return adapter_forward_ranks<T, decltype(e)>(a, ranks, norm); });
 }
 static void adapter_norm_forward(const AdapterNormArgs& a) {
   a.type == DType::f32 ? adapter_norm_forward_t<float>(a) : adapter_norm_forward_t<bf16>(a);

@@ -7,7 +7,7 @@
 // What phase 1 leaves for the other phases.
 template <class E>
 struct AdapterTape {
-  E* hidden;        // per task [tape_rows][Kt]: act(pre), dropped; rows along K (float: in groups, split: in tiles)
+  E* hidden;        // per task [tape_rows][Kt]: act(pre), dropped; rows along K (float: in groups)
   E* dpre;          // the same: gradient of pre
   int64_t stride;   // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
 };
@@ -24,18 +24,17 @@ struct AdapterBackwardWeights {
   Shared<float*> scale, bias;  // scale as in the forward; down bias is inside pre already
   Shared<E> panels;
   Shared<float> floats;
-  int32_t outside = 0;  // see gemm_split.h
 
-  static int64_t total_panels(const AdapterNormArgs& a, RankRange ranks) {
+  static int64_t total_panels(const AdapterNormArgs& a) {
     int64_t n = 0;
     for (int64_t t = 0; t < a.num_tasks; t++)
-      if (a.plan->tasks[t].count && ranks.has(a.tasks[t].rank)) n += packed_size<E>(a.D, a.tasks[t].rank) + packed_size<E>(a.tasks[t].rank, a.Dh);
+      if (a.plan->tasks[t].count) n += packed_size<E>(a.D, a.tasks[t].rank) + packed_size<E>(a.tasks[t].rank, a.Dh);
     return n;
   }
 
-  AdapterBackwardWeights(const AdapterNormArgs& a, bool need_dh, RankRange ranks)
+  AdapterBackwardWeights(const AdapterNormArgs& a, bool need_dh)
       : up(a.num_tasks), down(a.num_tasks), up_rows(a.num_tasks), scale(a.num_tasks), bias(a.num_tasks),
-        panels(total_panels(a, ranks)), floats(a.num_tasks * (imax(round_up(a.D, VL), PW) + 8 * round_up(a.D, VL))) {
+        panels(total_panels(a)), floats(a.num_tasks * (imax(round_up(a.D, VL), PW) + 8 * round_up(a.D, VL))) {
     const int64_t Dp = round_up(a.D, VL);
     Shared<int64_t> start(a.num_tasks + 1);
     start[0] = 0;
@@ -43,7 +42,7 @@ struct AdapterBackwardWeights {
     float* f = floats;
     for (int64_t t = 0; t < a.num_tasks; t++) {
       const AdapterTask& task = a.tasks[t];
-      const bool here = a.plan->tasks[t].count > 0 && ranks.has(task.rank);
+      const bool here = a.plan->tasks[t].count > 0;
       start[t + 1] = start[t] + (here ? ceil_div(task.rank, PW) + (need_dh ? ceil_div(a.Dh, PW) : 0) : 0);
       if (!here) continue;
       const bool dot = sizeof(E) == 4 && task.rank <= kDotRank;
@@ -65,10 +64,9 @@ struct AdapterBackwardWeights {
       const int64_t up_panels = ceil_div(task.rank, PW);
       if (panel >= up_panels)
         pack<E>(task.rank, a.Dh, static_cast<const T*>(task.down), a.Dh, 1, down[t], panel - up_panels,
-                panel - up_panels + 1, nullptr, &outside);
+                panel - up_panels + 1);
       else if (!up_rows[t])
-        pack<E>(a.D, task.rank, static_cast<const T*>(task.up), task.rank, 1, up[t], panel, panel + 1, scale[t],
-                &outside);
+        pack<E>(a.D, task.rank, static_cast<const T*>(task.up), task.rank, 1, up[t], panel, panel + 1, scale[t]);
     });
   }
 };
@@ -178,26 +176,23 @@ struct AdapterBackward {
   }
 };
 
-// Phases 1 and 2 for the tasks in `ranks`, with rank 0 also for rows without a task. False if they cannot be multiplied in
-// E; then what was written does not count.
-template <class T, class E>
-static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange ranks) {
+// Phases 1 and 2.
+template <class T>
+static void adapter_backward_sums(const AdapterBackward<T>& run) {
+  typedef Elem<T> E;
   const AdapterNormBackwardArgs& g = run.g;
   const AdapterNormArgs& a = g.forward;
   const T* dz = run.dz;
-  const int64_t D = a.D, Dp = run.Dp, rv = run.rv, Dh = a.Dh, MB = adapter_block_rows<Elem<T>>(a.max_rank);
-  AdapterBackwardWeights<T, E> weights(a, g.dh != nullptr, ranks);
-  if (weights.outside) return false;
-  int32_t outside = 0;
+  const int64_t D = a.D, Dp = run.Dp, rv = run.rv, Dh = a.Dh, MB = adapter_block_rows<E>(a.max_rank);
+  AdapterBackwardWeights<T, E> weights(a, g.dh != nullptr);
 
   Shared<AdapterTape<E>> tapes(a.num_tasks);
   int64_t tape_size = 0;
   for (int64_t t = 0; t < a.num_tasks; t++)
-    if (ranks.has(a.tasks[t].rank)) tape_size += 2 * tape_rows<E>(a.tasks[t].rank) * (round_up(a.plan->tasks[t].count, 32) + 32);
+    tape_size += 2 * tape_rows<E>(a.tasks[t].rank) * (round_up(a.plan->tasks[t].count, 32) + 32);
   Shared<E> tape_memory(tape_size);
   E* tape_at = tape_memory;
   for (int64_t t = 0; t < a.num_tasks; t++) {
-    if (!ranks.has(a.tasks[t].rank)) continue;
     const int64_t stride = round_up(a.plan->tasks[t].count, 32) + 32, rows = tape_rows<E>(a.tasks[t].rank);
     tapes[t] = {tape_at, tape_at + rows * stride, stride};
     tape_at += 2 * rows * stride;
@@ -215,7 +210,6 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
     float* wide = scratch<float>(7, MB * round_up(Dh, VL));
     for (int64_t i = b0; i < b1; i++) {
       const RowBlock& b = a.plan->blocks[i];
-      if (!ranks.has(b.task < 0 ? 0 : a.tasks[b.task].rank)) continue;
       const AdapterPartial sums = run.partial(i);
       memset(sums.weight, 0, size_t(run.partial_size) * 4);
       adapter_norm_rows_backward<T>(g, b, run.norm.weight, sums);
@@ -228,7 +222,7 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
       }
       const int64_t rank = a.tasks[b.task].rank, ld = imax(round_up(rank, VL), weights.up_rows[b.task] ? 8 : 0);
       int64_t am;
-      const E* A = rows_for_product<E>(b.count, D, dz + (b.index ? 0 : b.first * D), D, b.index, rows, &am, &outside);
+      const E* A = rows_for_product<E>(b.count, D, dz + (b.index ? 0 : b.first * D), D, b.index, rows, &am);
       bool dot = false;
       if constexpr (sizeof(E) == 4) {
         dot = weights.up_rows[b.task] != nullptr;
@@ -236,16 +230,13 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
       }
       if (!dot) gemm_store(b.count, rank, D, A, am, weights.up[b.task], C, ld);
       adapter_activate_backward<T>(a, b, rank, C, H, ld, sums.dpre);
-      tape_block(b.count, rank, H, ld, tapes[b.task].hidden, tapes[b.task].stride, b.position, &outside);
-      tape_block(b.count, rank, C, ld, tapes[b.task].dpre, tapes[b.task].stride, b.position, &outside);
+      tape_block(b.count, rank, H, ld, tapes[b.task].hidden, tapes[b.task].stride, b.position);
+      tape_block(b.count, rank, C, ld, tapes[b.task].dpre, tapes[b.task].stride, b.position);
       if (!dh) continue;
-      int64_t Kp = padded_k<E>(rank);
-      if constexpr (sizeof(E) == 6)
-        rows_for_product<E>(b.count, rank, C, ld, nullptr, low, &Kp, &outside);
-      else
-        for (int64_t m = 0; m < b.count; m++)
-          for (int64_t k = 0; k < Kp; k += VL)
-            store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
+      const int64_t Kp = padded_k<E>(rank);
+      for (int64_t m = 0; m < b.count; m++)
+        for (int64_t k = 0; k < Kp; k += VL)
+          store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
       const int64_t wd = round_up(Dh, VL);
       if (sizeof(T) == 4 && b.index == nullptr && Dh % VL == 0) {
         gemm_store(b.count, Dh, rank, low, Kp, weights.down[b.task], reinterpret_cast<float*>(dh) + b.first * Dh, Dh);
@@ -259,18 +250,14 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
     }
   });
 
-  if (outside) return false;
-
   // Phase 2: panels of dW_d, then panels of dW_u (with the gradient of the scale, which falls out of it).
   Shared<int64_t> start(a.num_tasks + 1);
   start[0] = 0;
-  int64_t tasks = 0;
-  for (int64_t t = 0; t < a.num_tasks; t++) tasks += ranks.has(a.tasks[t].rank);
-  const int64_t all_panels = tasks * (ceil_div(Dh, PW) + ceil_div(D, PW));
+  const int64_t all_panels = a.num_tasks * (ceil_div(Dh, PW) + ceil_div(D, PW));
   const int64_t group = imax(1, imin(kWeightPanels, all_panels / (2 * num_threads())));
   const int64_t down_items = ceil_div(ceil_div(Dh, PW), group), up_items = ceil_div(ceil_div(D, PW), group);
   for (int64_t t = 0; t < a.num_tasks; t++)
-    start[t + 1] = start[t] + (ranks.has(a.tasks[t].rank) ? down_items + up_items : 0);
+    start[t + 1] = start[t] + down_items + up_items;
   for_panels(a.num_tasks, start, [&](int64_t t, int64_t item) {
     const TaskRows& task_rows = a.plan->tasks[t];
     const AdapterTask& task = a.tasks[t];
@@ -282,9 +269,9 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
     float* C = scratch<float>(7, group * padded * PW);
     if (down)
       adapter_weight_panels<T, E>(task_rows, rank, tapes[t].dpre, tapes[t].stride, static_cast<const T*>(a.h), Dh, n0,
-                                  panels, C, &outside);
+                                  panels, C);
     else
-      adapter_weight_panels<T, E>(task_rows, rank, tapes[t].hidden, tapes[t].stride, dz, D, n0, panels, C, &outside);
+      adapter_weight_panels<T, E>(task_rows, rank, tapes[t].hidden, tapes[t].stride, dz, D, n0, panels, C);
     if (down) {
       T* d = static_cast<T*>(grads.down);
       for (int64_t j = 0; j < rank; j++)
@@ -305,7 +292,6 @@ static bool adapter_backward_ranks(const AdapterBackward<T>& run, RankRange rank
       run.dscale[t * Dp + n0 + n] = float(sum);
     }
   });
-  return outside == 0;
 }
 
 template <class T>
@@ -313,7 +299,7 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
   const AdapterNormArgs& a = g.forward;
   const AdapterBackward<T> run{g};
   const int64_t D = a.D, Dp = run.Dp, rv = run.rv, blocks = a.plan->count;
-  for_ranks<T>(a.max_rank, [&](auto e, RankRange ranks) { return adapter_backward_ranks<T, decltype(e)>(run, ranks); });
+  adapter_backward_sums(run);
 
   // Phase 3 for the sums that are vectors: dnorm, and per task the sums of dz and dpre.
   Shared<float> totals((2 + a.num_tasks) * Dp + a.num_tasks * rv);

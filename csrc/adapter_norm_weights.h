@@ -2,7 +2,7 @@
 // gradients with it.
 
 // Rows of a tape that the weight products read for a rank. Floats stand in groups of rows, side by side (gemm_add_grouped);
-// other elements along the rows of the task, 16 at a time.
+// bfloat16 along the rows of the task, 16 at a time.
 template <class E>
 static HFK_INLINE int64_t tape_rows(int64_t rank) {
   return round_up(rank, sizeof(E) == 4 ? kGroup : 16);
@@ -23,11 +23,7 @@ static void tape_groups(int64_t rows, int64_t rank, const float* s, int64_t ld, 
   }
 }
 template <class E>
-static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E* d, int64_t stride, int64_t k0,
-                       int32_t* outside) {
-#if defined(__AMX_TILE__)
-  if constexpr (sizeof(E) == 6) return split_transposed(rows, rank, s, ld, d, stride, k0, outside);
-#endif
+static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E* d, int64_t stride, int64_t k0) {
   if constexpr (sizeof(E) == 4) return tape_groups(rows, rank, s, ld, d, stride, k0);
 #if defined(__AVX512F__)
   if constexpr (sizeof(E) == 2) {
@@ -47,7 +43,7 @@ static void tape_block(int64_t rows, int64_t rank, const float* s, int64_t ld, E
 constexpr int64_t kWeightPanels = 6;
 template <class E>
 constexpr int64_t kWeightRows = sizeof(E) == 4 ? 256 : 512;
-// Elements other than float: ranks whose tape stays there while those panels pass by.
+// bfloat16: ranks whose tape stays there while those panels pass by.
 constexpr int64_t kWeightRanks = 64;
 // Up to this rank rows are read where they are, a few at a time: packing them would cost as much as the product.
 constexpr int64_t kDirectRank = 24, kDirectRows = 48;
@@ -55,9 +51,9 @@ constexpr int64_t kDirectRank = 24, kDirectRows = 48;
 // Rows [k0, k0 + K) of a task, `width` columns from n0 on, as panels. Row after row, so that what is read is contiguous.
 template <class T, class E>
 static void pack_task_rows(const TaskRows& rows, int64_t k0, int64_t K, const T* B, int64_t D, int64_t n0, int64_t width,
-                           E* packed, int32_t* outside) {
+                           E* packed) {
   auto row = [&](int64_t k) { return B + (rows.index ? int64_t(rows.index[k0 + k]) : rows.start + k0 + k) * D + n0; };
-  const int64_t size = panel_size<E>(K), Kp = padded_k<E>(K);
+  const int64_t size = panel_size<E>(K);
   if constexpr (sizeof(E) == 4) {
     for (int64_t k = 0; k < K; k++) {
       const T* s = row(k);
@@ -67,6 +63,7 @@ static void pack_task_rows(const TaskRows& rows, int64_t k0, int64_t K, const T*
   }
 #if defined(__AVX512F__)
   if constexpr (sizeof(E) == 2) {
+    const int64_t Kp = padded_k<E>(K);
     for (int64_t k = 0; k < Kp; k += 2) {
       const T *s = row(imin(k, K - 1)), *next = row(imin(k + 1, K - 1));
       for (int64_t n = 0; n < width; n += PW)
@@ -74,24 +71,13 @@ static void pack_task_rows(const TaskRows& rows, int64_t k0, int64_t K, const T*
     }
   }
 #endif
-  if constexpr (sizeof(E) == 6) {
-    // The parts of a number are made where its panel is.
-    T* gathered = scratch<T>(4, kWeightRows<E> * PW);
-    for (int64_t n = 0; n < width; n += PW) {
-      const int64_t columns = imin(PW, width - n);
-      if (rows.index)
-        for (int64_t k = 0; k < K; k++) memcpy(gathered + k * PW, row(k) + n, size_t(columns) * sizeof(T));
-      pack<E>(K, columns, rows.index ? gathered : row(0) + n, rows.index ? PW : D, 1, packed + n / PW * size, 0, 1,
-              nullptr, outside);
-    }
-  }
 }
 
 // `panels` panels of columns from n0 of a weight gradient: C[panel][rank][PW] = sum over the task's rows of
 // A[.][row] * B[row][.].
 template <class T, class E>
 static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A, int64_t stride, const T* B, int64_t D,
-                                  int64_t n0, int64_t panels, float* C, int32_t* outside) {
+                                  int64_t n0, int64_t panels, float* C) {
   const int64_t ranks = round_up(rank, 16), width = imin(panels * PW, D - n0);
   E* packed = scratch<E>(5, panels * panel_size<E>(kWeightRows<E>));
   float* part = scratch<float>(6, kWeightRanks * PW);
@@ -106,7 +92,7 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
     }
   for (int64_t k = 0; k < rows.count; k += kWeightRows<E>) {
     const int64_t kc = imin(kWeightRows<E>, rows.count - k);
-    pack_task_rows(rows, k, kc, B, D, n0, width, packed, outside);
+    pack_task_rows(rows, k, kc, B, D, n0, width, packed);
     if constexpr (sizeof(E) == 4) {
       for (int64_t p = 0; p < panels; p++)
         gemm_add_grouped(rank, imin(PW, width - p * PW), kc, A + k * kGroup, stride, packed + p * panel_size<E>(kc), PW,
@@ -115,7 +101,7 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
     }
     for (int64_t r = 0; r < rank; r += kWeightRanks) {
       const int64_t some = imin(kWeightRanks, rank - r);
-      const E* tape = along_k(A + r * stride, k);
+      const E* tape = A + r * stride + k;
       for (int64_t p = 0; p < panels; p++) {
         float* c = C + (p * ranks + r) * PW;
         gemm_store(some, imin(PW, width - p * PW), kc, tape, stride, packed + p * panel_size<E>(kc), part, PW);

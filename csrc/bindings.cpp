@@ -4,7 +4,6 @@
 
 STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
   m.def("isa(int wanted) -> int");
-  m.def("float32_tiles(int wanted) -> bool");
   m.def("keeps_results() -> bool");
   m.def("result(Tensor like, int[] shape) -> Tensor");
   m.def("linear_packed_bytes(int weight_type, int K, int N) -> int");
@@ -60,10 +59,8 @@ STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
 
 namespace {
 int64_t isa(int64_t wanted) { return int64_t(hfk::set_isa(int(wanted))); }
-bool float32_tiles(int64_t wanted) { return hfk::set_float32_tiles(int(wanted)); }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
-  m.impl("float32_tiles", TORCH_BOX(&float32_tiles));
 }

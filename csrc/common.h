@@ -40,9 +40,6 @@ static HFK_INLINE void from_float(float x, bf16& out) {
 void parallel_run(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
 int64_t num_threads();
 
-// Whether float32 products inside ops may run on AMX tiles, as three bfloat16 parts (gemm_split.h).
-bool float32_tiles();
-
 // Work items are claimed in ranges; results must not depend on how [0, n) is cut.
 template <class F>
 static HFK_INLINE void parallel(int64_t n, F&& f) {

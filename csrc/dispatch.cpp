@@ -82,7 +82,6 @@ Isa from_environment() {
 }
 
 std::atomic<int> current{-1};
-std::atomic<int> tiles{-1};
 
 }  // namespace
 
@@ -103,21 +102,6 @@ Isa current_isa() {
 Isa set_isa(int isa) {
   if (isa >= 0 && isa <= int(best_isa())) current.store(isa, std::memory_order_relaxed);
   return current_isa();
-}
-
-bool float32_tiles() {
-  int on = tiles.load(std::memory_order_relaxed);
-  if (on < 0) {
-    const char* wanted = std::getenv("HFADAPT_FLOAT32_TILES");
-    on = wanted != nullptr && std::strcmp(wanted, "1") == 0;
-    tiles.store(on, std::memory_order_relaxed);
-  }
-  return on == 1;
-}
-
-bool set_float32_tiles(int wanted) {
-  if (wanted == 0 || wanted == 1) tiles.store(wanted, std::memory_order_relaxed);
-  return float32_tiles();
 }
 
 const Kernels& kernels() { return *kTables[current_isa()]; }

@@ -16,9 +16,6 @@ enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4
 const Kernels& kernels();
 Isa current_isa();
 Isa best_isa();
-// Whether float32 products inside ops run on AMX tiles: 1 or 0 sets it, anything else asks. Off by default: hardware
-// threads that share a core share its tile unit, and two of them multiply float32 faster without it.
-bool set_float32_tiles(int wanted);
 // Use `isa` if the processor has it; returns what is in use afterwards.
 Isa set_isa(int isa);
 

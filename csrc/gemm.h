@@ -136,7 +136,6 @@ static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* 
 
 #if defined(__AMX_TILE__)
 #include "gemm_amx.h"
-#include "gemm_split.h"
 #elif defined(__AVX512BF16__)
 #include "gemm_dpbf16.h"
 #endif
@@ -149,8 +148,11 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
 }
 #endif
 
+// Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
+// into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
+// index: row numbers of `source`, or null for rows 0, 1, 2, ...
 template <class E, class T>
-static HFK_INLINE const E* plain_rows(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
+static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
                                       E* buffer, int64_t* out_stride) {
   const int64_t Kp = padded_k<E>(K);
   if constexpr (sizeof(E) == sizeof(T)) {
@@ -168,51 +170,4 @@ static HFK_INLINE const E* plain_rows(int64_t rows, int64_t K, const T* source, 
   }
   *out_stride = Kp;
   return buffer;
-}
-
-// Rows of a block as the product wants them: [rows][K] of E. Points into `source` where that already fits, else copies
-// into `buffer` (room for round_up(rows, 16) * padded_k<E>(K) elements), converting, gathering and padding.
-// index: row numbers of `source`, or null for rows 0, 1, 2, ... outside: see gemm_split.h; untouched for other E.
-template <class E, class T>
-static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
-                                            E* buffer, int64_t* out_stride, int32_t* outside = nullptr) {
-#if defined(__AMX_TILE__)
-  if constexpr (sizeof(E) == 6)
-    return split_rows(rows, K, source, stride, index, buffer, out_stride, outside);
-  else
-#endif
-    return plain_rows<E>(rows, K, source, stride, index, buffer, out_stride);
-}
-
-// The element type for float32 products that are large enough to pay for splitting their operands.
-#if defined(__AMX_TILE__)
-typedef split SplitElem;
-#else
-typedef float SplitElem;
-#endif
-constexpr bool kHasSplit = sizeof(SplitElem) == 6;
-// With float32_tiles(), from this rank on: the products take so long that tiles win although the rows have to be split
-// every time. Below, they win little.
-constexpr int64_t kSplitRank = 256;
-
-// The tasks that one pass over the rows takes: each rank has its element type, whatever ranks its neighbours have.
-struct RankRange {
-  int64_t from, to;
-  bool has(int64_t rank) const { return from <= rank && rank < to; }
-};
-constexpr int64_t kAnyRank = int64_t(1) << 62;
-
-// Runs pass(E(), ranks) over all ranks: in float32 the large ones split, unless an operand cannot be.
-template <class T, class F>
-static HFK_INLINE void for_ranks(int64_t max_rank, F&& pass) {
-  int64_t from = kAnyRank;
-  if constexpr (sizeof(T) == 4 && kHasSplit)
-    if (float32_tiles() && max_rank >= kSplitRank && pass(SplitElem(), RankRange{kSplitRank, kAnyRank})) from = kSplitRank;
-  pass(Elem<T>(), RankRange{0, from});
-}
-
-// Where the rows of A go on at element k, a multiple of 32.
-template <class E>
-static HFK_INLINE const E* along_k(const E* A, int64_t k) {
-  return A + (sizeof(E) == 6 ? k * 16 : k);
 }

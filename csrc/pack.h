@@ -174,16 +174,13 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
     }
 }
 
-// Panels [first, last) of a K x N operand given by its strides. outside: see gemm_split.h; untouched for other E.
+// Panels [first, last) of a K x N operand given by its strides.
 template <class E, class T>
 static void pack(int64_t K, int64_t N, const T* s, int64_t sk, int64_t sn, E* d, int64_t first, int64_t last,
-                 const float* scale = nullptr, int32_t* outside = nullptr) {
+                 const float* scale = nullptr) {
   for (int64_t p = first; p < last; p++) {
     const int64_t columns = imin(PW, N - p * PW);
     E* panel = d + p * panel_size<E>(K);
-    if constexpr (sizeof(E) == 6)
-      pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel, outside);
-    else
-      pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel);
+    pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel);
   }
 }

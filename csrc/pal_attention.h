@@ -12,7 +12,7 @@ static HFK_INLINE int64_t pal_outputs(const PalArgs& a, int family) { return fam
 static HFK_INLINE int64_t pal_inputs(const PalArgs& a, int family) { return family == kPalEncoder ? a.D : a.S; }
 
 // One weight of a chunk's task, packed into `panels`; and its bias as floats, zero padded. transposed: for gradients, rows
-// times W instead of W^T, without a bias. outside: see gemm_split.h.
+// times W instead of W^T, without a bias.
 template <class E>
 struct PalWeight {
   const E* panels;
@@ -27,8 +27,7 @@ static HFK_INLINE int64_t pal_packed_size(const PalArgs& a, int family, bool tra
   return round_up(packed_size<E>(K, pal_panels(a, family, transposed)), 32);
 }
 template <class T, class E>
-static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool transposed, E* panels, float* bias,
-                             int32_t* outside) {
+static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool transposed, E* panels, float* bias) {
   const PalTask& w = a.task[task];
   const T* s = static_cast<const T*>(w.weight[family]);
   const int64_t out = pal_outputs(a, family), in = pal_inputs(a, family);
@@ -37,10 +36,7 @@ static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool tr
   const int64_t sn = transposed ? w.column_stride[family] : w.row_stride[family];
   for (int64_t p = 0; p < ceil_div(N, PW); p++) {
     E* panel = panels + p * panel_size<E>(K);
-    if constexpr (sizeof(E) == 6)
-      pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel, outside);
-    else
-      pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel);
+    pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel);
   }
   const T* v = static_cast<const T*>(w.weight[family + kPalMatrices]);
   if (transposed || v == nullptr) return {panels, nullptr};
@@ -181,11 +177,12 @@ static void pal_clear(const PalArgs& a, int64_t b) {
   if (a.pre) memset(static_cast<T*>(a.pre) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
 }
 
-template <class T, class E>
-static void pal_forward_t(const PalArgs& a, int32_t* outside) {
+template <class T>
+static void pal_forward_t(const PalArgs& a) {
+  typedef Elem<T> E;
   auto rows_of = [&](int piece, const PalTile& t, int64_t* am) {
     return rows_for_product<E>(t.rows, a.S, pal_hidden<T>(a, piece, t.row), a.Sp, nullptr,
-                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am, outside);
+                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
   };
   const int64_t square = pal_packed_size<E>(a, kPalQuery, false), bias_size = round_up(imax(a.D, a.S), PW);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
@@ -196,15 +193,15 @@ static void pal_forward_t(const PalArgs& a, int32_t* outside) {
     for (int64_t i = i0; i < i1; i++) {
       const PalChunk& c = a.chunk[i];
       int64_t am;
-      const PalWeight<E> encoder = pal_pack<T>(a, c.task, kPalEncoder, false, panels, bias, outside);
+      const PalWeight<E> encoder = pal_pack<T>(a, c.task, kPalEncoder, false, panels, bias);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
         const E* X = rows_for_product<E>(t->rows, a.D, static_cast<const T*>(a.x) + t->row * a.x_stride, a.x_stride, nullptr,
-                                         scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am, outside);
+                                         scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am);
         pal_project<T>(a, encoder, *t, kPalEncoder, 0, X, am, C);
       }
       PalWeight<E> squares[3];
       for (int f = 0; f < 3; f++)
-        squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, false, panels + f * square, bias + f * bias_size, outside);
+        squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, false, panels + f * square, bias + f * bias_size);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
         const E* U = rows_of(0, *t, &am);
         for (int f = 0; f < 3; f++) pal_project<T>(a, squares[f], *t, kPalQuery + f, kPalQuery + f, U, am, C);
@@ -216,7 +213,7 @@ static void pal_forward_t(const PalArgs& a, int32_t* outside) {
   });
   parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; i++)
-      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, Elem<T>>(a, i / a.heads, i % a.heads);
+      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, E>(a, i / a.heads, i % a.heads);
   });
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
@@ -226,9 +223,8 @@ static void pal_forward_t(const PalArgs& a, int32_t* outside) {
       const PalChunk& c = a.chunk[i];
       const bool project = a.task[c.task].weight[kPalOutput] != nullptr;
       PalWeight<E> output = {};
-      if (project) output = pal_pack<T>(a, c.task, kPalOutput, false, panels, bias, outside);
-      const PalWeight<E> decoder =
-          pal_pack<T>(a, c.task, kPalDecoder, false, panels + square, bias + bias_size, outside);
+      if (project) output = pal_pack<T>(a, c.task, kPalOutput, false, panels, bias);
+      const PalWeight<E> decoder = pal_pack<T>(a, c.task, kPalDecoder, false, panels + square, bias + bias_size);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
         int64_t am;
         const E* M = rows_of(4, *t, &am);
@@ -245,13 +241,5 @@ static void pal_forward_t(const PalArgs& a, int32_t* outside) {
 }
 
 static void pal_forward(const PalArgs& a) {
-  if (a.type == DType::bf16) return pal_forward_t<bf16, Elem<bf16>>(a, nullptr);
-#if defined(__AMX_TILE__)
-  if (float32_tiles()) {
-    int32_t outside = 0;
-    pal_forward_t<float, SplitElem>(a, &outside);
-    if (!outside) return;
-  }
-#endif
-  pal_forward_t<float, float>(a, nullptr);
+  a.type == DType::f32 ? pal_forward_t<float>(a) : pal_forward_t<bf16>(a);
 }

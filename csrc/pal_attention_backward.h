@@ -144,8 +144,9 @@ static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, cons
 template <class T, class E>
 static void pal_backward_weights(const PalArgs& a, const PalGrads& g);
 
-template <class T, class E>
-static void pal_backward_t(const PalArgs& a, int32_t* outside) {
+template <class T>
+static void pal_backward_t(const PalArgs& a) {
+  typedef Elem<T> E;
   PalGrads g(a);
   const int64_t square = pal_packed_size<E>(a, kPalQuery, true);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
@@ -154,8 +155,8 @@ static void pal_backward_t(const PalArgs& a, int32_t* outside) {
       const PalChunk& c = a.chunk[i];
       const bool output = a.task[c.task].weight[kPalOutput] != nullptr;
       PalWeight<E> through = {};
-      if (output) through = pal_pack<T>(a, c.task, kPalOutput, true, panels, nullptr, outside);
-      const PalWeight<E> decoder = pal_pack<T>(a, c.task, kPalDecoder, true, panels + square, nullptr, outside);
+      if (output) through = pal_pack<T>(a, c.task, kPalOutput, true, panels, nullptr);
+      const PalWeight<E> decoder = pal_pack<T>(a, c.task, kPalDecoder, true, panels + square, nullptr);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
         float *mixed = g.mixed.data + t->row * a.Sp, *projected = g.projected.data + t->row * a.Sp;
         int64_t am;
@@ -182,8 +183,8 @@ static void pal_backward_t(const PalArgs& a, int32_t* outside) {
     for (int64_t i = i0; i < i1; i++) {
       const PalChunk& c = a.chunk[i];
       PalWeight<E> squares[3], encoder = {};
-      for (int f = 0; f < 3; f++) squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, true, panels + f * square, nullptr, outside);
-      if (a.dx) encoder = pal_pack<T>(a, c.task, kPalEncoder, true, panels + 3 * square, nullptr, outside);
+      for (int f = 0; f < 3; f++) squares[f] = pal_pack<T>(a, c.task, kPalQuery + f, true, panels + f * square, nullptr);
+      if (a.dx) encoder = pal_pack<T>(a, c.task, kPalEncoder, true, panels + 3 * square, nullptr);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) pal_encoder_rows<T>(a, squares, encoder, g, *t);
     }
   });
@@ -194,15 +195,5 @@ static void pal_backward_t(const PalArgs& a, int32_t* outside) {
 }
 
 static void pal_backward(const PalArgs& a) {
-  if (a.type == DType::bf16) return pal_backward_t<bf16, Elem<bf16>>(a, nullptr);
-#if defined(__AMX_TILE__)
-  // Only weights are held to the range. Rows of gradients may be tiny where attention is sharp; what they lose is below
-  // the smallest normal number.
-  if (float32_tiles()) {
-    int32_t outside = 0;
-    pal_backward_t<float, SplitElem>(a, &outside);
-    if (!outside) return;
-  }
-#endif
-  pal_backward_t<float, float>(a, nullptr);
+  a.type == DType::f32 ? pal_backward_t<float>(a) : pal_backward_t<bf16>(a);
 }

@@ -28,16 +28,10 @@ static void pal_float_rows(int64_t rows, int64_t columns, const X* s, int64_t st
 }
 
 #if defined(__AVX512BF16__)
-// 32 elements along k of one row of A, in the parts that E has.
+// 32 elements along k of one row of A.
 static HFK_INLINE void pal_store_run(V low, V high, bf16* A, int64_t am, int64_t row, int64_t k) {
   _mm512_storeu_si512(A + row * am + k, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
-#if defined(__AMX_TILE__)
-static HFK_INLINE void pal_store_run(V low, V high, split* A, int64_t am, int64_t row, int64_t k) {
-  bf16* d = reinterpret_cast<bf16*>(A) + row / 16 * 48 * am + k * 48 + row % 16 * 32;
-  for (int p = 0; p < 3; p++) _mm512_storeu_si512(d + p * kSplitTile, split_run(low, high));
-}
-#endif
 
 // The transpose of columns [0, columns) of the given rows, as rows of a product: [columns][padded_k(rows)].
 template <class E, class X>

@@ -17,7 +17,6 @@ __all__ = [
     "isa",
     "lacks",
     "torch_product_is_fast",
-    "use_float32_tiles",
     "use_isa",
     "why_not",
 ]
@@ -91,22 +90,3 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         torch.ops.hfadapt_cpu.isa(before)
-
-
-@contextlib.contextmanager
-def use_float32_tiles(on: bool = True) -> Iterator[None]:
-    """Run large float32 products inside ops on AMX tiles, or not; ``HFADAPT_FLOAT32_TILES=1`` makes it the default.
-
-    Nothing changes on processors without AMX.
-
-    Raises:
-        BackendError: The library is not there.
-    """
-    if not available():
-        raise BackendError("use_float32_tiles", "no C++ library", got=str(why_not()))
-    before = torch.ops.hfadapt_cpu.float32_tiles(-1)
-    torch.ops.hfadapt_cpu.float32_tiles(int(on))
-    try:
-        yield
-    finally:
-        torch.ops.hfadapt_cpu.float32_tiles(int(before))

@@ -135,13 +135,6 @@ def test_result_and_every_gradient_are_as_good_as_eager(backend, dtype, ids, tok
     check_all(ids, tokens, dim, size, heads, dtype, activation="gelu")
 
 
-@needs_cpp
-@pytest.mark.parametrize(("ids", "tokens", "dim", "size", "heads"), [(IDS, 7, 40, 24, 2), ([0, 0], 33, 48, 36, 3)])
-def test_float32_on_tiles_is_as_good_as_eager(ids, tokens, dim, size, heads):
-    with native.use_float32_tiles(), hk.use_backend("cpu"):
-        check_all(ids, tokens, dim, size, heads, torch.float32, activation="gelu")
-
-
 @pytest.mark.parametrize("activation", sorted(hk.ACTIVATIONS))
 def test_every_activation(backend, activation):
     check_all(IDS, 6, 32, 16, 2, torch.float32, activation=activation)
