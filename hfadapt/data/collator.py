@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError, problem
 from ..heads import IGNORE
+from ..heads.span import WINDOW
 from .arrays import ROLES
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ class MultiTaskCollator:
         label = row["labels"]
         place = self.places[row["task_ids"]]
         if place == "position":
-            # of a window's labels the last two are no positions
-            moves = (label >= 0) & (np.arange(len(label)) < max(2, len(label) - 2))
+            moves = (label >= 0) & (np.arange(len(label)) < WINDOW.index("example"))
             return np.where(moves, label + shift, label)
         if place == "token":
             return np.concatenate([np.full(shift, IGNORE, np.float32), label])

@@ -18,7 +18,7 @@ from ..errors import DataError, problem
 from ..heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
 from .columns import Columns, no_label
-from .windows import check_stride, span_tokens, window_labels
+from .windows import check_stride, window_labels
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Ragged", "TokenTable", "default_max_length", "tokenize"]
 
 logger = logging.getLogger(__name__)
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _table_of_arrays(task: Task, columns: Columns, arrays: Arrays) -> TokenTable
 def _label_width(task: Task) -> int:
     if task.head.kind == "multi_label":
         return getattr(task.head, "num_labels", 1)
-    return 2 if task.head.kind == "span" else 1
+    return 1
 
 
 def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenTable:
@@ -196,8 +196,9 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
     fields: dict[str, Ragged | Arrays] = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
     if "token_type_ids" in encoded and not separate:
         fields["token_type_ids"] = Ragged.of(encoded["token_type_ids"], np.int32)
-    if stride is not None:
+    if span:
         fields["labels"] = Ragged.of(window_labels(columns, encoded, stride), np.float32)
+    if stride is not None:
         return TokenTable(fields, 0, max(map(len, encoded["input_ids"]), default=0))
     truncated, longest = _cut(tokenizer, first, encoded["input_ids"], limit, words)
     if separate:
@@ -205,7 +206,8 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         fields["pair_input_ids"] = Ragged.of(second, np.int32)
         cut, length = _cut(tokenizer, [columns.pairs or []], second, limit, words)
         truncated, longest = truncated + cut, max(longest, length)
-    fields["labels"] = Ragged.of(_label_rows(task, columns, encoded, tokenizer, limit), np.float32)
+    if not span:
+        fields["labels"] = Ragged.of(_label_rows(task, columns, encoded, tokenizer, limit), np.float32)
     return TokenTable(fields, truncated, longest)
 
 
@@ -253,10 +255,6 @@ def _label_rows(
         return [np.full(_label_width(task), no_label(task), np.float32) for _ in range(len(columns))]
     if isinstance(task.head, TokenClassification):
         return [_word_labels(encoded, row, tags, columns.where) for row, tags in enumerate(columns.labels)]
-    if isinstance(task.head, Span):
-        # no answer, or one that was cut off, is the first token
-        found = (span_tokens(encoded, row, *map(int, answer)) for row, answer in enumerate(columns.labels))
-        return [np.array(answer or (0, 0), np.float32) for answer in found]
     return columns.labels
 
 

@@ -1,4 +1,4 @@
-"""The windows of long contexts that ``Span(doc_stride=...)`` reads, and their labels."""
+"""The windows of contexts that ``Span`` reads, and their labels."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ def check_stride(stride: int, limit: int, questions: list[list[int]], special: i
         )
 
 
-def window_labels(columns: Columns, encoded: BatchEncoding, stride: int) -> list[np.ndarray]:
-    """Return a ``Window`` for each window of each row, as float32 vectors."""
+def window_labels(columns: Columns, encoded: BatchEncoding, stride: int | None) -> list[np.ndarray]:
+    """Return a ``Window`` for each window of each row, as float32 vectors; one a row without a stride."""
     labels: list[np.ndarray] = []
     previous, offset, size = -1, 0, 0
-    for row, example in enumerate(encoded["overflow_to_sample_mapping"]):
+    examples = range(len(columns)) if stride is None else encoded["overflow_to_sample_mapping"]
+    for row, example in enumerate(examples):
         parts = encoded.sequence_ids(row)
         context = [token for token, part in enumerate(parts) if part == 1]
         first, last = (context[0], context[-1]) if context else (0, -1)
-        offset = offset + size - stride if example == previous else 0
+        offset = offset + size - (stride or 0) if example == previous else 0
         previous, size = example, len(context)
-        cls = next(token for token, part in enumerate(parts) if part is None)
-        if columns.labels is None:
-            answer = (IGNORE, IGNORE)
-        else:
-            answer = span_tokens(encoded, row, *map(int, columns.labels[example])) or (cls, cls)
-        labels.append(np.array(Window(*answer, cls, first, last, example, offset), np.float32))
+        cls = next((token for token, part in enumerate(parts) if part is None), 0)
+        answer, answered = (IGNORE, IGNORE), 0
+        if columns.labels is not None:
+            start, length = map(int, columns.labels[example])
+            answer, answered = span_tokens(encoded, row, start, length) or (cls, cls), int(length > 0)
+        labels.append(np.array(Window(*answer, cls, first, last, example, offset, answered), np.float32))
     return labels

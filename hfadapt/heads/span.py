@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,9 +17,12 @@ from .token import TokenModule
 
 __all__ = ["WINDOW", "Span", "Window"]
 
+#: Truth of an example without an answer, and of one whose answer no window shows: nothing that is predicted equals it.
+NOTHING, OUT_OF_SIGHT = (-1, -1), (-2, -2)
+
 
 class Window(NamedTuple):
-    """The labels of one window of a context; all but the last two are positions in the window's sequence.
+    """The labels of one window of a context; the first five are positions in the window's sequence.
 
     Args:
         start: First token of the answer; ``cls`` when the answer is not in this window.
@@ -28,6 +32,7 @@ class Window(NamedTuple):
         last: Its last token here.
         example: Number of the row that the window was cut from.
         offset: Tokens of the context before this window.
+        answered: 1 when the example has an answer, in this window or not.
     """
 
     start: int
@@ -37,6 +42,12 @@ class Window(NamedTuple):
     last: int
     example: int
     offset: int
+    answered: int
+
+    @classmethod
+    def of(cls, label: np.ndarray) -> Window:
+        """Read a row of labels, which may be padded."""
+        return cls(*map(int, label[: len(cls._fields)]))
 
 
 WINDOW = Window._fields
@@ -47,20 +58,28 @@ class Span(Head):
     """Start and end token of an answer, two cross entropies averaged (as BERT does for SQuAD).
 
     The data hold a question (``text``), a context (``text_pair``) and an answer given as character offsets in the
-    context: ``{"text": [...], "answer_start": [...]}`` as in SQuAD. No answer, or one that the truncation cut off, is
-    the first token of the sequence.
+    context: ``{"text": [...], "answer_start": [...]}`` as in SQuAD. The first token of the sequence is trained to
+    stand for "not here": the truncation cut the answer off, it is in another window, or there is none.
 
     A context that is longer than the sequence is cut, or with ``doc_stride`` read in overlapping windows, each a row
-    of its own in training. In evaluation the best answer over the windows counts, and "no answer" competes with the
-    score that it has in the window that likes it least, as in transformers' question-answering example.
+    of its own in training. In evaluation the best answer over the windows counts, the tokens of the context only.
+
+    Where some questions have no answer (SQuAD 2), say ``version_2_with_negative``: "no answer" then competes with the
+    score that it has in the window that likes it least, as in transformers' question-answering example. Without it
+    (SQuAD 1) every question gets an answer, and a row without one is an error.
 
     Args:
         max_answer_tokens: Longest answer that is predicted.
         doc_stride: Tokens that neighbouring windows of a long context share; ``None`` cuts long contexts.
+        version_2_with_negative: Questions may have no answer, and "no answer" may be predicted.
+        null_score_diff_threshold: "No answer" is predicted when its score is above the best answer's by more than
+            this; chosen on the validation split, 0 to start with.
     """
 
     max_answer_tokens: int = 30
     doc_stride: int | None = None
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
 
     kind: ClassVar[str] = "span"
     label_place: ClassVar[str] = "position"
@@ -74,6 +93,17 @@ class Span(Head):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise TaskError(problem(f"bad {name}", where="Span", got=value, allowed=f"{lowest} or more"))
+        threshold = self.null_score_diff_threshold
+        if not math.isfinite(threshold) or (threshold and not self.version_2_with_negative):
+            raise TaskError(
+                problem(
+                    "bad null_score_diff_threshold",
+                    where="Span",
+                    got=threshold,
+                    allowed="a finite number, and 0 where every question has an answer",
+                    try_="Span(version_2_with_negative=True, null_score_diff_threshold=...)",
+                )
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -107,6 +137,16 @@ class Span(Head):
                         allowed="0 or more; no text and no answer_start for a question without an answer",
                     )
                 )
+            if not texts and not self.version_2_with_negative:
+                raise DataError(
+                    problem(
+                        "a question without an answer",
+                        where=f"{where}, row {row}",
+                        got=repr(value),
+                        allowed="an answer for every question, as in SQuAD 1",
+                        try_="Span(version_2_with_negative=True) for data such as SQuAD 2, or drop these rows",
+                    )
+                )
             rows.append(np.array([starts[0], len(texts[0])] if texts else [-1, 0], np.float32))
         return rows
 
@@ -124,18 +164,14 @@ class Span(Head):
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Best (start, end) with ``start <= end < start + max_answer_tokens``, [N, 2].
 
-        Positions count the tokens of the sequence; with ``doc_stride`` and labels there is one answer an example, in
-        tokens of the context, (-1, -1) for none.
+        With labels there is one answer an example, in tokens of its context, and (-1, -1) for none. Without them
+        nothing says where contexts begin: positions count the tokens of the sequence, one answer a row.
         """
-        if self.doc_stride is not None and labels is not None:
+        if labels is not None:
             return self._over_windows(logits, labels)
         tokens, total = self._scores(logits)
         best = total.reshape(len(logits), -1).argmax(axis=1)
-        predictions = np.stack(np.divmod(best, tokens), axis=1)
-        if labels is None:
-            return predictions, None
-        valid = labels[:, 0] >= 0
-        return predictions[valid], labels[valid, :2].astype(np.int64)
+        return np.stack(np.divmod(best, tokens), axis=1), None
 
     def _scores(self, logits: np.ndarray) -> tuple[int, np.ndarray]:
         """Return T and the score of every span that is allowed, [N, T, T]."""
@@ -153,18 +189,25 @@ class Span(Head):
         for row, label in enumerate(labels):
             if label[0] < 0:
                 continue
-            window = Window(*map(int, label[: len(WINDOW)]))
-            _, (total,) = self._scores(logits[row : row + 1])
-            inside = total[window.first : window.last + 1, window.first : window.last + 1]
-            start, end = np.divmod(int(inside.argmax()), inside.shape[1])
-            found = (float(inside[start, end]), (int(start) + window.offset, int(end) + window.offset))
+            window = Window.of(label)
             example = window.example
+            _, (total,) = self._scores(logits[row : row + 1])
+            found = (-math.inf, NOTHING)
+            if window.first <= window.last:
+                inside = total[window.first : window.last + 1, window.first : window.last + 1]
+                start, end = np.divmod(int(inside.argmax()), inside.shape[1])
+                found = (float(inside[start, end]), (int(start) + window.offset, int(end) + window.offset))
             answers[example] = max(answers.get(example, found), found)
             null = float(total[window.cls, window.cls])
             nothing[example] = min(nothing.get(example, null), null)
             if window.start >= window.first:
                 shift = window.offset - window.first
                 truth[example] = (window.start + shift, window.end + shift)
-        none = (-1, -1)
-        chosen = [answer if score >= nothing[example] else none for example, (score, answer) in answers.items()]
-        return np.array(chosen).reshape(-1, 2), np.array([truth.get(e, none) for e in answers]).reshape(-1, 2)
+            truth.setdefault(example, OUT_OF_SIGHT if window.answered else NOTHING)
+        chosen = [
+            NOTHING
+            if self.version_2_with_negative and nothing[example] - score > self.null_score_diff_threshold
+            else answer
+            for example, (score, answer) in answers.items()
+        ]
+        return np.array(chosen).reshape(-1, 2), np.array(list(truth.values())).reshape(-1, 2)

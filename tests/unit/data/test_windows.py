@@ -28,14 +28,15 @@ def row(first, last):
 ROWS = [row(0, 1), row(17, 19), row(39, 39), row(-1, -1)]
 
 
-def mixture(stride=4, rows=ROWS, max_length=16, side="right", **head):
-    task = Task("qa", Span(doc_stride=stride, **head), data={"train": rows, "validation": rows}, max_length=max_length)
+def mixture(stride=4, rows=ROWS, max_length=16, side="right", version_2_with_negative=True, **head):
+    head = Span(doc_stride=stride, version_2_with_negative=version_2_with_negative, **head)
+    task = Task("qa", head, data={"train": rows, "validation": rows}, max_length=max_length)
     return TaskMixture([task], tiny_tokenizer(side))
 
 
 def windows(mix):
     data = mix.dataset("validation")
-    return [(data[i]["input_ids"], Window(*map(int, data[i]["labels"]))) for i in range(len(data))]
+    return [(data[i]["input_ids"], Window.of(data[i]["labels"])) for i in range(len(data))]
 
 
 def test_windows_cover_the_context_and_share_doc_stride_tokens():
@@ -60,7 +61,7 @@ def test_labels_point_at_the_answer_or_at_the_first_token(side):
     tokens = tiny_tokenizer().convert_ids_to_tokens
     found = {}
     for ids, label in zip(batch["input_ids"], batch["labels"], strict=True):
-        window = Window(*map(int, label))
+        window = Window.of(label)
         words = tokens(ids.tolist())
         assert words[window.cls] == "[CLS]"
         if window.start == window.cls:
@@ -72,7 +73,7 @@ def test_labels_point_at_the_answer_or_at_the_first_token(side):
 
 def perfect_logits(mix, ids, label):
     """Logits that are sure of the answer of one window, and of no answer where it has none."""
-    window = Window(*map(int, label))
+    window = Window.of(label)
     logits = np.full((ids.shape[0], 2), -5.0)
     sure = 5.0 if window.start > window.cls else 3.0
     logits[window.start, 0] = logits[window.end, 1] = sure
@@ -92,21 +93,64 @@ def test_one_answer_an_example_is_scored_over_its_windows(side):
     assert predictions.tolist() == references.tolist()
 
 
-def test_the_best_window_wins_and_no_answer_needs_every_window():
-    head = Span(doc_stride=2)
-    labels = np.array([[0, 0, 0, 3, 6, 0, 0], [4, 5, 0, 3, 6, 0, 2]], np.float32)
+# two windows of one example: the first holds no answer, the second one at the context's tokens 3 and 4
+TWO = np.array([[0, 0, 0, 3, 6, 0, 0, 1], [4, 5, 0, 3, 6, 0, 2, 1]], np.float32)
+
+
+def two_windows(first_null, second_null):
+    """Logits of two windows: the best answer has score 4, ``no answer`` the given ones."""
     logits = np.full((2, 8, 2), -9.0)
-    logits[0, 0], logits[1, 0] = 4.0, -3.0  # the first window sees no answer, the second does
+    logits[0, 0], logits[1, 0] = first_null / 2, second_null / 2
     logits[0, 5], logits[1, 4, 0], logits[1, 5, 1] = 1.0, 2.0, 2.0
-    predictions, references = head.decode(logits.reshape(2, -1), labels)
+    return logits.reshape(2, -1)
+
+
+def test_the_best_window_wins_and_no_answer_needs_every_window():
+    head = Span(doc_stride=2, version_2_with_negative=True)
+    predictions, references = head.decode(two_windows(8.0, -6.0), TWO)
     assert references.tolist() == [[3, 4]] and predictions.tolist() == [[3, 4]]
-    logits[1, 0] = 3.0
-    assert head.decode(logits.reshape(2, -1), labels)[0].tolist() == [[-1, -1]]
+    assert head.decode(two_windows(8.0, 6.0), TWO)[0].tolist() == [[-1, -1]]
 
 
-def test_without_a_stride_long_contexts_are_cut_as_before():
-    data = mixture(stride=None).dataset("validation")
-    assert len(data) == len(ROWS) and data[1]["labels"].tolist() == [0, 0]
+@pytest.mark.parametrize(("threshold", "none"), [(-2.5, True), (-1.5, False), (0.0, False)])
+def test_no_answer_must_lead_by_the_threshold(threshold, none):
+    head = Span(version_2_with_negative=True, null_score_diff_threshold=threshold)
+    predictions, _ = head.decode(two_windows(8.0, 2.0), TWO)  # 2 below the answer's score
+    assert predictions.tolist() == ([[-1, -1]] if none else [[3, 4]])
+
+
+def test_where_every_question_has_an_answer_no_answer_is_never_predicted():
+    assert Span(doc_stride=2).decode(two_windows(90.0, 90.0), TWO)[0].tolist() == [[3, 4]]
+
+
+def test_answers_are_looked_for_in_the_context_only():
+    logits = two_windows(-9.0, -9.0).reshape(2, 8, 2)
+    logits[1, 1], logits[1, 7] = 50.0, 50.0  # a token of the question, and padding
+    assert Span().decode(logits.reshape(2, -1), TWO)[0].tolist() == [[3, 4]]
+
+
+def test_a_question_without_an_answer_is_refused_where_all_have_one():
+    with pytest.raises(
+        DataError, match=r"train, row 3: a question without an answer[\s\S]*version_2_with_negative=True"
+    ):
+        mixture(version_2_with_negative=False)
+    with pytest.raises(TaskError, match=r"null_score_diff_threshold[\s\S]*version_2_with_negative=True"):
+        Span(null_score_diff_threshold=1.0)
+    with pytest.raises(TaskError, match="null_score_diff_threshold"):
+        Span(version_2_with_negative=True, null_score_diff_threshold=float("nan"))
+
+
+def test_without_a_stride_long_contexts_are_cut_and_a_lost_answer_counts_as_missed():
+    mix = mixture(stride=None)
+    found = windows(mix)
+    assert len(found) == len(ROWS)
+    assert [(w.start - w.first, w.end - w.first) for _, w in found[:1]] == [(0, 1)]
+    assert all((w.start, w.end) == (w.cls, w.cls) == (0, 0) for _, w in found[1:])
+    data = mix.dataset("validation")
+    labels = np.stack([data[i]["labels"] for i in range(len(data))])
+    predictions, references = mix.tasks[0].head.decode(np.zeros((len(ROWS), 32)), labels)
+    assert references[[0, 3]].tolist() == [[0, 1], [-1, -1]]
+    assert not (predictions[1:3] == references[1:3]).any() and (references[1:3] == -2).all()
 
 
 def test_windows_count_as_rows_of_training_and_train():
@@ -120,7 +164,8 @@ def test_windows_count_as_rows_of_training_and_train():
 
 
 def test_a_mixture_that_gets_its_tokenizer_later_counts_windows_then():
-    task = Task("qa", Span(doc_stride=4), data={"train": ROWS, "validation": ROWS}, max_length=16)
+    head = Span(doc_stride=4, version_2_with_negative=True)
+    task = Task("qa", head, data={"train": ROWS, "validation": ROWS}, max_length=16)
     mix = TaskMixture([task])
     held = mix.eval
     assert len(held) == len(ROWS)
