@@ -56,7 +56,7 @@ def train_arm(
     callbacks: Sequence[TrainerCallback] = (),
     head_learning_rate: float | None = None,
     tokenizer: Any = None,
-    resume: bool | str = False,
+    resume: str | None = None,
     split: str = "test",
 ) -> Trained:
     """Train with a stock Trainer and score it.
@@ -71,7 +71,7 @@ def train_arm(
         callbacks: Beside those of the mixture.
         head_learning_rate: Of the heads, where it differs from the arguments' own.
         tokenizer: Saved with checkpoints.
-        resume: As ``Trainer.train(resume_from_checkpoint=...)``.
+        resume: Folder of a checkpoint to go on from.
         split: Of the scores; falls back to the validation split for data without labelled test rows.
     """
     clock = _StepClock()
@@ -89,7 +89,7 @@ def train_arm(
     )
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=resume)
     split = split if mixture.has_split(split) else "validation"
     scores, macro = score(trainer, mixture.dataset(split, by_length=True), mixture.tasks)
     total = count_parameters(model)

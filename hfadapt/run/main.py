@@ -147,8 +147,7 @@ class Run:
         from hfadapt.inference import unpack
         from hfadapt.run.arm import train_arm
 
-        if resume:
-            self._require_checkpoint()
+        checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
         method = " + ".join(config.method for config in self.recipe.method)
         _pack_frozen(model)
@@ -164,7 +163,7 @@ class Run:
             split=self.recipe.score_split,
             callbacks=self._callbacks(model),
             tokenizer=self.tokenizer,
-            resume=resume,
+            resume=checkpoint,
         )
         # Saved and compared on the base as it came: packed products sum in another order.
         unpack(model)
@@ -185,11 +184,12 @@ class Run:
             "mixed_batch": check_mixed_batch(model, self.mixture),
         }
 
-    def _require_checkpoint(self) -> None:
-        from transformers.trainer_utils import get_last_checkpoint
+    def _checkpoint(self) -> str:
+        from hfadapt.training import last_checkpoint
 
         folder = str(self.arguments.output_dir)
-        if not Path(folder).is_dir() or get_last_checkpoint(folder) is None:
+        found = last_checkpoint(folder)
+        if found is None:
             raise ConfigError(
                 problem(
                     "there is no checkpoint to go on from",
@@ -197,6 +197,7 @@ class Run:
                     try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
                 )
             )
+        return found
 
     def _callbacks(self, model: PreTrainedModel) -> list[Any]:
         from hfadapt import plugins

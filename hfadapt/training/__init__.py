@@ -1,4 +1,4 @@
-"""What a plain Trainer needs for several tasks: callbacks and corpus metrics."""
+"""What a plain Trainer needs for several tasks: callbacks, corpus metrics, resuming."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .callbacks import EpochSync, IdleTaskGuard, RobustAdapterDrop
     from .metrics import METRICS, Metric, Scored, register_metric
     from .multitask import MultiTaskMetrics
+    from .resume import last_checkpoint
 
 # callbacks import transformers' trainer, which takes seconds: names are resolved on first use
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "Scored": "metrics",
     "register_metric": "metrics",
     "MultiTaskMetrics": "multitask",
+    "last_checkpoint": "resume",
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "MultiTaskMetrics",
     "RobustAdapterDrop",
     "Scored",
+    "last_checkpoint",
     "register_metric",
 ]
 

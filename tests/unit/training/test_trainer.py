@@ -12,6 +12,7 @@ from hfadapt import Classification, MultiTaskModel, OwnHead, RobustAdapterDrop, 
 from hfadapt.errors import ConfigError, DataError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer, toy_rows, toy_tasks
+from hfadapt.training import last_checkpoint
 
 
 class Watch(TrainerCallback):
@@ -83,13 +84,32 @@ def test_a_run_cut_off_at_any_step_resumes_to_the_same_numbers(make_trainer, tra
     whole = make_trainer("whole", mixture=mixture, callbacks=[RobustAdapterDrop()], **RESUME)
     whole.train()
     want, log = trained(whole.model), whole.evaluate()
-    # in mid-epoch, at the end of an epoch, at the step before the last
-    for step in (1, 4, 5):
+    assert whole.state.global_step == 6
+    # after the first step, in the middle and at the end of each epoch, after the last
+    for step in range(1, 7):
         again = make_trainer("again", mixture=mixture, callbacks=[RobustAdapterDrop()], **RESUME)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         equal(trained(again.model), want)
         found = again.evaluate()
         assert {k: v for k, v in found.items() if "macro" in k} == {k: v for k, v in log.items() if "macro" in k}
+
+
+@pytest.mark.parametrize("state", [None, '{"epoch": 1.0, "glo'], ids=["no state", "half a state"])
+def test_a_run_killed_while_it_wrote_a_checkpoint_resumes_from_the_one_before(
+    make_trainer, trained, tmp_path, caplog, state
+):
+    args = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer("run", **args)
+    assert last_checkpoint(tmp_path / "run") is None
+    whole.train()
+    # Trainer writes the state last, so this is what a run leaves that is killed before or while it does
+    half = tmp_path / "run" / "checkpoint-3" / "trainer_state.json"
+    half.unlink() if state is None else half.write_text(state)
+    found = last_checkpoint(tmp_path / "run")
+    assert found == str(tmp_path / "run" / "checkpoint-2") and "checkpoint-3" in caplog.text
+    again = make_trainer("run", **args)
+    again.train(resume_from_checkpoint=found)
+    equal(trained(again.model), trained(whole.model))
 
 
 def test_a_run_interrupted_by_an_error_resumes_to_the_same_numbers(make_trainer, trained, tmp_path):
