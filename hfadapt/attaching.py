@@ -13,6 +13,7 @@ from . import generating, plugins
 from .architecture import resolve
 from .composition import Composition, adapter_names
 from .delta import check_adapter_name
+from .embedding_hooks import give_back
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all_but_head
 from .fused_norm import fuse_norm, unfuse_norm
@@ -360,6 +361,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
         function = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(function, CheckpointWithRouting):
             module.__dict__["_gradient_checkpointing_func"] = function.function
+    give_back(model)
     uninstall(model, state.arch)
     generating.uninstall(model)
     if hasattr(model, "hfadapt_shared"):

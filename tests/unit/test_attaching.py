@@ -187,6 +187,42 @@ def test_two_checkpointed_forwards_before_one_backward_keep_their_own_routing():
         torch.testing.assert_close(gradient, want[name])
 
 
+def hooks_of(model):
+    return dict(model.get_input_embeddings()._forward_hooks)
+
+
+def test_checkpointings_hook_on_the_embeddings_rests_under_adapters_and_comes_back():
+    model = tiny_model("bert").train()
+    model.requires_grad_(False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    before = hooks_of(model)
+    assert before
+
+    def embedded():
+        return model(**INPUTS, output_hidden_states=True).hidden_states[0].requires_grad
+
+    assert embedded()
+    handle = hfadapt.attach(model, "lora")
+    assert not embedded()
+    hfadapt.activate(model, None)
+    assert embedded()
+    handle.detach()
+    assert hooks_of(model) == before and embedded()
+
+
+def test_transformers_can_still_remove_its_hook_while_adapters_are_attached():
+    model = tiny_model("bert").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    count = len(hooks_of(model))
+    handle = hfadapt.attach(model, "lora")
+    model(**INPUTS)
+    model.disable_input_require_grads()
+    handle.detach()
+    assert len(hooks_of(model)) < count
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "train", "a b", "-a"])
 def test_names_that_cannot_be_module_names_are_refused(name):
     with pytest.raises(AttachError, match="bad adapter or task name"):
