@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,11 @@ __all__ = [
     "why_not",
 ]
 
+_log = logging.getLogger("hfadapt_kernels")
+# only a checkout has them: there the library may be older than the Python code beside it
+_BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "bindings.cpp"
+_DEFINITION = re.compile(r'm\.def\(((?:\s*"[^"]*")+)\s*\)')
+
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 
 
@@ -36,8 +43,28 @@ def _load() -> str | None:
         )
     try:
         torch.ops.load_library(str(found[0]))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return f"{found[0].name} does not load into torch {torch.__version__}: {error}"
+    if reason := _outdated(_BINDINGS):
+        _log.warning("%s; ops on the CPU run through torch until then", reason)
+        return reason
+    return None
+
+
+def _outdated(bindings: Path) -> str | None:
+    """Why the loaded library is not that of the sources in ``bindings``; ``None`` when it is, or they are not there."""
+    if not bindings.is_file():
+        return None
+    for definition in _DEFINITION.findall(bindings.read_text("utf-8")):
+        wanted = "hfadapt_cpu::" + "".join(re.findall(r'"([^"]*)"', definition))
+        name = wanted.partition("(")[0]
+        built = torch._C._jit_get_schemas_for_operator(name)
+        if torch._C.parse_schema(wanted) not in built:
+            return (
+                f"the C++ library was built from other sources than {bindings.parent}: {name.partition('::')[2]} "
+                f"{'takes other arguments' if built else 'is missing'}; "
+                "build it again (pip install -e ., or python setup.py build_ext --inplace)"
+            )
     return None
 
 

@@ -102,6 +102,14 @@ def test_doctor_says_which_implementation_serves_which_op(hfadapt) -> None:
     assert all(row["runs"] or row["reason"] for row in found["kernels"])
 
 
+def test_doctor_says_that_the_library_is_of_other_sources(hfadapt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfadapt_kernels import native
+
+    monkeypatch.setattr(native, "isa", lambda: None)
+    monkeypatch.setattr(native, "_load", lambda: "the C++ library was built from other sources")
+    assert "off: the C++ library was built from other sources" in hfadapt("doctor", "--json").stdout
+
+
 def test_data_lists_shows_and_names_what_can_be_built(hfadapt) -> None:
     names = [row["name"] for row in json.loads(hfadapt("data", "--json").stdout)]
     assert names[:3] == ["wn_relation", "sms_spam", "tweet_valence"]

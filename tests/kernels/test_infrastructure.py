@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hfadapt_kernels as hk
-from hfadapt_kernels import backend
+from hfadapt_kernels import backend, native
 from hfadapt_kernels.backend import FusedOp
 from hfadapt_kernels.dropout import draw_seed, keep_scale
 
@@ -55,6 +55,53 @@ def test_from_ids_traces_without_graph_breaks():
 
     compiled = torch.compile(count, fullgraph=True, backend="eager")
     assert compiled(torch.tensor([2, 0, 0])).tolist() == [0, 2, 2, 3]
+
+
+@pytest.fixture
+def fresh_library():
+    """Let the library be judged anew, now and after the test."""
+    caches = (native._load, backend._device_reason)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            ("Tensor? mask, Tensor? bias, bool causal", "Tensor? mask, bool causal"),
+            "prefix_attention_forward takes other",
+        ),
+        (('"isa(int wanted)', '"isas(int wanted)'), "isas is missing"),
+    ],
+    ids=["other arguments", "missing op"],
+)
+def test_a_library_of_other_sources_is_reported_and_not_used(
+    change, reason, tmp_path, monkeypatch, caplog, fresh_library
+):
+    other = tmp_path / "bindings.cpp"
+    source = native._BINDINGS.read_text("utf-8")
+    assert source.count("m.def(") == len(native._DEFINITION.findall(source)) and change[0] in source
+    other.write_text(source.replace(*change), "utf-8")
+    monkeypatch.setattr(native, "_BINDINGS", other)
+    assert reason in native.why_not() and "build it again" in native.why_not()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and reason in caplog.text
+    op = backend._OPS["pal_attention"]
+    assert op._choose("auto", "cpu", torch.float32, op.example_facts).backend == "reference"
+    with pytest.raises(hk.BackendError, match="other sources"):
+        op._choose("cpu", "cpu", torch.float32, op.example_facts)
+    assert {row["reason"] for row in backend.explain() if row["backend"] == "cpu"} == {native.why_not()}
+
+
+def test_a_library_without_sources_beside_it_needs_none(tmp_path, monkeypatch, fresh_library):
+    before = native.available()
+    native._load.cache_clear()
+    monkeypatch.setattr(native, "_BINDINGS", tmp_path / "none.cpp")
+    assert native.available() is before
 
 
 def test_an_explicit_backend_that_cannot_run_raises_with_the_reason(monkeypatch):
