@@ -262,6 +262,8 @@ class MultiTaskModel(PreTrainedModel):
             loss = loss + penalty
         if loss is not None and present is None and not torch.compiler.is_compiling():
             loss = take_part(loss, self.parameters())
+        if labels is None and self.training and (penalised or any(task.loss_weight != 1 for task in self.tasks)):
+            penalties.warn_of_other_losses("what loss weights and AdapterFusion add to it", "label_smoothing_factor=0")
         return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:

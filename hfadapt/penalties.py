@@ -6,6 +6,8 @@ outside of layers that activation checkpointing runs twice or without gradients.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +17,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .routing import Routing
 
-__all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total"]
+__all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total", "warn_of_other_losses"]
+
+logger = logging.getLogger(__name__)
 
 
 class Penalised(Protocol):
@@ -53,10 +57,38 @@ def loss_share(kwargs: Mapping[str, Any]) -> Tensor | float | None:
     return (labels != -100).sum() / items
 
 
-def add_to_output(output: Any, routing: Routing) -> Any:
-    """Return a model's output with the penalties of this pass in its loss; as it is where it has none."""
+def warn_of_other_losses(what: str, try_: str) -> None:
+    """Say, once, that a training pass without labels leaves something out which the model's own loss would hold."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _warn_once(
+            f"the model is trained without labels, so its own loss is not computed and {what} is left out (Trainer "
+            f"takes the labels away under label_smoothing_factor and compute_loss_func); try: {try_}"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def add_to_output(output: Any, routing: Routing, *, training: bool) -> Any:
+    """Return a model's output with the penalties of this pass in its loss; as it is where it has none.
+
+    Args:
+        output: Of the model.
+        routing: Of the pass.
+        training: Whether the model trains and nothing around it computes the loss: then a pass without labels is
+            reported, because its penalties are in no loss.
+    """
     share = routing.loss_share
-    if share is None or not torch.is_grad_enabled() or (term := total(routing.penalised)) is None:
+    if not torch.is_grad_enabled() or (term := total(routing.penalised)) is None:
+        return output
+    if share is None:
+        if training:
+            what = "the penalty of AdapterFusion"
+            warn_of_other_losses(
+                what, "label_smoothing_factor=0, or add hfadapt.fusion_regularizer(model) to your loss"
+            )
         return output
     term = share * term
     if isinstance(output, tuple):

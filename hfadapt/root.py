@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .composition import Composition
+from .embedding_hooks import let_backward_stop
 from .errors import RoutingError, did_you_mean, problem
 from .generating import running
 from .histories import tokens_in
@@ -109,7 +110,8 @@ class RootPost(Hook):
         if routing.growth is not None:
             check_output(routing.growth, output)
         if routing.penalised:
-            output = add_to_output(output, routing)
+            training = module.training and not _attachment_of(module).inside
+            output = add_to_output(output, routing, training=training)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
             return output if _attachment_of(module).inside else _with_every_gradient(module, output)
         return output
@@ -145,19 +147,7 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
             module.__dict__["_gradient_checkpointing_func"] = CheckpointWithRouting(function)
             wrapped.append(function)
     if wrapped and all(getattr(f, "keywords", {}).get("use_reentrant") is False for f in wrapped):
-        _let_backward_stop(model)
-
-
-def _let_backward_stop(model: nn.Module) -> None:
-    """Take off the hooks with which transformers makes the embeddings' output require a gradient.
-
-    It registers them together with activation checkpointing, whose reentrant form needs them. The other form does not,
-    and with them back-propagation goes through every layer, those below the lowest delta too (AdapterDrop).
-    """
-    for module in model.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__qualname__", "").startswith("PreTrainedModel.enable_input_require_grads."):
-                del module._forward_hooks[key]
+        let_backward_stop(model)
 
 
 def make_routing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hfadapt
+from hfadapt import penalties
 from hfadapt.state import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
@@ -54,6 +56,34 @@ def test_the_training_loss_holds_the_penalty_and_the_evaluation_loss_does_not():
     torch.testing.assert_close(training - evaluation, penalty, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(first, training)
     assert penalty > 1e-3
+
+
+def test_a_loss_of_somebody_elses_is_told_once_what_it_lacks(caplog):
+    """Trainer takes the labels away to smooth them, or for ``compute_loss_func``: then no loss holds the penalty."""
+    penalties._warn_once.cache_clear()
+    model, inputs = classifier()
+    labels = inputs.pop("labels")
+    model.eval()(**inputs)
+    with torch.no_grad():
+        model.train()(**inputs)
+    model(**inputs, labels=labels)
+    assert not caplog.records
+    for _ in range(2):
+        model(**inputs)
+    (record,) = caplog.records
+    assert "label_smoothing_factor" in record.message and "fusion_regularizer(model)" in record.message
+
+
+def test_several_tasks_are_told_that_weights_are_left_out_too(caplog):
+    penalties._warn_once.cache_clear()
+    tasks = toy_tasks()
+    weighted = [dataclasses.replace(tasks[0], loss_weight=2.0), *tasks[1:]]
+    batch = toy_batch(tasks)
+    batch.pop("labels")
+    for several, warned in ((tasks, 0), (weighted, 1)):
+        toy_model(several).train()(**batch)
+        assert len(caplog.records) == warned
+    assert "loss weights" in caplog.text
 
 
 def test_its_gradient_pulls_v_to_the_identity():
