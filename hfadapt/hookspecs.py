@@ -61,10 +61,11 @@ def register_regularizers(registry: Registry) -> None:
 
 @hookspec
 def register_backends(registry: Registry) -> None:
-    """Add implementations of ops: ``registry.add("parallel_adapter_norm-mychip", implementation)``.
+    """Add implementations of ops: ``registry.add("pal_attention-mychip", Implementation("mychip", ...))``.
 
     Args:
-        registry: Maps a name to an implementation as ``hfadapt_kernels.backend`` describes it.
+        registry: Maps the name of an op and of a backend, joined by a hyphen, to an ``Implementation`` of
+            ``hfadapt_kernels.backend``; the automatic choice asks it before hfadapt's own.
     """
 
 

@@ -1,8 +1,8 @@
 """Loading of plugins: the built-in ones and those that entry points name, with origin, blocking and tracing.
 
 Nothing is loaded when ``hfadapt`` is imported; the first look-up in a registry loads everything once.
-``HFADAPT_PLUGINS=a,b`` restricts which entry points load (empty: none), ``HFADAPT_STRICT_PLUGINS=1`` makes a failure
-fatal, ``HFADAPT_TRACE_PLUGINS=1`` prints every hook call.
+``HFADAPT_PLUGINS=a,b`` restricts which entry points load (empty: none), ``HFADAPT_BLOCK_PLUGINS=a,b`` blocks some,
+built-in ones too; ``HFADAPT_STRICT_PLUGINS=1`` makes a failure fatal, ``HFADAPT_TRACE_PLUGINS=1`` prints every call.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class _Loaded:
     manager: pluggy.PluginManager
     records: list[PluginRecord]
     registries: dict[str, Registry] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
 
 
 def _strict() -> bool:
@@ -99,6 +100,9 @@ def _fail(record: PluginRecord, status: str, message: str) -> None:
 
 def _register(pm: pluggy.PluginManager, record: PluginRecord, module: ModuleType | Any) -> None:
     """Register one plugin object; a misspelt or malformed hook makes it invalid."""
+    if pm.is_blocked(record.name):
+        record.status = "blocked"
+        return
     try:
         pm.register(module, name=record.name)
     except (pluggy.PluginValidationError, ValueError) as error:
@@ -146,11 +150,33 @@ def _fill_registries(loaded: _Loaded) -> None:
             for hook, registry in loaded.registries.items():
                 registry._current_origin = f"{record.name} ({record.origin} {record.version})".rstrip(" )") + ")"
                 loaded.manager.subset_hook_caller(hook, others)(registry=registry)
+            _add_backends(loaded, registry._current_origin)
         except Exception as error:  # as above: whatever a plugin raises, it is named and skipped
+            _remove_backends(loaded, registry._current_origin)
             for registry in loaded.registries.values():
                 registry.remove_origin(registry._current_origin)
             loaded.manager.unregister(name=record.name)
             _fail(record, "failed", f"{type(error).__name__}: {error}")
+
+
+def _add_backends(loaded: _Loaded, origin: str) -> None:
+    """Hand the implementations that one plugin registered to their ops."""
+    registry = loaded.registries["register_backends"]
+    for name in [name for name in registry if registry.origin(name) == origin]:
+        from hfadapt_kernels.backend import add_backend
+
+        implementation = registry[name]
+        add_backend(name.removesuffix(f"-{implementation.backend}"), implementation)
+        loaded.backends[implementation.backend] = origin
+
+
+def _remove_backends(loaded: _Loaded, origin: str | None = None) -> None:
+    """Take them out again: those of one plugin, or all."""
+    for name in [name for name, by in loaded.backends.items() if origin in (None, by)]:
+        from hfadapt_kernels.backend import remove_backend
+
+        remove_backend(name)
+        del loaded.backends[name]
 
 
 @lru_cache(maxsize=1)
@@ -160,24 +186,30 @@ def _loaded() -> _Loaded:
     if os.environ.get("HFADAPT_TRACE_PLUGINS", "") == "1":
         pm.trace.root.setwriter(lambda text: sys.stderr.write(text))
         pm.enable_tracing()
+    for name in _names(os.environ.get("HFADAPT_BLOCK_PLUGINS", "")):
+        pm.set_blocked(name)
     records: list[PluginRecord] = []
     from . import __version__
 
     for name in BUILTIN_PLUGINS:
         record = PluginRecord(name, "hfadapt", __version__)
         records.append(record)
-        _register(pm, record, importlib.import_module(name))
+        _register(pm, record, None if pm.is_blocked(name) else importlib.import_module(name))
     for name, module in _ADDED.items():
         record = PluginRecord(name, "this process")
         records.append(record)
         _register(pm, record, module)
     only = os.environ.get("HFADAPT_PLUGINS")
-    selected = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
+    selected = None if only is None else _names(only)
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
         records.append(_load_entry_point(pm, entry, selected))
     loaded = _Loaded(pm, records)
     _fill_registries(loaded)
     return loaded
+
+
+def _names(listed: str) -> set[str]:
+    return {part.strip() for part in listed.split(",") if part.strip()}
 
 
 def register(module: ModuleType | Any, name: str | None = None) -> None:
@@ -199,6 +231,8 @@ def unregister(name: str) -> None:
 
 def reload() -> None:
     """Forget what was loaded; the next look-up loads again (after an install, or in tests)."""
+    if _loaded.cache_info().currsize:
+        _remove_backends(_loaded())
     _loaded.cache_clear()
 
 

@@ -48,7 +48,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 problem(
                     f"{self.kind} {name!r} is registered twice",
                     got=f"from {self._origins[name]} and from {origin}",
-                    try_="rename one of them, or block a plugin with HFADAPT_PLUGINS",
+                    try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
                 )
             )
         self._things[name] = thing

@@ -2,7 +2,8 @@
 
 Backends are ``triton`` (GPU), ``cpu`` (C++) and ``reference`` (plain PyTorch, runs everywhere). ``auto``, the default,
 takes the first that can run and says so once at INFO. A backend named explicitly, through ``HFADAPT_BACKEND`` or
-`use_backend`, either runs or raises with every reason. ``HFADAPT_BACKEND=cpu`` asks for CPU tensors only, and
+`use_backend`, either runs or raises with every reason. Backends of third parties (`add_backend`) are asked first.
+``HFADAPT_BACKEND=cpu`` asks for CPU tensors only, and
 ``triton`` on CPU tensors works under ``TRITON_INTERPRET=1`` (the tests use that).
 """
 
@@ -23,17 +24,32 @@ import torch
 from . import native
 from .errors import BackendError
 
-__all__ = ["BACKENDS", "FusedOp", "Implementation", "explain", "requested_backend", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "FusedOp",
+    "Implementation",
+    "add_backend",
+    "explain",
+    "remove_backend",
+    "requested_backend",
+    "use_backend",
+]
 
 BACKENDS = ("triton", "cpu", "reference")
 _requested: ContextVar[str | None] = ContextVar("hfadapt_backend", default=None)
 _log = logging.getLogger("hfadapt_kernels")
 _OPS: dict[str, FusedOp] = {}
+# Of third parties, in the order in which they came.
+_ADDED: list[str] = []
+
+
+def _known() -> tuple[str, ...]:
+    return (*_ADDED, *BACKENDS)
 
 
 def _check_name(name: str) -> str:
-    if name != "auto" and name not in BACKENDS:
-        raise BackendError("backend", "unknown name", expected=f"auto or one of {BACKENDS}", got=repr(name))
+    if name != "auto" and name not in _known():
+        raise BackendError("backend", "unknown name", expected=f"auto or one of {_known()}", got=repr(name))
     return name
 
 
@@ -61,8 +77,8 @@ def _interpreting() -> bool:
 @functools.cache
 def _device_reason(backend: str, device: str) -> str | None:
     """Why ``backend`` cannot serve tensors of ``device`` at all; ``None`` when it can."""
-    if backend == "reference":
-        return None
+    if backend == "reference" or backend not in BACKENDS:
+        return None  # a third party's says so itself, in ``supports``
     if backend == "cpu":
         return native.why_not() if device == "cpu" else f"the C++ kernels take CPU tensors, not {device}"
     if importlib.util.find_spec("triton") is None:
@@ -84,7 +100,7 @@ class Implementation:
     """One backend's functions for one op.
 
     Attributes:
-        backend: One of `BACKENDS`.
+        backend: One of `BACKENDS`, or a third party's name.
         forward: Called with the arguments of the op's forward schema.
         backward: Called with the arguments of the op's backward schema; raises for ops without a gradient.
         supports: ``supports(device=..., dtype=..., **facts)`` returns ``None`` or the reason why not.
@@ -145,7 +161,7 @@ class FusedOp:
 
     def _choose(self, wanted: str, device: str, dtype: torch.dtype, facts: dict[str, Any]) -> Implementation:
         reasons = []
-        for backend in BACKENDS if wanted == "auto" else (wanted,):
+        for backend in _known() if wanted == "auto" else (wanted,):
             implementation = self._by_backend.get(backend)
             reason = (
                 f"{self.name} has no {backend} implementation"
@@ -164,6 +180,37 @@ class FusedOp:
         )
 
 
+def add_backend(op: str, implementation: Implementation) -> None:
+    """Add a third party's implementation of an op; the automatic choice asks it before ours.
+
+    Args:
+        op: Name of the op.
+        implementation: Its ``backend`` is a name of its own, not one of `BACKENDS`; ``supports`` says which devices and
+            dtypes it serves.
+
+    Raises:
+        BackendError: There is no such op, or the name is ours or taken for this op.
+    """
+    name = implementation.backend
+    if op not in _OPS:
+        raise BackendError("add_backend", "op", expected=f"one of {tuple(sorted(_OPS))}", got=repr(op))
+    if name in ("auto", *BACKENDS) or name in _OPS[op]._by_backend:
+        raise BackendError("add_backend", f"backend of {op}", expected="a name that is not taken", got=repr(name))
+    if name not in _ADDED:
+        _ADDED.append(name)
+    _OPS[op]._by_backend[name] = implementation
+    _OPS[op]._chosen.clear()
+
+
+def remove_backend(name: str) -> None:
+    """Take out what `add_backend` added under this name."""
+    if name in _ADDED:
+        _ADDED.remove(name)
+        for op in _OPS.values():
+            op._by_backend.pop(name, None)
+            op._chosen.clear()
+
+
 @functools.cache
 def _log_once(message: str) -> None:
     _log.info("%s", message)
@@ -177,8 +224,10 @@ def explain() -> list[dict[str, str | bool]]:
         op = _OPS[name]
         for device in devices:
             taken = False
-            for backend in BACKENDS:
+            for backend in _known():
                 implementation = op._by_backend.get(backend)
+                if implementation is None and backend in _ADDED:
+                    continue
                 reason = (
                     "not implemented"
                     if implementation is None

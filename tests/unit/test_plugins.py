@@ -5,10 +5,14 @@ import logging
 import types
 
 import pytest
+import torch
 
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import PluginError, RegistryError
 from hfadapt.registry import Registry
+from hfadapt_kernels import BackendError, use_backend
+from hfadapt_kernels import backend as kernels
+from hfadapt_kernels.backend import Implementation
 
 
 class Entry:
@@ -116,6 +120,51 @@ def test_selection_by_environment(install, monkeypatch):
     )
     assert "ma" not in plugins.methods() and "mb" in plugins.methods()
     assert record("a").status == "not selected"
+
+
+def test_blocked_plugins_do_not_load_and_are_listed(install, monkeypatch):
+    monkeypatch.setenv("HFADAPT_BLOCK_PLUGINS", "a, hfadapt_plugins.mixing")
+    install(
+        Entry("a", plugin(register_methods=register_method("ma"))),
+        Entry("b", plugin(register_methods=register_method("mb"))),
+    )
+    assert "ma" not in plugins.methods() and "mb" in plugins.methods()
+    assert record("a").status == record("hfadapt_plugins.mixing").status == "blocked"
+    assert "annealed" not in plugins.mixing_strategies()
+
+
+def backend(name, op="pal_attention"):
+    implementation = Implementation(name, lambda: None, lambda: None, lambda device, **facts: None)
+    return plugin(register_backends=lambda registry: registry.add(f"{op}-{name}", implementation))
+
+
+def test_a_backend_of_a_plugin_is_asked_first_and_goes_with_it(install):
+    op = kernels._OPS["pal_attention"]
+
+    def chosen():
+        return op.select("cpu", torch.float32, **op.example_facts).backend
+
+    before = chosen()
+    install(Entry("chip", backend("mychip")))
+    assert "pal_attention-mychip" in plugins.backends() and chosen() == "mychip"
+    assert {row["backend"] for row in kernels.explain() if row["op"] == "pal_attention" and row["chosen"]} == {"mychip"}
+    with use_backend("mychip"), pytest.raises(BackendError, match="has no mychip implementation"):
+        kernels._OPS["grouped_lora"].select("cpu", torch.float32)
+    install()
+    assert chosen() == before
+    with pytest.raises(BackendError, match="unknown name"):
+        use_backend("mychip").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [(backend("mychip", "pal_atention"), "pal_atention"), (backend("cpu"), "not taken")],
+    ids=["unknown op", "a name of ours"],
+)
+def test_a_backend_that_fits_no_op_is_named_and_skipped(install, broken, message):
+    install(Entry("chip", broken))
+    assert record("chip").status == "failed" and message in record("chip").error
+    assert not list(plugins.backends())
 
 
 def test_strict_plugins_make_a_failure_fatal(install, monkeypatch):
