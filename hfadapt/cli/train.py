@@ -16,7 +16,7 @@ __all__ = ["train"]
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 @click.option("--fast", is_flag=True, help="Apply the recipe's own short settings.")
-@click.option("--dry-run", is_flag=True, help="Show plan, schedule, memory and the first rows; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Show plan, schedule, memory and the first batch; train nothing.")
 @click.option("--output", type=click.Path(), help="Folder to write to, in place of the recipe's.")
 @click.option("--overwrite", is_flag=True, help="Delete what the output folder holds.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
@@ -101,11 +101,13 @@ def _show_plan(plan: dict[str, Any], run: Any) -> None:
     )
     memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan["memory_bytes"].items())
     click.echo(f"memory (estimate, longest row {plan['longest_row_tokens']} tokens): {memory}")
+    batch = plan["first_batch"]
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in batch["shapes"].items())
     print_table(
         ["task", "label", "text as the model reads it"],
         [
             (row["task"], row["label"], " || ".join(row[key] for key in ("text", "text_pair") if key in row))
-            for row in plan["first_rows"]
+            for row in batch["rows"]
         ],
-        title="First rows",
+        title=f"First batch: {shapes}",
     )

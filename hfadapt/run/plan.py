@@ -71,9 +71,11 @@ def estimate_memory(model: nn.Module, rows: int, tokens: int) -> Memory:
     )
 
 
-def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase, rows: int = 3) -> list[dict[str, Any]]:
-    """The first rows of the first training batch, as the model will read them."""
-    items: Sequence[Any] = [mixture.train[i] for i in range(min(rows, len(mixture.train)))]
+def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The first training batch, as the model will read it: its shapes, and every row in words."""
+    items: Sequence[Any] = [
+        mixture.train[i] for i in range(min(mixture.schedule.layout.batch_size, len(mixture.train)))
+    ]
     names = [task.name for task in mixture.tasks]
     decoded = []
     for item in items:
@@ -83,11 +85,12 @@ def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase, rows:
         labels = item.get("labels")
         row["label"] = labels.tolist() if hasattr(labels, "tolist") else labels
         decoded.append(row)
-    return decoded
+    shapes = {name: list(tensor.shape) for name, tensor in mixture.collator(items).items()}
+    return {"shapes": shapes, "rows": decoded}
 
 
 def plan_of(run: Run) -> dict[str, Any]:
-    """The plan of a run as data: sizes, memory, schedule, first rows. Nothing is trained or written."""
+    """The plan of a run as data: sizes, memory, schedule, first batch. Nothing is trained or written."""
     model = run.build_model()
     longest = int(max(lengths.max() for lengths in run.mixture.schedule.lengths or ()))
     memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
@@ -103,5 +106,5 @@ def plan_of(run: Run) -> dict[str, Any]:
         "longest_row_tokens": longest,
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
         "schedule": preview.to_dict(),
-        "first_rows": decode_batch(run.mixture, run.tokenizer),
+        "first_batch": decode_batch(run.mixture, run.tokenizer),
     }

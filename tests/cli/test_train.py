@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import ConfigError
@@ -76,17 +77,29 @@ def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
     assert markdown_table(RunResult.read(finished)) in card
 
 
-def test_plugins_add_sections_to_the_card(recipe: Path, hfadapt, tmp_path: Path) -> None:
-    class Limits:
+def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    class Watcher:
+        @hookimpl
+        def configure_training(self, args, model, tasks):
+            seen.append([task.name for task in tasks])
+            return [Steps()]
+
         @hookimpl
         def model_card_sections(self, model):
             return [f"## Limits\n\nTrained on {len(model.tasks)} tasks.\n"]
 
-    plugins.register(Limits(), "limits")
+    plugins.register(Watcher(), "watcher")
     try:
-        hfadapt("train", recipe, "--fast", "baselines=[]", "--output", tmp_path / "run")
+        hfadapt("train", recipe, "--fast", "baselines=[]", "training.max_steps=2", "--output", tmp_path / "run")
     finally:
-        plugins.unregister("limits")
+        plugins.unregister("watcher")
+    assert seen == [["wn_relation", "sms_spam", "tweet_valence"], 1, 2]
     assert "## Limits\n\nTrained on 3 tasks." in (tmp_path / "run" / "adapter" / "README.md").read_text("utf-8")
 
 
@@ -95,10 +108,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe: Path, hfadapt, tmp_
     plan = json.loads(hfadapt("train", recipe, "--dry-run", "--json", "--output", output).stdout)
     assert plan["steps"] == 6
     assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["weights"] > 0
-    assert plan["first_rows"][0]["text"].startswith("[CLS]")
+    rows, shapes = plan["first_batch"]["rows"], plan["first_batch"]["shapes"]
+    assert shapes["input_ids"][0] == len(rows) == 4 and {"task_ids", "labels", "attention_mask"} <= set(shapes)
+    assert all(row["text"].startswith("[CLS]") for row in rows) and len({row["task"] for row in rows}) == 1
     assert len(plan["schedule"]["probabilities"]) == 2
     assert not output.exists()
-    assert "First rows" in hfadapt("train", recipe, "--dry-run", "--output", output).output
+    assert "First batch: input_ids 4x" in hfadapt("train", recipe, "--dry-run", "--output", output).output
 
 
 def test_an_output_folder_in_use_is_not_overwritten_unasked(recipe: Path, finished: Path, hfadapt) -> None:
