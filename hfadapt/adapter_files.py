@@ -68,7 +68,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
             else "unknown"
         )
         raise CheckpointError(
-            problem("not an hfadapt folder", where=str(folder), got=f"a {kind} file", allowed="format 'hfadapt'")
+            problem(
+                "not an hfadapt folder",
+                where=str(folder),
+                got=f"a {kind} file",
+                allowed="format 'hfadapt'",
+                try_="hfadapt.load_peft(model, folder)" if kind == "LORA" else "",
+            )
         )
     if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
         raise CheckpointError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place
 
 from ..gating import gate_variant
 from .config import LoRA
 from .delta import LoRADelta
+from .peft_files import load_peft, save_peft
 from .targets import find_targets
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class LoRAMethod(Method):
     paper = "Hu et al. 2021, arXiv:2106.09685"
     summary = "low-rank update of any linear, also of the slices of a fused one"
     tests = "tests/unit/methods/test_lora.py"
+    exports: ClassVar[Mapping[str, Any]] = {"load_peft": load_peft, "save_peft": save_peft}
 
     def starts_as_base(self, config: LoRA) -> bool:
         """B is zero in the published initialisation."""
