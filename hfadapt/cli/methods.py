@@ -18,12 +18,15 @@ __all__ = ["methods"]
 @json_option
 def methods(name: str | None, markdown: bool, as_json: bool) -> None:
     """List adaptation methods, or show the options of the method NAME."""
-    from hfadapt import plugins
-    from hfadapt.report.methods import MARKDOWN_COLUMNS, markdown_methods, method_rows
+    from hfadapt.cli.remembered import remembered
 
-    registry = plugins.methods()
+    known = remembered("methods", _all)
+    if name is not None and name not in known["details"]:
+        from hfadapt import plugins
+
+        plugins.methods()[name]  # raises with the nearest name
     if name is not None:
-        details = _details(name, registry[name], registry.origin(name))
+        details = known["details"][name]
         if as_json:
             print_json(details)
             return
@@ -33,13 +36,25 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
         print_table(["option", "type", "default"], [tuple(field.values()) for field in details["fields"]])
         return
     if markdown:
-        click.echo(markdown_methods())
+        click.echo(known["markdown"])
         return
-    rows = method_rows()
+    rows = known["rows"]
     if as_json:
         print_json(rows)
         return
-    print_table(MARKDOWN_COLUMNS, [[row[column] for column in MARKDOWN_COLUMNS] for row in rows])
+    print_table(known["columns"], [[row[column] for column in known["columns"]] for row in rows])
+
+
+def _all() -> tuple[dict[str, Any], bool]:
+    """Rows and options of every method; worth keeping when every plugin loaded."""
+    from hfadapt import plugins
+    from hfadapt.report.methods import MARKDOWN_COLUMNS, markdown_methods, method_rows
+
+    registry = plugins.methods()
+    rows = method_rows()
+    details = {name: _details(name, registry[name], registry.origin(name)) for name in registry}
+    found = {"columns": MARKDOWN_COLUMNS, "rows": rows, "details": details, "markdown": markdown_methods(rows=rows)}
+    return found, all(not record.error for record in plugins.report())
 
 
 def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:
