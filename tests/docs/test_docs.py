@@ -13,6 +13,7 @@ import pytest
 from datasets import DatasetDict
 
 from hfadapt import hookspecs, plugins
+from hfadapt.config import load_recipe, read_recipe
 from hfadapt.data import bundled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,26 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     finally:
         for name in list(plugins._ADDED):
             plugins.unregister(name)
+
+
+RECIPES = [
+    pytest.param(match, id=f"{page.name}:{page.read_text('utf-8')[: match.start()].count(chr(10)) + 1}")
+    for page in PAGES
+    for match in re.finditer(r"^```yaml\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("block", RECIPES)
+def test_every_recipe_in_the_pages_is_read(block: re.Match[str]) -> None:
+    """A part of a recipe gets the keys that it leaves out."""
+    lines = {"model": "model: bert", "tasks": "tasks: [sms_spam]", "method": "method: lora"}
+    missing = [line for key, line in lines.items() if f"\n{key}:" not in f"\n{block[1]}"]
+    read_recipe("\n".join([*missing, block[1]]))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_recipe_is_read(path: Path) -> None:
+    assert load_recipe(path).tasks
 
 
 @pytest.mark.parametrize(

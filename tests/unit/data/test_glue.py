@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pytest
 
+from hfadapt.config import load_recipe
 from hfadapt.data import GLUE, TaskMixture, glue_task, glue_tasks
 from hfadapt.errors import TaskError
+from hfadapt.run.build import build_tasks
 from hfadapt.testing.toy import tiny_tokenizer
 
 TEXTS = {
@@ -52,6 +56,21 @@ def test_all_eight_tasks_read_the_hubs_schema():
     assert len(mix.dataset("validation_mismatched", ["mnli"])) == 4
     batch = mix.collator([mix.train[i] for i in range(4)])
     assert batch["labels"].shape == (4, 1)
+
+
+def test_the_ready_recipe_asks_the_hub_for_each_task_and_plans_them(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config=None):
+        asked.append((name, config))
+        return local(config)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    recipe = load_recipe(Path(__file__).parents[3] / "examples" / "glue-pals.yaml")
+    mix = TaskMixture(build_tasks(recipe), tiny_tokenizer(), strategy=recipe.mixing.strategy, epoch_steps=2)
+    assert asked == [("nyu-mll/glue", name) for name in ("cola", "mrpc", "mnli", "rte", "stsb", "sst2", "qqp", "qnli")]
+    assert [(task.name, task.metrics) for task in mix.tasks] == [(task.name, task.metrics) for task in GLUE.values()]
+    assert mix.schedule.sizes == (6,) * 8
 
 
 @pytest.mark.parametrize(
