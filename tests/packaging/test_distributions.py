@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sysconfig
 import tarfile
 import zipfile
@@ -63,6 +64,42 @@ def test_wheel_imports_from_its_own_files(wheel: Path, run, tmp_path: Path) -> N
     printed = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert printed.startswith("509 ")
     assert str(tmp_path / "site") in printed
+
+
+BUILD = ("-m", "build", "--wheel", "--no-isolation", "--outdir")
+
+
+@pytest.mark.parametrize("compiler", ["missing", "broken"])
+def test_without_a_compiler_that_works_the_wheel_is_built_without_kernels(
+    compiler: str, source_tree: Path, run, tmp_path: Path
+) -> None:
+    source = shutil.copytree(source_tree, tmp_path / "source")
+    broken = script(tmp_path / "c++", "exit 1")
+    options = {"CXX": str(broken if compiler == "broken" else tmp_path / "nowhere")}
+    run(*BUILD, str(tmp_path), cwd=source, HFADAPT_BUILD_CPP="auto", **options)
+    (wheel,) = tmp_path.glob("*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    assert top_level(files) == NAMES and not any(name.endswith(".so") for name in files)
+    with pytest.raises(AssertionError, match=r"nowhere|exit status 1"):
+        run(*BUILD, str(tmp_path), cwd=source, HFADAPT_BUILD_CPP="1", **options)
+
+
+def test_with_a_compiler_the_wheel_serves_every_python_and_holds_the_kernels(
+    source_tree: Path, run, tmp_path: Path
+) -> None:
+    """The real compiler is at work in ``make test``; here one that writes empty files shows what is packed."""
+    source = shutil.copytree(source_tree, tmp_path / "source")
+    compiler = script(tmp_path / "c++", 'while [ "$1" != -o ]; do shift; done; : > "$2"')
+    run(*BUILD, str(tmp_path), cwd=source, HFADAPT_BUILD_CPP="1", CXX=str(compiler))
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp310-abi3-" in wheel.name
+    assert "hfadapt_kernels/_C.abi3.so" in zipfile.ZipFile(wheel).namelist()
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
 
 
 def borrow_packages(environment: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,10 @@ def test_a_hugging_face_kernels_distribution_beside_ours_still_imports_models(tm
     )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout
+
+
+def test_the_readme_names_the_oldest_releases_that_the_metadata_allow() -> None:
+    project, readme = ((ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "README.md"))
+    for package in ("torch", "transformers"):
+        (oldest,) = re.findall(rf'"{package}>=([\d.]+)', project)
+        assert f"{package} {oldest} or later" in readme
