@@ -2,6 +2,7 @@
 # make demo FULL=1   the same, to convergence
 # make test          create .venv, install, run the tests
 # make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under AddressSanitizer
+# make oldest        the unit tests on the oldest releases of the packages that hfadapt stands on
 # make readme        write the README's generated parts from the last demo
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging plugin sanitize triton readme clean
+.PHONY: demo test check lint imports types packaging plugin sanitize triton oldest readme clean
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
@@ -52,6 +53,13 @@ plugin: $(VENV)/.test
 	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
 	$(PYTEST) -n $(JOBS) examples/hfadapt-plugin-ia3/tests; status=$$?; \
 	$(PIP) uninstall --quiet --yes hfadapt-plugin-ia3; exit $$status
+
+# The unit tests on the oldest releases that pyproject.toml allows, in an environment of their own.
+oldest: $(VENV)/.demo
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet $(TORCH) pytest pytest-xdist hypothesis
+	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
 # The README's generated parts: the method table, and the results of the last `make demo`.
 readme: $(VENV)/.demo

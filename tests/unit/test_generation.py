@@ -10,6 +10,7 @@ import hfadapt
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt_plugins.methods.prefix import PrefixDelta
+from tests.unit.releases import skip_without_attention_functions
 
 DECODERS = ("gpt2", "llama", "qwen2", "opt")
 SEQ2SEQ = ("t5", "bart", "mbart")
@@ -24,6 +25,8 @@ OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 def generator(model_type, method, implementation=None, names=("one", "two")):
     """A float64 model with a language-model head, two random adapters, and left-padded inputs (right for seq2seq)."""
+    if method not in ("lora", "bottleneck"):
+        skip_without_attention_functions(model_type)
     decoder = model_type not in SEQ2SEQ
     head = "causal-lm" if decoder else "seq2seq-lm"
     model = tiny_model(model_type, head, attn_implementation=implementation).double()

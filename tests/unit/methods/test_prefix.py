@@ -9,11 +9,13 @@ import hfadapt
 from hfadapt.errors import AttachError, ConfigError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import skip_without_attention_functions
 
 FORMS = ("concat", "gate_add", "no_gating", "relu")
 
 
 def adapted(model_type="bert", config=None, names=("one", "two"), implementation=None, scale=5.0):
+    skip_without_attention_functions(model_type)
     model = tiny_model(model_type, attn_implementation=implementation).double()
     hfadapt.attach(model, config or hfadapt.PrefixConfig(3, "flat"), names=names, seed=0)
     randomize(model)
@@ -59,6 +61,7 @@ def test_gate_add_equals_concat():
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5"])
 @torch.no_grad()
 def test_prefixes_of_different_lengths_share_a_batch(model_type, implementation):
+    skip_without_attention_functions(model_type)
     model = tiny_model(model_type, attn_implementation=implementation).double()
     for name, length in (("short", 1), ("long", 5)):
         hfadapt.attach(model, hfadapt.PrefixConfig(length, "flat"), name, seed=length)
