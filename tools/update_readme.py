@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hfadapt.report import conditions, markdown_table, proof_lines
 from hfadapt.report.claims import markdown_capabilities, markdown_claims
-from hfadapt.report.methods import markdown_methods
+from hfadapt.report.methods import markdown_families, markdown_methods
 from hfadapt.report.op_figures import markdown_figures
 from hfadapt.run import RunResult
 
@@ -32,7 +32,7 @@ PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
 def generated(folder: Path) -> dict[str, str]:
     """The generated blocks by name."""
-    blocks = {"methods": markdown_methods()}
+    blocks = {"methods": markdown_families()}
     if (folder / "results.json").is_file():
         result = RunResult.read(folder)
         lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]

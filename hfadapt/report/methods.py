@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,11 @@ from hfadapt.report.table import to_markdown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows", "page_of"]
+__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_families", "markdown_methods", "method_rows", "page_of"]
 
 MARKDOWN_COLUMNS = ("method", "what it adds", "added", "mixed batch", "merges", "kernels", "paper", "tests")
+FAMILY_COLUMNS = ("family", *MARKDOWN_COLUMNS)
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -43,19 +47,61 @@ def method_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def markdown_methods(root: str = "") -> str:
+def markdown_methods(root: str = "", rows: list[dict[str, Any]] | None = None) -> str:
     """The table as Markdown; names link to the method's own page in the repository, and to its tests.
 
     Args:
         root: From the file that holds the table to the repository's root, e.g. ``"../"``.
+        rows: What ``method_rows`` returned.
     """
-    rows = []
-    for row in method_rows():
+    lines = []
+    for row in rows or method_rows():
         name, tests = f"`{row['method']}`", row["tests"]
         linked = f"[{name}]({root}{row['page']})" if row["page"] else name
-        test = tests if tests == "-" else f"[{tests.rpartition('/test_')[2].removesuffix('.py')}]({root}{tests})"
-        rows.append([linked, *(row[column] for column in MARKDOWN_COLUMNS[1:-1]), test])
-    return to_markdown(MARKDOWN_COLUMNS, rows)
+        lines.append([linked, *(row[column] for column in MARKDOWN_COLUMNS[1:-1]), _test_link(tests, root)])
+    return to_markdown(MARKDOWN_COLUMNS, lines)
+
+
+def markdown_families() -> str:
+    """A shorter table as Markdown, with one row for the methods that share a page; for the README."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in method_rows():
+        groups.setdefault(row["page"] or row["method"], []).append(row)
+    return to_markdown(FAMILY_COLUMNS, [_family(page, rows) for page, rows in groups.items()])
+
+
+def _family(page: str, rows: list[dict[str, Any]]) -> list[str]:
+    first, *others = sorted((row["method"] for row in rows), key=lambda name: (f"/{name}/" not in page, name))
+    papers = dict.fromkeys(_ARXIV.findall(" ".join(row["paper"] for row in rows)))
+    ops = dict.fromkeys(op for row in rows for op in row["kernels"].split(", "))
+    return [
+        rows[0]["family"],
+        " ".join([f"[`{first}`]({page})" if page else f"`{first}`", *(f"`{name}`" for name in others)]),
+        rows[0]["what it adds"] if len(rows) == 1 else _package_line(first),
+        _range([row["added"] for row in rows if row["added"] != "-"]),
+        *(" / ".join(dict.fromkeys(row[column] for row in rows)) for column in ("mixed batch", "merges")),
+        ", ".join(ops),
+        ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in papers) or rows[0]["paper"],
+        _test_link(rows[0]["tests"]),
+    ]
+
+
+def _package_line(name: str) -> str:
+    """What the package of a method says of itself."""
+    from hfadapt import plugins
+
+    entry = plugins.methods()[name]
+    package = getattr(entry, "build", type(entry)).__module__.rpartition(".")[0]
+    return (importlib.import_module(package).__doc__ or "-").partition("\n")[0].rstrip(".")
+
+
+def _range(added: list[str]) -> str:
+    ordered = sorted(added, key=lambda share: float(share.rstrip("%")))
+    return "-" if not ordered else " to ".join(dict.fromkeys((ordered[0], ordered[-1])))
+
+
+def _test_link(path: str, root: str = "") -> str:
+    return path if path == "-" else f"[{path.rpartition('/test_')[2].removesuffix('.py')}]({root}{path})"
 
 
 def page_of(name: str) -> str:
