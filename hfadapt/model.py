@@ -185,8 +185,7 @@ class MultiTaskModel(PreTrainedModel):
             AttachError: the model has no adapters, or none of that name.
             CompositionError: the composition names adapters that are not attached, or cannot be chosen per row.
         """
-        names = [one.name for one in self.tasks]
-        task = names[task_number(task, names)]
+        task = self.tasks[task_number(task, [one.name for one in self.tasks])].name
         if choice is None:
             self.routes.pop(task, None)
             return
