@@ -19,7 +19,11 @@ __all__ = ["train"]
 @click.option("--dry-run", is_flag=True, help="Show plan, schedule, memory and the first batch; train nothing.")
 @click.option("--output", type=click.Path(), help="Folder to write to, in place of the recipe's.")
 @click.option("--overwrite", is_flag=True, help="Delete what the output folder holds.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the arms and the checkpoint in the output folder.",
+)
 @json_option
 def train(
     recipe: Path,

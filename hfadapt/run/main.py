@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.config import Baseline, Recipe
 from hfadapt.errors import ConfigError, problem
 from hfadapt.run.build import build_mixture, build_tasks, training_arguments
+from hfadapt.run.ended import EndedArms
 from hfadapt.run.results import ArmResult, RunResult, machine
 from hfadapt.run.source import model_path
 
@@ -115,13 +116,14 @@ class Run:
         )
 
     def train(self, *, resume: bool = False, fast: bool = False) -> RunResult:
-        """Train the adapted model and the baselines, check them, save everything but the report."""
+        """Train the adapted model and the baselines, check them, save everything but the report.
+
+        Each arm's result is kept when it ends: ``resume`` trains none of them again.
+        """
         start = time.perf_counter()
-        trained = self.train_adapted(resume=resume)
-        proof = self._save_and_check(trained.model)
-        arms = [trained.result]
-        del trained
-        arms += [self.train_baseline(name) for name in self.recipe.baselines]
+        ended = EndedArms(self.recipe, self.output, resume=resume)
+        adapted, proof = self._adapted_arm(ended, resume=resume)
+        arms = [adapted, *(self.train_baseline(name, ended) for name in self.recipe.baselines)]
         result = RunResult(
             model=self.recipe.model,
             base_parameters=self.base_parameters,
@@ -137,6 +139,17 @@ class Run:
         )
         result.write(self.output)
         return result
+
+    def _adapted_arm(self, ended: EndedArms, *, resume: bool) -> tuple[ArmResult, dict[str, Any]]:
+        """The adapted model's result, and what was checked on the model."""
+        kept = ended.find("adapted") if (self.output / ADAPTER_FOLDER).is_dir() else None
+        if kept is not None:
+            self.say(f"{kept[0].title}: trained before")
+            self._card_sections = tuple(kept[1]["card_sections"])
+            return kept[0], kept[1]["proof"]
+        trained = self.train_adapted(resume=resume)
+        proof = self._save_and_check(trained.model)
+        return ended.keep("adapted", trained.result, proof=proof, card_sections=self._card_sections), proof
 
     def train_adapted(self, *, resume: bool = False) -> Trained:
         """Train the tasks together with the recipe's method; the model comes back with its base unpacked.
@@ -219,44 +232,55 @@ class Run:
             base = AutoModel.from_config(AutoConfig.from_pretrained(self.base))
         return sum(parameter.numel() for parameter in base.parameters())
 
-    def train_baseline(self, name: Baseline) -> ArmResult:
-        """Train one baseline with the steps that the adapted run gives each task."""
-        from hfadapt.run.arm import merge, train_arm
+    def train_baseline(self, name: Baseline, ended: EndedArms | None = None) -> ArmResult:
+        """Train one baseline with the steps that the adapted run gives each task.
 
-        changes = dict(self.recipe.baselines[name])
-        shared = {
-            "base_parameters": self.base_parameters,
-            "head_learning_rate": changes.pop("head_learning_rate", self.recipe.head_learning_rate),
-            "split": self.recipe.score_split,
-        }
-        title = TITLES[name]
-        folder = self.output / "checkpoints" / name
-        self.say(f"Baseline: {title}")
+        Full fine-tuning is a model a task, and each of them ends on its own.
+
+        Args:
+            name: Of the baseline.
+            ended: Where results are kept, and looked for before anything is trained; nowhere by default.
+        """
+        from hfadapt.run.arm import merge
+
+        self.say(f"Baseline: {TITLES[name]}")
         if name == "frozen_head":
-            model = self.build_model(adapted=False, train_base=False)
-            _pack_frozen(model)
-            return train_arm(
-                name,
-                title,
-                model,
-                build_mixture(self.recipe, self.tasks, self.tokenizer, cache=self._token_cache),
-                training_arguments(self.recipe, folder, changes),
-                **shared,
-            ).result
+            return self._train_or_find(name, self.tasks, None, ended)
         parts = {}
         sampling = self.mixture.preview().to_dict()
         for index, task in enumerate(self.tasks):
             rows = sum(epoch[index] for epoch in sampling["rows"])
             steps = max(1, round(rows / sampling["rows_per_step"] / sampling["epochs"]))
-            parts[task.name] = train_arm(
-                name,
-                f"{title}: {task.name}",
-                self.build_model(adapted=False, train_base=True, tasks=[task]),
-                build_mixture(self.recipe, [task], self.tokenizer, epoch_steps=steps, cache=self._token_cache),
-                training_arguments(self.recipe, folder, changes),
-                **shared,
-            ).result
-        return merge(name, title, parts)
+            parts[task.name] = self._train_or_find(name, [task], steps, ended)
+        return merge(name, TITLES[name], parts)
+
+    def _train_or_find(
+        self, name: Baseline, tasks: list[Task], epoch_steps: int | None, ended: EndedArms | None
+    ) -> ArmResult:
+        """Train one model of a baseline, whole where it is for one task alone, unless that was done before."""
+        from hfadapt.run.arm import train_arm
+
+        alone = name == "full_finetuning"
+        key, title = (f"{name}-{tasks[0].name}", f"{TITLES[name]}: {tasks[0].name}") if alone else (name, TITLES[name])
+        changes = dict(self.recipe.baselines[name])
+        kept = ended.find(key, changes) if ended is not None else None
+        if kept is not None:
+            self.say(f"{title}: trained before")
+            return kept[0]
+        own = {key: value for key, value in changes.items() if key != "head_learning_rate"}
+        model = self.build_model(adapted=False, train_base=alone, tasks=tasks)
+        _pack_frozen(model)
+        result = train_arm(
+            name,
+            title,
+            model,
+            build_mixture(self.recipe, tasks, self.tokenizer, epoch_steps=epoch_steps, cache=self._token_cache),
+            training_arguments(self.recipe, self.output / "checkpoints" / key, own),
+            base_parameters=self.base_parameters,
+            head_learning_rate=changes.get("head_learning_rate", self.recipe.head_learning_rate),
+            split=self.recipe.score_split,
+        ).result
+        return result if ended is None else ended.keep(key, result, changes)
 
     def finish(self, result: RunResult) -> list[Path]:
         """Write tables, plots, ``report.html`` and the adapter's model card; returns the files."""

@@ -56,6 +56,11 @@ class ArmResult:
         """Real tokens trained on a second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ArmResult:
+        """The inverse of ``dataclasses.asdict``, after a way through JSON."""
+        return cls(**{**values, "history": tuple(values["history"])})
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -68,7 +73,7 @@ class RunResult:
         arms: The adapted model first.
         sampling: The schedule, as ``TaskMixture.preview().to_dict()`` gives it.
         proof: What was checked after training; see ``hfadapt.run.proof``.
-        seconds: Of the whole run.
+        seconds: Of the whole run; of one that was cut off, since its last start.
         machine: Device, threads and versions.
         recipe: The recipe's text.
         fast: Whether the recipe's ``fast`` overrides were in force.
@@ -110,7 +115,7 @@ class RunResult:
         found = values.pop("format_version", None)
         if found != FORMAT_VERSION:
             raise DataError(problem("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION))
-        arms = tuple(ArmResult(**{**arm, "history": tuple(arm["history"])}) for arm in values.pop("arms"))
+        arms = tuple(ArmResult.from_dict(arm) for arm in values.pop("arms"))
         return cls(arms=arms, **values)
 
 

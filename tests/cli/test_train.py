@@ -129,12 +129,31 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_numbers(recipe: Path, hfadap
     checkpoints = tmp_path / "run" / "checkpoints" / "adapted"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     shutil.rmtree(checkpoints / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "arms")  # written when an arm has ended, which this one now has not
     hfadapt("train", recipe, *options, "--resume")
     resumed = RunResult.read(tmp_path / "run").arms[0]
     assert resumed.scores == whole.scores
     assert [line["loss"] for line in resumed.history if "loss" in line] == [
         line["loss"] for line in whole.history if "loss" in line
     ]
+
+
+def test_a_run_that_is_resumed_trains_no_arm_again_that_had_ended(
+    recipe: Path, finished: Path, hfadapt, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    whole = RunResult.read(run)
+    (run / "results.json").unlink()
+    (run / "arms" / "full_finetuning-sms_spam.json").unlink()
+    said = hfadapt("train", recipe, "--fast", "--resume", "--output", run).output
+    again = RunResult.read(run)
+    assert said.count("trained before") == 4
+    assert [arm.scores for arm in again.arms] == [arm.scores for arm in whole.arms]
+    assert again.arms[0] == whole.arms[0]
+    assert again.proof == whole.proof
+    with pytest.raises(ConfigError, match="no checkpoint to go on from"):  # under other settings no arm has ended
+        hfadapt("train", recipe, "seed=1", "--fast", "--resume", "--output", run)
 
 
 def test_resume_without_a_checkpoint_says_how_to_get_one(recipe: Path, hfadapt, tmp_path: Path) -> None:

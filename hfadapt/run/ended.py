@@ -1,0 +1,69 @@
+"""Arms that have ended, each in a file of its own: a run that is cut off trains none of them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfadapt.config import Recipe
+from hfadapt.run.results import ArmResult
+
+__all__ = ["EndedArms"]
+
+# Neither where a run writes nor what stands beside an arm changes the arm.
+_OF_NO_ARM = ("output", "source", "baselines")
+
+
+class EndedArms:
+    """The results in ``arms/`` of an output folder.
+
+    An arm is found again only under the settings that it was trained with: an edited recipe trains it anew.
+
+    Args:
+        recipe: The run's.
+        output: The run's output folder.
+        resume: Whether to look for arms of an earlier start at all.
+    """
+
+    def __init__(self, recipe: Recipe, output: Path, *, resume: bool) -> None:
+        settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in _OF_NO_ARM}
+        self._settings = repr(settings)
+        self._folder = output / "arms"
+        self._resume = resume
+
+    def find(self, key: str, changes: Mapping[str, Any] | None = None) -> tuple[ArmResult, dict[str, Any]] | None:
+        """The result that was kept for an arm, with what was kept beside it; None where the arm is still to be trained.
+
+        Args:
+            key: Of the arm, or of the part of it that is one task's own model.
+            changes: What a baseline sets for itself.
+        """
+        path = self._folder / f"{key}.json"
+        if not self._resume or not path.is_file():
+            return None
+        found = json.loads(path.read_text("utf-8"))
+        if found["settings"] != self._digest(changes):
+            return None
+        return ArmResult.from_dict(found["result"]), found["beside"]
+
+    def keep(self, key: str, result: ArmResult, changes: Mapping[str, Any] | None = None, **beside: Any) -> ArmResult:
+        """Write an arm's result, whole or not at all, and return it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{key}.json"
+        temporary = path.with_suffix(f".{os.getpid()}")
+        text = json.dumps(
+            {"settings": self._digest(changes), "result": dataclasses.asdict(result), "beside": beside},
+            indent=1,
+            default=float,
+        )
+        temporary.write_text(text + "\n", "utf-8")
+        temporary.replace(path)
+        return result
+
+    def _digest(self, changes: Mapping[str, Any] | None) -> str:
+        return hashlib.sha256(f"{self._settings} {sorted((changes or {}).items())}".encode()).hexdigest()
