@@ -181,6 +181,7 @@ def _read_config(folder: str | os.PathLike[str]) -> LoraConfig:
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(problem(f"{CONFIG_FILE} cannot be read", where=str(folder), got=str(error))) from error
+    assert isinstance(config, LoraConfig)  # peft chooses the class by peft_type
     more = [field for field in _UNKNOWN_HERE if getattr(config, field, None)]
     more += [f"bias={config.bias!r}"] if config.bias != "none" else []
     if more:
