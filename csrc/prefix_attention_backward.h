@@ -70,21 +70,38 @@ static void write_transposed(const float* g, int64_t width, int64_t n, int64_t D
 #endif
 }
 
-static HFK_INLINE float dot_rows(const float* p, const float* t, int64_t end) {
+// The t of the largest p: the gradient of the likeliest column's probability.
+static HFK_INLINE float likeliest_gradient(const float* p, const float* t, int64_t end) {
+  V highest = broadcast(-1.f), its_gradient = zero();
+  for (int64_t n = 0; n < end; n += VL) {
+    const V weight = load(p + n);
+    its_gradient = weight > highest ? load(t + n) : its_gradient;
+    highest = vmax(weight, highest);
+  }
+  int best = 0;
+  for (int i = 1; i < VL; i++)
+    if (highest[i] > highest[best]) best = i;
+  return its_gradient[best];
+}
+// Sum of p (t - base).
+static HFK_INLINE float dot_rows(const float* p, const float* t, int64_t end, float base) {
   V a = zero(), b = zero();
   int64_t n = 0;
   for (; n + 2 * VL <= end; n += 2 * VL) {
-    a = fma(load(p + n), load(t + n), a);
-    b = fma(load(p + n + VL), load(t + n + VL), b);
+    a = fma(load(p + n), load(t + n) - base, a);
+    b = fma(load(p + n + VL), load(t + n + VL) - base, b);
   }
-  for (; n < end; n += VL) a = fma(load(p + n), load(t + n), a);
+  for (; n < end; n += VL) a = fma(load(p + n), load(t + n) - base, a);
   return hsum(a + b);
 }
-// p *= factor; t = p * (t - delta), the gradient of the scores. low_p and low_t (or null): both rounded, instead.
-static HFK_INLINE void score_gradient(float* p, float* t, int64_t end, float factor, float delta, bf16* low_p = nullptr,
+// p *= factor; t = p * (t - sum p t), the gradient of the scores. low_p and low_t (or null): both rounded, instead.
+// In float32 all t are first moved by the likeliest column's, which changes nothing but the rounding: where that column
+// has nearly all the weight nothing cancels (see pal_attention_backward.h). bfloat16 rounds more than that afterwards.
+static HFK_INLINE void score_gradient(float* p, float* t, int64_t end, float factor, bool fine, bf16* low_p = nullptr,
                                       bf16* low_t = nullptr) {
+  const float base = fine ? likeliest_gradient(p, t, end) : 0.f, delta = factor * dot_rows(p, t, end, base);
   for (int64_t n = 0; n < end; n += VL) {
-    const V x = load(p + n) * factor, y = x * (load(t + n) - delta);
+    const V x = load(p + n) * factor, y = x * (load(t + n) - base - delta);
     low_p ? store(low_p + n, x) : store(p + n, x);
     low_p ? store(low_t + n, y) : store(t + n, y);
   }
@@ -106,12 +123,11 @@ static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackward
   if (a.form == PrefixForm::softmax) {
     if (a.grad_gate)
       for (int64_t n = 0; n < PP; n += VL) store(t + n, load(t + n) + a.grad_gate[line]);
-    const float delta = factor * dot_rows(s, t, PP + end);
-    if (low_s && !a.dropout_on && !a.grad_scores) return score_gradient(s, t, PP + end, factor, delta, low_s, low_t);
-    score_gradient(s, t, PP + end, factor, delta);
+    if (low_s && !a.dropout_on && !a.grad_scores) return score_gradient(s, t, PP + end, factor, false, low_s, low_t);
+    score_gradient(s, t, PP + end, factor, !low_s);
   } else {
-    score_gradient(s + PP, t + PP, end, factor, factor * dot_rows(s + PP, t + PP, end));
-    if (PP && a.form == PrefixForm::no_gating) score_gradient(s, t, PP, 1.f, dot_rows(s, t, PP));
+    score_gradient(s + PP, t + PP, end, factor, !low_s);
+    if (PP && a.form == PrefixForm::no_gating) score_gradient(s, t, PP, 1.f, !low_s);
     if (PP && a.form == PrefixForm::relu)
       for (int64_t n = 0; n < PP; n += VL) store(t + n, load(s + n) > zero() ? load(t + n) : zero());
   }

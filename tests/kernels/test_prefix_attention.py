@@ -106,7 +106,7 @@ def test_causal(shape, dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scaling", [-0.5, 0.5])
+@pytest.mark.parametrize("scaling", [-0.7, 1.3])
 @pytest.mark.parametrize("shape", ["ragged", "decode"])
 def test_any_scaling_without_a_bias(shape, scaling, dtype, backend):
     check(Case(**SHAPES[shape], dtype=DTYPES[dtype]), backend, bias=False, gate=True, scaling=scaling)
