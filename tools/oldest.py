@@ -1,4 +1,4 @@
-"""Print the oldest releases that pyproject.toml allows, as requirements that pip installs: ``transformers==5.5.0``.
+"""Print the oldest releases that pyproject.toml allows, as requirements that pip installs: ``transformers==5.6``.
 
 Usage: python tools/oldest.py [NAME...]
 

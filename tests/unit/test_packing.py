@@ -70,5 +70,5 @@ def test_trainable_linears_stay_and_nothing_to_pack_is_an_error():
 
 
 def test_unknown_dtype_names_the_allowed_ones():
-    with pytest.raises(ConfigError, match="got: 'int4'; allowed: float32, split, bfloat16, int8"):
+    with pytest.raises(ConfigError, match="got: 'int4'; allowed: float32, bfloat16, int8"):
         hfadapt.pack(frozen("bert"), "int4")
