@@ -138,7 +138,8 @@ def backend(name, op="pal_attention"):
     return plugin(register_backends=lambda registry: registry.add(f"{op}-{name}", implementation))
 
 
-def test_a_backend_of_a_plugin_is_asked_first_and_goes_with_it(install):
+def test_a_backend_of_a_plugin_is_asked_first_and_goes_with_it(install, monkeypatch):
+    monkeypatch.delenv("HFADAPT_BACKEND", raising=False)
     op = kernels._OPS["pal_attention"]
 
     def chosen():
