@@ -14,19 +14,16 @@ __all__ = ["methods"]
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the table as Markdown, as it stands in the README.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown, as it stands in docs/methods.md.")
 @json_option
 def methods(name: str | None, markdown: bool, as_json: bool) -> None:
     """List adaptation methods, or show the options of the method NAME."""
-    from hfadapt.cli.remembered import remembered
+    from hfadapt import plugins
+    from hfadapt.report.methods import MARKDOWN_COLUMNS, markdown_methods, method_rows
 
-    known = remembered("methods", _all)
-    if name is not None and name not in known["details"]:
-        from hfadapt import plugins
-
-        plugins.methods()[name]  # raises with the nearest name
+    registry = plugins.methods()
     if name is not None:
-        details = known["details"][name]
+        details = _details(name, registry[name], registry.origin(name))
         if as_json:
             print_json(details)
             return
@@ -36,25 +33,13 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
         print_table(["option", "type", "default"], [tuple(field.values()) for field in details["fields"]])
         return
     if markdown:
-        click.echo(known["markdown"])
+        click.echo(markdown_methods())
         return
-    rows = known["rows"]
+    rows = method_rows()
     if as_json:
         print_json(rows)
         return
-    print_table(known["columns"], [[row[column] for column in known["columns"]] for row in rows])
-
-
-def _all() -> tuple[dict[str, Any], bool]:
-    """Rows and options of every method; worth keeping when every plugin loaded."""
-    from hfadapt import plugins
-    from hfadapt.report.methods import MARKDOWN_COLUMNS, markdown_methods, method_rows
-
-    registry = plugins.methods()
-    rows = method_rows()
-    details = {name: _details(name, registry[name], registry.origin(name)) for name in registry}
-    found = {"columns": MARKDOWN_COLUMNS, "rows": rows, "details": details, "markdown": markdown_methods(rows=rows)}
-    return found, all(not record.error for record in plugins.report())
+    print_table(MARKDOWN_COLUMNS, [[row[column] for column in MARKDOWN_COLUMNS] for row in rows])
 
 
 def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:

@@ -47,15 +47,14 @@ def method_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def markdown_methods(root: str = "", rows: list[dict[str, Any]] | None = None) -> str:
+def markdown_methods(root: str = "") -> str:
     """The table as Markdown; names link to the method's own page in the repository, and to its tests.
 
     Args:
         root: From the file that holds the table to the repository's root, e.g. ``"../"``.
-        rows: What ``method_rows`` returned.
     """
     lines = []
-    for row in rows or method_rows():
+    for row in method_rows():
         name, tests = f"`{row['method']}`", row["tests"]
         linked = f"[{name}]({root}{row['page']})" if row["page"] else name
         lines.append([linked, *(row[column] for column in MARKDOWN_COLUMNS[1:-1]), _test_link(tests, root)])
@@ -144,12 +143,15 @@ def _added(configs: tuple[Any, ...] | None, model: PreTrainedModel) -> str:
     """Parameters that one adapter adds to ``model``, which is handed back as it was."""
     if configs is None:
         return "-"
+    import torch
+
     from hfadapt import attach
     from hfadapt.errors import AttachError
 
     base = model.num_parameters()
     try:
-        handle = attach(model, configs, verify=False)
+        with torch.device("meta"):  # nothing to fill with initial values
+            handle = attach(model, configs, verify=False)
     except AttachError:
         return "-"
     added = handle.num_parameters()

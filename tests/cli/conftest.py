@@ -28,19 +28,11 @@ fast: [mixing.epoch_steps=2]
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where commands keep what they found out, in place of the user's own folder."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def hfadapt(kept: Path) -> Callable[..., Result]:
+def hfadapt() -> Callable[..., Result]:
     """Run the command line in this process; hfadapt's errors are raised, another exit status than expected fails."""
 
     def run(*arguments: object, status: int = 0, **options: object) -> Result:
-        result = CliRunner(env={"XDG_CACHE_HOME": str(kept)}).invoke(
-            cli, [str(argument) for argument in arguments], **options
-        )
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], **options)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == status, result.output

@@ -69,27 +69,6 @@ def test_methods_shows_the_options_of_one(hfadapt) -> None:
         hfadapt("methods", "pall")
 
 
-def test_methods_are_kept_until_something_changes(hfadapt, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = hfadapt("methods", "--json").stdout
-    (file,) = (kept / "hfadapt").glob("methods.json")
-    monkeypatch.setattr(plugins, "methods", lambda: pytest.fail("the plugins were loaded again"))
-    assert hfadapt("methods", "--json").stdout == first
-    assert "num_heads" in hfadapt("methods", "pal").stdout
-    code = "import sys, hfadapt.cli; hfadapt.cli.cli(['methods'], standalone_mode=False); print('torch' in sys.modules)"
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "HFADAPT_PLUGINS"}
-    environment["XDG_CACHE_HOME"] = str(kept)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.rstrip().endswith("False")
-    for change in ("a plugin is blocked", "damaged"):
-        if change == "damaged":
-            file.write_text("{")
-        else:
-            monkeypatch.setenv("HFADAPT_BLOCK_PLUGINS", "nobody")
-        with pytest.raises(pytest.fail.Exception):
-            hfadapt("methods")
-        monkeypatch.delenv("HFADAPT_BLOCK_PLUGINS", raising=False)
-
-
 def test_plugins_shows_where_each_came_from(hfadapt) -> None:
     rows = json.loads(hfadapt("plugins", "--json").stdout)
     assert all(row["status"] == "loaded" for row in rows if row["origin"] == "hfadapt")
