@@ -1,7 +1,8 @@
-"""Folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 
 from .errors import CheckpointError, problem
 
-__all__ = ["atomic_folder"]
+__all__ = ["atomic_folder", "write_json"]
 
 
 class atomic_folder:
@@ -57,3 +58,10 @@ class atomic_folder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, whole or not at all; numbers that JSON does not know are written as floats."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, default=float) + "\n", "utf-8")
+    temporary.replace(path)

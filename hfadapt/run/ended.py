@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hfadapt.atomic import write_json
 from hfadapt.config import Recipe
-from hfadapt.run.results import ArmResult
+from hfadapt.run.results import FORMAT_VERSION, ArmResult
 
 __all__ = ["EndedArms"]
 
@@ -55,15 +55,9 @@ class EndedArms:
         """Write an arm's result, whole or not at all, and return it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{key}.json"
-        temporary = path.with_suffix(f".{os.getpid()}")
-        text = json.dumps(
-            {"settings": self._digest(changes), "result": dataclasses.asdict(result), "beside": beside},
-            indent=1,
-            default=float,
-        )
-        temporary.write_text(text + "\n", "utf-8")
-        temporary.replace(path)
+        write_json(path, {"settings": self._digest(changes), "result": dataclasses.asdict(result), "beside": beside})
         return result
 
     def _digest(self, changes: Mapping[str, Any] | None) -> str:
-        return hashlib.sha256(f"{self._settings} {sorted((changes or {}).items())}".encode()).hexdigest()
+        facts = f"{FORMAT_VERSION} {self._settings} {sorted((changes or {}).items())}"
+        return hashlib.sha256(facts.encode()).hexdigest()

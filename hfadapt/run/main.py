@@ -267,7 +267,7 @@ class Run:
         if kept is not None:
             self.say(f"{title}: trained before")
             return kept[0]
-        own = {key: value for key, value in changes.items() if key != "head_learning_rate"}
+        own = {field: value for field, value in changes.items() if field != "head_learning_rate"}
         model = self.build_model(adapted=False, train_base=alone, tasks=tasks)
         _pack_frozen(model)
         result = train_arm(

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import __version__
+from hfadapt.atomic import write_json
 from hfadapt.errors import DataError, problem
 
-__all__ = ["RESULTS_FILE", "ArmResult", "RunResult", "machine"]
+__all__ = ["FORMAT_VERSION", "RESULTS_FILE", "ArmResult", "RunResult", "machine"]
 
 RESULTS_FILE = "results.json"
 FORMAT_VERSION = 1
@@ -95,10 +96,7 @@ class RunResult:
     def write(self, folder: Path) -> Path:
         """Write ``results.json`` into a folder, whole or not at all."""
         path = folder / RESULTS_FILE
-        temporary = path.with_suffix(f".{os.getpid()}")
-        text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1, default=float)
-        temporary.write_text(text + "\n", "utf-8")
-        temporary.replace(path)
+        write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
         return path
 
     @classmethod
