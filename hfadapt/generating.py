@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 from .errors import RoutingError, problem
+from .parallel import copies, repeat_rows
 
 if TYPE_CHECKING:
     from .state import Attachment
@@ -74,8 +74,7 @@ class Generate:
         if task_ids is None and parallel is not None:
             task_ids, children = parallel, len(parallel.children)
             prompts = _rows_of(inputs, kwargs)
-            inputs = _repeat(inputs, prompts, children)
-            kwargs = {k: _repeat(v, prompts, children) for k, v in kwargs.items()}
+            inputs, kwargs = repeat_rows((inputs, kwargs), prompts, lambda tensor: copies(tensor, children))
         # Whisper calls its first argument by another name, under which it may be among the others.
         first = () if inputs is None and not args else (inputs,)
         if task_ids is None:
@@ -123,14 +122,3 @@ def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
             try_="input_ids of one token, the model's bos_token_id",
         )
     )
-
-
-def _repeat(value: Any, rows: int, times: int) -> Any:
-    """Repeat what has one entry a prompt, children outermost; anything else is returned as it is."""
-    if isinstance(value, Tensor):
-        if value.dim() < 2 or value.shape[0] != rows:
-            return value
-        return value.repeat(times, *(1,) * (value.dim() - 1))
-    if isinstance(value, ModelOutput):
-        return type(value)(**{k: _repeat(v, rows, times) for k, v in value.items()})
-    return tuple(_repeat(one, rows, times) for one in value) if type(value) is tuple else value

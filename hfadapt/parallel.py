@@ -7,7 +7,7 @@ everything above works on the larger batch. Task functions on top grow it behind
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .routing import Routing, plan
 if TYPE_CHECKING:
     from .state import Attachment
 
-__all__ = ["Growth", "check_output", "fit_call", "parallel_routing"]
+__all__ = ["Growth", "check_output", "copies", "fit_call", "parallel_routing", "repeat_rows"]
 
 # Tables that are the same for all rows, whatever the size of their first axis.
 _NOT_BATCHED = ("rel_embeddings", "relative_pos", "cache_position", "past_key_values", "past_key_value")
@@ -53,24 +53,38 @@ class Growth:
         return self.size * self.children
 
     def repeat(self, value: Any) -> Any:
-        """Repeat a tensor ``[B, ...]``, or those in a tuple, list or map; anything else is returned as it is."""
-        if isinstance(value, ModelOutput):  # an encoder's states
-            return type(value)(**{k: self.repeat(v) for k, v in value.items()})
-        if isinstance(value, Tensor):
-            if value.dim() < 2 or value.shape[0] != self.size:
-                return value
-            known = self.repeated.get(id(value))
-            if known is None or known[0] is not value:
-                known = self.repeated[id(value)] = (value, value.repeat(self.children, *(1,) * (value.dim() - 1)))
-            return known[1]
-        if type(value) in (tuple, list):
-            return type(value)(self.repeat(one) for one in value)
-        return {k: self.repeat(v) for k, v in value.items()} if type(value) is dict else value
+        """Repeat the rows of whatever has them; see `repeat_rows`."""
+        return repeat_rows(value, self.size, self._repeat_once)
+
+    def _repeat_once(self, tensor: Tensor) -> Tensor:
+        known = self.repeated.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            known = self.repeated[id(tensor)] = (tensor, copies(tensor, self.children))
+        return known[1]
 
     def repeat_call(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Repeat the arguments of a module."""
         self.grown = True
         return self.repeat(args), {k: v if k in _NOT_BATCHED else self.repeat(v) for k, v in kwargs.items()}
+
+
+def copies(tensor: Tensor, children: int) -> Tensor:
+    """Repeat the rows ``[B, ...]`` of a tensor once a child, children outermost."""
+    return tensor.repeat(children, *(1,) * (tensor.dim() - 1))
+
+
+def repeat_rows(value: Any, rows: int, repeat: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``repeat`` to a tensor ``[rows, ...]`` of two axes or more, or to those in a tuple, list, map or output.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(value, Tensor):
+        return repeat(value) if value.dim() > 1 and value.shape[0] == rows else value
+    if isinstance(value, ModelOutput):  # an encoder's states
+        return type(value)(**{k: repeat_rows(v, rows, repeat) for k, v in value.items()})
+    if type(value) in (tuple, list):
+        return type(value)(repeat_rows(one, rows, repeat) for one in value)
+    return {k: repeat_rows(v, rows, repeat) for k, v in value.items()} if type(value) is dict else value
 
 
 def parallel_routing(
@@ -155,8 +169,7 @@ def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: di
     growth = routing.growth
     assert growth is not None
     if not path and isinstance(kwargs.get("labels"), Tensor) and kwargs["labels"].shape[:1] == (growth.size,):
-        labels = kwargs["labels"]
-        kwargs = {**kwargs, "labels": labels.repeat(growth.children, *(1,) * (labels.dim() - 1))}
+        kwargs = {**kwargs, "labels": copies(kwargs["labels"], growth.children)}
     if growth.at_root and not growth.grown:
         return growth.repeat_call(args, kwargs)
     if decoder:
