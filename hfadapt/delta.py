@@ -152,11 +152,14 @@ class Delta(nn.Module):
         return "its change is not a projection of a bottleneck"
 
     def fused_width(self, name: str) -> int:
-        """Return the width of the bottleneck of the adapter ``name``, which AdapterFusion can attend over."""
+        """Return the width of the bottleneck of the adapter ``name``; asked only where ``cannot_fuse`` says ""."""
         raise NotImplementedError
 
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
-        """Return what AdapterFusion needs of the adapter ``name``; arguments as of ``forward``."""
+        """Return what AdapterFusion needs of the adapter ``name``, asked under the same condition.
+
+        Arguments are those of ``forward``.
+        """
         raise NotImplementedError
 
     def merge(self, name: str, leaf: nn.Module) -> None:

@@ -46,10 +46,10 @@ def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: 
 
 def layer_input(layer: LayerMap) -> Tap:
     """The tensor that enters the layer (h)."""
-    return _read_once(layer) or Tap(layer.first_leaf)
+    return _tokens_alone(layer) or Tap(layer.first_leaf)
 
 
-def _read_once(layer: LayerMap) -> Tap | None:
+def _tokens_alone(layer: LayerMap) -> Tap | None:
     """Where queries and keys of a table are projected too (DeBERTa v3), the projection that sees only tokens."""
     value = layer.attention.value if layer.stack.reads_shared_table else None
     return None if value is None else Tap(value)
@@ -59,7 +59,7 @@ def attention_input(layer: LayerMap, cross: bool = False) -> Tap:
     """The tensor that the query projection reads (x)."""
     attention = layer.cross_attention if cross else layer.attention
     assert attention is not None
-    return (None if cross else _read_once(layer)) or Tap(attention.first)
+    return (None if cross else _tokens_alone(layer)) or Tap(attention.first)
 
 
 def ffn_input(layer: LayerMap) -> Tap:
