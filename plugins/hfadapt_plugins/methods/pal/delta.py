@@ -12,8 +12,9 @@ from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
 from hfadapt_kernels import get_activation, pal_attention
 
 from ..shared import change_rows, init_projection
+from ..shared.attention import attend
 from ..shared.mask import attention_mask
-from ..shared.memory import Memory, attend, memory_of
+from ..shared.memory import Memory, memory_of
 from ..shared.norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 from .config import PAL
 

@@ -13,7 +13,7 @@ from hfadapt_kernels import TaskBatch
 from .mask import padding_mask
 from .rows import Pick, change_rows
 
-__all__ = ["Memory", "OwnMemory", "attend", "memory_of"]
+__all__ = ["Memory", "OwnMemory", "memory_of"]
 
 
 class Memory:
@@ -130,33 +130,3 @@ def memory_of(rows: Rows, site: Site, source: Tensor) -> Memory | None:
     keys = shelf.room if shelf.room or isinstance(shelf.past, Tensor) else shelf.past + tokens
     mask = padding_mask(rows, source.shape[0], keys, site)
     return Memory(shelf, rows.batch, tokens, keys, mask, source.device)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    seen: Tensor | None,
-    *,
-    causal: bool = False,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Multi-head attention ``[B, T, S]``; a token that may see nothing gets zeros.
-
-    Args:
-        query: ``[B, T, S]``.
-        key: ``[B, K, S]``.
-        value: ``[B, K, S]``.
-        num_heads: A divisor of S.
-        seen: Bool ``[B, T, K]`` or ``[B, 1, K]``, True where a token may attend; None for everywhere.
-        causal: With ``seen`` None: a token sees only those before it, and itself.
-        dropout: Of the probabilities.
-    """
-    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-    if seen is None:
-        mixed = F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=causal)
-    else:
-        some = seen.any(-1, keepdim=True).unsqueeze(1)
-        mixed = F.scaled_dot_product_attention(q, k, v, seen.unsqueeze(1) | ~some, dropout).masked_fill(~some, 0.0)
-    return mixed.transpose(1, 2).flatten(2)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hfadapt_kernels import get_activation
 
 from ..shared import init_projection
-from ..shared.memory import OwnMemory, attend
+from ..shared.attention import attend
+from ..shared.memory import OwnMemory
 
 __all__ = ["EPS", "AttentionBlock", "FFNBlock", "TransformerLayer", "linear"]
 
