@@ -63,7 +63,7 @@ static HFK_INLINE void panel(int64_t M, int64_t n0, int64_t N, int64_t K, const 
 
 // C[m * ldc + n] = (A B)[m][n], or += with add; full vectors are written, so ldc >= round_up(N, VL) or the columns
 // beyond N must be writable. One instantiation for all callers: prefer it to an own epilogue, the buffer stays in cache.
-// Rows of A are one after the other for gemm_store (ak is 1) and side by side for gemm_add (am is 1).
+// Rows of A are one after the other for gemm_store, A[m * am + k], and side by side for gemm_add, A[k * ak + m].
 // A panel is taken in pieces of kPieceK rows, which stay in the first-level cache while all rows of A pass by.
 constexpr int64_t kPieceK = 32768 / (PW * 4);
 
@@ -118,12 +118,12 @@ static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int
   }
 }
 
-static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am,
                                                  const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                  int64_t ldc) {
   gemm_pieces<false, false>(M, N, K, A, am, B, ldb, panel_stride, C, ldc);
 }
-static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, int64_t ak,
+static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t ak,
                                                const float* B, int64_t ldb, int64_t panel_stride, float* C,
                                                int64_t ldc) {
   gemm_pieces<true, true>(M, N, K, A, ak, B, ldb, panel_stride, C, ldc);
@@ -131,7 +131,7 @@ static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, 
 // The same for an operand packed by pack.h.
 static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
                                   int64_t ldc) {
-  gemm_store(M, N, K, A, am, 1, B, PW, K * PW, C, ldc);
+  gemm_store(M, N, K, A, am, B, PW, K * PW, C, ldc);
 }
 
 #if defined(__AMX_TILE__)
@@ -153,7 +153,7 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
 // index: row numbers of `source`, or null for rows 0, 1, 2, ...
 template <class E, class T>
 static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* source, int64_t stride, const int32_t* index,
-                                      E* buffer, int64_t* out_stride) {
+                                            E* buffer, int64_t* out_stride) {
   const int64_t Kp = padded_k<E>(K);
   if constexpr (sizeof(E) == sizeof(T)) {
     if (index == nullptr && (sizeof(E) == 4 || (rows % 16 == 0 && Kp == K))) {

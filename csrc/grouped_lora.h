@@ -138,7 +138,7 @@ static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, 
   for (int64_t m = 0; m < t.rows; m += step) {
     const int64_t rows = imin(step, t.rows - m);
     if constexpr (sizeof(E) == 4)
-      gemm_store(rows, N, R, L + m * ls, ls, 1, W, PW, panel_size<E>(R), C, ldc);
+      gemm_store(rows, N, R, L + m * ls, ls, W, PW, panel_size<E>(R), C, ldc);
     else
       gemm_store(rows, N, R, L + m * ls, ls, W, C, ldc);
     lora_store<T>(rows, N, C, ldc, scale, a.order + t.first + m, static_cast<const T*>(base), base_stride,

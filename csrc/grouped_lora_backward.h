@@ -86,7 +86,7 @@ static void lora_weight_sums(const LoraArgs& a, const LoraTask& w, const float* 
       }
       R = scaled;
     }
-    gemm_add(w.R, columns, rows, R, 1, gs, S, ss, PW, sums, kLoraWeightColumns);
+    gemm_add(w.R, columns, rows, R, gs, S, ss, PW, sums, kLoraWeightColumns);
   }
 }
 

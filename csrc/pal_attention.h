@@ -62,7 +62,7 @@ template <class E>
 static HFK_INLINE void pal_product(int64_t rows, int64_t N, int64_t K, const E* A, int64_t am, const E* W, float* C,
                                    int64_t ldc) {
   if constexpr (sizeof(E) == 4)
-    gemm_store(rows, N, K, A, am, 1, W, PW, panel_size<E>(K), C, ldc);
+    gemm_store(rows, N, K, A, am, W, PW, panel_size<E>(K), C, ldc);
   else
     gemm_store(rows, N, K, A, am, W, C, ldc);
 }

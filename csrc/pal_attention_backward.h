@@ -105,10 +105,10 @@ static void pal_attend_backward(const PalArgs& a, PalGrads& g, int64_t b, int64_
       pal_score_gradients(a, d, uint32_t((b * a.heads + h) * N + i), a.causal ? i + 1 : N, round_up(seen, VL), scale,
                           P + m * ldp, G + m * ldp);
     }
-    gemm_store(rows, K, seen, G, ldp, 1, k, ld, PW, C, ld);
+    gemm_store(rows, K, seen, G, ldp, k, ld, PW, C, ld);
     pal_keep<float>(rows, K, K, C, ld, nullptr, g.query.data + (row + q0) * a.Sp + column, a.Sp);
-    gemm_add(seen, K, rows, G, 1, ldp, q + q0 * ld, ld, PW, dk, ld);
-    gemm_add(seen, K, rows, P, 1, ldp, dout + q0 * ld, ld, PW, dv, ld);
+    gemm_add(seen, K, rows, G, ldp, q + q0 * ld, ld, PW, dk, ld);
+    gemm_add(seen, K, rows, P, ldp, dout + q0 * ld, ld, PW, dv, ld);
   }
   pal_keep<float>(N, K, K, dk, ld, nullptr, g.key.data + row * a.Sp + column, a.Sp);
   pal_keep<float>(N, K, K, dv, ld, nullptr, g.value.data + row * a.Sp + column, a.Sp);

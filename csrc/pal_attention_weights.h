@@ -62,7 +62,7 @@ static void pal_weight_sums(const int32_t* token, int64_t tokens, int64_t rows, 
       const int64_t kc = imin(step, tokens - k);
       pal_float_rows(kc, rows, coefficients, cs, token + k, A);
       pal_float_rows(kc, columns, source, ss, token + k, B);
-      gemm_add(rows, columns, kc, A, 1, side, B, side, PW, sums, side);
+      gemm_add(rows, columns, kc, A, side, B, side, PW, sums, side);
     }
   } else {
 #if defined(__AVX512BF16__)

@@ -245,8 +245,8 @@ static void prefix_attention_backward_t(const PrefixAttentionBackwardArgs& a) {
               pair_rows(mb, PP + end, low_rows, width, pairs);
               gemm_add_pairs(D, PP + end, mb, turned, Kp, pairs, value_sums, width);
             } else {
-              gemm_add(D, PP + end, mb, q, 1, qm, gradients, width, PW, key_sums, width);
-              gemm_add(D, PP + end, mb, o, 1, gm, scores, width, PW, value_sums, width);
+              gemm_add(D, PP + end, mb, q, qm, gradients, width, PW, key_sums, width);
+              gemm_add(D, PP + end, mb, o, gm, scores, width, PW, value_sums, width);
             }
           }
         if (want_real) {

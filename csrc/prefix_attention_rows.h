@@ -301,7 +301,7 @@ template <class E>
 static HFK_INLINE void panels_product(int64_t M, int64_t N, int64_t K, const E* A, int64_t am, const E* B, int64_t panel,
                                       float* C, int64_t ldc) {
   if constexpr (sizeof(E) == 4) {
-    gemm_store(M, N, K, A, am, 1, B, PW, panel, C, ldc);
+    gemm_store(M, N, K, A, am, B, PW, panel, C, ldc);
   } else {
     for (int64_t n = 0; n < N; n += 32, B += panel) gemm_store(M, imin(32, N - n), K, A, am, B, C + n, ldc);
   }
