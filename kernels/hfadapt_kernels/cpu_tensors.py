@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
-
 __all__ = ["as_rows", "empty_result", "lacks_dtype", "widen"]
 
 # Below, malloc itself keeps what is freed.
@@ -32,7 +30,7 @@ def as_rows(x: Tensor) -> Tensor:
 
 @functools.cache
 def _keeps_results() -> bool:
-    return native.lacks("result") is None and bool(torch.ops.hfadapt_cpu.keeps_results())
+    return bool(torch.ops.hfadapt_cpu.keeps_results())
 
 
 def empty_result(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -13,15 +13,7 @@ import torch
 
 from .errors import BackendError
 
-__all__ = [
-    "ISA_NAMES",
-    "available",
-    "isa",
-    "lacks",
-    "torch_product_is_fast",
-    "use_isa",
-    "why_not",
-]
+__all__ = ["ISA_NAMES", "available", "isa", "torch_product_is_fast", "use_isa", "why_not"]
 
 _log = logging.getLogger("hfadapt_kernels")
 # only a checkout has them: there the library may be older than the Python code beside it
@@ -76,14 +68,6 @@ def available() -> bool:
 def why_not() -> str | None:
     """Why the C++ ops cannot be called; ``None`` when they can."""
     return _load()
-
-
-@functools.cache
-def lacks(op: str) -> str | None:
-    """Why the loaded library has no op of this name (it was built from older sources); ``None`` when it has it."""
-    if not available() or hasattr(torch.ops.hfadapt_cpu, op):
-        return None
-    return f"the C++ library is older than {op}; build it again (python setup.py build_ext --inplace)"
 
 
 def isa() -> str | None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
 from .rank_space import CoreInputs
 from .schema import OP, Gradients, empty_gradients, empty_results
 
@@ -15,7 +14,7 @@ from .schema import OP, Gradients, empty_gradients, empty_results
 def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16):
         return f"no C++ kernel for {dtype}"
-    return native.lacks("adapter_fusion_backward")
+    return None
 
 
 def _read(args: tuple[Any, ...]) -> CoreInputs:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import native
 from ..cpu_tensors import as_rows, empty_result, lacks_dtype, widen
 from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
 
@@ -16,7 +15,7 @@ __all__ = ["add_in_place"]
 
 
 def _supports(*, device: str, dtype: torch.dtype) -> str | None:
-    return lacks_dtype(dtype) or native.lacks("grouped_lora_backward")
+    return lacks_dtype(dtype)
 
 
 def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:

@@ -7,29 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
 from ..activations import ACTIVATIONS
+from ..cpu_tensors import as_rows, lacks_dtype, widen
 from .schema import OP, Results, empty_gradients, empty_results
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
-    if dtype not in _DTYPES:
-        return f"the C++ kernels compute float32, bfloat16 and float16, not {dtype}"
-    return native.lacks("pal_attention_backward") if same_size else "the tasks' pal sizes differ"
-
-
-def _rows(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
-
-
-def _wide(value: Any) -> Any:
-    """float16 is computed in float32: processors without half products are a hundred times slower in it."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype == torch.float16 else value
-    return [_wide(item) for item in value] if isinstance(value, list) else value
+    return lacks_dtype(dtype) or (None if same_size else "the tasks' pal sizes differ")
 
 
 def _additive(mask: Tensor | None) -> Tensor | None:
@@ -47,13 +31,13 @@ def _arguments(x: Tensor, weights: list[Tensor], present: list[bool], *options: 
     ids, mask, num_heads, causal, activation, dropout, seed = options
     code = ACTIVATIONS[activation].code
     flags = [int(here) for here in present]
-    return (_rows(x), x.shape[0], weights, flags, ids, _additive(mask), num_heads, causal, code, dropout, seed)
+    return (as_rows(x), x.shape[0], weights, flags, ids, _additive(mask), num_heads, causal, code, dropout, seed)
 
 
 def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Results:
     *options, save = rest
     if x.dtype == torch.float16:
-        out, hidden, lse, pre = _forward(x.float(), _wide(weights), present, *rest)
+        out, hidden, lse, pre = _forward(x.float(), widen(weights), present, *rest)
         return out.half(), hidden.half(), lse, pre.half()
     num_heads, activation = options[2], options[4]
     results = empty_results(x, weights, present, num_heads, activation, save)
@@ -68,14 +52,14 @@ def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) 
 
 def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Any:
     if x.dtype == torch.float16:
-        dx, dw = _backward(*_wide([grad, x, weights]), present, *_wide(list(rest)))
+        dx, dw = _backward(*widen([grad, x, weights]), present, *widen(list(rest)))
         return dx.half(), [w.half() for w in dw]
     *options, hidden, _, pre, needs = rest
     dx, dw = empty_gradients(x, weights, needs)
     if x.numel() == 0:
         return dx, [w.zero_() for w in dw]
     arguments = _arguments(x, weights, present, *options)
-    torch.ops.hfadapt_cpu.pal_attention_backward(_rows(grad), *arguments, hidden, pre, dx, dw)
+    torch.ops.hfadapt_cpu.pal_attention_backward(as_rows(grad), *arguments, hidden, pre, dx, dw)
     return dx, dw
 
 

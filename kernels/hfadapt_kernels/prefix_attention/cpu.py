@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from ..cpu_tensors import lacks_dtype
 from .op import OP, empty_gradients, empty_results
 from .reference import FORMS
 
 
 def _supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"no C++ kernel for {dtype}"
-    return native.lacks("prefix_attention_backward")
+    return lacks_dtype(dtype)
 
 
 def _rows(tensor: Tensor, half: bool) -> Tensor:
