@@ -124,6 +124,43 @@ def test_the_same_bits_with_two_threads_and_for_a_row_alone(kind, rows):
 
 
 @needs_cpp
+@pytest.mark.parametrize("isa", native.ISA_NAMES)
+def test_rows_of_any_magnitude_are_those_of_float32_and_leave_their_neighbours_alone(isa):
+    if native.ISA_NAMES.index(isa) > torch.ops.hfadapt_cpu.isa(-1):
+        pytest.skip(f"this processor has no {isa}")
+    torch.manual_seed(5)
+    plain, weight = torch.randn(9, 70), torch.randn(66, 70)
+    odd = plain.clone()
+    odd[1, 3], odd[2, 0], odd[3, 5] = float("inf"), float("nan"), 3e38
+    odd[4] *= 1e-37
+    odd[5] *= 1e-44
+    odd[6] = 0.0
+    with native.use_isa(isa), hk.use_backend("cpu"):
+        packed = hk.PackedLinear(weight)
+        ours, alone = hk.frozen_linear(odd, packed), hk.frozen_linear(plain, packed)
+    exact = odd.double() @ weight.double().t()
+    expected = exact.float()
+    for row in (1, 2, 3):
+        torch.testing.assert_close(ours[row], expected[row], equal_nan=True, rtol=1e-5, atol=0)
+    for row in (4, 6):
+        assert (ours[row] - exact[row]).norm() <= 1e-5 * exact[row].norm()
+    # Subnormals: torch's own product has as few digits of them.
+    assert (ours[5] - exact[5]).abs().max() <= 70 * 2.0**-149 * 4
+    assert torch.equal(ours[[0, 7, 8]], alone[[0, 7, 8]])
+
+
+@needs_cpp
+@pytest.mark.parametrize("size", [1e-30, 1e30, float("inf")], ids=str)
+def test_weights_of_any_magnitude_give_float32_results(size):
+    torch.manual_seed(6)
+    x, weight = torch.randn(20, 12), torch.randn(10, 12)
+    weight[3] *= size
+    with hk.use_backend("cpu"):
+        out = hk.frozen_linear(x, hk.PackedLinear(weight))
+    torch.testing.assert_close(out, (x.double() @ weight.double().t()).float(), equal_nan=True, rtol=1e-4, atol=1e-6)
+
+
+@needs_cpp
 def test_a_bfloat16_weight_given_as_float32_is_multiplied_in_bfloat16_bit_for_bit():
     # A bfloat16 model that is packed with the default must not run on the float32 product.
     torch.manual_seed(7)
