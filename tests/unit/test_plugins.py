@@ -112,22 +112,20 @@ def test_clash_of_names_names_both_origins(install):
     assert "a (a-dist 1.2)" in record("b").error and "b (b-dist 1.2)" in record("b").error
 
 
+def two_plugins():
+    return [Entry(name, plugin(register_methods=register_method(f"m{name}"))) for name in ("a", "b")]
+
+
 def test_selection_by_environment(install, monkeypatch):
     monkeypatch.setenv("HFADAPT_PLUGINS", "b")
-    install(
-        Entry("a", plugin(register_methods=register_method("ma"))),
-        Entry("b", plugin(register_methods=register_method("mb"))),
-    )
+    install(*two_plugins())
     assert "ma" not in plugins.methods() and "mb" in plugins.methods()
     assert record("a").status == "not selected"
 
 
 def test_blocked_plugins_do_not_load_and_are_listed(install, monkeypatch):
     monkeypatch.setenv("HFADAPT_BLOCK_PLUGINS", "a, hfadapt_plugins.mixing")
-    install(
-        Entry("a", plugin(register_methods=register_method("ma"))),
-        Entry("b", plugin(register_methods=register_method("mb"))),
-    )
+    install(*two_plugins())
     assert "ma" not in plugins.methods() and "mb" in plugins.methods()
     assert record("a").status == record("hfadapt_plugins.mixing").status == "blocked"
     assert "annealed" not in plugins.mixing_strategies()
