@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import DoubleBackwardError
+from .op_autograd import autograd_kernel
 
 __all__ = ["LIBRARY", "autocast_inputs", "autograd_inside", "define", "forbid_double_backward"]
 
@@ -35,8 +36,8 @@ def define(
         schema: Arguments and results, for example ``(Tensor x, Tensor[] a, Tensor? ids) -> Tensor``.
         kernel: Runs the op; called for CPU and CUDA tensors alike, and chooses the backend itself.
         fake: Shapes and dtypes of the results.
-        setup_context: Saves for backward, as in ``torch.library.register_autograd``.
-        backward: Gradient formula; without one the op refuses to be differentiated.
+        setup_context: Saves for backward (see `autograd_kernel`).
+        backward: Gradient formula (see `autograd_kernel`); without one the op refuses to be differentiated.
         autocast: Floating-point tensors are cast to the autocast dtype, as for ``torch.nn.functional.linear``.
     """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -44,10 +45,9 @@ def define(
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
-    torch.library.register_autograd(
-        qualified, backward or forbid_double_backward(name), setup_context=setup_context, lib=LIBRARY
-    )
     op = getattr(torch.ops.hfadapt, name).default
+    gradient = autograd_kernel(op, setup_context, backward or forbid_double_backward(name))
+    LIBRARY.impl(name, gradient, "Autograd", with_keyset=True)
     if autocast:
         for device in ("cpu", "cuda"):
             LIBRARY.impl(name, _autocast_kernel(op, device), f"Autocast{device.upper()}")

@@ -165,7 +165,8 @@ def _promote(x: Tensor, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, list[
     dtype = x.dtype
     for weight in (*a, *b):
         dtype = torch.promote_types(dtype, weight.dtype)
-    return x.to(dtype), [w.to(dtype) for w in a], [w.to(dtype) for w in b]
+    cast = lambda t: t if t.dtype == dtype else t.to(dtype)  # noqa: E731 # a call of `to` costs, also for nothing
+    return cast(x), [cast(w) for w in a], [cast(w) for w in b]
 
 
 def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> None:

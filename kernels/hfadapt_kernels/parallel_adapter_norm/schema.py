@@ -100,7 +100,7 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     scale_values, activation, norm, norm_offset, dropout, save = ctx.rest
     if grad is None:
         lists = [[None] * n for n in (tasks, tasks, n_down_bias, n_up_bias, n_scale)]
-        return (None, None, None, *lists, None if scale_values else [], *nothing[9:])
+        return (None, None, None, *lists, *nothing[8:])
     if not save:
         raise KernelError(NAME, "save", expected="True, to be differentiated", got="False")
     saved = list(ctx.saved_tensors)
@@ -133,7 +133,7 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         of(2, NEED_DOWN_BIAS, n_down_bias),
         of(3, NEED_UP_BIAS, n_up_bias),
         of(4, NEED_SCALE, n_scale),
-        None if scale_values else [],  # torch.library takes an empty list of numbers for a list of tensors
+        None,
         grads[-2] if needs & NEED_NORM_WEIGHT else None,
         grads[-1] if needs & NEED_NORM_BIAS else None,
         *nothing[11:],
