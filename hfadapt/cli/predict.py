@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +17,12 @@ __all__ = ["predict"]
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--task", "tasks", multiple=True, help="One for all texts, or one for each; default: every task.")
-@click.option("--pair", "pairs", multiple=True, help="The second text, for tasks on pairs; one for each text.")
+@click.option(
+    "--pair",
+    "pairs",
+    multiple=True,
+    help="The second text, for tasks on pairs; one for each text.",
+)
 @json_option
 def predict(
     folder: Path, texts: tuple[str, ...], tasks: tuple[str, ...], pairs: tuple[str, ...], as_json: bool
@@ -25,13 +31,13 @@ def predict(
 
     Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
     """
-    from hfadapt.run.predict import Predictor, to_dict
+    from hfadapt.run.predict import Predictor, takes_pairs, to_dict
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if pairs and len(pairs) != len(lines):
         raise click.UsageError(f"{len(lines)} texts, but {len(pairs)} --pair")
     predictor = Predictor.from_folder(folder)
-    chosen = list(tasks) or [task.name for task in predictor.tasks if bool(pairs) == (task.pair == "separate")]
+    chosen = list(tasks) or [task.name for task in predictor.tasks if bool(pairs) == takes_pairs(task)]
     if tasks and len(tasks) in (1, len(lines)):
         rows = [(line, chosen[i % len(chosen)], i) for i, line in enumerate(lines)]
     elif tasks and len(lines) > 1:
@@ -48,10 +54,18 @@ def predict(
         [
             (
                 one.task,
-                f"{one.label:.3f}" if isinstance(one.label, float) else one.label,
+                _shown(one.label),
                 None if one.score is None else f"{one.score:.3f}",
                 one.text if one.text_pair is None else f"{one.text} || {one.text_pair}",
             )
             for one in found
         ],
     )
+
+
+def _shown(label: Any) -> Any:
+    if isinstance(label, float):
+        return f"{label:.3f}"
+    if isinstance(label, list) and label and isinstance(label[0], tuple):
+        return " ".join(f"{word}/{name}" for word, name in label)
+    return label

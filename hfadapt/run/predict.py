@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfadapt.data import MultiTaskCollator
 from hfadapt.errors import DataError, did_you_mean, problem
-from hfadapt.heads import Classification, MultiLabel, Regression
+from hfadapt.heads import IGNORE
+from hfadapt.run.answers import ANSWERED, answer_of, columns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from hfadapt.model import MultiTaskModel
     from hfadapt.tasks import Task
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Prediction", "Predictor", "takes_pairs", "to_dict"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Prediction:
 
     Args:
         task: Whose head answered.
-        text: As given.
-        text_pair: The second text of a pair.
-        label: Name or number of the class, list of them for several labels, or the value of a regression.
+        text: As given; the question of a span task.
+        text_pair: The second text of a pair; the context of a span task.
+        label: Name or number of the class, list of them for several labels, the value of a regression, a
+            ``(word, label)`` a word for token classification, the answer's text for a span (empty: no answer).
         score: Probability of the class; ``None`` where there is none.
     """
 
@@ -54,6 +58,7 @@ class Predictor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.tasks: tuple[Task, ...] = model.tasks
+        self._collator = MultiTaskCollator([task.head.label_place for task in self.tasks], tokenizer)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Predictor:
@@ -67,40 +72,41 @@ class Predictor:
         return cls(model, AutoTokenizer.from_pretrained(folder if has_tokenizer else model.base.config._name_or_path))
 
     def predict(
-        self, texts: Sequence[str], tasks: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64
+        self,
+        texts: Sequence[str],
+        tasks: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        *,
+        batch_size: int = 64,
     ) -> list[Prediction]:
         """One prediction a text, in order.
 
         Args:
             texts: N texts.
             tasks: N task names; rows of different tasks share a forward.
-            pairs: N second texts, for tasks on pairs.
+            pairs: N second texts, for tasks on pairs; ``None`` where the task reads one text.
             batch_size: Rows a forward.
 
         Raises:
             DataError: an unknown task, lists of different lengths, a pair task without pairs, or a task whose answer
-                is no single value a text.
+                only its model can read (``OwnHead``).
         """
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
             raise DataError(problem("one task, and for pairs one second text, for each text", got=got))
-        from hfadapt.data import MultiTaskCollator
-
         names = [task.name for task in self.tasks]
-        collator = MultiTaskCollator([task.head.kind for task in self.tasks], label_form="matrix")
-        collator.tokenizer = self.tokenizer
+        indices = [self._task(name, names) for name in tasks]
+        given = list(zip(texts, [None] * len(texts) if pairs is None else pairs, indices, strict=True))
+        # A long context of a span task is read in windows, each a row of its own.
+        tables = [self._rows(*one) for one in given]
+        rows = [row for table in tables for row in table]
+        outputs = (out for start in range(0, len(rows), batch_size) for out in self._forward(rows[start:][:batch_size]))
         found: list[Prediction] = []
-        for start in range(0, len(texts), batch_size):
-            chunk = slice(start, start + batch_size)
-            some_pairs = [None] * len(texts[chunk]) if pairs is None else pairs[chunk]
-            rows = [
-                self._row(self._task(name, names), text, pair)
-                for text, name, pair in zip(texts[chunk], tasks[chunk], some_pairs, strict=True)
-            ]
-            logits = self._forward(dict(collator(rows)))
-            for logit, text, name, pair in zip(logits, texts[chunk], tasks[chunk], some_pairs, strict=True):
-                label, score = _answer(self.tasks[names.index(name)], logit)
-                found.append(Prediction(name, text, pair, label, score))
+        for (text, pair, index), table in zip(given, tables, strict=True):
+            task = self.tasks[index]
+            logits, labels = map(_padded, zip(*itertools.islice(outputs, len(table)), strict=True))
+            label, score = answer_of(task, logits, labels, text, pair, self.tokenizer)
+            found.append(Prediction(task.name, text, pair, label, score))
         return found
 
     def predict_all(self, text: str, tasks: Sequence[str] | None = None, pair: str | None = None) -> list[Prediction]:
@@ -113,41 +119,41 @@ class Predictor:
             raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
         return names.index(name)
 
-    def _row(self, index: int, text: str, pair: str | None) -> dict[str, Any]:
-        from hfadapt.data.columns import Columns
+    def _rows(self, text: str, pair: str | None, index: int) -> list[dict[str, Any]]:
         from hfadapt.data.tokens import tokenize
 
         task = self.tasks[index]
-        if not isinstance(task.head, (Classification, MultiLabel, Regression)):
-            raise DataError(
-                problem("its answer is no single value a text", where=f"task {task.name!r}", got=task.head.kind)
-            )
-        if task.pair == "separate" and pair is None:
-            raise DataError(problem("the task needs a second text", where=f"task {task.name!r}", try_="--pair TEXT"))
-        columns = Columns(f"task {task.name!r}", [text], None if pair is None else [pair], None)
-        return {**tokenize(task, columns, self.tokenizer).row(0), "task_ids": index}
+        where = f"task {task.name!r}"
+        if not isinstance(task.head, ANSWERED):
+            raise DataError(problem("predict cannot read its answer", where=where, got=f"head {task.head.kind!r}"))
+        if takes_pairs(task) and pair is None:
+            raise DataError(problem("the task needs a second text", where=where, try_="--pair TEXT"))
+        if pair is not None and task.head.label_place == "token":
+            raise DataError(problem("the task reads one text", where=where, got="two", try_="leave out the second"))
+        table = tokenize(task, columns_of(task, text, pair), self.tokenizer)
+        return [{**table.row(row), "task_ids": index} for row in range(len(table))]
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Any]) -> np.ndarray:
-        batch.pop("labels", None)
+    def _forward(self, rows: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Logits and labels of each row."""
+        batch = dict(self._collator(rows))
+        labels = batch.pop("labels").numpy()
         device = next(self.model.parameters()).device
-        return self.model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu().numpy()
+        logits = self.model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu().numpy()
+        return zip(logits, labels, strict=True)
 
 
-def _answer(task: Task, logits: np.ndarray) -> tuple[Any, float | None]:
-    """Label and probability out of one row of logits."""
-    head = task.head
-    predictions, _ = head.decode(logits[None], None)
-    if isinstance(head, Classification):
-        odds = np.exp(logits[: head.num_labels] - logits[: head.num_labels].max())
-        return _name(task, int(predictions[0])), float((odds / odds.sum())[predictions[0]])
-    if isinstance(head, MultiLabel):
-        return [_name(task, int(index)) for index in np.flatnonzero(predictions[0])], None
-    return float(np.ravel(predictions)[0]), None
+def takes_pairs(task: Task) -> bool:
+    """Whether a row of this task is two texts."""
+    return task.pair == "separate" or task.head.kind == "span" or "text_pair" in task.columns
 
 
-def _name(task: Task, index: int) -> Any:
-    return task.label_names[index] if task.label_names else index
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several batches as one array."""
+    full = np.full((len(rows), max(map(len, rows))), IGNORE, np.float32)
+    for row, values in zip(full, rows, strict=True):
+        row[: len(values)] = values
+    return full
 
 
 def to_dict(prediction: Prediction) -> dict[str, Any]:
