@@ -206,26 +206,31 @@ def __getattr__(name: str) -> Any:
 
 def _from_plugins(name: str) -> Any:
     """Find a config class, preset or strategy that a plugin registered, by its Python name (``hfadapt.PAL``)."""
-    from . import plugins
-
-    for entry in plugins.methods().values():
-        if getattr(entry, "export", None) == name:
-            return entry.build
-        if getattr(getattr(entry, "config_class", None), "__name__", None) == name:
-            return entry.config_class
-        if name in getattr(entry, "exports", {}):
-            return entry.exports[name]
-    for registry in (plugins.mixing_strategies(), plugins.regularizers()):
-        for entry in registry.values():
-            if getattr(entry, "__name__", None) == name:
-                return entry
+    exports = _plugin_exports()
+    if name in exports:
+        return exports[name]
     from .errors import did_you_mean
 
-    known = [
-        *_NAMES,
-        *(getattr(e, "config_class", e).__name__ for e in plugins.methods().values() if hasattr(e, "config_class")),
-    ]
-    raise AttributeError(f"module 'hfadapt' has no attribute {name!r}. {did_you_mean(name, known)}".strip())
+    near = did_you_mean(name, [*_NAMES, *exports])
+    raise AttributeError(f"module 'hfadapt' has no attribute {name!r}. {near}".strip())
+
+
+def _plugin_exports() -> dict[str, Any]:
+    """What plugins registered, by Python name; where names clash, methods come first."""
+    from . import plugins
+
+    exports: dict[str, Any] = {}
+    for registry in (plugins.regularizers(), plugins.mixing_strategies()):
+        exports |= {getattr(entry, "__name__", ""): entry for entry in registry.values()}
+    for entry in plugins.methods().values():
+        exports |= getattr(entry, "exports", {})
+        config_class = getattr(entry, "config_class", None)
+        if config_class is not None:
+            exports[config_class.__name__] = config_class
+        if getattr(entry, "export", None) is not None:
+            exports[entry.export] = entry.build
+    exports.pop("", None)
+    return exports
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import AttachError, ConfigError, did_you_mean, problem
+from .known_fields import KnownFields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ __all__ = ["Capabilities", "Method", "MethodConfig", "MethodPreset", "Place", "e
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(KnownFields):
     """Base of every method's config: frozen, and knowing only its own method.
 
     Args:
@@ -86,18 +87,7 @@ class MethodConfig:
         Raises:
             ConfigError: a field is unknown (the nearest one is named) or holds a value that is not allowed.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
-        for name in given:
-            if name not in known:
-                raise ConfigError(
-                    problem(
-                        f"unknown field {name!r}",
-                        where=cls.__name__,
-                        allowed=", ".join(sorted(known)),
-                        try_=did_you_mean(name, known),
-                    )
-                )
         try:
             return cls(**given)
         except TypeError as error:
@@ -239,7 +229,15 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
         return (entry.config_class.from_dict(method),)
     if isinstance(method, (tuple, list)) and method:
         return tuple(config for part in method for config in expand(part))
-    raise ConfigError(problem("not a method", got=repr(method), allowed="a name, a method config, or a tuple of them"))
+    allowed = "a registered name, a method config, or a tuple of them"
+    if isinstance(method, type) or callable(method):
+        name = getattr(method, "__name__", repr(method))
+        raise ConfigError(problem("a config's class, not a config", got=name, allowed=allowed, try_=f"{name}()"))
+    got, try_ = repr(method), ""
+    if type(method).__module__.partition(".")[0] == "peft":
+        got = type(method).__name__
+        try_ = "hfadapt's own config (hfadapt.LoRA(r=8)); hfadapt.load reads a folder that peft saved"
+    raise ConfigError(problem("not a method", got=got, allowed=allowed, try_=try_))
 
 
 def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]:

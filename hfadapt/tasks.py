@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from .errors import TaskError, did_you_mean, problem
+from .errors import HFAdaptError, TaskError, did_you_mean, problem
 from .heads import Classification, Head, OwnHead, head_from_dict
+from .known_fields import KnownFields
 from .training.metrics import BUILTIN_METRICS, METRICS
 
 __all__ = ["Task", "check_tasks"]
@@ -19,7 +20,7 @@ _COLUMNS = ("text", "text_pair", "label", "pixel_values", "input_features")
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(KnownFields):
     """One thing that a model learns to do.
 
     Args:
@@ -44,6 +45,8 @@ class Task:
     Raises:
         TaskError: a field is not allowed.
     """
+
+    field_error: ClassVar[type[HFAdaptError]] = TaskError
 
     name: str
     head: Head = field(default_factory=Classification)

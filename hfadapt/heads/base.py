@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TaskError, did_you_mean, problem
+from ..errors import HFAdaptError, TaskError, did_you_mean, problem
+from ..known_fields import KnownFields
 
 __all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "fit_labels", "head_from_dict", "masked_mean"]
 
@@ -63,7 +64,7 @@ class HeadFeatures:
 
 
 @dataclass(frozen=True)
-class Head(ABC):
+class Head(KnownFields, ABC):
     """Base of all heads.
 
     Args:
@@ -76,6 +77,7 @@ class Head(ABC):
     pooling: Pooling = field(default="auto", kw_only=True)
     dropout: float = field(default=0.1, kw_only=True)
 
+    field_error: ClassVar[type[HFAdaptError]] = TaskError
     kind: ClassVar[str] = ""
     default_metrics: ClassVar[tuple[str, ...]] = ()
     #: Names of metrics that make sense for this head.
@@ -185,17 +187,4 @@ def head_from_dict(description: Mapping[str, Any]) -> Head:
         raise TaskError(
             problem("unknown head", got=repr(kind), allowed=", ".join(HEADS), try_=did_you_mean(str(kind), HEADS))
         )
-    cls = HEADS[kind]
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise TaskError(
-            problem(
-                "unknown head option",
-                where=kind,
-                got=", ".join(unknown),
-                allowed=", ".join(sorted(known)),
-                try_=did_you_mean(unknown[0], known),
-            )
-        )
-    return cls(**fields)
+    return HEADS[kind](**fields)

@@ -15,7 +15,13 @@ from ..errors import DataError, TaskError, did_you_mean, problem
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .pooling import SequenceModule
 
-__all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "class_index"]
+__all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "check_smoothing", "class_index"]
+
+
+def check_smoothing(where: str, value: float) -> None:
+    """Raise ``TaskError`` unless a head's ``label_smoothing`` lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise TaskError(problem("bad label_smoothing", where=where, got=value, allowed="0 <= label_smoothing < 1"))
 
 
 def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | None) -> int:
@@ -76,9 +82,11 @@ class Classification(SequenceHead):
 
     Args:
         num_labels: C, at least 2.
+        label_smoothing: Share of the target that is spread over all classes, at least 0 and below 1.
     """
 
     num_labels: int = 2
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     kind: ClassVar[str] = "classification"
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -96,6 +104,7 @@ class Classification(SequenceHead):
                     try_="Regression() for one number",
                 )
             )
+        check_smoothing(type(self).__name__, self.label_smoothing)
 
     @property
     def num_outputs(self) -> int:
@@ -117,7 +126,8 @@ class Classification(SequenceHead):
             valid = valid & keep
         # rows of other tasks hold other labels: give them class 0, their loss is masked out
         safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        return masked_mean(F.cross_entropy(logits.float(), safe, reduction="none"), valid, None)
+        losses = F.cross_entropy(logits.float(), safe, reduction="none", label_smoothing=self.label_smoothing)
+        return masked_mean(losses, valid, None)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Class indices of the labelled rows."""

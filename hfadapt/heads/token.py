@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, TaskError, problem
 from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
-from .sequence import class_index
+from .sequence import check_smoothing, class_index
 
 __all__ = ["TokenClassification", "TokenModule"]
 
@@ -40,9 +40,11 @@ class TokenClassification(Head):
 
     Args:
         num_labels: C, at least 2.
+        label_smoothing: Share of the target that is spread over all classes, at least 0 and below 1.
     """
 
     num_labels: int = 2
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     kind: ClassVar[str] = "token_classification"
     label_place: ClassVar[str] = "token"
@@ -56,6 +58,7 @@ class TokenClassification(Head):
             raise TaskError(
                 problem("too few classes", where="TokenClassification", got=self.num_labels, allowed="2 or more")
             )
+        check_smoothing(type(self).__name__, self.label_smoothing)
 
     @property
     def num_outputs(self) -> int:
@@ -93,7 +96,9 @@ class TokenClassification(Head):
         if keep is not None:
             valid = valid & keep[:, None]
         safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        return masked_mean(F.cross_entropy(logits.float().transpose(1, 2), safe, reduction="none"), valid, None)
+        scores = logits.float().transpose(1, 2)
+        losses = F.cross_entropy(scores, safe, reduction="none", label_smoothing=self.label_smoothing)
+        return masked_mean(losses, valid, None)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """One array of classes a row, labelled tokens only; without labels every token."""

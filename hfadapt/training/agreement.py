@@ -55,6 +55,7 @@ def require_order(args: TrainingArguments) -> None:
                 where="TrainingArguments",
                 got=f"label_smoothing_factor={args.label_smoothing_factor}",
                 allowed="0 with a mixture of tasks",
+                try_=f"Classification(n, label_smoothing={args.label_smoothing_factor}) in the tasks that want it",
             )
         )
     if args.auto_find_batch_size:

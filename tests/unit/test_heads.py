@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hfadapt.errors import TaskError
 from hfadapt.heads import (
     HEADS,
     Classification,
@@ -61,6 +62,16 @@ def test_classification_loss_is_cross_entropy_of_labelled_rows():
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     got = Classification(4).loss(logits, labels([1], [-100], [3]))
     torch.testing.assert_close(got, F.cross_entropy(logits[[0, 2]], torch.tensor([1, 3])))
+
+
+def test_label_smoothing_is_the_tasks_own():
+    logits, labels = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[2.0], [0.0], [-100]])
+    smooth = F.cross_entropy(logits[:2], torch.tensor([2, 0]), label_smoothing=0.2)
+    torch.testing.assert_close(Classification(4, label_smoothing=0.2).loss(logits, labels), smooth)
+    words = TokenClassification(4, label_smoothing=0.2).loss(logits[None], labels.T)
+    torch.testing.assert_close(words, smooth)
+    with pytest.raises(TaskError, match="label_smoothing"):
+        Classification(4, label_smoothing=1.0)
 
 
 def test_multi_label_loss_is_binary_cross_entropy():

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 
 import hfadapt
+from hfadapt.errors import ConfigError, TaskError
+from hfadapt.method import expand
 
 SOURCE = Path(hfadapt.__file__)
 
@@ -56,3 +59,21 @@ def test_imports_load_no_torch(module):
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: hfadapt.PAL(siz=4), ConfigError, "unknown field 'siz'.*Did you mean 'size'"),
+        (lambda: expand({"method": "houlsby", "reduction": 2}), ConfigError, "Bottleneck: unknown field 'reduction'"),
+        (lambda: hfadapt.Classification(num_label=3), TaskError, "Did you mean 'num_labels'"),
+        (lambda: hfadapt.Task("a", metric="f1"), TaskError, "Did you mean 'metrics'"),
+        (lambda: hfadapt.Anealed, AttributeError, "Did you mean 'Annealed'"),
+        (lambda: expand(hfadapt.LoRA), ConfigError, r"a config's class.*try: LoRA\(\)"),
+        (lambda: expand(peft.LoraConfig()), ConfigError, r"got: LoraConfig;.*hfadapt.LoRA"),
+        (lambda: expand(3), ConfigError, "got: 3"),
+    ],
+)
+def test_a_slip_names_what_was_meant(call, error, says):
+    with pytest.raises(error, match=says):
+        call()

@@ -196,7 +196,7 @@ def test_tasks_that_make_no_sense_are_refused(build, match):
 def test_a_task_survives_its_description():
     task = Task("t", Regression(0, 5, pooling="cls"), metrics=("spearman",), pair="separate", max_length=64)
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
-    with pytest.raises(TaskError, match="unknown head option"):
+    with pytest.raises(TaskError, match="unknown field"):
         Task.from_dict({"name": "t", "head": {"kind": "regression", "lo": 1}})
 
 
