@@ -65,7 +65,7 @@ void read(PalPlan& plan, const Tensor& x, int64_t B, const std::vector<Tensor>& 
   HFK_CHECK(grads.empty() || grads.size() == weights.size(), "pal_attention: gradients: expected one a weight");
   plan.tasks.resize(weights.size() / size_t(families), PalTask{});
   a.tasks = int64_t(plan.tasks.size()), a.task = plan.tasks.data();
-  a.S = weights[0].size(0), a.Sp = round_up(a.S, 16), a.heads = heads;
+  a.S = weights[0].size(0), a.Sp = round_up(a.S, 32), a.heads = heads;
   HFK_CHECK(heads > 0 && a.S > 0 && a.S % heads == 0, "pal_attention: heads: expected a divisor of ", a.S);
   read_weights(plan, weights, present, grads);
   plan.sequence_task.assign(size_t(B), 0);
@@ -126,7 +126,7 @@ void forward(const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vecto
   a.out = out.data_ptr(), a.hidden = keep ? hidden.data_ptr() : workspace.data;
   if (pre.numel() > 0) {
     check_flat(pre, a.B * a.T * a.D, a.type, "pal_attention: pre");
-    a.pre = pre.data_ptr();
+    a.slope = pre.data_ptr();
   }
   if (a.T > 0 && a.D > 0) kernels().pal_forward(a);
 }
@@ -145,7 +145,7 @@ void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor
   a.hidden = hidden.data_ptr();
   if (activation != 0) {
     check_flat(pre, a.B * a.T * a.D, a.type, "pal_attention: pre");
-    a.pre = pre.data_ptr();
+    a.slope = pre.data_ptr();
   }
   if (dx.numel() > 0) {
     check_flat(dx, a.B * a.T * a.D, a.type, "pal_attention: dx");

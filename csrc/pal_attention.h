@@ -1,8 +1,6 @@
 // pal_attention forward, in three sweeps that each keep their rows in cache: tiles of tokens through encoder, query, key
 // and value; heads of sequences through attention; tiles through output projection, decoder and activation.
 
-constexpr int64_t kPalQueryRows = 48;  // queries of one head that attend at a time
-
 template <class T>
 static HFK_INLINE T* pal_hidden(const PalArgs& a, int piece, int64_t row) {
   return static_cast<T*>(a.hidden) + (piece * a.B * a.T + row) * a.Sp;
@@ -67,6 +65,13 @@ static HFK_INLINE void pal_product(int64_t rows, int64_t N, int64_t K, const E* 
     gemm_store(rows, N, K, A, am, W, C, ldc);
 }
 
+// Rank rows [rows][S], a.Sp apart, as a product with E wants them: those of bfloat16 with the zeros behind them.
+template <class E, class T>
+static HFK_INLINE const E* pal_rank_rows(const PalArgs& a, int64_t rows, const T* source, int64_t* am) {
+  return rows_for_product<E>(rows, sizeof(E) == 2 ? a.Sp : a.S, source, a.Sp, nullptr,
+                             scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
+}
+
 // hidden piece = source W^T + bias for the rows of a tile. Whole rows are stored one after the other, so that they stream.
 template <class T, class E>
 static void pal_project(const PalArgs& a, const PalWeight<E>& w, const PalTile& t, int family, int piece, const E* A,
@@ -76,72 +81,34 @@ static void pal_project(const PalArgs& a, const PalWeight<E>& w, const PalTile& 
   pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, w.bias, pal_hidden<T>(a, piece, t.row), a.Sp);
 }
 
-// Scores of rows [q0, q0 + rows) against all keys become probabilities, in place.
-static __attribute__((noinline)) void pal_softmax(const PalArgs& a, int64_t b, int64_t h, int64_t q0, int64_t rows,
-                                                  float scale, float* P, int64_t ldp, bool drop) {
-  const Dropout d = make_dropout(a.seed, a.dropout);
-  const V lowest = broadcast(-INFINITY);
-  VI lane;
-  for (int i = 0; i < VL; i++) lane[i] = i;
-  for (int64_t m = 0; m < rows; m++) {
-    float* p = P + m * ldp;
-    const int64_t i = q0 + m, seen = a.causal ? i + 1 : a.T;
-    const float* mask = a.mask ? a.mask + b * a.mask_b + i * a.mask_i : nullptr;
-    V top = lowest;
-    for (int64_t j = 0; j < ldp; j += VL) {
-      V v = load(p + j) * scale;
-      if (mask && j < a.T) v += load_first(mask + j, a.T - j);
-      if (j + VL > seen) v = lane + int32_t(j) < int32_t(seen) ? v : lowest;
-      store(p + j, v);
-      top = vmax(top, v);
-    }
-    const float highest = hmax(top);
-    if (highest == -INFINITY) {
-      memset(p, 0, size_t(ldp) * 4);
-      continue;
-    }
-    V sum = zero();
-    for (int64_t j = 0; j < ldp; j += VL) {
-      V e = vexp(load(p + j) - highest);
-      store(p + j, e);
-      sum += e;
-    }
-    const float inverse = 1.f / hsum(sum);
-    const uint32_t hash = drop ? dropout_row(d, uint32_t((b * a.heads + h) * a.T + i)) : 0;
-    for (int64_t j = 0; j < ldp; j += VL) {
-      V v = load(p + j) * inverse;
-      if (drop) v *= dropout_factor(d, hash, j);
-      store(p + j, v);
-    }
-  }
+// The attention is that of prefix_attention, without a prefix.
+template <class T>
+static HeadsView pal_heads(const PalArgs& a, T* rows, int64_t stride) {
+  return {rows, a.T * stride, a.S / a.heads, stride};
 }
-
-// Attention of one head of one sequence: query, key and value pieces of hidden to the mixed piece.
-template <class T, class E>
-static void pal_attend(const PalArgs& a, int64_t b, int64_t h) {
-  const int64_t K = a.S / a.heads, column = h * K, ldp = round_up(a.T, VL);
-  const T *q = pal_hidden<T>(a, 1, b * a.T) + column, *k = pal_hidden<T>(a, 2, b * a.T) + column,
-          *v = pal_hidden<T>(a, 3, b * a.T) + column;
-  T* mixed = pal_hidden<T>(a, 4, b * a.T) + column;
-  E* keys = scratch<E>(0, packed_size<E>(K, a.T));
-  E* values = scratch<E>(1, packed_size<E>(a.T, K));
-  pack<E>(K, a.T, k, 1, a.Sp, keys, 0, ceil_div(a.T, PW));
-  pack<E>(a.T, K, v, a.Sp, 1, values, 0, ceil_div(K, PW));
-  float* P = scratch<float>(2, kPalQueryRows * ldp);
-  const int64_t ldc = round_up(K, VL);
-  float* C = scratch<float>(3, kPalQueryRows * ldc);
-  for (int64_t q0 = 0; q0 < a.T; q0 += kPalQueryRows) {
-    const int64_t rows = imin(kPalQueryRows, a.T - q0), seen = a.causal ? q0 + rows : a.T;
-    int64_t am, pm;
-    const E* Q = rows_for_product<E>(rows, K, q + q0 * a.Sp, a.Sp, nullptr, scratch<E>(4, round_up(rows, 16) * padded_k<E>(K)),
-                                     &am);
-    gemm_store(rows, seen, K, Q, am, keys, P, ldp);
-    pal_softmax(a, b, h, q0, rows, 1.f / std::sqrt(float(K)), P, ldp, a.dropout > 0);
-    const E* R = rows_for_product<E>(rows, a.T, P, ldp, nullptr,
-                                     scratch<E>(5, round_up(rows, 16) * padded_k<E>(a.T)), &pm);
-    gemm_store(rows, K, a.T, R, pm, values, C, ldc);
-    pal_keep<T>(rows, K, K, C, ldc, nullptr, mixed + q0 * a.Sp, a.Sp);
-  }
+template <class T>
+static PrefixAttentionArgs pal_heads_args(const PalArgs& a) {
+  const int64_t K = a.S / a.heads;
+  PrefixAttentionArgs p = {};
+  p.type = a.type;
+  p.B = a.B, p.H = p.G = a.heads, p.Tq = p.Tk = a.T, p.D = K;
+  p.query = pal_heads(a, pal_hidden<T>(a, 1, 0), a.Sp);
+  p.key = pal_heads(a, pal_hidden<T>(a, 2, 0), a.Sp);
+  p.value = pal_heads(a, pal_hidden<T>(a, 3, 0), a.Sp);
+  p.mask_float = {a.mask, a.mask_b, 0, a.mask_i, 1};
+  p.causal = a.causal, p.scaling = 1.f / std::sqrt(float(K)), p.form = PrefixForm::softmax;
+  p.dropout_on = a.dropout > 0, p.seed = a.seed, p.dropout = a.dropout;
+  return p;
+}
+// query, key and value pieces of hidden to the mixed piece.
+template <class T>
+static void pal_attend(const PalArgs& a) {
+  Shared<int64_t> no_prefix(a.B);
+  for (int64_t b = 0; b < a.B; b++) no_prefix[b] = -1;
+  Shared<float> gate(a.B * a.heads * a.T);
+  PrefixAttentionForwardArgs p = {pal_heads_args<T>(a), pal_heads(a, pal_hidden<T>(a, 4, 0), a.Sp), gate};
+  p.ids = no_prefix;
+  prefix_attention_forward(p);
 }
 
 // Decoder and activation of a tile, a few rows at a time: their results stay in cache until they are stored.
@@ -154,16 +121,14 @@ static void pal_decode(const PalArgs& a, const PalWeight<E>& w, const PalTile& t
   for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
     const int64_t rows = imin(step, t.rows - m0);
     pal_product<E>(rows, a.D, a.S, A + m0 * am, am, w.panels, C, ldc);
-    T* out = static_cast<T*>(a.out) + (t.row + m0) * a.D;
-    if (a.pre) {
-      T* pre = static_cast<T*>(a.pre) + (t.row + m0) * a.D;
-      pal_keep<T>(rows, a.D, a.D, C, ldc, bias, pre, a.D);
-    }
     for (int64_t m = 0; m < rows; m++)
       for (int64_t n = 0; n < a.D; n += VL) {
         V v = load(C + m * ldc + n);
         if (bias) v += load(bias + n);
-        store_first(out + m * a.D + n, activate(a.activation, v), a.D - n);
+        const Activated r = activate_both<T>(a.activation, v);
+        const int64_t at = (t.row + m0 + m) * a.D + n;
+        store_first(static_cast<T*>(a.out) + at, r.value, a.D - n);
+        if (a.slope) store_first(static_cast<T*>(a.slope) + at, r.slope, a.D - n);
       }
   }
 }
@@ -174,16 +139,17 @@ static void pal_clear(const PalArgs& a, int64_t b) {
   memset(static_cast<T*>(a.out) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
   for (int piece = 0; piece < a.pieces; piece++)
     memset(pal_hidden<T>(a, piece, b * a.T), 0, a.T * a.Sp * sizeof(T));
-  if (a.pre) memset(static_cast<T*>(a.pre) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
+  if (a.slope) memset(static_cast<T*>(a.slope) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
 }
 
 template <class T>
 static void pal_forward_t(const PalArgs& a) {
   typedef Elem<T> E;
   auto rows_of = [&](int piece, const PalTile& t, int64_t* am) {
-    return rows_for_product<E>(t.rows, a.S, pal_hidden<T>(a, piece, t.row), a.Sp, nullptr,
-                               scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), am);
+    return pal_rank_rows<E>(a, t.rows, pal_hidden<T>(a, piece, t.row), am);
   };
+  for (int64_t b = 0; b < a.B; b++)
+    if (a.sequence_task[b] < 0) pal_clear<T>(a, b);
   const int64_t square = pal_packed_size<E>(a, kPalQuery, false), bias_size = round_up(imax(a.D, a.S), PW);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
@@ -211,10 +177,7 @@ static void pal_forward_t(const PalArgs& a) {
       }
     }
   });
-  parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++)
-      if (a.sequence_task[i / a.heads] >= 0) pal_attend<T, E>(a, i / a.heads, i % a.heads);
-  });
+  pal_attend<T>(a);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     float* C = scratch<float>(2, kPalTileRows * round_up(a.Sp, PW));
     E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalDecoder, false) + square);
@@ -236,8 +199,6 @@ static void pal_forward_t(const PalArgs& a) {
       }
     }
   });
-  for (int64_t b = 0; b < a.B; b++)
-    if (a.sequence_task[b] < 0) pal_clear<T>(a, b);
 }
 
 static void pal_forward(const PalArgs& a) {

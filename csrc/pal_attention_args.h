@@ -25,7 +25,7 @@ struct PalChunk {
 
 struct PalArgs {
   DType type;
-  int64_t B, T, D, S, Sp, heads, tasks, chunks;  // Sp: S rounded up to 16, the stride of hidden
+  int64_t B, T, D, S, Sp, heads, tasks, chunks;  // Sp: S rounded up to 32, the stride of hidden
   const PalTask* task;
   const PalTile* tile;      // in the order of their tasks
   const PalChunk* chunk;
@@ -41,7 +41,7 @@ struct PalArgs {
   void* out;                      // [B * T, D]
   void* hidden;                   // [pieces][B * T][Sp]: encoded, query, key, value, mixed, and with an output projection
   int pieces;                     // projected
-  void* pre;                      // [B * T, D] the decoder's output, or null
+  void* slope;                    // [B * T, D] the activation's derivative at the decoder's output, or null
   // Backward only.
   const void* grad;               // [B * T, D], grad_stride apart
   int64_t grad_stride;

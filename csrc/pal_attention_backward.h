@@ -1,153 +1,92 @@
-// pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in float, then the
+// pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in the tensors' type, then the
 // weights (pal_attention_weights.h).
 
 // Gradients of rank rows, [B * T][Sp] each: projected, mixed, query, key, value, encoded; and of the decoder's output.
+template <class T>
 struct PalGrads {
-  Shared<float> projected, mixed, query, key, value, encoded, decoded;
+  Shared<T> projected, mixed, query, key, value, encoded, decoded;
   explicit PalGrads(const PalArgs& a)
-      : projected(a.B * a.T * a.Sp), mixed(a.B * a.T * a.Sp), query(a.B * a.T * a.Sp), key(a.B * a.T * a.Sp),
-        value(a.B * a.T * a.Sp), encoded(a.B * a.T * a.Sp), decoded(a.pre ? a.B * a.T * a.D : 0) {}
+      : projected(a.pieces > 5 ? a.B * a.T * a.Sp : 0), mixed(a.B * a.T * a.Sp), query(a.B * a.T * a.Sp),
+        key(a.B * a.T * a.Sp), value(a.B * a.T * a.Sp), encoded(a.B * a.T * a.Sp), decoded(a.slope ? a.B * a.T * a.D : 0) {}
 };
 
-// grad times the derivative of the activation, for the rows of a tile, as float and as rows of the product.
+// grad times the derivative of the activation, for the rows of a tile; returns them as rows of the product.
 template <class T, class E>
-static const E* pal_decoded_rows(const PalArgs& a, const PalTile& t, float* decoded, int64_t* stride) {
+static const E* pal_decoded_rows(const PalArgs& a, const PalTile& t, T* decoded, int64_t* stride) {
   const T* grad = static_cast<const T*>(a.grad) + t.row * a.grad_stride;
   E* buffer = scratch<E>(0, kPalTileRows * padded_k<E>(a.D));
-  if (a.pre == nullptr) return rows_for_product<E>(t.rows, a.D, grad, a.grad_stride, nullptr, buffer, stride);
-  const T* pre = static_cast<const T*>(a.pre) + t.row * a.D;
-  float* d = decoded + t.row * a.D;
+  if (a.slope == nullptr) return rows_for_product<E>(t.rows, a.D, grad, a.grad_stride, nullptr, buffer, stride);
+  const T* slope = static_cast<const T*>(a.slope) + t.row * a.D;
+  T* d = decoded + t.row * a.D;
   for (int64_t m = 0; m < t.rows; m++)
     for (int64_t n = 0; n < a.D; n += VL)
       store_first(d + m * a.D + n,
-                  load_first(grad + m * a.grad_stride + n, a.D - n) *
-                      activate_derivative(a.activation, load_first(pre + m * a.D + n, a.D - n)),
-                  a.D - n);
-  return rows_for_product<E>(t.rows, a.D, static_cast<const float*>(d), a.D, nullptr, buffer, stride);
+                  load_first(grad + m * a.grad_stride + n, a.D - n) * load_first(slope + m * a.D + n, a.D - n), a.D - n);
+  return rows_for_product<E>(t.rows, a.D, static_cast<const T*>(d), a.D, nullptr, buffer, stride);
 }
 
 // G = A W (gradient through one square weight), all columns of a tile; G rows are Sp apart, zero beyond S.
-template <class E>
-static void pal_through(const PalArgs& a, const PalTile& t, int64_t K, const E* A, int64_t am, const E* W, float* G) {
-  pal_product<E>(t.rows, a.S, K, A, am, W, G, a.Sp);
-  for (int64_t m = 0; m < t.rows; m++)
-    for (int64_t n = a.S; n < a.Sp; n++) G[m * a.Sp + n] = 0.f;
+template <class T, class E>
+static void pal_through(const PalArgs& a, const PalTile& t, int64_t K, const E* A, int64_t am, const E* W, T* G) {
+  const int64_t ldc = round_up(a.Sp, PW);
+  float* C = scratch<float>(2, kPalTileRows * ldc);
+  pal_product<E>(t.rows, a.S, K, A, am, W, C, ldc);
+  pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, nullptr, G, a.Sp);
 }
 
-// Rows of one head as floats, padded to full vectors.
+// Gradients of query, key and value, of all sequences that have a task.
 template <class T>
-static void pal_head_rows(int64_t rows, int64_t K, const T* s, int64_t stride, float* d, int64_t ld) {
-  for (int64_t m = 0; m < rows; m++)
-    for (int64_t n = 0; n < ld; n += VL) store(d + m * ld + n, n < K ? load_first(s + m * stride + n, K - n) : zero());
-}
-
-// One query row: p holds its probabilities and g their gradients dP (anything beyond `visible`). Afterwards p holds what
-// weighs the values and g the gradient of the products, P (dP - sum P dP) scale.
-// That does not change when all dP move by one number. They are moved by the likeliest key's: where this key takes nearly
-// all, its own dP is then 0, the sum runs over the others, and nothing cancels. Unmoved, dP times the rounding error of
-// sum P = 1 would stand against the little that the other keys have.
-static HFK_INLINE void pal_score_gradients(const PalArgs& a, const Dropout& d, uint32_t row, int64_t visible, int64_t end,
-                                           float scale, float* p, float* g) {
-  const uint32_t hash = a.dropout > 0 ? dropout_row(d, row) : 0;
-  VI lane;
-  for (int i = 0; i < VL; i++) lane[i] = i;
-  V highest = broadcast(-1.f), its_gradient = zero();
-  for (int64_t j = 0; j < end; j += VL) {
-    V v = lane + int32_t(j) < int32_t(visible) ? load(g + j) : zero(), weight = load(p + j);
-    if (a.dropout > 0) v *= dropout_factor(d, hash, j);
-    store(g + j, v);
-    its_gradient = weight > highest ? v : its_gradient;
-    highest = vmax(weight, highest);
+static void pal_attend_backward(const PalArgs& a, const PalGrads<T>& g) {
+  // One work item is a head of a unit, here of one sequence.
+  Shared<int64_t> order(a.B), start(a.B + 1), no_prefix(a.B);
+  PrefixAttentionBackwardArgs p = {pal_heads_args<T>(a)};
+  for (int64_t b = 0; b < a.B; b++) {
+    start[b] = b, no_prefix[b] = -1;
+    if (a.sequence_task[b] >= 0) order[p.units++] = b;
   }
-  float base = its_gradient[0];
-  for (int i = 1, best = 0; i < VL; i++)
-    if (highest[i] > highest[best]) best = i, base = its_gradient[i];
-  V sum = zero();
-  for (int64_t j = 0; j < end; j += VL) {
-    V v = load(g + j) - base;
-    store(g + j, v);
-    sum = fma(v, load(p + j), sum);
-  }
-  const float mean = hsum(sum);
-  for (int64_t j = 0; j < end; j += VL) {
-    V weight = load(p + j);
-    store(g + j, weight * (load(g + j) - mean) * scale);
-    if (a.dropout > 0) store(p + j, weight * dropout_factor(d, hash, j));
-  }
-}
-
-// Gradients of query, key and value of one head of one sequence; the probabilities are computed again.
-template <class T>
-static void pal_attend_backward(const PalArgs& a, PalGrads& g, int64_t b, int64_t h) {
-  const int64_t K = a.S / a.heads, N = a.T, row = b * N, column = h * K, ld = round_up(K, VL), ldp = round_up(N, VL);
-  const float scale = 1.f / std::sqrt(float(K));
-  float* base = scratch<float>(0, 6 * N * ld);
-  float *q = base, *k = q + N * ld, *v = k + N * ld, *dout = v + N * ld, *dk = dout + N * ld, *dv = dk + N * ld;
-  pal_head_rows(N, K, pal_hidden<T>(a, 1, row) + column, a.Sp, q, ld);
-  pal_head_rows(N, K, pal_hidden<T>(a, 2, row) + column, a.Sp, k, ld);
-  pal_head_rows(N, K, pal_hidden<T>(a, 3, row) + column, a.Sp, v, ld);
-  pal_head_rows(N, K, g.mixed.data + row * a.Sp + column, a.Sp, dout, ld);
-  memset(dk, 0, N * ld * 8);
-  const int64_t panels = packed_size<float>(K, N);
-  float *keys = scratch<float>(1, 2 * panels), *values = keys + panels;
-  pack<float>(K, N, k, 1, ld, keys, 0, ceil_div(N, PW));
-  pack<float>(K, N, v, 1, ld, values, 0, ceil_div(N, PW));
-  float *P = scratch<float>(2, kPalQueryRows * ldp), *G = scratch<float>(3, kPalQueryRows * ldp);
-  float* C = scratch<float>(4, kPalQueryRows * ld);
-  const Dropout d = make_dropout(a.seed, a.dropout);
-  for (int64_t q0 = 0; q0 < N; q0 += kPalQueryRows) {
-    const int64_t rows = imin(kPalQueryRows, N - q0), seen = a.causal ? q0 + rows : N;
-    gemm_store(rows, seen, K, q + q0 * ld, ld, keys, P, ldp);
-    gemm_store(rows, seen, K, dout + q0 * ld, ld, values, G, ldp);
-    pal_softmax(a, b, h, q0, rows, scale, P, ldp, false);
-    for (int64_t m = 0; m < rows; m++) {
-      const int64_t i = q0 + m;
-      pal_score_gradients(a, d, uint32_t((b * a.heads + h) * N + i), a.causal ? i + 1 : N, round_up(seen, VL), scale,
-                          P + m * ldp, G + m * ldp);
-    }
-    gemm_store(rows, K, seen, G, ldp, k, ld, PW, C, ld);
-    pal_keep<float>(rows, K, K, C, ld, nullptr, g.query.data + (row + q0) * a.Sp + column, a.Sp);
-    gemm_add(seen, K, rows, G, ldp, q + q0 * ld, ld, PW, dk, ld);
-    gemm_add(seen, K, rows, P, ldp, dout + q0 * ld, ld, PW, dv, ld);
-  }
-  pal_keep<float>(N, K, K, dk, ld, nullptr, g.key.data + row * a.Sp + column, a.Sp);
-  pal_keep<float>(N, K, K, dv, ld, nullptr, g.value.data + row * a.Sp + column, a.Sp);
+  start[p.units] = p.units;
+  p.unit_task = no_prefix, p.unit_start = start, p.order = order;
+  p.grad_out = pal_heads(a, g.mixed.data, a.Sp);
+  p.grad_query = pal_heads(a, g.query.data, a.Sp);
+  p.grad_key = pal_heads(a, g.key.data, a.Sp);
+  p.grad_value = pal_heads(a, g.value.data, a.Sp);
+  prefix_attention_backward(p);
 }
 
 // du = dq Wq + dk Wk + dv Wv and dx = du V_E for a tile.
 template <class T, class E>
-static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, const PalWeight<E>& encoder, PalGrads& g,
+static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, const PalWeight<E>& encoder, PalGrads<T>& g,
                              const PalTile& t) {
-  const float* parts[3] = {g.query.data, g.key.data, g.value.data};
-  float* du = g.encoded.data + t.row * a.Sp;
-  float* one = scratch<float>(2, kPalTileRows * imax(a.Sp, PW));
-  E* buffer = scratch<E>(1, kPalTileRows * padded_k<E>(a.S));
+  const T* parts[3] = {g.query.data, g.key.data, g.value.data};
+  T* du = g.encoded.data + t.row * a.Sp;
+  const int64_t ldu = round_up(a.Sp, PW), ldx = round_up(a.D, PW);
+  float *sum = scratch<float>(2, 2 * kPalTileRows * ldu), *one = sum + kPalTileRows * ldu;
   int64_t am;
   for (int part = 0; part < 3; part++) {
-    const E* A = rows_for_product<E>(t.rows, a.S, parts[part] + t.row * a.Sp, a.Sp, nullptr, buffer, &am);
-    pal_through<E>(a, t, a.S, A, am, squares[part].panels, part == 0 ? du : one);
-    if (part > 0)
-      for (int64_t n = 0; n < t.rows * a.Sp; n += VL) store(du + n, load(du + n) + load(one + n));
+    const E* A = pal_rank_rows<E>(a, t.rows, parts[part] + t.row * a.Sp, &am);
+    pal_product<E>(t.rows, a.S, a.S, A, am, squares[part].panels, part == 0 ? sum : one, ldu);
+    for (int64_t n = 0; part > 0 && n < t.rows * ldu; n += VL) store(sum + n, load(sum + n) + load(one + n));
   }
+  pal_keep<T>(t.rows, a.S, a.Sp, sum, ldu, nullptr, du, a.Sp);
   if (a.dx == nullptr) return;
-  const E* A = rows_for_product<E>(t.rows, a.S, static_cast<const float*>(du), a.Sp, nullptr, buffer, &am);
+  const E* A = pal_rank_rows<E>(a, t.rows, static_cast<const T*>(du), &am);
   constexpr int64_t step = sizeof(E) == 4 ? 24 : 32;
-  const int64_t ldc = round_up(a.D, PW);
-  float* C = scratch<float>(3, step * ldc);
+  float* C = scratch<float>(3, step * ldx);
   for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
     const int64_t rows = imin(step, t.rows - m0);
-    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, encoder.panels, C, ldc);
-    pal_keep<T>(rows, a.D, a.D, C, ldc, nullptr, static_cast<T*>(a.dx) + (t.row + m0) * a.D, a.D);
+    pal_product<E>(rows, a.D, a.S, A + m0 * am, am, encoder.panels, C, ldx);
+    pal_keep<T>(rows, a.D, a.D, C, ldx, nullptr, static_cast<T*>(a.dx) + (t.row + m0) * a.D, a.D);
   }
 }
 
 template <class T, class E>
-static void pal_backward_weights(const PalArgs& a, const PalGrads& g);
+static void pal_backward_weights(const PalArgs& a, const PalGrads<T>& g);
 
 template <class T>
 static void pal_backward_t(const PalArgs& a) {
   typedef Elem<T> E;
-  PalGrads g(a);
+  PalGrads<T> g(a);
+  T* const own[3] = {g.query, g.key, g.value};
   const int64_t square = pal_packed_size<E>(a, kPalQuery, true);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalDecoder, true) + square);
@@ -158,26 +97,22 @@ static void pal_backward_t(const PalArgs& a) {
       if (output) through = pal_pack<T>(a, c.task, kPalOutput, true, panels, nullptr);
       const PalWeight<E> decoder = pal_pack<T>(a, c.task, kPalDecoder, true, panels + square, nullptr);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
-        float *mixed = g.mixed.data + t->row * a.Sp, *projected = g.projected.data + t->row * a.Sp;
+        T *mixed = g.mixed.data + t->row * a.Sp, *projected = g.projected.data + (output ? t->row * a.Sp : 0);
         int64_t am;
         const E* A = pal_decoded_rows<T, E>(a, *t, g.decoded, &am);
-        pal_through<E>(a, *t, a.D, A, am, decoder.panels, output ? projected : mixed);
+        pal_through<T>(a, *t, a.D, A, am, decoder.panels, output ? projected : mixed);
         if (output) {
-          A = rows_for_product<E>(t->rows, a.S, static_cast<const float*>(projected), a.Sp, nullptr,
-                                  scratch<E>(1, kPalTileRows * padded_k<E>(a.S)), &am);
-          pal_through<E>(a, *t, a.S, A, am, through.panels, mixed);
+          A = pal_rank_rows<E>(a, t->rows, static_cast<const T*>(projected), &am);
+          pal_through<T>(a, *t, a.S, A, am, through.panels, mixed);
         }
         // The heads below write only their own columns.
-        for (int64_t m = t->row; m < t->row + t->rows; m++)
-          for (int64_t n = a.S; n < a.Sp; n++)
-            g.query[m * a.Sp + n] = g.key[m * a.Sp + n] = g.value[m * a.Sp + n] = 0.f;
+        for (T* rows : own)
+          for (int64_t m = t->row; m < t->row + t->rows; m++)
+            memset(static_cast<void*>(rows + m * a.Sp + a.S), 0, size_t(a.Sp - a.S) * sizeof(T));
       }
     }
   });
-  parallel(a.B * a.heads, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; i++)
-      if (a.sequence_task[i / a.heads] >= 0) pal_attend_backward<T>(a, g, i / a.heads, i % a.heads);
-  });
+  pal_attend_backward<T>(a, g);
   parallel(a.chunks, [&](int64_t i0, int64_t i1) {
     E* panels = scratch<E>(6, pal_packed_size<E>(a, kPalEncoder, true) + 3 * square);
     for (int64_t i = i0; i < i1; i++) {

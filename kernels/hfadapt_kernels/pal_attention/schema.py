@@ -38,9 +38,10 @@ def select(x: Tensor, weights: list[Tensor], present: list[bool], num_heads: int
 def empty_results(
     x: Tensor, weights: list[Tensor], present: list[bool], num_heads: int, activation: str, save: bool
 ) -> Results:
-    """Empty ``out`` and what the backward reads: rank rows, log-sum-exps, and the decoder's output.
+    """Empty ``out`` and what the backward reads: rank rows, log-sum-exps, and what it needs of the decoder's output.
 
-    The rank rows are encoded, query, key, value, mixed and, with an output projection, projected; S rounded up to 16.
+    The rank rows are encoded, query, key, value, mixed and, with an output projection, projected; S rounded up to 32.
+    ``pre`` is the decoder's output before the activation, or (C++) the activation's derivative there.
     """
     batch, tokens, dim = x.shape
     tasks, pieces = len(weights) // sum(present), 6 if present[FAMILIES.index("output")] else 5
@@ -48,7 +49,7 @@ def empty_results(
     out, nothing = x.new_empty(x.shape), (0,)
     return (
         out,
-        x.new_empty((pieces, batch * tokens, -(-size // 16) * 16) if save else nothing),
+        x.new_empty((pieces, batch * tokens, -(-size // 32) * 32) if save else nothing),
         x.new_empty((batch, num_heads, tokens) if save else nothing, dtype=torch.float32),
         x.new_empty((batch * tokens, dim) if save and activation != "identity" else nothing),
     )
