@@ -9,14 +9,14 @@ VENV ?= .venv
 # The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-OUT ?= runs/demo
+OUT ?= runs/demo$(if $(FULL),-full)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles a module when it is first imported; of all that is installed, most is never imported here.
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging plugin sanitize triton oldest readme clean
+.PHONY: demo test check lint imports types packaging plugin sanitize triton compile oldest readme clean
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
@@ -48,6 +48,10 @@ sanitize: $(VENV)/.test
 triton: $(VENV)/.test
 	HFADAPT_TEST_TRITON=1 $(PYTEST) -n $(JOBS) --dist worksteal tests/kernels/test_triton_static.py
 
+# Every method compiled on every architecture, with the graph of its backward pass: half an hour; the tests take a sample.
+compile: $(VENV)/.test
+	HFADAPT_TEST_COMPILE=1 $(PYTEST) -n $(JOBS) --dist worksteal tests/conformance/test_methods.py -k compiles
+
 # A third party's distribution: installed, held against the conformance suite, and trained with.
 plugin: $(VENV)/.test
 	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
@@ -61,9 +65,9 @@ oldest: $(VENV)/.demo
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
-# The README's generated parts: the method table, and the results of the last `make demo`.
+# The README's generated parts: the method table, and the results of the last demos, fast and full.
 readme: $(VENV)/.demo
-	$(BIN)/python tools/update_readme.py $(if $(wildcard $(OUT)/results.json),$(OUT))
+	$(BIN)/python tools/update_readme.py $(patsubst %/results.json,%,$(wildcard runs/demo/results.json runs/demo-full/results.json))
 
 # Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
 $(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*)

@@ -2,10 +2,10 @@
 
 These are the method tables, the results of ``make demo``, and the ops' figures from benchmarks/ops/ops.json.
 
-Usage: python tools/update_readme.py [RUN_FOLDER]
+Usage: python tools/update_readme.py [RUN_FOLDER...]
 
-With a run folder its results.json is first copied to benchmarks/demo, so that every number in the README has its source
-in the repository. Without one, the results there are used again.
+The results.json of each run folder (runs/demo, runs/demo-full) is first copied to the folder of that name in benchmarks,
+so that every number in the README has its source in the repository. Without one, the results there are used again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from hfadapt.run import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "docs" / "methods.md"
-RESULTS = ROOT / "benchmarks" / "demo"
+RESULTS = ROOT / "benchmarks"
+RUNS = {"results": "demo", "converged": "demo-full"}
 OPS = ROOT / "benchmarks" / "ops" / "ops.json"
 KERNELS = ROOT / "kernels" / "hfadapt_kernels"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
 
-def generated(folder: Path) -> dict[str, str]:
-    """The generated blocks by name."""
+def generated() -> dict[str, str]:
+    """The generated blocks of README.md by name."""
     blocks = {"methods": markdown_families()}
-    if (folder / "results.json").is_file():
-        result = RunResult.read(folder)
-        lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
-        blocks["results"] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
+    for block, folder in RUNS.items():
+        if (RESULTS / folder / "results.json").is_file():
+            result = RunResult.read(RESULTS / folder)
+            lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+            blocks[block] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
     return blocks
 
 
@@ -66,13 +68,13 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Update every page that has generated parts."""
-    if arguments:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(arguments[0]) / "results.json", RESULTS)
-        for name in PLOTS:
-            shutil.copy(Path(arguments[0]) / "plots" / name, RESULTS)
+    for run in map(Path, arguments):
+        kept = RESULTS / run.name
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", *(f"plots/{plot}" for plot in PLOTS)):
+            shutil.copy(run / name, kept)
     readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text("utf-8"), generated(RESULTS)), "utf-8")
+    readme.write_text(fill(readme.read_text("utf-8"), generated()), "utf-8")
     METHODS.write_text(fill(METHODS.read_text("utf-8"), generated_methods()), "utf-8")
     for page, blocks in generated_op_pages().items():
         page.write_text(fill(page.read_text("utf-8"), blocks), "utf-8")
