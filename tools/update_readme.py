@@ -4,8 +4,9 @@ These are the method tables, the results of ``make demo``, and the ops' figures 
 
 Usage: python tools/update_readme.py [RUN_FOLDER...]
 
-The results.json of each run folder (runs/demo, runs/demo-full) is first copied to the folder of that name in benchmarks,
-so that every number in the README has its source in the repository. Without one, the results there are used again.
+The results.json of each run folder (runs/demo, runs/demo-full) is first copied to the folder of that name in
+benchmarks, so that every number in the README has its source in the repository. Without one, the results there are
+used again.
 """
 
 from __future__ import annotations
