@@ -141,7 +141,7 @@ def _room(cache: Any, site: Site) -> int:
                 try_="the default cache, or use_cache=False",
             )
         )
-    longest = getattr(cache, "get_max_length", None) or cache.get_max_cache_shape
+    longest = cache.get_max_length if hasattr(cache, "get_max_length") else cache.get_max_cache_shape
     return int(longest())
 
 
