@@ -1,6 +1,10 @@
 // pal_attention forward, in three sweeps that each keep their rows in cache: tiles of tokens through encoder, query, key
 // and value; heads of sequences through attention; tiles through output projection, decoder and activation.
 
+// Rows of width D that are computed at a time. With fewer, weights pass through the first-level cache more often.
+template <class E>
+constexpr int64_t kPalWideRows = sizeof(E) == 4 ? 24 : 64;
+
 template <class T>
 static HFK_INLINE T* pal_hidden(const PalArgs& a, int piece, int64_t row) {
   return static_cast<T*>(a.hidden) + (piece * a.B * a.T + row) * a.Sp;
@@ -24,6 +28,24 @@ static HFK_INLINE int64_t pal_packed_size(const PalArgs& a, int family, bool tra
   const int64_t K = transposed ? pal_outputs(a, family) : pal_inputs(a, family);
   return round_up(packed_size<E>(K, pal_panels(a, family, transposed)), 32);
 }
+#if defined(__AVX512BF16__)
+// Columns [0, columns) of rows 0, 1, 2, ..., or those that index names, as the right-hand operand of a product that sums
+// over the rows (pack.h). All panels together: the rows are then read as one stream.
+static void pal_pair_rows(int64_t rows, int64_t columns, const bf16* s, int64_t stride, const int32_t* index, bf16* B) {
+  constexpr int64_t ahead = 16;  // rows of other sequences do not follow one another, so they are fetched
+  const int64_t Kp = padded_k<bf16>(rows);
+  auto row = [&](int64_t k) { return s + (index ? index[k] : k) * stride; };
+  for (int64_t k = 0; k < Kp; k += 2) {
+    const bool first = k < rows, second = k + 1 < rows;
+    const bf16 *a = first ? row(k) : s, *b = second ? row(k + 1) : a;
+    for (int64_t i = k + ahead; index && i < imin(k + ahead + 2, rows); i++)
+      for (int64_t n = 0; n < columns; n += 32) prefetch_l2(row(i) + n);
+    for (int64_t n = 0; n < columns; n += PW)
+      pack_pair(Kp, first ? columns - n : 0, second, a + n, b + n, B + n * Kp + pair_index(Kp, k, 0));
+  }
+}
+#endif
+
 template <class T, class E>
 static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool transposed, E* panels, float* bias) {
   const PalTask& w = a.task[task];
@@ -32,10 +54,14 @@ static PalWeight<E> pal_pack(const PalArgs& a, int64_t task, int family, bool tr
   const int64_t K = transposed ? out : in, N = transposed ? in : out;
   const int64_t sk = transposed ? w.row_stride[family] : w.column_stride[family];
   const int64_t sn = transposed ? w.column_stride[family] : w.row_stride[family];
-  for (int64_t p = 0; p < ceil_div(N, PW); p++) {
-    E* panel = panels + p * panel_size<E>(K);
-    pack_panel(K, imin(PW, N - p * PW), s + p * PW * sn, sk, sn, nullptr, panel);
-  }
+#if defined(__AVX512BF16__)
+  const bool rows = sizeof(E) == 2 && sn == 1;
+  if constexpr (sizeof(E) == 2)
+    if (rows) pal_pair_rows(K, N, s, sk, nullptr, panels);
+#else
+  const bool rows = false;
+#endif
+  if (!rows) pack<E>(K, N, s, sk, sn, panels, 0, ceil_div(N, PW));
   const T* v = static_cast<const T*>(w.weight[family + kPalMatrices]);
   if (transposed || v == nullptr) return {panels, nullptr};
   for (int64_t n = 0; n < round_up(out, PW); n++)
@@ -55,14 +81,14 @@ static __attribute__((noinline)) void pal_keep(int64_t rows, int64_t columns, in
     }
 }
 
-// C [rows][ldc] = A W over all panels of W.
+// C [rows][ldc] = A W over all panels of W. next: rows of A that come after these, or null.
 template <class E>
 static HFK_INLINE void pal_product(int64_t rows, int64_t N, int64_t K, const E* A, int64_t am, const E* W, float* C,
-                                   int64_t ldc) {
-  if constexpr (sizeof(E) == 4)
-    gemm_store(rows, N, K, A, am, W, PW, panel_size<E>(K), C, ldc);
-  else
-    gemm_store(rows, N, K, A, am, W, C, ldc);
+                                   int64_t ldc, const E* next = nullptr) {
+#if defined(__AMX_TILE__)
+  if constexpr (sizeof(E) == 2) return gemm_store(rows, N, K, A, am, W, C, ldc, next);
+#endif
+  gemm_store(rows, N, K, A, am, W, C, ldc);
 }
 
 // Rank rows [rows][S], a.Sp apart, as a product with E wants them: those of bfloat16 with the zeros behind them.
@@ -75,9 +101,9 @@ static HFK_INLINE const E* pal_rank_rows(const PalArgs& a, int64_t rows, const T
 // hidden piece = source W^T + bias for the rows of a tile. Whole rows are stored one after the other, so that they stream.
 template <class T, class E>
 static void pal_project(const PalArgs& a, const PalWeight<E>& w, const PalTile& t, int family, int piece, const E* A,
-                        int64_t am, float* C) {
+                        int64_t am, float* C, const E* next = nullptr) {
   const int64_t ldc = round_up(a.Sp, PW);
-  pal_product<E>(t.rows, a.S, pal_inputs(a, family), A, am, w.panels, C, ldc);
+  pal_product<E>(t.rows, a.S, pal_inputs(a, family), A, am, w.panels, C, ldc, next);
   pal_keep<T>(t.rows, a.S, a.Sp, C, ldc, w.bias, pal_hidden<T>(a, piece, t.row), a.Sp);
 }
 
@@ -114,12 +140,11 @@ static void pal_attend(const PalArgs& a) {
 // Decoder and activation of a tile, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
 static void pal_decode(const PalArgs& a, const PalWeight<E>& w, const PalTile& t, const E* A, int64_t am) {
-  constexpr int64_t step = sizeof(E) == 4 ? 24 : 32;
   const int64_t ldc = round_up(a.D, PW);
   const float* bias = w.bias;
-  float* C = scratch<float>(3, step * ldc);
-  for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
-    const int64_t rows = imin(step, t.rows - m0);
+  float* C = scratch<float>(3, kPalWideRows<E> * ldc);
+  for (int64_t m0 = 0; m0 < t.rows; m0 += kPalWideRows<E>) {
+    const int64_t rows = imin(kPalWideRows<E>, t.rows - m0);
     pal_product<E>(rows, a.D, a.S, A + m0 * am, am, w.panels, C, ldc);
     for (int64_t m = 0; m < rows; m++)
       for (int64_t n = 0; n < a.D; n += VL) {
@@ -161,9 +186,12 @@ static void pal_forward_t(const PalArgs& a) {
       int64_t am;
       const PalWeight<E> encoder = pal_pack<T>(a, c.task, kPalEncoder, false, panels, bias);
       for (const PalTile* t = a.tile + c.first; t < a.tile + c.last; t++) {
-        const E* X = rows_for_product<E>(t->rows, a.D, static_cast<const T*>(a.x) + t->row * a.x_stride, a.x_stride, nullptr,
+        const T *x = static_cast<const T*>(a.x), *rows = x + t->row * a.x_stride;
+        const E* X = rows_for_product<E>(t->rows, a.D, rows, a.x_stride, nullptr,
                                          scratch<E>(0, kPalTileRows * padded_k<E>(a.D)), &am);
-        pal_project<T>(a, encoder, *t, kPalEncoder, 0, X, am, C);
+        // Rows that the product takes where they are come from memory.
+        const bool direct = static_cast<const void*>(X) == rows && t + 1 < a.tile + c.last;
+        pal_project<T>(a, encoder, *t, kPalEncoder, 0, X, am, C, direct ? X + (t[1].row - t->row) * am : nullptr);
       }
       PalWeight<E> squares[3];
       for (int f = 0; f < 3; f++)

@@ -49,6 +49,6 @@ struct PalArgs {
 };
 
 constexpr int64_t kPalTileRows = 96;
-constexpr int64_t kPalChunkRows = 384;
+constexpr int64_t kPalChunkRows = 512;
 
 }  // namespace hfk

@@ -70,10 +70,9 @@ static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, cons
   pal_keep<T>(t.rows, a.S, a.Sp, sum, ldu, nullptr, du, a.Sp);
   if (a.dx == nullptr) return;
   const E* A = pal_rank_rows<E>(a, t.rows, static_cast<const T*>(du), &am);
-  constexpr int64_t step = sizeof(E) == 4 ? 24 : 32;
-  float* C = scratch<float>(3, step * ldx);
-  for (int64_t m0 = 0; m0 < t.rows; m0 += step) {
-    const int64_t rows = imin(step, t.rows - m0);
+  float* C = scratch<float>(3, kPalWideRows<E> * ldx);
+  for (int64_t m0 = 0; m0 < t.rows; m0 += kPalWideRows<E>) {
+    const int64_t rows = imin(kPalWideRows<E>, t.rows - m0);
     pal_product<E>(rows, a.D, a.S, A + m0 * am, am, encoder.panels, C, ldx);
     pal_keep<T>(rows, a.D, a.D, C, ldx, nullptr, static_cast<T*>(a.dx) + (t.row + m0) * a.D, a.D);
   }

@@ -28,21 +28,7 @@ static void pal_float_rows(int64_t rows, int64_t columns, const T* s, int64_t st
 }
 
 #if defined(__AVX512BF16__)
-// Columns [0, columns) of the given rows as the right-hand operand of a product that sums over the rows (pack.h).
-static void pal_pair_rows(int64_t rows, int64_t columns, const bf16* s, int64_t stride, const int32_t* index, bf16* B) {
-  constexpr int64_t ahead = 16;  // rows of other sequences do not follow one another, so they are fetched
-  const int64_t Kp = padded_k<bf16>(rows);
-  for (int64_t k = 0; k < Kp; k += 2) {
-    const bool first = k < rows, second = k + 1 < rows;
-    const bf16 *a = s + (first ? index[k] * stride : 0), *b = second ? s + index[k + 1] * stride : a;
-    for (int64_t i = k + ahead; i < imin(k + ahead + 2, rows); i++)
-      for (int64_t n = 0; n < columns; n += 32) prefetch_l2(s + index[i] * stride + n);
-    for (int64_t n = 0; n < columns; n += PW)
-      pack_pair(Kp, first ? columns - n : 0, second, a + n, b + n, B + n * Kp + pair_index(Kp, k, 0));
-  }
-}
-
-// The same, transposed: rows of the left-hand operand, [columns rounded up to 16][padded_k(rows)].
+// Columns [0, columns) of the given rows, transposed: the left-hand operand, [columns rounded up to 16][padded_k(rows)].
 static void pal_transposed_rows(int64_t rows, int64_t columns, const bf16* s, int64_t stride, const int32_t* index,
                                 bf16* pairs, bf16* A) {
   const int64_t Kp = padded_k<bf16>(rows);
