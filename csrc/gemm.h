@@ -2,13 +2,24 @@
 // registers: epi(m, n, v) for every m < M and every n = 0, VL, 2 VL, ... below N; lanes of v at or beyond N are 0. Each
 // result is a sum over k in one fixed order, so its bits do not depend on M, N or on how the caller cuts the rows.
 
-// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k asks for a little
-// of what lies at `ahead`, `step` floats further each time: the panel that comes next is then in the second-level cache.
-// (The last one asks for what follows it in memory, whatever that is: a hint cannot fault.)
+// Memory that a product asks for along the way, evenly over its steps, so that it is in the second-level cache for what
+// follows: the processor can only wait for some lines at a time, and while it multiplies it waits for none. Where nothing
+// is named, a product asks for the panel that comes next. (A hint cannot fault, whatever lies there.)
+struct Ahead {
+  const char* at = nullptr;
+  int64_t bytes = 0;
+};
+template <class T>
+static HFK_INLINE Ahead ahead_of(const T* p, int64_t count) {
+  return {reinterpret_cast<const char*>(p), p ? count * int64_t(sizeof(T)) : 0};
+}
+
+// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k asks for what lies
+// at `ahead`, `step` bytes further each time.
 // side: the MR rows of A stand side by side, A[k * as + i], else one after the other, A[i * as + k]. (With both strides free
 // gcc 12 stores every accumulator in every step.)
 template <bool side, int MR, int NV, class Epi>
-static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, const float* ahead,
+static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, const char* ahead,
                             int64_t step, int64_t m0, int64_t n0, Epi epi) {
   V c[MR][NV];
 #pragma GCC unroll 12
@@ -35,10 +46,12 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* 
 
 // One panel. Its rows are ldb apart; when that is PW, another panel may follow behind it.
 template <bool side, int NV, class Epi>
-static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, Epi epi) {
+static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, Ahead more,
+                          Epi epi) {
   constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
-  const int64_t step = ldb == PW ? imax(1, PW / imax(1, ceil_div(M, MR))) : 0, am = side ? 1 : as;
-  const float* ahead = B + (step ? K * PW : 0);
+  if (!more.at) more = ahead_of(ldb == PW ? B + K * PW : B, ldb == PW ? K * PW : 0);
+  const int64_t step = ceil_div(more.bytes, imax(1, ceil_div(M, MR) * K)), am = side ? 1 : as;
+  const char* ahead = more.at;
   int64_t m = 0;
   for (; m + MR <= M; m += MR, ahead += K * step) tile<side, MR, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
   if constexpr (MR == 12)
@@ -50,14 +63,14 @@ static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int6
 // The panel of columns n0 to N.
 template <bool side, class Epi>
 static HFK_INLINE void panel(int64_t M, int64_t n0, int64_t N, int64_t K, const float* A, int64_t as, const float* B,
-                             int64_t ldb, Epi epi) {
+                             int64_t ldb, Ahead more, Epi epi) {
   switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
 #if defined(__AVX512F__)
-    case 4: panel_product<side, 4>(M, n0, K, A, as, B, ldb, epi); break;
-    case 3: panel_product<side, 3>(M, n0, K, A, as, B, ldb, epi); break;
+    case 4: panel_product<side, 4>(M, n0, K, A, as, B, ldb, more, epi); break;
+    case 3: panel_product<side, 3>(M, n0, K, A, as, B, ldb, more, epi); break;
 #endif
-    case 2: panel_product<side, 2>(M, n0, K, A, as, B, ldb, epi); break;
-    default: panel_product<side, 1>(M, n0, K, A, as, B, ldb, epi);
+    case 2: panel_product<side, 2>(M, n0, K, A, as, B, ldb, more, epi); break;
+    default: panel_product<side, 1>(M, n0, K, A, as, B, ldb, more, epi);
   }
 }
 
@@ -79,15 +92,18 @@ struct Put {
 
 template <bool side, bool add>
 static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
-                                   int64_t panel_stride, float* C, int64_t ldc) {
+                                   int64_t panel_stride, float* C, int64_t ldc, Ahead ahead = {}) {
+  const int64_t each = ahead.bytes / imax(1, ceil_div(N, PW) * ceil_div(K, kPieceK));
+  Ahead more{ahead.at, each};
   for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride)
     for (int64_t k = 0; k < K; k += kPieceK) {
       const int64_t kc = imin(kPieceK, K - k);
       const float* a = A + (side ? k * as : k);
       if (add || k > 0)
-        panel<side>(M, n0, N, kc, a, as, B + k * ldb, ldb, Put<true>{C, ldc});
+        panel<side>(M, n0, N, kc, a, as, B + k * ldb, ldb, more, Put<true>{C, ldc});
       else
-        panel<side>(M, n0, N, kc, a, as, B, ldb, Put<false>{C, ldc});
+        panel<side>(M, n0, N, kc, a, as, B, ldb, more, Put<false>{C, ldc});
+      more.at += each;
     }
 }
 // C += A B for one panel of at most PW columns, where the rows of A stand side by side in groups: element (i, k) is
@@ -96,8 +112,8 @@ constexpr int64_t kGroup = 6;
 
 template <int NV>
 static void grouped_panel(int64_t M, int64_t K, const float* A, int64_t stride, const float* B, int64_t ldb, Put<true> put) {
-  const int64_t step = ldb == PW ? imax(1, PW / ceil_div(M, kGroup)) : 0;
-  const float* ahead = B + (step ? K * PW : 0);
+  const int64_t step = ldb == PW ? imax(4, PW * 4 / ceil_div(M, kGroup)) : 0;
+  const char* ahead = reinterpret_cast<const char*>(B + (step ? K * PW : 0));
   int64_t m = 0;
   for (; m + kGroup <= M; m += kGroup, A += kGroup * stride, ahead += K * step)
     tile<true, kGroup, NV>(K, A, kGroup, B, ldb, ahead, step, m, 0, put);
@@ -120,8 +136,8 @@ static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int
 
 static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am,
                                                  const float* B, int64_t ldb, int64_t panel_stride, float* C,
-                                                 int64_t ldc) {
-  gemm_pieces<false, false>(M, N, K, A, am, B, ldb, panel_stride, C, ldc);
+                                                 int64_t ldc, Ahead ahead = {}) {
+  gemm_pieces<false, false>(M, N, K, A, am, B, ldb, panel_stride, C, ldc, ahead);
 }
 static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t ak,
                                                const float* B, int64_t ldb, int64_t panel_stride, float* C,
@@ -130,8 +146,8 @@ static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, 
 }
 // The same for an operand packed by pack.h.
 static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
-                                  int64_t ldc) {
-  gemm_store(M, N, K, A, am, B, PW, K * PW, C, ldc);
+                                  int64_t ldc, Ahead ahead = {}) {
+  gemm_store(M, N, K, A, am, B, PW, K * PW, C, ldc, ahead);
 }
 
 #if defined(__AMX_TILE__)
@@ -170,4 +186,14 @@ static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* so
   }
   *out_stride = Kp;
   return buffer;
+}
+
+// A product whose columns are cut into `count` parts, each of which asks for other memory.
+static HFK_INLINE void gemm_store_ahead(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
+                                        int64_t ldc, const Ahead* ahead, int64_t count) {
+  const int64_t panels = ceil_div(N, PW);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t first = panels * i / count * PW, end = imin(N, panels * (i + 1) / count * PW);
+    if (end > first) gemm_store(M, end - first, K, A, am, B + first * K, C + first, ldc, ahead[i]);
+  }
 }

@@ -34,17 +34,27 @@ static void lora_pack_down(int64_t K, int64_t R, const T* s, int64_t sk, int64_t
   pack<E>(K, R, s, sk, sr, d, 0, ceil_div(R, PW));
 }
 
+// Whether the products take so long that what they ask for along the way arrives while they run. (Those on bfloat16 tiles
+// do not: there it is faster to ask between the rows that are stored.)
+template <class E>
+static HFK_INLINE bool lora_products_ask(int64_t R) {
+  return sizeof(E) == 4 && R >= 32;
+}
+
 // C [rows][ldc] = X down to the rank; ldc is a multiple of VL.
 template <class E>
 static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t R, const E* X, int64_t xs, const E* W,
-                                                float* C, int64_t ldc) {
+                                                float* C, int64_t ldc, Ahead ahead) {
   if constexpr (sizeof(E) == 4) {
     if (lora_uses_dots<E>(R)) {
       dot8_rows(rows, K, X, xs, W, round_up(K, VL), C, ldc);
       return;
     }
   }
-  gemm_store(rows, R, K, X, xs, W, C, ldc);
+  if constexpr (sizeof(E) == 4)
+    gemm_store(rows, R, K, X, xs, W, C, ldc, ahead);
+  else
+    gemm_store(rows, R, K, X, xs, W, C, ldc);
 }
 
 // The rows of a tile as the product wants them, dropped elements zeroed.
@@ -90,67 +100,86 @@ static HFK_INLINE const E* lora_rank_rows(int64_t rows, int64_t R, const float* 
   }
 }
 
-// Whole rows of results, one after the other so that base and out stream: out = base + scale * C, times the dropout
-// factors of the row where there are any. Rows `ahead`, which the next tile reads, are asked for along the way.
+// The rows that the next tile reads.
 template <class T>
-static __attribute__((noinline)) void lora_store(int64_t rows, int64_t N, const float* C, int64_t ldc, float scale,
-                                                 const int32_t* index, const T* base, int64_t base_stride, T* out,
-                                                 const Dropout* d, const T* ahead, int64_t ahead_stride) {
-  const int64_t whole = N / VL * VL;
-  for (int64_t m = 0; m < rows; m++) {
-    const int64_t row = index[m];
+struct LoraRows {
+  const T* source;
+  int64_t stride;
+  const int32_t* index;
+  int64_t count;
+  bool contiguous;
+  LoraRows(const LoraArgs& a, int64_t tile, const void* rows, int64_t stride) : source(static_cast<const T*>(rows)), stride(stride) {
+    const LoraTile& t = a.tile[imin(tile + 1, a.tiles - 1)];
+    index = a.order + t.first, count = t.rows, contiguous = t.contiguous;
+  }
+  const T* row(int64_t m) const { return source + index[imin(m, count - 1)] * stride; }
+  Ahead ahead() const { return contiguous ? ahead_of(row(0), count * stride) : Ahead{}; }
+};
+
+// Whole rows of results, one after the other so that base and out stream: out = base + scale * C, times the dropout
+// factors of the row where there are any. The rows are m0 to m1 of the tile. fetch: no product has asked for base, out and
+// the rows that the next tile reads, so they are asked for here, base and out a few rows before their turn.
+template <bool fetch, class T>
+static __attribute__((noinline)) void lora_store(const LoraTile& t, int64_t m0, int64_t m1, int64_t N, const float* C,
+                                                 int64_t ldc, float scale, const int32_t* index, const T* base,
+                                                 int64_t base_stride, T* out, const Dropout* d, const LoraRows<T>& next) {
+  constexpr int64_t few = 4, line = 64 / int64_t(sizeof(T));
+  for (int64_t m = m0; m < m1; m++) {
+    const int64_t row = index[m], soon = index[imin(m + few, t.rows - 1)];
     T* o = out + row * N;
     const T* y = base ? base + row * base_stride : nullptr;
-    const float* c = C + m * ldc;
-    const T* next = ahead + m * ahead_stride;
+    const T *next_x = next.row(m), *next_y = base ? base + soon * base_stride : nullptr, *next_o = out + soon * N;
+    const float* c = C + (m - m0) * ldc;
     const uint32_t hash = d ? dropout_row(*d, uint32_t(row)) : 0;
+    auto ask = [&](int64_t n) __attribute__((always_inline)) {
+      if (!fetch || n % line) return;
+      prefetch_l2(next_x + n);
+      prefetch_l2(next_o + n);
+      if (y) prefetch_l2(next_y + n);
+    };
     if (y && !d) {
-      for (int64_t n = 0; n < whole; n += VL) {
-        prefetch_l2(next + n);
-        store(o + n, fma(load(c + n), broadcast(scale), load(y + n)));
-      }
-    } else {
-      for (int64_t n = 0; n < whole; n += VL) {
-        prefetch_l2(next + n);
-        V v = load(c + n) * scale;
-        if (d) v *= dropout_factor(*d, hash, n);
-        if (y) v += load(y + n);
-        store(o + n, v);
-      }
+      for_vectors(N, [&](int64_t n, auto f) __attribute__((always_inline)) {
+        constexpr bool full = decltype(f)::value;
+        ask(n);
+        put<full>(o + n, fma(load(c + n), broadcast(scale), get<full>(y + n, N - n)), N - n);
+      });
+      continue;
     }
-    if (whole < N) {
-      V v = load_first(c + whole, N - whole) * scale;
-      if (d) v *= dropout_factor(*d, hash, whole);
-      if (y) v += load_first(y + whole, N - whole);
-      store_first(o + whole, v, N - whole);
-    }
+    for_vectors(N, [&](int64_t n, auto f) __attribute__((always_inline)) {
+      constexpr bool full = decltype(f)::value;
+      ask(n);
+      V v = load(c + n) * scale;
+      if (d) v *= dropout_factor(*d, hash, n);
+      if (y) v += get<full>(y + n, N - n);
+      put<full>(o + n, v, N - n);
+    });
   }
 }
 
 // The product up from the rank, a few rows at a time: their results stay in cache until they are stored.
 template <class T, class E>
 static void lora_up(const LoraArgs& a, const LoraTile& t, int64_t N, int64_t R, const E* L, int64_t ls, const E* W,
-                    float scale, const void* base, int64_t base_stride, void* out, const Dropout* d, const void* ahead,
-                    int64_t ahead_stride) {
+                    float scale, const void* base, int64_t base_stride, void* out, const Dropout* d,
+                    const LoraRows<T>& next) {
   constexpr int64_t step = sizeof(E) == 2 ? 32 : 12;
   const int64_t ldc = round_up(N, PW);
   float* C = scratch<float>(2, step * ldc);
+  const int32_t* index = a.order + t.first;
+  const T* y = static_cast<const T*>(base);
+  T* o = static_cast<T*>(out);
+  const bool asks = t.contiguous && lora_products_ask<E>(R);
   for (int64_t m = 0; m < t.rows; m += step) {
     const int64_t rows = imin(step, t.rows - m);
-    if constexpr (sizeof(E) == 4)
-      gemm_store(rows, N, R, L + m * ls, ls, W, PW, panel_size<E>(R), C, ldc);
-    else
+    if constexpr (sizeof(E) == 4) {
+      Ahead ahead[2] = {};
+      if (asks) ahead[0] = ahead_of(o + index[m] * N, rows * N);
+      if (asks && y) ahead[1] = ahead_of(y + index[m] * base_stride, rows * base_stride);
+      gemm_store_ahead(rows, N, R, L + m * ls, ls, W, C, ldc, ahead, asks && y && y != o ? 2 : 1);
+    } else {
       gemm_store(rows, N, R, L + m * ls, ls, W, C, ldc);
-    lora_store<T>(rows, N, C, ldc, scale, a.order + t.first + m, static_cast<const T*>(base), base_stride,
-                  static_cast<T*>(out), d, static_cast<const T*>(ahead) + m * ahead_stride, ahead_stride);
+    }
+    (asks ? lora_store<false, T> : lora_store<true, T>)(t, m, m + rows, N, C, ldc, scale, index, y, base_stride, o, d, next);
   }
-}
-
-// The first row that tile i + 1 reads of `source` (as many rows as tile i has may be asked for: a hint cannot fault).
-template <class T>
-static HFK_INLINE const void* lora_ahead(const LoraArgs& a, int64_t i, const void* source, int64_t stride) {
-  const LoraTile& next = a.tile[imin(i + 1, a.tiles - 1)];
-  return static_cast<const T*>(source) + int64_t(a.order[next.first]) * stride;
 }
 
 // Where the packed operands of each task start: down and up of tasks that have rows.
@@ -238,7 +267,8 @@ static void lora_forward_t(const LoraArgs& a) {
       int64_t xs, ls;
       const E* X = lora_rows<E, T>(a, t, a.x, a.Din, a.x_stride, a.dropout > 0, &xs);
       const E* weights = packs.of(t.task, mine);
-      lora_down<E>(t.rows, a.Din, w.R, X, xs, weights, C, ldc);
+      const LoraRows<T> next(a, i, a.x, a.x_stride);
+      lora_down<E>(t.rows, a.Din, w.R, X, xs, weights, C, ldc, next.ahead());
       if (a.low)
         for (int64_t m = 0; m < t.rows; m++) {
           T* kept = static_cast<T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
@@ -247,7 +277,7 @@ static void lora_forward_t(const LoraArgs& a) {
         }
       const E* L = lora_rank_rows<E>(t.rows, w.R, C, ldc, &ls);
       lora_up<T, E>(a, t, a.O, w.R, L, ls, weights + packs.up_offset(t.task), w.scale, a.y, a.y_stride, a.out, nullptr,
-                    lora_ahead<T>(a, i, a.x, a.x_stride), a.x_stride);
+                    next);
     }
   });
   // Rows without a task: the base bit for bit, or zeros.

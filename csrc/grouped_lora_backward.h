@@ -18,7 +18,8 @@ static void lora_backward_rows(const LoraArgs& a, float* g, int64_t gs, float* t
       int64_t xs, ls;
       const E* G = lora_rows<E, T>(a, t, a.grad, a.O, a.grad_stride, false, &xs);
       const E* weights = packs.of(t.task, mine);
-      lora_down<E>(t.rows, a.O, w.R, G, xs, weights, C, gs);
+      const LoraRows<T> next(a, i, a.grad, a.grad_stride);
+      lora_down<E>(t.rows, a.O, w.R, G, xs, weights, C, gs, next.ahead());
       V sum = zero();
       for (int64_t m = 0; m < t.rows; m++) {
         const T* low = static_cast<const T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
@@ -32,7 +33,7 @@ static void lora_backward_rows(const LoraArgs& a, float* g, int64_t gs, float* t
       if (!needs_dx) continue;
       const E* L = lora_rank_rows<E>(t.rows, w.R, C, gs, &ls);
       lora_up<T, E>(a, t, a.Din, w.R, L, ls, weights + packs.up_offset(t.task), 1.f, a.add_to_dx ? a.dx : nullptr, a.Din,
-                    a.dx, a.dropout > 0 ? &d : nullptr, lora_ahead<T>(a, i, a.grad, a.grad_stride), a.grad_stride);
+                    a.dx, a.dropout > 0 ? &d : nullptr, next);
     }
   });
   if (!needs_dx || a.add_to_dx) return;
