@@ -46,8 +46,8 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* 
 
 // One panel. Its rows are ldb apart; when that is PW, another panel may follow behind it.
 template <bool side, int NV, class Epi>
-static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, Ahead more,
-                          Epi epi) {
+static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
+                          Ahead more, Epi epi) {
   constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
   if (!more.at) more = ahead_of(ldb == PW ? B + K * PW : B, ldb == PW ? K * PW : 0);
   const int64_t step = ceil_div(more.bytes, imax(1, ceil_div(M, MR) * K)), am = side ? 1 : as;
@@ -141,8 +141,8 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
 }
 static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t ak,
                                                const float* B, int64_t ldb, int64_t panel_stride, float* C,
-                                               int64_t ldc) {
-  gemm_pieces<true, true>(M, N, K, A, ak, B, ldb, panel_stride, C, ldc);
+                                               int64_t ldc, Ahead ahead = {}) {
+  gemm_pieces<true, true>(M, N, K, A, ak, B, ldb, panel_stride, C, ldc, ahead);
 }
 // The same for an operand packed by pack.h.
 static HFK_INLINE void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
@@ -189,8 +189,8 @@ static HFK_INLINE const E* rows_for_product(int64_t rows, int64_t K, const T* so
 }
 
 // A product whose columns are cut into `count` parts, each of which asks for other memory.
-static HFK_INLINE void gemm_store_ahead(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B, float* C,
-                                        int64_t ldc, const Ahead* ahead, int64_t count) {
+static HFK_INLINE void gemm_store_ahead(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B,
+                                        float* C, int64_t ldc, const Ahead* ahead, int64_t count) {
   const int64_t panels = ceil_div(N, PW);
   for (int64_t i = 0; i < count; i++) {
     const int64_t first = panels * i / count * PW, end = imin(N, panels * (i + 1) / count * PW);

@@ -108,7 +108,8 @@ struct LoraRows {
   const int32_t* index;
   int64_t count;
   bool contiguous;
-  LoraRows(const LoraArgs& a, int64_t tile, const void* rows, int64_t stride) : source(static_cast<const T*>(rows)), stride(stride) {
+  LoraRows(const LoraArgs& a, int64_t tile, const void* rows, int64_t stride)
+      : source(static_cast<const T*>(rows)), stride(stride) {
     const LoraTile& t = a.tile[imin(tile + 1, a.tiles - 1)];
     index = a.order + t.first, count = t.rows, contiguous = t.contiguous;
   }

@@ -34,8 +34,13 @@ RowPlan::RowPlan(const int64_t* ids, int64_t batch, int64_t repeat, int64_t num_
       const bool flat = neighbours(0, end - begin);
       s.tasks[size_t(t)] = {end - begin, order ? order[0] : begin, flat ? nullptr : order};
     }
-    for (int64_t i = 0; i < end - begin; i += block_rows) {
-      const int64_t n = imin(block_rows, end - begin - i);
+    // Long runs of neighbours become blocks of their own, which are read in place; short ones are gathered together.
+    for (int64_t i = 0, n, run_end = 0; i < end - begin; i += n) {
+      const int64_t left = end - begin - i;
+      if (run_end <= i) run_end = order ? i + 1 : i + left;
+      while (run_end < i + left && order[run_end] == order[run_end - 1] + 1) run_end++;
+      const int64_t run = run_end - i, even = ceil_div(run, ceil_div(run, block_rows));
+      n = run < 16 ? imin(block_rows, left) : imin(run, imin(block_rows, round_up(even, 16)));
       const bool flat = neighbours(i, n);
       s.blocks.push_back({int32_t(t), int32_t(n), order ? order[i] : begin + i, flat ? nullptr : order + i, i});
     }
