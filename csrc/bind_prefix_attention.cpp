@@ -26,7 +26,7 @@ ScoreView score_view(const Tensor& t, ScalarType type, const PrefixAttentionArgs
 // Keeps what the argument struct points to.
 struct Lists {
   std::vector<const void*> prefix_key, prefix_value;
-  std::vector<int64_t> length, ids;
+  std::vector<int64_t> length, ids, order;
 };
 
 void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tensor& key, const Tensor& value,
@@ -65,6 +65,10 @@ void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tenso
     HFK_CHECK(id >= -1 && id < a.tasks, "prefix_attention: task id: expected -1 (no prefix) or 0..", a.tasks - 1,
               ", got ", id);
   a.ids = lists.ids.data();
+  for (int64_t t = -1; t < a.tasks; t++)
+    for (int64_t b = 0; b < a.B; b++)
+      if (a.ids[b] == t) lists.order.push_back(b);
+  a.order = lists.order.data();
   if (mask.has_value()) {
     const bool boolean = mask->scalar_type() == ScalarType::Bool;
     (boolean ? a.mask_bool : a.mask_float) =
@@ -125,18 +129,15 @@ void backward(const Tensor& grad_out, OptTensor grad_gate, const Tensor& query, 
     values.push_back(grad_prefix_value[t].data_ptr());
   }
   if (!keys.empty()) a.grad_prefix_key = keys.data(), a.grad_prefix_value = values.data();
-  std::vector<int64_t> order, unit_task, unit_start{0};
-  for (int64_t t = -1; t < a.tasks; t++) {
-    int64_t rows = 0;
-    for (int64_t b = 0; b < a.B; b++) {
-      if (a.ids[b] != t) continue;
-      if (rows++ % kPrefixUnitRows == 0 && rows > 1) unit_start.push_back(int64_t(order.size())), unit_task.push_back(t);
-      order.push_back(b);
-    }
-    if (rows) unit_start.push_back(int64_t(order.size())), unit_task.push_back(t);
+  std::vector<int64_t> unit_task, unit_start;
+  for (int64_t i = 0, rows = 0; i < a.B; i++, rows++) {
+    const int64_t task = a.ids[a.order[i]];
+    if (i > 0 && task == unit_task.back() && rows < kPrefixUnitRows) continue;
+    unit_task.push_back(task), unit_start.push_back(i), rows = 0;
   }
+  unit_start.push_back(a.B);
   a.units = int64_t(unit_task.size());
-  a.unit_task = unit_task.data(), a.unit_start = unit_start.data(), a.order = order.data();
+  a.unit_task = unit_task.data(), a.unit_start = unit_start.data();
   kernels().prefix_attention_backward(a);
 }
 

@@ -8,19 +8,33 @@
 struct Ahead {
   const char* at = nullptr;
   int64_t bytes = 0;
+  HFK_INLINE Ahead part(int64_t i, int64_t count) const { return {at + bytes / count * i, bytes / count}; }
 };
 template <class T>
 static HFK_INLINE Ahead ahead_of(const T* p, int64_t count) {
   return {reinterpret_cast<const char*>(p), p ? count * int64_t(sizeof(T)) : 0};
 }
 
-// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k asks for what lies
-// at `ahead`, `step` bytes further each time.
+// The same for the steps of one panel, one after the other. Its rows are ldb apart; when that is PW, another may follow it.
+struct AheadSteps {
+  const char* at;
+  int64_t step;
+  HFK_INLINE void operator()() {
+    prefetch_l2(at);
+    at += step;
+  }
+};
+static HFK_INLINE AheadSteps steps_of(Ahead more, const float* B, int64_t ldb, int64_t K, int64_t tiles) {
+  if (!more.at) more = ahead_of(ldb == PW ? B + K * PW : B, ldb == PW ? K * PW : 0);
+  return {more.at, ceil_div(more.bytes, imax(1, tiles * K))};
+}
+
+// C[MR][NV * VL], all of it in registers. 24 accumulators of the 32 (or 12 of the 16) registers. Every k calls `ahead`.
 // side: the MR rows of A stand side by side, A[k * as + i], else one after the other, A[i * as + k]. (With both strides free
 // gcc 12 stores every accumulator in every step.)
-template <bool side, int MR, int NV, class Epi>
-static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, const char* ahead,
-                            int64_t step, int64_t m0, int64_t n0, Epi epi) {
+template <bool side, int MR, int NV, class Steps, class Epi>
+static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* B, int64_t ldb, Steps& ahead, int64_t m0,
+                            int64_t n0, Epi epi) {
   V c[MR][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
@@ -28,7 +42,7 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* 
     for (int j = 0; j < NV; j++) c[i][j] = zero();
   for (int64_t k = 0; k < K; k++) {
     V b[NV];
-    prefetch_l2(ahead + k * step);
+    ahead();
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) b[j] = load(B + k * ldb + VL * j);
 #pragma GCC unroll 12
@@ -44,26 +58,25 @@ static HFK_INLINE void tile(int64_t K, const float* A, int64_t as, const float* 
     for (int j = 0; j < NV; j++) epi(m0 + i, n0 + VL * j, c[i][j]);
 }
 
-// One panel. Its rows are ldb apart; when that is PW, another panel may follow behind it.
-template <bool side, int NV, class Epi>
+// One panel.
+template <bool side, int NV, class More, class Epi>
 static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
-                          Ahead more, Epi epi) {
+                          More more, Epi epi) {
   constexpr int MR = (VL == 16 && NV <= 2) ? 12 : 6;
-  if (!more.at) more = ahead_of(ldb == PW ? B + K * PW : B, ldb == PW ? K * PW : 0);
-  const int64_t step = ceil_div(more.bytes, imax(1, ceil_div(M, MR) * K)), am = side ? 1 : as;
-  const char* ahead = more.at;
+  const int64_t am = side ? 1 : as;
+  auto ahead = steps_of(more, B, ldb, K, ceil_div(M, MR));
   int64_t m = 0;
-  for (; m + MR <= M; m += MR, ahead += K * step) tile<side, MR, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
+  for (; m + MR <= M; m += MR) tile<side, MR, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
   if constexpr (MR == 12)
-    for (; m + 6 <= M; m += 6) tile<side, 6, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
-  for (; m + 2 <= M; m += 2) tile<side, 2, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
-  for (; m < M; m++) tile<side, 1, NV>(K, A + m * am, as, B, ldb, ahead, step, m, n0, epi);
+    for (; m + 6 <= M; m += 6) tile<side, 6, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
+  for (; m + 2 <= M; m += 2) tile<side, 2, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
+  for (; m < M; m++) tile<side, 1, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
 }
 
 // The panel of columns n0 to N.
-template <bool side, class Epi>
+template <bool side, class More, class Epi>
 static HFK_INLINE void panel(int64_t M, int64_t n0, int64_t N, int64_t K, const float* A, int64_t as, const float* B,
-                             int64_t ldb, Ahead more, Epi epi) {
+                             int64_t ldb, More more, Epi epi) {
   switch (imin(NV_PANEL, ceil_div(N - n0, VL))) {
 #if defined(__AVX512F__)
     case 4: panel_product<side, 4>(M, n0, K, A, as, B, ldb, more, epi); break;
@@ -90,20 +103,20 @@ struct Put {
   }
 };
 
-template <bool side, bool add>
+template <bool side, bool add, class More = Ahead>
 static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
-                                   int64_t panel_stride, float* C, int64_t ldc, Ahead ahead = {}) {
-  const int64_t each = ahead.bytes / imax(1, ceil_div(N, PW) * ceil_div(K, kPieceK));
-  Ahead more{ahead.at, each};
+                                   int64_t panel_stride, float* C, int64_t ldc, More ahead = {}) {
+  const int64_t parts = imax(1, ceil_div(N, PW) * ceil_div(K, kPieceK));
+  int64_t part = 0;
   for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride)
     for (int64_t k = 0; k < K; k += kPieceK) {
       const int64_t kc = imin(kPieceK, K - k);
       const float* a = A + (side ? k * as : k);
+      const More more = ahead.part(part++, parts);
       if (add || k > 0)
         panel<side>(M, n0, N, kc, a, as, B + k * ldb, ldb, more, Put<true>{C, ldc});
       else
         panel<side>(M, n0, N, kc, a, as, B, ldb, more, Put<false>{C, ldc});
-      more.at += each;
     }
 }
 // C += A B for one panel of at most PW columns, where the rows of A stand side by side in groups: element (i, k) is
@@ -112,12 +125,10 @@ constexpr int64_t kGroup = 6;
 
 template <int NV>
 static void grouped_panel(int64_t M, int64_t K, const float* A, int64_t stride, const float* B, int64_t ldb, Put<true> put) {
-  const int64_t step = ldb == PW ? imax(4, PW * 4 / ceil_div(M, kGroup)) : 0;
-  const char* ahead = reinterpret_cast<const char*>(B + (step ? K * PW : 0));
+  AheadSteps ahead = steps_of({}, B, ldb, K, ceil_div(M, kGroup));
   int64_t m = 0;
-  for (; m + kGroup <= M; m += kGroup, A += kGroup * stride, ahead += K * step)
-    tile<true, kGroup, NV>(K, A, kGroup, B, ldb, ahead, step, m, 0, put);
-  for (; m < M; m++, A++) tile<true, 1, NV>(K, A, kGroup, B, ldb, ahead, step, m, 0, put);
+  for (; m + kGroup <= M; m += kGroup, A += kGroup * stride) tile<true, kGroup, NV>(K, A, kGroup, B, ldb, ahead, m, 0, put);
+  for (; m < M; m++, A++) tile<true, 1, NV>(K, A, kGroup, B, ldb, ahead, m, 0, put);
 }
 static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int64_t K, const float* A, int64_t stride,
                                                        const float* B, int64_t ldb, float* C, int64_t ldc) {

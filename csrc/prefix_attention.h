@@ -59,21 +59,14 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
     float* mixed = scratch<float>(5, z.block * Dv);
     RowBias bias(a, scratch<float>(6, z.TP + VL));
     float factors[64];
-    // The rows of the next item, a few at a time while this one is computed: they lie a whole token apart, further than
-    // the processor looks ahead by itself.
-    auto ahead = [&](int64_t item, int64_t head, int64_t token) {
-      const int64_t g = item / parts % a.G, b = item / parts / a.G, line = head * a.Tq + token;
-      fetch_row<T>(a.query, b, g * z.rep + head, token, D);
-      fetch_row<T>(a.out, b, g * z.rep + head, token, D);
-      if (line >= a.Tk) return;
-      fetch_row<T>(a.key, b, g, line, D);
-      fetch_row<T>(a.value, b, g, line, D);
-    };
+    FetchAhead ahead(a);
+    ahead.add(a.out, true);
     for (int64_t i = i0; i < i1; i++) {
-      const int64_t part = i % parts, g = i / parts % a.G, b = i / parts / a.G, task = a.ids[b];
+      const int64_t part = i % parts, g = i / parts % a.G, place = i / parts / a.G, b = a.order[place], task = a.ids[b];
       const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), panel = (PP + Tkp) * kColumns<E>;
       // Nothing happens to the probabilities behind their exponentials: these round them.
       const bool rounded = sizeof(E) == 2 && !a.dropout_on && (a.form == PrefixForm::softmax || P == 0);
+      if (parts == 1) ahead.before(place, g, 0, a.G, i == i0);
       pack_columns(a.Tk, D, head_at<const T>(a.key, b, g), a.key.token, keys);
       if (PP) place_rows(PP, D, prefix_values.at(task, g), values, panel);
       pack_rows(a.Tk, Tkp, D, head_at<const T>(a.value, b, g), a.value.token, values + PP * kColumns<E>, panel);
@@ -84,8 +77,8 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
           int64_t am;
           const E* q = rows_for_product<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token,
                                            nullptr, rows, &am);
-          if (PP) panels_product(mb, P, D, q, am, prefix_keys.at(task, g), columns_panel<E>(D), scores, z.width);
-          if (seen) panels_product(mb, seen, D, q, am, keys, columns_panel<E>(D), scores + PP, z.width);
+          if (PP) panels_product(mb, P, D, q, am, prefix_keys.at(task, g), columns_panel<E>(D), scores, z.width, ahead);
+          if (seen) panels_product(mb, seen, D, q, am, keys, columns_panel<E>(D), scores + PP, z.width, ahead);
           for (int64_t m = 0; m < mb; m += VL) {
             const int64_t count = imin(VL, mb - m);
             int64_t visible[VL];
@@ -93,7 +86,7 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
             RowResults results;
             bf16* low = rounded ? reinterpret_cast<bf16*>(probabilities) + m * z.width : nullptr;
             softmax_rows<fine>(a, scores + m * z.width, z.width, count, P, PP, visible, end, bias, b, h, m0 + m, low,
-                               results);
+                               results, sizeof(E) == 2 ? &ahead : nullptr);
             for (int64_t r = 0; r < count; r++) {
               float* s = scores + (m + r) * z.width;
               const int64_t token = m0 + m + r, line = (b * a.H + h) * a.Tq + token;
@@ -103,10 +96,9 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
               if constexpr (sizeof(E) == 2)
                 for (int64_t n = 0; n < PP + end && !rounded; n += VL)
                   store(probabilities + (m + r) * z.width + n, load(s + n));
-              if (i + 1 < i1) ahead(i + 1, h - g * z.rep, token);
             }
           }
-          panels_product(mb, D, PP + seen, probabilities, z.width, values, panel, mixed, Dv);
+          panels_product(mb, D, PP + seen, probabilities, z.width, values, panel, mixed, Dv, ahead);
           for (int64_t m = 0; m < mb; m++) write_row<T>(a, b, h, m0 + m, factors[m], mixed + m * Dv);
         }
     }

@@ -30,6 +30,7 @@ struct PrefixAttentionArgs {
   const void* const* prefix_value;  // likewise
   const int64_t* prefix_length;     // [tasks]
   const int64_t* ids;               // [B], -1 for no prefix
+  const int64_t* order;             // [B]: the rows, those of a task one after the other
   ScoreView mask_bool, mask_float, bias;  // uint8, float, float
   bool causal;
   float scaling;
@@ -45,11 +46,10 @@ struct PrefixAttentionForwardArgs : PrefixAttentionArgs {
 };
 
 struct PrefixAttentionBackwardArgs : PrefixAttentionArgs {
-  // Rows grouped by task and cut into units of at most kUnitRows: unit u has the rows order[start[u]..start[u + 1]).
+  // Rows grouped by task and cut into units of at most kPrefixUnitRows: unit u has the rows order[start[u]..start[u + 1]).
   int64_t units;
   const int64_t* unit_task;
   const int64_t* unit_start;  // [units + 1]
-  const int64_t* order;       // [B]
   HeadsView grad_out;
   const float* grad_gate;  // [B, H, Tq] or null
   // Results; null data for those not wanted.

@@ -56,7 +56,7 @@ static HFK_INLINE PrefixShape prefix_shape(const PrefixAttentionArgs& a) {
   s.width = s.PP + s.TP;
   // Rows a multiple of 4 KiB apart would share one set of the first-level cache.
   if (s.width % 256 == 0) s.width += 32;
-  s.block = sizeof(E) == 2 ? 64 : 48;
+  s.block = sizeof(E) == 2 || a.Tq <= 64 ? 64 : 48;
   return s;
 }
 
@@ -243,7 +243,7 @@ template <bool fine>
 static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a, float* scores, int64_t width, int64_t count,
                                                    int64_t P, int64_t PP, const int64_t* visible, int64_t end,
                                                    RowBias& bias, int64_t b, int64_t h, int64_t m0, bf16* low,
-                                                   RowResults& out) {
+                                                   RowResults& out, FetchAhead* ahead = nullptr) {
   alignas(64) float top[VL * VL], sum[VL * VL], prefix_sum[VL * VL];
   // Rows beyond `count` must not hold NaN: they share the arithmetic below.
   for (int64_t r = 0; r < VL; r++) {
@@ -270,6 +270,7 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
     bf16* l = low ? low + r * width : nullptr;
     store(sum + r * VL, exponentials<fine>(s + PP, end, factor, shift[r], l ? l + PP : nullptr));
     if (joint) store(prefix_sum + r * VL, exponentials<fine>(s, PP, factor, shift[r], l));
+    if (ahead) ahead->lines_of_a_query();
   }
   const V prefix = joint ? sum_of_each(prefix_sum) : zero(), total = sum_of_each(sum) + prefix;
   // A NaN among the scores stays one.
@@ -299,9 +300,9 @@ constexpr int64_t kColumns = sizeof(E) == 2 ? 32 : PW;
 // C[M][N] = A B for B in panels of `panel` elements.
 template <class E>
 static HFK_INLINE void panels_product(int64_t M, int64_t N, int64_t K, const E* A, int64_t am, const E* B, int64_t panel,
-                                      float* C, int64_t ldc) {
+                                      float* C, int64_t ldc, FetchAhead& ahead) {
   if constexpr (sizeof(E) == 4) {
-    gemm_store(M, N, K, A, am, B, PW, panel, C, ldc);
+    gemm_pieces<false, false>(M, N, K, A, am, B, PW, panel, C, ldc, FetchMeanwhile{&ahead});
   } else {
     for (int64_t n = 0; n < N; n += 32, B += panel) gemm_store(M, imin(32, N - n), K, A, am, B, C + n, ldc);
   }
@@ -376,11 +377,4 @@ static HFK_INLINE void place_rows(int64_t PP, int64_t D, const E* s, E* d, int64
 template <class T>
 static HFK_INLINE T* head_at(const HeadsView& v, int64_t b, int64_t h) {
   return static_cast<T*>(v.data) + b * v.row + h * v.head;
-}
-
-// Fetches one row of a tensor into the second-level cache.
-template <class T>
-static HFK_INLINE void fetch_row(const HeadsView& v, int64_t b, int64_t h, int64_t token, int64_t D) {
-  const char* p = reinterpret_cast<const char*>(head_at<const T>(v, b, h) + token * v.token);
-  for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64) prefetch_l2(p + byte);
 }
