@@ -76,7 +76,7 @@ void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tenso
   }
   if (bias.has_value()) a.bias = score_view(*bias, ScalarType::Float, a, "position_bias (float32)");
   HFK_CHECK(form >= 0 && form <= 2, "prefix_attention: form: expected 0..2, got ", form);
-  a.causal = causal, a.scaling = float(scaling), a.form = PrefixForm(form);
+  a.causal = causal, a.scaling = scaling, a.form = PrefixForm(form);
   a.dropout = dropout, a.seed = seed, a.dropout_on = dropout_on;
 }
 

@@ -59,10 +59,10 @@ static void prefix_attention_forward_t(const PrefixAttentionForwardArgs& a) {
     float* mixed = scratch<float>(5, z.block * Dv);
     RowBias bias(a, scratch<float>(6, z.TP + VL));
     float factors[64];
-    FetchAhead ahead(a);
+    FetchAhead ahead(a, a.B);
     ahead.add(a.out, true);
     for (int64_t i = i0; i < i1; i++) {
-      const int64_t part = i % parts, g = i / parts % a.G, place = i / parts / a.G, b = a.order[place], task = a.ids[b];
+      const int64_t part = i % parts, g = i / parts % a.G, place = i / parts / a.G, b = row_at(a, place), task = a.ids[b];
       const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), panel = (PP + Tkp) * kColumns<E>;
       // Nothing happens to the probabilities behind their exponentials: these round them.
       const bool rounded = sizeof(E) == 2 && !a.dropout_on && (a.form == PrefixForm::softmax || P == 0);

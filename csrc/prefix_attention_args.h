@@ -30,10 +30,10 @@ struct PrefixAttentionArgs {
   const void* const* prefix_value;  // likewise
   const int64_t* prefix_length;     // [tasks]
   const int64_t* ids;               // [B], -1 for no prefix
-  const int64_t* order;             // [B]: the rows, those of a task one after the other
+  const int64_t* order;             // rows, those of a task one after the other; null: as they come
   ScoreView mask_bool, mask_float, bias;  // uint8, float, float
   bool causal;
-  float scaling;
+  double scaling;
   PrefixForm form;
   bool dropout_on;
   int64_t seed;

@@ -51,7 +51,7 @@ struct PrefixBackward {
           low_gradients(low ? low_scores + p.z.block * p.z.width : nullptr),
           pairs(low ? scratch<E>(9, p.z.block * round_up(p.z.width, 32)) : nullptr),
           turned(low ? scratch<E>(10, 2 * round_up(p.D, 32) * p.z.block) : nullptr),
-          bias(p.a, scratch<float>(7, p.z.TP + VL)), ahead(p.a) {
+          bias(p.a, scratch<float>(7, p.z.TP + VL)), ahead(p.a, p.a.unit_start[p.a.units]) {
       ahead.add(p.a.grad_out, true);
       ahead.add(p.a.grad_query, true);
       ahead.add(p.a.grad_key, false);
@@ -60,8 +60,8 @@ struct PrefixBackward {
   };
 
   // One key head of one row; prefix_sums (or null) are added to.
-  void row(Workspace& w, int64_t b, int64_t g, float* prefix_sums) const {
-    const int64_t task = a.ids[b], P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P);
+  void row(Workspace& w, int64_t task, int64_t b, int64_t g, float* prefix_sums) const {
+    const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P);
     const int64_t panel = (PP + Tkp) * kColumns<E>;
     const T *k = head_at<const T>(a.key, b, g), *v = head_at<const T>(a.value, b, g);
     pack_columns(a.Tk, D, k, a.key.token, w.keys);
@@ -71,15 +71,15 @@ struct PrefixBackward {
     const bool want_real = a.grad_key.data != nullptr;
     for (int64_t d = 0; d < 2 * Dr && want_real; d++) clear(w.key_sums + d * z.width, 0, z.TP);
     for (int64_t h = g * z.rep; h < (g + 1) * z.rep; h++)
-      for (int64_t m0 = 0; m0 < a.Tq; m0 += z.block) block(w, b, g, h, m0, PP ? prefix_sums : nullptr);
+      for (int64_t m0 = 0; m0 < a.Tq; m0 += z.block) block(w, task, b, g, h, m0, PP ? prefix_sums : nullptr);
     if (!want_real) return;
     write_transposed(w.key_sums, z.width, a.Tk, D, a.scaling, head_at<T>(a.grad_key, b, g), a.grad_key.token);
     write_transposed(w.value_sums, z.width, a.Tk, D, 1.f, head_at<T>(a.grad_value, b, g), a.grad_value.token);
   }
 
   // One block of queries of query head h.
-  void block(Workspace& w, int64_t b, int64_t g, int64_t h, int64_t m0, float* prefix_sums) const {
-    const int64_t task = a.ids[b], P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), width = z.width;
+  void block(Workspace& w, int64_t task, int64_t b, int64_t g, int64_t h, int64_t m0, float* prefix_sums) const {
+    const int64_t P = task >= 0 ? a.prefix_length[task] : 0, PP = padded_prefix(P), width = z.width;
     const int64_t mb = imin(z.block, a.Tq - m0), seen = visible_keys(a, m0 + mb - 1), end = round_up(seen, 32);
     int64_t qm, gm;
     const E* q = near_rows<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token, w.query_rows, &qm);
@@ -118,7 +118,7 @@ struct PrefixBackward {
       T* out = head_at<T>(a.grad_query, b, h) + m0 * a.grad_query.token;
       for (int64_t m = 0; m < mb; m++)
         for (int64_t d = 0; d < D; d += VL)
-          store_first(out + m * a.grad_query.token + d, load(w.mixed + m * Dv + d) * a.scaling, D - d);
+          store_first(out + m * a.grad_query.token + d, load(w.mixed + m * Dv + d) * float(a.scaling), D - d);
     }
     const bool want_real = a.grad_key.data != nullptr;
     if (!prefix_sums && !want_real) return;
@@ -137,7 +137,7 @@ struct PrefixBackward {
         for (int64_t place = first; place < a.unit_start[u + 1]; place++)
           for (int64_t g = g0; g < g1; g++) {
             w.ahead.before(place, g, g0, g1, i == i0 && place == first && g == g0);
-            row(w, a.order[place], g, sums ? sums + (g - g0) * partial : nullptr);
+            row(w, a.unit_task[u], row_at(a, place), g, sums ? sums + (g - g0) * partial : nullptr);
           }
         i += g1 - g0;
       }

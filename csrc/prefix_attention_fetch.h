@@ -3,9 +3,13 @@
 // heads of a row are taken together: while they are computed, one by one, those that come next are fetched token by token,
 // one line at a time: the processor waits for a dozen lines at once, and a burst of more holds up everything else.
 
+static HFK_INLINE int64_t row_at(const PrefixAttentionArgs& a, int64_t place) { return a.order ? a.order[place] : place; }
+
 class FetchAhead {
  public:
-  HFK_INLINE FetchAhead(const PrefixAttentionArgs& args) : a(args), element(a.type == DType::f32 ? 4 : 2) {
+  // places: rows that are computed.
+  HFK_INLINE FetchAhead(const PrefixAttentionArgs& args, int64_t places)
+      : a(args), places(places), element(a.type == DType::f32 ? 4 : 2) {
     add(a.query, true);
     add(a.key, false);
     add(a.value, false);
@@ -20,7 +24,7 @@ class FetchAhead {
     together = a.key.head > a.key.token ? 1 : imax(1, imin(a.G, kBytes / imax(1, bytes)));
     share = ceil_div(bytes, 64 * imax(1, a.Tq * (a.H / a.G)));
   }
-  // Before key head g of the row order[place] is computed, one of [begin, end). first: nobody has fetched it.
+  // Before key head g of the row at `place` is computed, one of [begin, end). first: nobody has fetched it.
   __attribute__((noinline)) void before(int64_t place, int64_t g, int64_t begin, int64_t end, bool first) {
     if (!first && (g - begin) % together != 0) return;
     if (first)
@@ -49,7 +53,7 @@ class FetchAhead {
     bool dense;                // heads side by side: one run a token, not one a head
   };
   const PrefixAttentionArgs& a;
-  const int64_t element;
+  const int64_t places, element;
   Tensor tensors[7];
   int64_t count = 0, bytes = 0, together = 1, share = 0;
   // The next line, how far it is to the one behind it (0: all is fetched), and how many are left of their run.
@@ -58,8 +62,8 @@ class FetchAhead {
   int64_t row = 0, first = 0, heads = 0, token = 0, head = 0, tensor = 0;  // which run it is
 
   HFK_INLINE void start(int64_t place, int64_t g, int64_t end) {
-    heads = place < a.B ? end - g : 0;
-    row = heads ? a.order[place] : 0, first = g, token = head = 0, tensor = -1;
+    heads = place < places ? end - g : 0;
+    row = heads ? row_at(a, place) : 0, first = g, token = head = 0, tensor = -1;
     next_run();
   }
   __attribute__((noinline)) void next_run() {

@@ -2,7 +2,8 @@
 // Padding has score -inf, hence probability 0. The largest score is subtracted before anything is converted to powers of
 // 2: the exponents that count are then small, and so are their roundings.
 
-constexpr float kLog2e = 1.44269504088896341f;
+constexpr double kExactLog2e = 1.44269504088896341;
+constexpr float kLog2e = float(kExactLog2e);
 
 static HFK_INLINE float minus_infinity() { return -__builtin_inff(); }
 
@@ -254,13 +255,14 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
   const bool joint = a.form == PrefixForm::softmax && P > 0;
   // Without a bias, scores stay raw products and the exponentials scale them. The largest product is the largest score
   // only for a positive factor.
-  const bool raw = a.scaling > 0.f && !bias.any;
-  const float factor = raw ? a.scaling * kLog2e : kLog2e;
+  const bool raw = a.scaling > 0 && !bias.any;
+  // Rounded once: it is an error of every exponent.
+  const float scaling = float(a.scaling), factor = float(raw ? a.scaling * kExactLog2e : kExactLog2e);
   for (int64_t r = 0; r < count; r++) {
     float* s = scores + r * width;
     V t = raw ? largest_product(s + PP, visible[r], end)
-              : finish_scores(s + PP, visible[r], end, a.scaling, bias.get(b, h, m0 + r));
-    if (joint) t = vmax(t, raw ? largest_product(s, P, PP) : finish_scores(s, P, PP, a.scaling, nullptr));
+              : finish_scores(s + PP, visible[r], end, scaling, bias.get(b, h, m0 + r));
+    if (joint) t = vmax(t, raw ? largest_product(s, P, PP) : finish_scores(s, P, PP, scaling, nullptr));
     store(top + r * VL, t);
   }
   alignas(64) float shift[VL];
@@ -283,10 +285,10 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
     scale_row(s + PP, end, out.factor[r]);
     out.factor[r] = 1.f;
     if (a.form == PrefixForm::no_gating) {
-      const float highest = hmax(finish_scores(s, P, PP, a.scaling, nullptr));
+      const float highest = hmax(finish_scores(s, P, PP, scaling, nullptr));
       scale_row(s, PP, 1.f / hsum(exponentials<fine>(s, PP, kLog2e, highest)));
     } else {
-      for (int64_t n = 0; n < P; n += VL) store(s + n, vmax(load(s + n) * a.scaling, zero()));
+      for (int64_t n = 0; n < P; n += VL) store(s + n, vmax(load(s + n) * scaling, zero()));
       for (int64_t n = P; n < PP; n++) s[n] = 0.f;
     }
   }
