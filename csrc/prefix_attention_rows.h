@@ -239,7 +239,7 @@ struct RowResults {
 
 // Probabilities of `count` <= VL rows of raw products, `width` apart: prefix at [0, PP) (P of them), real keys at
 // [PP, PP + end), of which row r sees visible[r]. low (or null): where they go instead, rounded, `width` apart as well;
-// only for the form softmax or without a prefix.
+// only for the form softmax or without a prefix. ahead (or null) fetches meanwhile.
 template <bool fine>
 static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a, float* scores, int64_t width, int64_t count,
                                                    int64_t P, int64_t PP, const int64_t* visible, int64_t end,
