@@ -31,4 +31,4 @@ class KnownFields:
                         try_=did_you_mean(name, known),
                     )
                 )
-        return super().__new__(cls)
+        return object.__new__(cls)
