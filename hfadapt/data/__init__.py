@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import bundled
     from .collator import MultiTaskCollator
     from .glue import GLUE, glue_task, glue_tasks
     from .mixing import MixingStrategy, make_strategy, power_probabilities
@@ -48,6 +49,7 @@ __all__ = [
     "SplitDataset",
     "TaskMixture",
     "TokenTable",
+    "bundled",
     "glue_task",
     "glue_tasks",
     "load_splits",
@@ -59,6 +61,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "bundled":  # the one module among the names: data sets by name
+        return importlib.import_module(".bundled", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
