@@ -230,13 +230,13 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
     if isinstance(method, (tuple, list)) and method:
         return tuple(config for part in method for config in expand(part))
     allowed = "a registered name, a method config, or a tuple of them"
-    if isinstance(method, type) or callable(method):
+    if callable(method):
         name = getattr(method, "__name__", repr(method))
-        raise ConfigError(problem("a config's class, not a config", got=name, allowed=allowed, try_=f"{name}()"))
+        raise ConfigError(problem("a class or function, not a config", got=name, allowed=allowed, try_=f"{name}()"))
     got, try_ = repr(method), ""
     if type(method).__module__.partition(".")[0] == "peft":
         got = type(method).__name__
-        try_ = "hfadapt's own config (hfadapt.LoRA(r=8)); hfadapt.load reads a folder that peft saved"
+        try_ = "hfadapt's own config (hfadapt.LoRA(r=8)); hfadapt.load_peft reads a folder that peft saved"
     raise ConfigError(problem("not a method", got=got, allowed=allowed, try_=try_))
 
 

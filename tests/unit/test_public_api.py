@@ -69,8 +69,8 @@ def test_imports_load_no_torch(module):
         (lambda: hfadapt.Classification(num_label=3), TaskError, "Did you mean 'num_labels'"),
         (lambda: hfadapt.Task("a", metric="f1"), TaskError, "Did you mean 'metrics'"),
         (lambda: hfadapt.Anealed, AttributeError, "Did you mean 'Annealed'"),
-        (lambda: expand(hfadapt.LoRA), ConfigError, r"a config's class.*try: LoRA\(\)"),
-        (lambda: expand(peft.LoraConfig()), ConfigError, r"got: LoraConfig;.*hfadapt.LoRA"),
+        (lambda: expand(hfadapt.LoRA), ConfigError, r"a class or function.*try: LoRA\(\)"),
+        (lambda: expand(peft.LoraConfig()), ConfigError, r"got: LoraConfig;.*hfadapt.LoRA.*hfadapt.load_peft"),
         (lambda: expand(3), ConfigError, "got: 3"),
     ],
 )
