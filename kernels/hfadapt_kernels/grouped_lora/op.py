@@ -165,7 +165,11 @@ def _promote(x: Tensor, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, list[
     dtype = x.dtype
     for weight in (*a, *b):
         dtype = torch.promote_types(dtype, weight.dtype)
-    cast = lambda t: t if t.dtype == dtype else t.to(dtype)  # noqa: E731 # a call of `to` costs, also for nothing
+
+    def cast(tensor: Tensor) -> Tensor:
+        # `to` costs a call also where it changes nothing, and there are two weights for each task
+        return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
     return cast(x), [cast(w) for w in a], [cast(w) for w in b]
 
 
