@@ -93,7 +93,7 @@ static HFK_INLINE float dot_rows(const float* p, const float* t, int64_t end, fl
 }
 // p *= factor; t = p * (t - sum p t), the gradient of the scores. low_p and low_t (or null): both rounded, instead.
 // In float32 all t are first moved by the likeliest column's, which changes nothing but the rounding: where that column
-// has nearly all the weight nothing cancels (see pal_attention_backward.h). bfloat16 rounds more than that afterwards.
+// has nearly all the weight, t - sum p t is small against t, and would cancel. bfloat16 rounds more than that afterwards.
 static HFK_INLINE void score_gradient(float* p, float* t, int64_t end, float factor, bool fine, bf16* low_p = nullptr,
                                       bf16* low_t = nullptr) {
   const float base = fine ? likeliest_gradient(p, t, end) : 0.f, delta = factor * dot_rows(p, t, end, base);
