@@ -65,7 +65,7 @@ oldest: $(VENV)/.demo
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
-# The README's generated parts: the method table, and the results of the last demos, fast and full.
+# The README's generated parts: the method table, and the results of the last demo; those of a full one are only copied.
 readme: $(VENV)/.demo
 	$(BIN)/python tools/update_readme.py $(patsubst %/results.json,%,$(wildcard runs/demo/results.json runs/demo-full/results.json))
 

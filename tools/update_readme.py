@@ -4,9 +4,9 @@ These are the method tables, the results of ``make demo``, and the ops' figures 
 
 Usage: python tools/update_readme.py [RUN_FOLDER...]
 
-The results.json of each run folder (runs/demo, runs/demo-full) is first copied to the folder of that name in
-benchmarks, so that every number in the README has its source in the repository. Without one, the results there are
-used again.
+Results and plots of each run folder (runs/demo, runs/demo-full) are first copied to the folder of that name in
+benchmarks; the README shows those of benchmarks/demo, so that its numbers have their source in the repository. Without
+a run folder, the results there are used again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from hfadapt.run import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "docs" / "methods.md"
-RESULTS = ROOT / "benchmarks"
-RUNS = {"results": "demo", "converged": "demo-full"}
-OPS = ROOT / "benchmarks" / "ops" / "ops.json"
+BENCHMARKS = ROOT / "benchmarks"
+OPS = BENCHMARKS / "ops" / "ops.json"
 KERNELS = ROOT / "kernels" / "hfadapt_kernels"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
@@ -35,11 +34,10 @@ PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 def generated() -> dict[str, str]:
     """The generated blocks of README.md by name."""
     blocks = {"methods": markdown_families()}
-    for block, folder in RUNS.items():
-        if (RESULTS / folder / "results.json").is_file():
-            result = RunResult.read(RESULTS / folder)
-            lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
-            blocks[block] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
+    if (BENCHMARKS / "demo" / "results.json").is_file():
+        result = RunResult.read(BENCHMARKS / "demo")
+        lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+        blocks["results"] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
     return blocks
 
 
@@ -70,7 +68,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 def main(arguments: list[str]) -> None:
     """Update every page that has generated parts."""
     for run in map(Path, arguments):
-        kept = RESULTS / run.name
+        kept = BENCHMARKS / run.name
         kept.mkdir(parents=True, exist_ok=True)
         for name in ("results.json", *(f"plots/{plot}" for plot in PLOTS)):
             shutil.copy(run / name, kept)
