@@ -17,12 +17,7 @@ __all__ = ["predict"]
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--task", "tasks", multiple=True, help="One for all texts, or one for each; default: every task.")
-@click.option(
-    "--pair",
-    "pairs",
-    multiple=True,
-    help="The second text, for tasks on pairs; one for each text.",
-)
+@click.option("--pair", "pairs", multiple=True, help="The second text, for tasks on pairs; one for each text.")
 @json_option
 def predict(
     folder: Path, texts: tuple[str, ...], tasks: tuple[str, ...], pairs: tuple[str, ...], as_json: bool
