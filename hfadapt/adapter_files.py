@@ -21,6 +21,11 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+_WHOLE_MODEL = (
+    "if Trainer or save_pretrained wrote it: attach the same adapters, and Trainer's resume_from_checkpoint takes it up; "
+    "hfadapt.save(model, folder) then writes what can be loaded here"
+)
+
 
 def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
@@ -50,7 +55,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
         raise CheckpointError(
-            problem(f"no {CONFIG_FILE}", where=str(folder), got=there, allowed="a folder written by hfadapt.save")
+            problem(
+                f"no {CONFIG_FILE}",
+                where=str(folder),
+                got=there,
+                allowed="a folder written by hfadapt.save",
+                try_=_WHOLE_MODEL if "model.safetensors" in there else "",
+            )
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(

@@ -5,8 +5,7 @@ These are the method tables, the results of ``make demo``, and the ops' figures 
 Usage: python tools/update_readme.py [RUN_FOLDER...]
 
 Results and plots of each run folder (runs/demo, runs/demo-full) are first copied to the folder of that name in
-benchmarks; the README shows those of benchmarks/demo, so that its numbers have their source in the repository. Without
-a run folder, the results there are used again.
+benchmarks, so that the README's numbers have their source in the repository. Without any, what is there is used again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hfadapt.report import conditions, markdown_table, proof_lines
+from hfadapt.report import conditions, curve_lines, markdown_table, proof_lines
 from hfadapt.report.claims import markdown_capabilities, markdown_claims
 from hfadapt.report.methods import markdown_families, markdown_methods
 from hfadapt.report.op_figures import markdown_figures
@@ -33,12 +32,21 @@ PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
 def generated() -> dict[str, str]:
     """The generated blocks of README.md by name."""
-    blocks = {"methods": markdown_families()}
-    if (BENCHMARKS / "demo" / "results.json").is_file():
-        result = RunResult.read(BENCHMARKS / "demo")
-        lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
-        blocks["results"] = "\n".join([*lines, *(f"- {line}" for line in proof_lines(result))])
-    return blocks
+    fast, full = RunResult.read(BENCHMARKS / "demo"), RunResult.read(BENCHMARKS / "demo-full")
+    curves = ["Macro average on the validation splits after each epoch:", "", *_items(curve_lines(full))]
+    return {
+        "methods": markdown_families(),
+        "results": "\n".join([*_table(fast), *_items(proof_lines(fast))]),
+        "converged": "\n".join([*_table(full), *curves]),
+    }
+
+
+def _table(result: RunResult) -> list[str]:
+    return [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+
+
+def _items(lines: list[str]) -> list[str]:
+    return [f"- {line}" for line in lines]
 
 
 def generated_methods() -> dict[str, str]:

@@ -10,7 +10,7 @@ from hfadapt.errors import HFAdaptError, problem
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hfadapt.run.results import ArmResult, RunResult
+    from hfadapt.run.results import RunResult
 
 __all__ = ["COLORS", "require_matplotlib", "write_plots"]
 
@@ -51,18 +51,12 @@ def _learning_curves(result: RunResult, path: Path) -> Path:
     figure, axes = _figure(len(result.tasks))
     for ax, (task, metric) in zip(axes, result.tasks.items(), strict=True):
         for arm in result.arms:
-            steps, values = _curve(arm, task, metric)
+            steps, values = arm.curve(task, metric)
             if values:
                 ax.plot(steps, values, STYLES.get(arm.name, "-"), marker="o", markersize=3, label=arm.title)
         _finish(ax, task, "epoch", metric)
     axes[0].legend(fontsize=7, frameon=False)
     return _save(figure, path)
-
-
-def _curve(arm: ArmResult, task: str, metric: str) -> tuple[list[float], list[float]]:
-    key = f"eval_{task}_{metric}"
-    lines = [line for line in arm.history if key in line and line.get("task", task) == task]
-    return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
 
 
 def _sampling(result: RunResult, path: Path) -> Path:

@@ -57,6 +57,12 @@ class ArmResult:
         """Real tokens trained on a second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    def curve(self, task: str, metric: str) -> tuple[list[float], list[float]]:
+        """Epochs, and a task's metric on its validation split after each."""
+        key = f"eval_{task}_{metric}"
+        lines = [line for line in self.history if key in line and line.get("task", task) == task]
+        return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ArmResult:
         """The inverse of ``dataclasses.asdict``, after a way through JSON."""

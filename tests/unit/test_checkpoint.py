@@ -119,6 +119,14 @@ def test_damaged_folder_is_refused_and_the_base_stays_clean(folder, damage, mess
     assert "_hfadapt" not in model.__dict__ and not any("hfadapt" in k for k in model.state_dict())
 
 
+def test_a_whole_model_is_no_adapter_folder_and_the_error_says_how_to_go_on(tmp_path):
+    model = base()
+    hfadapt.attach(model, "lora")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no adapter_config.json.*try: .*resume_from_checkpoint"):
+        hfadapt.load(tmp_path, base())
+
+
 def test_adapter_of_another_architecture_is_refused(folder):
     with pytest.raises(CheckpointError, match=r"another base.*roberta.*allowed:.*bert"):
         hfadapt.load(folder, tiny_model("roberta"))
