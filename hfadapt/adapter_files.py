@@ -22,7 +22,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _WHOLE_MODEL = (
-    "if Trainer or save_pretrained wrote it: attach the same adapters, and Trainer's resume_from_checkpoint takes it up; "
+    "if Trainer wrote it: attach the same adapters, and its resume_from_checkpoint takes it up; "
     "hfadapt.save(model, folder) then writes what can be loaded here"
 )
 
