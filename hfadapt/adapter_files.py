@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-_WHOLE_MODEL = (
+_TRY_RESUMING = (
     "if Trainer wrote it: attach the same adapters, and its resume_from_checkpoint takes it up; "
     "hfadapt.save(model, folder) then writes what can be loaded here"
 )
@@ -60,7 +60,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 where=str(folder),
                 got=there,
                 allowed="a folder written by hfadapt.save",
-                try_=_WHOLE_MODEL if "model.safetensors" in there else "",
+                try_=_TRY_RESUMING if "model.safetensors" in there else "",
             )
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:

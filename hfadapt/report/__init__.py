@@ -3,20 +3,11 @@
 from hfadapt.report.card import model_card
 from hfadapt.report.html import html_report
 from hfadapt.report.plots import write_plots
-from hfadapt.report.table import (
-    conditions,
-    curve_lines,
-    markdown_table,
-    proof_lines,
-    result_rows,
-    rich_table,
-    to_markdown,
-)
+from hfadapt.report.table import conditions, markdown_table, proof_lines, result_rows, rich_table, to_markdown
 from hfadapt.report.write import write_report
 
 __all__ = [
     "conditions",
-    "curve_lines",
     "html_report",
     "markdown_table",
     "model_card",

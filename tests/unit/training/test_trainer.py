@@ -327,6 +327,24 @@ def test_one_task_on_a_stock_model_with_adapters_trains_through_the_same_mixture
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_a_stock_model_with_adapters_resumes_from_trainers_checkpoint_to_the_same_numbers(
+    make_trainer, trained, tmp_path
+):
+    def build(folder):
+        model = tiny_model("bert", "sequence-classification", num_labels=2)
+        hfadapt.attach(model, "lora", "topic")
+        trainer = make_trainer(folder, tasks=toy_tasks()[:1], model=model, save_strategy="steps", save_steps=2)
+        trainer.compute_metrics = None
+        return trainer
+
+    whole = build("whole")
+    whole.train()
+    again = build("again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert again.state.global_step == whole.state.global_step > 2
+    equal(trained(again.model), trained(whole.model))
+
+
 def test_full_fine_tuning_and_frozen_base_train_what_they_should(make_trainer):
     for train_base in (True, False):
         trainer = make_trainer(method=None, train_base=train_base, max_steps=2)
