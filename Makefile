@@ -3,7 +3,7 @@
 # make test          create .venv, install, run the tests
 # make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under AddressSanitizer
 # make oldest        the unit tests on the oldest releases of the packages that hfadapt stands on
-# make readme        write the README's generated parts from the last demo
+# make readme        write the README's generated parts from the last demos
 PYTHON ?= python3
 VENV ?= .venv
 # The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
@@ -65,7 +65,7 @@ oldest: $(VENV)/.demo
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
-# The README's generated parts: the method table, and the results of the last demo; those of a full one are only copied.
+# The README's generated parts: the method table, and the results of the last demos, fast and full.
 readme: $(VENV)/.demo
 	$(BIN)/python tools/update_readme.py $(patsubst %/results.json,%,$(wildcard runs/demo/results.json runs/demo-full/results.json))
 

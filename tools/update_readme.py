@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hfadapt.report import conditions, curve_lines, markdown_table, proof_lines
+from hfadapt.report import conditions, markdown_table, proof_lines
 from hfadapt.report.claims import markdown_capabilities, markdown_claims
 from hfadapt.report.methods import markdown_families, markdown_methods
 from hfadapt.report.op_figures import markdown_figures
@@ -33,7 +33,7 @@ PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 def generated() -> dict[str, str]:
     """The generated blocks of README.md by name."""
     fast, full = RunResult.read(BENCHMARKS / "demo"), RunResult.read(BENCHMARKS / "demo-full")
-    curves = ["Macro average on the validation splits after each epoch:", "", *_items(curve_lines(full))]
+    curves = ["Macro average on the validation splits after each epoch:", "", *_items(_curves(full))]
     return {
         "methods": markdown_families(),
         "results": "\n".join([*_table(fast), *_items(proof_lines(fast))]),
@@ -43,6 +43,15 @@ def generated() -> dict[str, str]:
 
 def _table(result: RunResult) -> list[str]:
     return [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+
+
+def _curves(result: RunResult) -> list[str]:
+    lines = []
+    for arm in result.arms:
+        curves = [arm.curve(task, metric)[1] for task, metric in result.tasks.items()]
+        macro = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+        lines.append(f"{arm.title}: {', '.join(f'{value:.3f}' for value in macro)}")
+    return lines
 
 
 def _items(lines: list[str]) -> list[str]:

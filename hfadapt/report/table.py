@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from hfadapt.run.results import RunResult
 
-__all__ = ["conditions", "curve_lines", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
+__all__ = ["conditions", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
 
 _NUMBER = re.compile(r"-|[-+]?[\d.,]+[%x*]*")
 
@@ -98,16 +98,6 @@ def conditions(result: RunResult) -> str:
         f"{machine.get('threads')} threads, {machine.get('dtype')}; torch {machine.get('torch')}, transformers "
         f"{machine.get('transformers')}, hfadapt {machine.get('hfadapt')}; whole run {result.seconds:.0f} s."
     )
-
-
-def curve_lines(result: RunResult) -> list[str]:
-    """An arm's macro average on the validation splits after each epoch, a line an arm."""
-    lines = []
-    for arm in result.arms:
-        curves = [arm.curve(task, metric)[1] for task, metric in result.tasks.items() if task in arm.scores]
-        macro = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-        lines.append(f"{arm.title}: {', '.join(f'{value:.3f}' for value in macro)}")
-    return lines
 
 
 def proof_lines(result: RunResult) -> list[str]:

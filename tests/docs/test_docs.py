@@ -98,7 +98,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_the_generated_parts_of_the_readme_are_up_to_date(generator: types.ModuleType) -> None:
-    """``make readme`` writes them: the method table from the code, the results from benchmarks/demo."""
+    """``make readme`` writes them: the method table from the code, the results from benchmarks/demo and demo-full."""
     readme = (ROOT / "README.md").read_text("utf-8")
     assert generator.fill(readme, generator.generated()) == readme
 
