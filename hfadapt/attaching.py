@@ -28,7 +28,7 @@ from .hooks import (
     remove_hooks,
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
-from .root import RootPost, RootPre
+from .root import put_forward, take_forward
 from .shared_tables import install, uninstall
 from .slots import Site, Slot, fused_node, slot_of
 from .state import (
@@ -178,7 +178,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def _begin(model: PreTrainedModel) -> Attachment:
-    """Put an empty attachment on ``model``: its map, and the hooks on its root, base and stacks."""
+    """Put an empty attachment on ``model``: its map, and the ``forward`` of its root, base and stacks."""
     arch = resolve(model)
     state = Attachment(arch, original_requires_grad={n: p.requires_grad for n, p in model.named_parameters()})
     state.decoder_paths = tuple(
@@ -189,8 +189,7 @@ def _begin(model: PreTrainedModel) -> Attachment:
     paths = {"": model, **{n: m for n, m in model.named_modules() if m is base or n in _owners(arch)}}
     for path, module in paths.items():
         module.__dict__["_hfadapt_of"] = state
-        module.register_forward_pre_hook(RootPre(path), with_kwargs=True, prepend=True)
-        module.register_forward_hook(RootPost(path), always_call=True)
+        put_forward(module, path)
     install(model, arch)
     generating.install(model)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
@@ -357,7 +356,8 @@ def _mentions(node: Any, names: list[str]) -> bool:
 def _end(model: PreTrainedModel, state: Attachment) -> None:
     for module in model.modules():
         remove_hooks(module)
-        module.__dict__.pop("_hfadapt_of", None)
+        if module.__dict__.pop("_hfadapt_of", None) is not None:
+            take_forward(module)
         function = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(function, CheckpointWithRouting):
             module.__dict__["_gradient_checkpointing_func"] = function.function

@@ -1,7 +1,8 @@
-"""The hook on a model's root that turns ``task_ids`` into the routing of the forward pass."""
+"""The ``forward`` of an adapted model's root, which turns ``task_ids`` into the routing of the forward pass."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,39 +15,85 @@ from .embedding_hooks import let_backward_stop
 from .errors import RoutingError, did_you_mean, problem
 from .generating import running
 from .histories import tokens_in
-from .hooks import CheckpointWithRouting, Hook, tensor_batch_size
+from .hooks import CheckpointWithRouting, tensor_batch_size
 from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
-from .routing import Routing, all_tasks_take_part, current, pop, push, set_current
+from .routing import Routing, all_tasks_take_part, current, set_current
 from .taking_part import take_part
 
 if TYPE_CHECKING:
     from .state import Attachment
 
-__all__ = ["RootPost", "RootPre", "make_routing"]
+__all__ = ["Forward", "make_routing", "put_forward", "take_forward"]
 
 
-class RootPre(Hook):
-    """Before a model, its base or one of its stacks runs: set the routing, or fit the one that is set.
+class Forward:
+    """Stands in for ``forward`` of an adapted model, its base and the modules that hold its stacks.
+
+    It decides which adapter each row uses, runs the stock method, and puts back what it found on every way out: hooks
+    that torch calls also after an error are not called after ``KeyboardInterrupt``, ``SystemExit`` or a cancelled task.
+    ``module.forward(...)`` called directly comes here as well. An object and not a closure, so that ``deepcopy`` and
+    pickle take it along with its module.
 
     Args:
-        path: Path of the module below the model that was adapted; "" is that model.
+        module: Whose ``forward`` it is.
+        path: Its path below the model that was adapted; "" is that model.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self.module = module
         self.path = path
+        self.token = _attachment_of(module).token
+        # Whoever wrapped the method before (accelerate's device hooks) goes on doing so.
+        self.wrapped = module.__dict__.get("forward")
 
     @property
-    def key(self) -> str:
-        return self.path
+    def __signature__(self) -> inspect.Signature:
+        """The stock method's, and ``task_ids`` for the model: Trainer keeps the columns that it finds here."""
+        stock = inspect.signature(self.wrapped or type(self.module).forward.__get__(self.module))
+        if self.path or "task_ids" in stock.parameters:
+            return stock
+        parameters = list(stock.parameters.values())
+        place = len(parameters) - any(p.kind is p.VAR_KEYWORD for p in parameters)
+        parameters.insert(place, inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None))
+        return stock.replace(parameters=parameters)
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock method with the adapters of each row.
+
+        Raises:
+            RoutingError: there are several adapters and nothing says which one, or the ids do not fit the rows.
+        """
         # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
-        attachment = _attachment_of(module)
+        attachment = getattr(self.module, "_hfadapt_of", None)
+        if attachment is None or attachment.token != self.token:
+            return self._stock(args, kwargs)  # kept by a wrapper beyond detach
+        before = current()
+        try:
+            args, kwargs = self._enter(attachment, before, args, kwargs)
+            return self._leave(attachment, self._stock(args, kwargs))
+        finally:
+            set_current(before)
+
+    def replicate(self) -> nn.Module:
+        """Copy the module as ``nn.DataParallel`` does; the copy's ``forward`` must not lead back to this module."""
+        module: Any = self.module
+        replica = type(module)._replicate_for_data_parallel(module)
+        put_forward(replica, self.path)
+        return replica
+
+    def _stock(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.wrapped is not None:
+            return self.wrapped(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _enter(
+        self, attachment: Attachment, before: Routing | None, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Set the routing, or fit the one that is set; return what the stock method is called with."""
+        module = self.module
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
-        # Kept before anything can fail: RootPost runs, and takes it back, also when this hook raises.
-        before = push()
         routing = self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None))
         set_current(routing)
         if routing is not None and not self.path and module.training:
@@ -91,30 +138,34 @@ class RootPre(Hook):
                 routing.calls[key] = 0
         return routing
 
-
-class RootPost(Hook):
-    """After the module ran, or raised: put back the routing that was there before."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    @property
-    def key(self) -> str:
-        return self.path
-
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        routing = current()
-        pop()
+    def _leave(self, attachment: Attachment, output: Any) -> Any:
+        """Check and complete what the model returned."""
+        module, routing = self.module, current()
         if output is None or self.path or routing is None:
-            return None
+            return output
         if routing.growth is not None:
             check_output(routing.growth, output)
         if routing.penalised:
-            training = module.training and not _attachment_of(module).inside
-            output = add_to_output(output, routing, training=training)
+            output = add_to_output(output, routing, training=module.training and not attachment.inside)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
-            return output if _attachment_of(module).inside else _with_every_gradient(module, output)
+            return output if attachment.inside else _with_every_gradient(module, output)
         return output
+
+
+def put_forward(module: nn.Module, path: str) -> None:
+    """Put `Forward` before the method of a module that is adapted."""
+    forward = module.__dict__["forward"] = Forward(module, path)
+    module.__dict__["_replicate_for_data_parallel"] = forward.replicate
+
+
+def take_forward(module: nn.Module) -> None:
+    """Take it away again; one that somebody wrapped stays, and only hands calls on."""
+    forward = module.__dict__.get("forward")
+    if isinstance(forward, Forward):
+        del module.__dict__["forward"]
+        if forward.wrapped is not None:
+            module.__dict__["forward"] = forward.wrapped
+    module.__dict__.pop("_replicate_for_data_parallel", None)
 
 
 def _with_every_gradient(model: nn.Module, output: Any) -> Any:

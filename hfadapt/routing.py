@@ -39,20 +39,6 @@ def set_current(routing: Routing | None) -> None:
     _STATE.routing = routing
 
 
-def push() -> Routing | None:
-    """Keep the routing of this thread for ``pop`` and return it."""
-    before = current()
-    _STATE.kept = (*getattr(_STATE, "kept", ()), before)
-    return before
-
-
-def pop() -> None:
-    """Put back the routing that the matching ``push`` kept."""
-    kept = getattr(_STATE, "kept", ())
-    if kept:
-        _STATE.routing, _STATE.kept = kept[-1], kept[:-1]
-
-
 class use_routing:
     """Context manager that sets the routing and puts back what it found, also on exceptions."""
 
