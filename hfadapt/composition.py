@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Union
 
 from .errors import CompositionError, problem
+from .limits import require_number
 
 __all__ = [
     "Average",
@@ -80,16 +81,23 @@ class Average(Composition):
 
     Args:
         children: Adapter names.
-        weights: One weight a child; equal by default. They are not normalised.
+        weights: One finite number a child; equal by default. They are not normalised.
+
+    Raises:
+        CompositionError: a weight is missing, infinite or NaN.
     """
 
     def __init__(self, *children: Node, weights: tuple[float, ...] | list[float] | None = None) -> None:
         super().__init__(*children)
-        self.weights = tuple(float(w) for w in weights) if weights is not None else (1 / len(children),) * len(children)
-        if len(self.weights) != len(children):
+        given = (1 / len(children),) * len(children) if weights is None else weights
+        if not isinstance(given, (tuple, list)) or len(given) != len(children):
             raise CompositionError(
-                problem("Average needs one weight a child", got=f"{len(self.weights)} weights", allowed=len(children))
+                problem("Average needs one weight a child", got=repr(given), allowed=f"{len(children)} numbers")
             )
+        self.weights = tuple(
+            float(require_number("weight", w, where=f"Average, {child!r}", error=CompositionError))
+            for w, child in zip(given, children, strict=True)
+        )
 
     def _key(self) -> tuple:
         return (*super()._key(), self.weights)

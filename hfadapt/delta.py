@@ -17,20 +17,46 @@ if TYPE_CHECKING:
     from .routing import Rows
     from .slots import Site
 
-__all__ = ["Delta", "FusionPart", "Weights", "check_adapter_name"]
+__all__ = [
+    "NAME_RULE",
+    "Delta",
+    "FusionPart",
+    "Weights",
+    "check_adapter_name",
+    "is_adapter_name",
+    "nearest_name",
+]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
+#: Adapters and heads stand in an ``nn.ModuleDict``, which takes no name of its own attributes ("pop", "training").
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def is_adapter_name(name: object) -> bool:
+    """Say whether ``name`` can name an adapter or a task, and thus a module."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in _TAKEN
+
+
+NAME_RULE = (
+    "at most 128 letters, digits, '_' and '-', starting with a letter or digit; no attribute of nn.ModuleDict such as "
+    "'pop', 'keys' or 'training'"
+)
+
+
+def nearest_name(name: object) -> str:
+    """Return a name that is allowed, made of one that is not."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)).strip('_-')[:100] or 'my'}_task"
 
 
 def check_adapter_name(name: str) -> None:
     """Raise ``AttachError`` unless ``name`` can name an adapter, and thus a module."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+    if not is_adapter_name(name):
         raise AttachError(
             problem(
                 "bad adapter or task name",
                 got=repr(name),
-                allowed="letters, digits, '_' and '-', starting with a letter or digit; no attribute of nn.Module",
-                try_=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)) or 'task'}_task",
+                allowed=NAME_RULE,
+                try_=repr(nearest_name(name)),
             )
         )
 

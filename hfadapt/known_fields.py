@@ -1,11 +1,14 @@
-"""Configs that name the nearest field when they are given one that they lack."""
+"""Configs that name the nearest field when given one that they lack, and that take only numbers one can use."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import numbers
 from typing import Any, ClassVar, TypeVar
 
 from .errors import ConfigError, HFAdaptError, did_you_mean, problem
+from .limits import finite
 
 __all__ = ["KnownFields"]
 
@@ -15,12 +18,12 @@ _Config = TypeVar("_Config", bound="KnownFields")
 class KnownFields:
     """Base of dataclasses; the constructor that ``@dataclass`` writes would end in a bare ``TypeError``."""
 
-    #: Raised for an unknown field.
+    #: Raised for an unknown field, or for a number that is none.
     field_error: ClassVar[type[HFAdaptError]] = ConfigError
 
     def __new__(cls: type[_Config], *values: Any, **fields: Any) -> _Config:
-        """Refuse unknown fields before ``__init__`` sees them."""
-        known = [f.name for f in dataclasses.fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
+        """Refuse unknown fields, and numbers that are none, before ``__init__`` sees them."""
+        known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
         for name in fields:
             if name not in known:
                 raise cls.field_error(
@@ -31,4 +34,40 @@ class KnownFields:
                         try_=did_you_mean(name, known),
                     )
                 )
+        by_place = [f.name for f in known.values() if not f.kw_only]
+        for name, value in {**dict(zip(by_place, values, strict=False)), **fields}.items():
+            allowed = _refused(_kinds(known[name].type), value)
+            if allowed:
+                raise cls.field_error(
+                    problem(f"bad {name}", where=f"{cls.__name__}({name}=...)", got=repr(value), allowed=allowed)
+                )
         return object.__new__(cls)
+
+
+def _refused(kinds: frozenset[str], value: object) -> str:
+    """What a field of numbers allows, where ``value`` is no such thing; "" where it is, or the field holds others too.
+
+    Each config still says which range it takes. Infinite and NaN pass most comparisons that say so.
+    """
+    wanted = kinds & {"int", "float"}
+    if not wanted or (value is None and "None" in kinds):
+        return ""
+    if wanted == kinds - {"None"} or isinstance(value, (numbers.Real, complex)):
+        if not finite(value) and not (isinstance(value, bool) and "bool" in kinds):
+            words = "a finite number" if "float" in wanted else "a whole number"
+            return " or ".join([words, *sorted(kinds - wanted)])
+        if wanted == {"int"} and not isinstance(value, numbers.Integral):
+            return " or ".join(["a whole number", *sorted(kinds - wanted)])
+    return ""
+
+
+@functools.cache
+def _kinds(annotation: Any) -> frozenset[str]:
+    """The members of a union, as words; annotations are strings where their module postpones them."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None)
+    if text is None or (not isinstance(annotation, str) and not isinstance(annotation, type)):
+        text = str(annotation)
+    text = text.strip()
+    if text.startswith(("Optional[", "typing.Optional[")) and text.endswith("]"):
+        text = f"{text.partition('[')[2][:-1]} | None"
+    return frozenset(part.strip() for part in text.split("|"))

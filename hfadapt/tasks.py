@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from .delta import NAME_RULE, is_adapter_name, nearest_name
 from .errors import HFAdaptError, TaskError, did_you_mean, problem
 from .heads import Classification, Head, OwnHead, head_from_dict
 from .known_fields import KnownFields
+from .limits import require_number
 from .training.metrics import BUILTIN_METRICS, METRICS
 
 __all__ = ["Task", "check_tasks"]
 
 PairForm = Literal["joint", "separate"]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _COLUMNS = ("text", "text_pair", "label", "pixel_values", "input_features")
 
 
@@ -24,7 +24,9 @@ class Task(KnownFields):
     """One thing that a model learns to do.
 
     Args:
-        name: Letters, digits, ``_`` and ``-``; also the name of the task's adapter.
+        name: Letters, digits, ``_`` and ``-``; also the name of the task's adapter, so no attribute of
+            ``nn.ModuleDict`` (``pop``, ``keys``). Under a Trainer no name may begin with ``eval_``, ``test_`` or
+            ``train_``, or be one of these words: Trainer tells its metrics apart by such beginnings.
         head: What turns hidden states into the answer.
         data: Splits as ``datasets.DatasetDict`` or a mapping from split to ``datasets.Dataset``, list of dicts or file
             (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then the training split; or a
@@ -61,9 +63,9 @@ class Task(KnownFields):
 
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not is_adapter_name(self.name):
             raise TaskError(
-                problem("bad task name", got=repr(self.name), allowed="letters, digits, '_' and '-'", try_="'my_task'")
+                problem("bad task name", got=repr(self.name), allowed=NAME_RULE, try_=repr(nearest_name(self.name)))
             )
         if not isinstance(self.head, Head):
             raise TaskError(
@@ -120,10 +122,8 @@ class Task(KnownFields):
                     try_="pair='joint'",
                 )
             )
-        if not self.loss_weight > 0:
-            raise TaskError(problem("bad loss_weight", where=where, got=self.loss_weight, allowed="greater than 0"))
-        if self.max_length is not None and self.max_length < 4:
-            raise TaskError(problem("bad max_length", where=where, got=self.max_length, allowed="4 or more, or None"))
+        require_number("loss_weight", self.loss_weight, where=where, above=0, error=TaskError)
+        require_number("max_length", self.max_length, where=where, whole=True, optional=True, least=4, error=TaskError)
         count = getattr(self.head, "num_labels", None)
         if self.label_names is not None and count is not None and len(self.label_names) != count:
             raise TaskError(

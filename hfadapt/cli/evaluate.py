@@ -17,7 +17,7 @@ __all__ = ["evaluate"]
 @click.option("--data", "given", multiple=True, metavar="TASK=PATH", help="A task's data; known for named data sets.")
 @click.option("--task", "tasks", multiple=True, help="Only this task (may be repeated).")
 @click.option("--split", default="test", show_default=True)
-@click.option("--batch-size", default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @json_option
 def evaluate(
     folder: Path, given: tuple[str, ...], tasks: tuple[str, ...], split: str, batch_size: int, as_json: bool

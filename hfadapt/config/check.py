@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from hfadapt.config.tree import Node, Problems
-from hfadapt.errors import did_you_mean
+from hfadapt.errors import ConfigError, did_you_mean
+from hfadapt.limits import finite, require_number
 
-__all__ = ["BAD", "fields_of", "known_keys", "mapping_of", "to_dataclass", "value_of"]
+__all__ = ["BAD", "fields_of", "in_range", "known_keys", "mapping_of", "to_dataclass", "value_of"]
 
 T = TypeVar("T")
 
@@ -106,6 +107,17 @@ def mapping_of(node: Node, thing: Callable[..., Any], problems: Problems, skip: 
     return values
 
 
+def in_range(node: Node, name: str, value: Any, range_: Mapping[str, Any], problems: Problems) -> Any:
+    """A checked value that also lies in a range of ``require_number``; ``BAD`` and a note when it does not."""
+    if value is BAD:
+        return BAD
+    try:
+        return require_number(name, value, where="", **range_)
+    except ConfigError as error:
+        problems.add(node, str(error))
+        return BAD
+
+
 def value_of(node: Node, hint: Any, problems: Problems) -> Any:
     """A value checked against a type; ``BAD`` and a note when it does not fit."""
     if dataclasses.is_dataclass(hint) and isinstance(node.value, dict):
@@ -141,10 +153,9 @@ def _scalar(node: Node, hint: Any) -> Any:
     if hint is int:
         return value if isinstance(value, int) and not isinstance(value, bool) else BAD
     if hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
         # YAML 1.1 reads 1e-4 as a word, because it has no point.
-        return _number(value) if isinstance(value, str) and node.plain else BAD
+        number = _number(value) if isinstance(value, str) and node.plain else value
+        return float(number) if finite(number) else BAD
     if hint is str:
         return value if isinstance(value, str) else BAD
     if hint in (dict, list):
@@ -197,5 +208,11 @@ def _say(hint: Any) -> str:
     if origin is not None and arguments:
         inner = ", ".join(_say(one) for one in arguments if one is not Ellipsis)
         return f"a mapping to {_say(arguments[-1])}" if _is(origin, dict, Mapping) else f"a list of {inner}"
-    words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", type(None): "nothing"}
+    words = {
+        int: "a whole number",
+        float: "a number that is finite",
+        str: "a word",
+        bool: "true or false",
+        type(None): "nothing",
+    }
     return words.get(hint, getattr(hint, "__name__", str(hint)))

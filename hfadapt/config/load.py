@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hfadapt.config.check import BAD, known_keys, mapping_of, value_of
+from hfadapt.config.check import BAD, in_range, known_keys, mapping_of, value_of
 from hfadapt.config.recipe import MixingSection, Recipe, TaskSection
 from hfadapt.config.training import baselines, training
 from hfadapt.config.tree import Node, Problems, override, parse
@@ -16,6 +16,16 @@ from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
 __all__ = ["load_recipe", "read_recipe"]
 
 # "source" is the text itself; "fast" lists overrides and is gone once they are applied.
+RANGES: Mapping[str, Mapping[str, Any]] = {
+    "head_learning_rate": {"above": 0, "optional": True},
+    "adapter_drop": {"whole": True, "least": 0, "optional": True},
+    "seed": {"whole": True, "least": 0},
+    "batch_size": {"whole": True, "least": 1},
+    "epoch_steps": {"whole": True, "least": 1, "optional": True},
+    "loss_weight": {"above": 0},
+    "max_length": {"whole": True, "least": 4, "optional": True},
+}
+"""Key of a recipe to what ``require_number`` takes; fields of TrainingArguments have theirs in ``hfadapt.training``."""
 SECTIONS = (*(field.name for field in dataclasses.fields(Recipe) if field.name != "source"), "fast")
 
 
@@ -79,7 +89,18 @@ def _plain(root: Node, key: str, hint: Any, problems: Problems, default: Any = _
         if default is _REQUIRED:
             problems.add(root, f"key {key!r} is missing")
         return default
-    return value_of(node, hint, problems)
+    return _number_in_range(node, key, value_of(node, hint, problems), problems)
+
+
+def _number_in_range(node: Node, key: str, value: Any, problems: Problems) -> Any:
+    return in_range(node, key, value, RANGES[key], problems) if key in RANGES else value
+
+
+def _ranges_of(node: Node, values: Any, problems: Problems) -> Any:
+    """The values of a section, each in its range; ``BAD`` takes the place of one that is not."""
+    if values is BAD:
+        return BAD
+    return {key: _number_in_range(node.value.get(key, node), key, value, problems) for key, value in values.items()}
 
 
 def _fast(root: Node, fast: bool, problems: Problems) -> Sequence[str]:
@@ -114,10 +135,12 @@ def _task(node: Node, problems: Problems) -> Any:
         problems.add(node, "a task is a name or a mapping", got=node.kind)
         return BAD
     head = node.value.get("head")
-    section = mapping_of(node, TaskSection, problems, skip=("head",))
+    section = _ranges_of(node, mapping_of(node, TaskSection, problems, skip=("head",)), problems)
     built = _head(head, problems) if head is not None else None
-    if section is BAD or built is BAD or BAD in section.values():
+    if section is BAD or built is BAD or any(value is BAD for value in section.values()):
         return BAD
+    for split, rows in section.get("limit", {}).items():
+        in_range(node.value["limit"].value[split], f"limit of {split!r}", rows, {"whole": True, "least": 1}, problems)
     return TaskSection(head=built, **section)
 
 
@@ -177,7 +200,7 @@ def _mixing(root: Node, problems: Problems) -> Any:
         return BAD
     strategy = node.value.get("strategy", Node("annealed", "mixing.strategy", node.line))
     made = _named(strategy, "name", plugins.mixing_strategies(), problems, "mixing strategy")
-    rest = mapping_of(node, MixingSection, problems, skip=("strategy",))
+    rest = _ranges_of(node, mapping_of(node, MixingSection, problems, skip=("strategy",)), problems)
     if made is BAD or BAD in rest.values():
         return BAD
     return MixingSection(strategy=made, **rest)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hfadapt.config.check import BAD, fields_of, known_keys, value_of
+from hfadapt.config.check import BAD, fields_of, in_range, known_keys, value_of
 from hfadapt.config.recipe import BASELINES
 from hfadapt.config.tree import Node, Problems
+from hfadapt.training.arguments import RANGES
 
 __all__ = ["baselines", "training"]
 
+HEAD_RATE = "head_learning_rate"
 # Set by the recipe's own keys, so that a value has one place.
 TAKEN = {
     "output_dir": "output",
@@ -35,7 +37,7 @@ def baselines(root: Node, problems: Problems) -> Any:
         problems.add(node, "expected a list or a mapping of baselines", got=node.kind, allowed=", ".join(BASELINES))
         return BAD
     known_keys(node, BASELINES, problems, "baseline")
-    own = {"head_learning_rate": float | None}
+    own = {HEAD_RATE: float | None}
     return {name: training(child, problems, own) for name, child in node.items() if name in BASELINES}
 
 
@@ -53,6 +55,7 @@ def training(node: Node | None, problems: Problems, own: Mapping[str, Any] = Map
         problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)
         return BAD
     known = {**_training_fields(), **own}
+    ranges = {**RANGES, HEAD_RATE: {"above": 0, "optional": True}}
     values = {}
     known_keys(node, known, problems, "TrainingArguments field")
     for key, child in node.items():
@@ -60,6 +63,8 @@ def training(node: Node | None, problems: Problems, own: Mapping[str, Any] = Map
             problems.add(child, f"{key} is set by the recipe's own key", try_=TAKEN[key])
         elif key in known:
             values[key] = value_of(child, known[key], problems)
+            if key in ranges:
+                in_range(child, key, values[key], ranges[key], problems)
     return values
 
 

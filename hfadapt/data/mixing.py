@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, did_you_mean, problem
 
-__all__ = ["MixingStrategy", "UniformStream", "make_strategy", "power_probabilities"]
+__all__ = ["MixingStrategy", "UniformStream", "checked_probabilities", "make_strategy", "power_probabilities"]
 
 
 class UniformStream(Protocol):
@@ -53,7 +53,7 @@ class MixingStrategy(ABC):
             start: How many draws earlier epochs made; strategies that go in turn continue from there.
             stream: Seeded; the same on all ranks.
         """
-        cumulative = np.cumsum(np.asarray(self.probabilities(sizes, epoch, epochs), np.float64))
+        cumulative = np.cumsum(checked_probabilities(self, sizes, epoch, epochs))
         # the last entry is forced to 1 so that rounding can never push a draw past the last task
         cumulative /= cumulative[-1]
         return np.searchsorted(cumulative, stream.random(count), side="right").astype(np.int64)
@@ -69,9 +69,34 @@ class MixingStrategy(ABC):
         return hash((type(self), tuple(sorted(vars(self).items()))))
 
 
+def checked_probabilities(strategy: MixingStrategy, sizes: Sequence[int], epoch: int, epochs: int) -> np.ndarray:
+    """Return what a strategy answers, float64.
+
+    Raises:
+        ConfigError: it answers something else than one finite probability a task, or only zeros.
+    """
+    given = strategy.probabilities(sizes, epoch, epochs)
+    try:
+        found = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        found = np.full(0, np.nan)
+    if found.shape != (len(sizes),) or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
+        raise ConfigError(
+            problem(
+                "a mixing strategy gives no probabilities",
+                where=f"{strategy!r}, epoch {epoch} of {epochs}",
+                got=repr(given),
+                allowed=f"{len(sizes)} finite numbers of at least 0, one a task, not all 0",
+            )
+        )
+    return found
+
+
 def power_probabilities(sizes: Sequence[int], alpha: float) -> np.ndarray:
     """Return ``p_i = N_i^alpha / sum_j N_j^alpha`` (Stickland & Murray 2019, section 3.3)."""
-    weights = np.asarray(sizes, np.float64) ** alpha
+    # relative to the largest, or a large alpha overflows
+    largest = np.asarray(sizes, np.float64) / max(sizes)
+    weights = largest**alpha
     return weights / weights.sum()
 
 

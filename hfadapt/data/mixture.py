@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DataError, did_you_mean, problem
 from ..heads import OwnHead
+from ..limits import require_number
 from ..tasks import Task, check_tasks
 from ..training.multitask import MultiTaskMetrics
 from .collator import MultiTaskCollator
@@ -84,9 +85,18 @@ class TaskMixture:
             raise ConfigError(
                 problem("unknown form of batches", where="TaskMixture", got=repr(batch), allowed="one_task, mixed")
             )
-        for name, value in (("batch_size", batch_size), ("epoch_steps", epoch_steps), ("epochs", epochs)):
-            if value is not None and value < 1:
-                raise ConfigError(problem(f"bad {name}", where="TaskMixture", got=value, allowed="1 or more, or None"))
+        given = {
+            "batch_size": batch_size,
+            "epoch_steps": epoch_steps,
+            "epochs": epochs,
+            "pad_to_multiple_of": pad_to_multiple_of,
+        }
+        for name, value in given.items():
+            require_number(name, value, where="TaskMixture", whole=True, optional=True, least=1)
+        require_number("bucket_steps", bucket_steps, where="TaskMixture", whole=True, least=1)
+        require_number("seed", seed, where="TaskMixture", whole=True, optional=True, least=0)
+        # as of Task: a start, an end, and something between them
+        require_number("max_length", max_length, where="TaskMixture", whole=True, optional=True, least=4)
         self.batch_size, self.seed, self.max_length, self.cache_dir = batch_size, seed, max_length, cache_dir
         self._splits = [load_splits(task) for task in self.tasks]
         self._columns: dict[tuple[int, str], Columns] = {}

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from .mixing import MixingStrategy
+from ..errors import ConfigError, problem
+from .mixing import MixingStrategy, checked_probabilities
 
 __all__ = ["BatchForm", "Layout", "Schedule"]
 
@@ -87,14 +88,26 @@ class Schedule:
 
     def probabilities(self, epoch: int) -> np.ndarray:
         """Return the probability of each task in an epoch counted from 0."""
-        return self.strategy.probabilities(self.sizes, min(epoch + 1, self.layout.epochs), self.layout.epochs)
+        epochs = self.layout.epochs
+        return checked_probabilities(self.strategy, self.sizes, min(epoch + 1, epochs), epochs)
 
     def draws(self, epoch: int) -> np.ndarray:
         """Return the task of each draw of an epoch counted from 0: one a step, or one a row when mixed."""
         stream = np.random.default_rng([self.seed, _DRAWS, epoch])
         count = self._draws_per_epoch
         epochs = self.layout.epochs
-        return self.strategy.draw(self.sizes, min(epoch + 1, epochs), epochs, count, epoch * count, stream)
+        drawn = self.strategy.draw(self.sizes, min(epoch + 1, epochs), epochs, count, epoch * count, stream)
+        known = isinstance(drawn, np.ndarray) and drawn.shape == (count,) and np.issubdtype(drawn.dtype, np.integer)
+        if not known or (count and not 0 <= drawn.min() <= drawn.max() < len(self.sizes)):
+            raise ConfigError(
+                problem(
+                    "a mixing strategy draws no tasks",
+                    where=f"{self.strategy!r}, epoch {epoch + 1}",
+                    got=f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else repr(drawn),
+                    allowed=f"an integer array of {count} task numbers, 0 to {len(self.sizes) - 1}",
+                )
+            )
+        return drawn
 
     def counts(self, epoch: int) -> np.ndarray:
         """Return how many rows of each task an epoch takes."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError, TaskError, did_you_mean, problem
+from ..limits import require_number
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .pooling import SequenceModule
 
@@ -70,6 +71,18 @@ class SequenceHead(Head):
     """
 
     inner_size: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(
+            "inner_size",
+            self.inner_size,
+            where=type(self).__name__,
+            whole=True,
+            optional=True,
+            least=1,
+            error=TaskError,
+        )
 
     def build(self, hidden_size: int, pooling: Pooling, pair: str) -> SequenceModule:
         """See ``Head.build``."""

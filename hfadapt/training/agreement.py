@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from ..errors import ConfigError, DataError, problem
 from ..heads import IGNORE, OwnHead
+from .arguments import require_arguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +27,10 @@ def require_order(args: TrainingArguments) -> None:
     """Let the Trainer keep the mixture's order of rows, and refuse arguments that contradict it.
 
     Raises:
-        ConfigError: an argument would change the order, the loss or the batch size.
+        ConfigError: an argument would change the order, the loss or the batch size, or holds a number that no training
+            can mean.
     """
+    require_arguments(vars(args))
     strategy = getattr(args, "train_sampling_strategy", None)
     if strategy == "random":
         # the default, which nobody chose: the mixture has shuffled its rows already

@@ -18,6 +18,7 @@ from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, problem
+from ..limits import require_number
 from ..state import adapted_model, attachment, deltas_of, find_attachment, slots_of
 from .agreement import base_name, require_order, require_same_tasks, takes_task_ids
 
@@ -150,6 +151,9 @@ class RobustAdapterDrop(TrainerCallback):
         max: Largest n for all stacks, or by stack (kind or path); by default L - 1 of each stack.
         stacks: Which stacks to drop in, by kind or path; by default all.
         seed: Of the draws; by default the Trainer's seed.
+
+    Raises:
+        ConfigError: a number is no whole number of at least 0.
     """
 
     def __init__(
@@ -159,6 +163,10 @@ class RobustAdapterDrop(TrainerCallback):
         stacks: Iterable[str] | None = None,
         seed: int | None = None,
     ) -> None:
+        for stack, limit in (max if isinstance(max, Mapping) else {"all stacks": max}).items():
+            where = f"RobustAdapterDrop, {stack}"
+            require_number("max", limit, where=where, whole=True, optional=not isinstance(max, Mapping), least=0)
+        require_number("seed", seed, where="RobustAdapterDrop", whole=True, optional=True, least=0)
         self.max = max
         self.stacks = None if stacks is None else tuple(stacks)
         self.seed = seed

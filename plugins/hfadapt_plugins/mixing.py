@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from hfadapt.data.mixing import MixingStrategy, UniformStream, power_probabilities
-from hfadapt.errors import ConfigError, problem
 from hfadapt.hookspecs import hookimpl
+from hfadapt.limits import require_number
 from hfadapt.registry import Registry
 
 __all__ = ["Annealed", "Proportional", "RoundRobin", "SquareRoot", "Temperature"]
@@ -63,9 +63,7 @@ class Annealed(MixingStrategy):
     name: ClassVar[str] = "annealed"
 
     def __init__(self, end: float = 0.2) -> None:
-        if not 0 <= end <= 1:
-            raise ConfigError(problem("bad end of the annealing", where="Annealed", got=end, allowed="0 <= end <= 1"))
-        self.end = end
+        self.end = require_number("end", end, where="Annealed", least=0, most=1)
 
     def alpha(self, epoch: int, epochs: int) -> float:
         """Return alpha of epoch ``e`` of ``E``; epochs past the last keep the last value."""
@@ -89,14 +87,8 @@ class Temperature(MixingStrategy):
     name: ClassVar[str] = "temperature"
 
     def __init__(self, t: float = 2.0, limit: int | None = None) -> None:
-        if not t > 0 or (limit is not None and limit < 1):
-            raise ConfigError(
-                problem(
-                    "bad option", where="Temperature", got=f"t={t}, limit={limit}", allowed="t > 0, limit >= 1 or None"
-                )
-            )
-        self.t = t
-        self.limit = limit
+        self.t = require_number("t", t, where="Temperature", above=0)
+        self.limit = require_number("limit", limit, where="Temperature", whole=True, optional=True, least=1)
 
     def probabilities(self, sizes: Sequence[int], epoch: int, epochs: int) -> np.ndarray:
         """min(N_i, limit)^(1/t), normalised."""

@@ -1,0 +1,79 @@
+"""Which numbers an option may hold: infinite and NaN pass most comparisons that a range is written as."""
+
+from __future__ import annotations
+
+import numbers
+from typing import TypeVar
+
+from .errors import ConfigError, HFAdaptError, problem
+
+__all__ = ["finite", "require_number"]
+
+_Number = TypeVar("_Number", int, float, "int | None", "float | None")
+#: Numbers end in float32 tensors; a larger one would be infinite there.
+_LARGEST = 3.4028234663852886e38
+
+
+def finite(value: object) -> bool:
+    """Say whether a value is a number (a truth value is none) that stays finite in float32."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    # a whole number may be too long for a float: compared, never converted
+    return abs(value) <= _LARGEST if isinstance(value, numbers.Integral) else abs(float(value)) <= _LARGEST
+
+
+def require_number(
+    name: str,
+    value: _Number,
+    *,
+    where: str,
+    whole: bool = False,
+    optional: bool = False,
+    also: tuple[float, ...] = (),
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    error: type[HFAdaptError] = ConfigError,
+) -> _Number:
+    """Return the value of an option.
+
+    Args:
+        name: Of the option.
+        value: What it was given.
+        where: Whose option it is.
+        whole: Only whole numbers.
+        optional: ``None`` is allowed.
+        also: Numbers outside the range that have a meaning of their own.
+        least: The smallest that is allowed.
+        above: Below all that are allowed.
+        most: The largest that is allowed.
+        below: Above all that are allowed.
+        error: Raised.
+
+    Raises:
+        HFAdaptError: of the given kind; the value is no number, infinite, NaN or out of range.
+    """
+    if value is None and optional:
+        return value
+    if finite(value) and value in also:
+        return value
+    fits = finite(value) and (not whole or isinstance(value, numbers.Integral))
+    if (
+        fits
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        return value
+    words = "a whole number" if whole else "a finite number"
+    low = [f"{bound:g} {sign}" for sign, bound in (("<=", least), ("<", above)) if bound is not None]
+    high = [f"{sign} {bound:g}" for sign, bound in (("<=", most), ("<", below)) if bound is not None]
+    if low and high:
+        words += f", {low[0]} {name} {high[0]}"
+    elif low or high:
+        turned = [f"{'>=' if least is not None else '>'} {low[0].split()[0]}"] if low else high
+        words += f" {turned[0]}"
+    allowed = " or ".join([words, *map(str, also), *(["None"] if optional else [])])
+    raise error(problem(f"bad {name}", where=where, got=repr(value), allowed=allowed))
