@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,15 @@ from hfadapt.freezing import head_modules
 from hfadapt.state import deltas_of
 
 from .config import LoRA
+from .peft_config import read_peft_config
+from .peft_tensors import PARTS, PREFIX, fit_to_model, named_tensors, split_tensors
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = ["load_peft", "save_peft"]
 
-_PREFIX = "base_model.model."
-_PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
-# What changes the computation of a plain LoRA, beside the fields that are read; all others only say how it was trained.
-_UNKNOWN_HERE = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-    "trainable_token_indices",
-    "target_parameters",
-)
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -82,11 +71,11 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
                     try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
                 )
             )
-        for own, theirs in _PARTS.items():
-            tensors[f"{_PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
+        for own, theirs in PARTS.items():
+            tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
     heads = [path for path, head in head_modules(model).items() if any(p.requires_grad for p in head.parameters())]
     tensors |= {
-        f"{_PREFIX}{path}.{key}": value
+        f"{PREFIX}{path}.{key}": value
         for path in heads
         for key, value in model.get_submodule(path).state_dict().items()
     }
@@ -134,25 +123,20 @@ def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
 def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str = "default") -> Handle:
     """Attach a LoRA adapter that peft saved, with the head that it saved.
 
+    The adapter may have been trained with a head or without one: it is put on the same linears of the base either way.
+
     Args:
-        model: The base, of the class that was adapted; a head that the files lack stays as it is.
+        model: The base that was adapted; a head that the files lack stays as it is.
         folder: With peft's ``adapter_config.json`` and ``adapter_model.safetensors``.
         name: What to call the adapter here.
 
     Raises:
-        CheckpointError: the files are no plain LoRA of peft's, damaged, or of another base.
+        CheckpointError: the files are damaged, say more than a plain LoRA can do (each such field is named), or do not
+            fit this model.
         AttachError: the name is taken.
     """
-    config = _read_config(folder)
-    updates, others = _split(read_tensors(folder), folder)
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    missing = [leaf for leaf in updates if f"{leaf}.weight" not in own] + [key for key in others if key not in own]
-    sizes = {parts["lora_a"].shape[0] for parts in updates.values()}
-    if missing or sizes != {config.r}:
-        got = f"no {', '.join(missing[:3])} here" if missing else f"ranks {sorted(sizes)}, r={config.r}"
-        raise CheckpointError(
-            problem("the adapter is of another base", where=str(folder), got=f"{type(model).__name__}: {got}")
-        )
+    config = read_peft_config(folder)
+    updates, others = fit_to_model(model, *split_tensors(read_tensors(folder), folder), config, folder)
     method = LoRA(
         r=config.r,
         lora_alpha=config.lora_alpha,
@@ -163,57 +147,10 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     handle = attach(model, method, name)
     try:
         _copy(model, name, updates, others, folder)
-    except CheckpointError:
+    except BaseException:
         handle.detach()
         raise
     return handle
-
-
-def _read_config(folder: str | os.PathLike[str]) -> LoraConfig:
-    from peft import LoraConfig
-
-    try:
-        kind = json.loads((Path(folder) / CONFIG_FILE).read_text("utf-8")).get("peft_type")
-        if kind != "LORA":
-            raise CheckpointError(
-                problem("no LoRA of peft's", where=str(folder), got=f"peft_type {kind!r}", allowed="'LORA'")
-            )
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(problem(f"{CONFIG_FILE} cannot be read", where=str(folder), got=str(error))) from error
-    assert isinstance(config, LoraConfig)  # peft chooses the class by peft_type
-    more = [field for field in _UNKNOWN_HERE if getattr(config, field, None)]
-    more += [f"bias={config.bias!r}"] if config.bias != "none" else []
-    if more:
-        raise CheckpointError(
-            problem(
-                "more than a plain LoRA",
-                where=str(folder),
-                got=", ".join(more),
-                try_="merge it with peft (merge_and_unload) and adapt what comes out",
-            )
-        )
-    return config
-
-
-def _split(
-    tensors: dict[str, Tensor], folder: str | os.PathLike[str]
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return the two matrices of each linear, and the other tensors by their name in the model."""
-    updates: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        path = key.removeprefix(_PREFIX)
-        part = next((own for own, theirs in _PARTS.items() if path.endswith(theirs)), None)
-        if part is None:
-            others[path] = tensor
-        else:
-            updates.setdefault(path.removesuffix(_PARTS[part]), {})[part] = tensor
-    halves = [leaf for leaf, parts in updates.items() if len(parts) != len(_PARTS)]
-    if not updates or halves:
-        got = f"one matrix of two at {halves[0]}" if halves else "no lora_A and lora_B"
-        raise CheckpointError(problem(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got))
-    return updates, others
 
 
 def _copy(
@@ -223,11 +160,17 @@ def _copy(
     others: dict[str, Tensor],
     folder: str | os.PathLike[str],
 ) -> None:
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    own = named_tensors(model)
     pairs = [(key, own[key], tensor) for key, tensor in others.items()]
-    for _, delta in deltas_of(model, name):
+    deltas = [delta for _, delta in deltas_of(model, name)]
+    more = {delta.site.leaf for delta in deltas} - set(updates)
+    if more:
+        # Names of modules are matched by their end, and a whole path may be the end of a longer one.
+        got = f"{sorted(more)[0]} is meant by the same name as a linear of the file"
+        raise CheckpointError(problem("linears cannot be told apart by their paths", where=str(folder), got=got))
+    for delta in deltas:
         given = updates[delta.site.leaf]
-        pairs += [(delta.site.leaf, getattr(delta.own(name), part), given[part]) for part in _PARTS]
+        pairs += [(delta.site.leaf, getattr(delta.own(name), part), given[part]) for part in PARTS]
     wrong: list[Any] = [
         (key, list(theirs.shape), list(ours.shape)) for key, ours, theirs in pairs if ours.shape != theirs.shape
     ]

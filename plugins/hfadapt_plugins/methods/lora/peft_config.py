@@ -1,0 +1,194 @@
+"""What peft's ``adapter_config.json`` of a LoRA may say, and what each field means for reading it here.
+
+The table knows the fields of peft 0.21.2. peft itself need not be installed; where it is, its defaults are asked for
+fields that the table does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfadapt.adapter_files import CONFIG_FILE
+from hfadapt.errors import CheckpointError, problem
+
+__all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "read_peft_config"]
+
+# Fields that say what is computed, and are read.
+READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "modules_to_save", "init_lora_weights")
+
+# Fields that say where the file comes from or how it was trained, or which linears it adapts: the weights show those.
+HARMLESS = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    # A and B have one layout, whichever way round the base keeps its weight.
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "megatron_core",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    # Options of an initialisation, without effect unless init_lora_weights names it (and that is looked at).
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    # Without effect unless use_qalora.
+    "qalora_group_size",
+)
+
+# Fields that change the computation, or the modules, in ways that a plain LoRA here has not; with peft's default.
+REFUSED: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "bias": "none",
+    "ensure_weight_tying": False,
+    "kasa_config": None,
+    "layer_replication": None,
+    "lora_bias": False,
+    "megatron_config": None,
+    "monteclora_config": None,
+    "rank_pattern": {},
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "velora_config": None,
+}
+
+# Initialisations that leave the base as it was. The others subtract from its weights what A and B start with.
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+_MERGE = "merge it with peft (merge_and_unload) and adapt what comes out"
+_CONVERT = (
+    "write it as a plain LoRA with peft's save_pretrained(folder, path_initial_model_for_weight_conversion=...), "
+    "or merge it with peft (merge_and_unload)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftLoRA:
+    """The fields of a plain LoRA of peft's, checked.
+
+    Args:
+        r: Rank.
+        lora_alpha: Scale, divided by the rank or its root.
+        lora_dropout: Dropout on what the update reads.
+        use_rslora: Divide by the root.
+        modules_to_save: Ends of the paths of modules that the file holds whole.
+    """
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    modules_to_save: tuple[str, ...]
+
+
+def read_peft_config(folder: str | os.PathLike[str]) -> PeftLoRA:
+    """Read ``adapter_config.json`` of a plain LoRA.
+
+    Raises:
+        CheckpointError: it cannot be read, is no LoRA, holds a value of a wrong type, or says more than a plain LoRA
+            can do: every such field is named.
+    """
+    data = _json(folder)
+    if data.get("peft_type") != "LORA":
+        got = f"peft_type {data.get('peft_type')!r}"
+        raise CheckpointError(problem("no LoRA of peft's", where=str(folder), got=got, allowed="'LORA'"))
+    _refuse_more(data, folder)
+    wrong = [f"{key}={data[key]!r}" for key, fits in _TYPES.items() if key in data and not fits(data[key])]
+    if wrong or "r" not in data:
+        got = ", ".join(wrong) or "no r"
+        raise CheckpointError(problem(f"{CONFIG_FILE} is damaged", where=str(folder), got=got, try_="save again"))
+    return PeftLoRA(
+        r=data["r"],
+        lora_alpha=data.get("lora_alpha", 8),
+        lora_dropout=data.get("lora_dropout", 0.0),
+        use_rslora=data.get("use_rslora", False),
+        modules_to_save=tuple(data.get("modules_to_save") or ()),
+    )
+
+
+def _json(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        data = json.loads((Path(folder) / CONFIG_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(problem(f"{CONFIG_FILE} cannot be read", where=str(folder), got=got)) from error
+    if not isinstance(data, dict):
+        got = type(data).__name__
+        raise CheckpointError(problem(f"{CONFIG_FILE} holds no fields", where=str(folder), got=got))
+    return data
+
+
+def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Raise and name every field that makes this more than A, B and whole modules on an unchanged base."""
+    init = data.get("init_lora_weights", True)
+    kind = init.lower() if isinstance(init, str) else init
+    changed = [] if kind in _PLAIN_INITS else [f"init_lora_weights={init!r}"]
+    more = [f"{key}={data[key]!r}" for key, usual in REFUSED.items() if key in data and not _same(data[key], usual)]
+    unknown = {key: data[key] for key in data if key not in (*READ, *HARMLESS, *REFUSED)}
+    defaults = _installed_defaults() if unknown else {}
+    strange = [f"{key}={value!r}" for key, value in unknown.items() if not _same(value, defaults.get(key))]
+    if changed and not more and not strange:
+        raise CheckpointError(
+            problem(
+                "this LoRA belongs to a base whose weights its initialisation changed",
+                where=str(folder),
+                got=changed[0],
+                allowed=f"init_lora_weights of {', '.join(map(repr, _PLAIN_INITS))}",
+                try_=_CONVERT,
+            )
+        )
+    if changed or more or strange:
+        got = ", ".join([*more, *changed, *(f"{field} (not known here)" for field in strange)])
+        # What is applied from a token on belongs to no weight, so that it cannot be merged either.
+        cure = "run it with peft" if data.get("alora_invocation_tokens") else _MERGE
+        raise CheckpointError(problem("more than a plain LoRA", where=str(folder), got=got, try_=cure))
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether a field of the file says no more than the default does; nothing, no and empty are one for peft."""
+    return value == default if value or default else True
+
+
+def _installed_defaults() -> dict[str, Any]:
+    """The defaults of the installed peft's LoraConfig, which may be newer than the table; empty without peft."""
+    found: dict[str, Any] = {}
+    # Any failure of another library at import only leaves its fields unknown, and they are refused by name.
+    with contextlib.suppress(Exception):
+        from peft import LoraConfig
+
+        for field in dataclasses.fields(LoraConfig):
+            if field.default_factory is not dataclasses.MISSING:
+                found[field.name] = field.default_factory()
+            elif field.default is not dataclasses.MISSING:
+                found[field.name] = field.default
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_TYPES = {
+    "r": lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31,
+    "lora_alpha": lambda v: _is_number(v) and v > 0,
+    "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
+    "use_rslora": lambda v: isinstance(v, bool),
+    "modules_to_save": lambda v: v is None or (isinstance(v, list) and all(isinstance(one, str) for one in v)),
+}

@@ -1,0 +1,183 @@
+"""The tensors of a LoRA that peft saved: which linears of this model they update, and what else the file holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from hfadapt.adapter_files import WEIGHTS_FILE
+from hfadapt.architecture import is_linear
+from hfadapt.errors import CheckpointError, did_you_mean, problem
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from .peft_config import PeftLoRA
+
+__all__ = ["PARTS", "PREFIX", "fit_to_model", "named_tensors", "split_tensors"]
+
+PREFIX = "base_model.model."
+PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
+_BASE_COPY = ".base_layer."
+
+Updates = dict[str, dict[str, "Tensor"]]
+Folder = str | os.PathLike[str]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by every name they have; tied ones have several."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def split_tensors(tensors: dict[str, Tensor], folder: Folder) -> tuple[Updates, dict[str, Tensor]]:
+    """Return the two matrices of each linear, and the other tensors, by their paths in the model that was adapted.
+
+    Raises:
+        CheckpointError: there is no LoRA in the file, half of one, or more than A and B.
+    """
+    updates: Updates = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        path = key.removeprefix(PREFIX)
+        part = next((own for own, theirs in PARTS.items() if path.endswith(theirs)), None)
+        if part is None:
+            others[path] = tensor
+        else:
+            updates.setdefault(path.removesuffix(PARTS[part]), {})[part] = tensor
+    embeddings = [key for key in others if ".lora_embedding_" in key]
+    if embeddings:
+        got = embeddings[0]
+        raise _refusal("a LoRA of an embedding, which is a table and no linear", folder, got, _MERGE)
+    more = [key for key in others if any(one.startswith("lora_") for one in key.split("."))]
+    if more:
+        raise _refusal("more than the matrices A and B of a plain LoRA", folder, ", ".join(more[:3]), _MERGE)
+    halves = [leaf for leaf, parts in updates.items() if len(parts) != len(PARTS)]
+    if not updates or halves:
+        got = f"one matrix of two at {halves[0]}" if halves else "no lora_A and lora_B"
+        raise CheckpointError(problem(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got))
+    return updates, others
+
+
+_MERGE = "merge it with peft (merge_and_unload) and adapt what comes out"
+
+
+def fit_to_model(
+    model: PreTrainedModel, updates: Updates, others: dict[str, Tensor], config: PeftLoRA, folder: Folder
+) -> tuple[Updates, dict[str, Tensor]]:
+    """Return the updates and the modules saved whole by their paths in ``model``.
+
+    Copies of the base's own weights, which peft writes beside a LoRA of tied or resized embeddings, are compared with
+    this base and left out.
+
+    Raises:
+        CheckpointError: this model lacks a module, or it is no linear; ranks differ from the config; a tensor is none
+            that the config announces; or the file's copy of the base differs from this base.
+    """
+    updates, others = _with_paths_of(model, updates, others, folder)
+    for leaf, parts in updates.items():
+        module = model.get_submodule(leaf)
+        if not is_linear(module):
+            raise _refusal(f"a LoRA of a {type(module).__name__}, which is no linear", folder, leaf, _MERGE)
+        a, b = parts["lora_a"], parts["lora_b"]
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != config.r or b.shape[1] != config.r:
+            got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={config.r}"
+            raise _refusal("the matrices do not have the config's rank", folder, got, "")
+    own = named_tensors(model)
+    whole: dict[str, Tensor] = {}
+    for key, tensor in others.items():
+        if _BASE_COPY not in key and _is_saved_whole(key, config.modules_to_save):
+            if key not in own:
+                raise _no_place(model, key, folder)
+            _check_untied(own, key, tensor, folder)
+            whole[key] = tensor
+        else:
+            _check_base_copy(model, key.replace(_BASE_COPY, "."), tensor, own, folder)
+    return updates, whole
+
+
+def _with_paths_of(
+    model: PreTrainedModel, updates: Updates, others: dict[str, Tensor], folder: Folder
+) -> tuple[Updates, dict[str, Tensor]]:
+    """Rename what was saved from a model with a head, or without one, to this model's paths."""
+    modules = {path for path, _ in model.named_modules()}
+    if modules.issuperset(updates):
+        return updates, others
+    prefix = f"{model.base_model_prefix}."
+    if getattr(model, "base_model", model) is not model:
+        longer = {f"{prefix}{leaf}": parts for leaf, parts in updates.items()}
+        if modules.issuperset(longer):
+            return longer, {f"{prefix}{key}": tensor for key, tensor in others.items()}
+    shorter = {leaf.removeprefix(prefix): parts for leaf, parts in updates.items()}
+    if modules.issuperset(shorter):
+        head = [key for key in others if not key.startswith(prefix)]
+        if head:
+            raise _no_place(model, head[0], folder)
+        return shorter, {key.removeprefix(prefix): tensor for key, tensor in others.items()}
+    missing = next(leaf for leaf in updates if leaf not in modules)
+    linears = [path for path, module in model.named_modules() if is_linear(module)]
+    raise CheckpointError(
+        problem(
+            "the adapter is of another base: it updates modules that this model has not",
+            where=str(folder),
+            got=f"{missing} (of {len(updates)}) on {type(model).__name__}",
+            allowed=f"linears such as {', '.join(linears[:3])}",
+            try_=did_you_mean(missing, linears),
+        )
+    )
+
+
+def _is_saved_whole(key: str, modules_to_save: Iterable[str]) -> bool:
+    """Whether a module above the tensor ends with one of the names, as peft looks for them."""
+    steps = key.split(".")
+    paths = [".".join(steps[:i]) for i in range(1, len(steps))]
+    return any(path.endswith(name) for name in modules_to_save for path in paths)
+
+
+def _check_base_copy(model: PreTrainedModel, key: str, saved: Tensor, own: dict[str, Tensor], folder: Folder) -> None:
+    """Compare a tensor of the base in the file with this base's."""
+    if key not in own:
+        raise _no_place(model, key, folder)
+    here = own[key].detach().cpu()
+    if here.shape != saved.shape:
+        raise _refusal(
+            "the file holds the base's embeddings or other weights in another size: its vocabulary was resized",
+            folder,
+            f"{key} {list(saved.shape)} in the file, {list(here.shape)} in {type(model).__name__}",
+            "model.resize_token_embeddings to the file's size, and copy its rows into the base",
+        )
+    if not (torch.equal(here.to(saved.dtype), saved) or torch.equal(here, saved.to(here.dtype))):
+        raise _refusal(
+            "the file holds weights of the base, and this base's differ",
+            folder,
+            f"{key}, not among modules_to_save",
+            "copy them into the base before, or merge with peft (merge_and_unload)",
+        )
+
+
+def _check_untied(own: dict[str, Tensor], key: str, saved: Tensor, folder: Folder) -> None:
+    """Refuse a trained copy of a module whose weight another module of this model shares: peft had untied them."""
+    sharing = [name for name, tensor in own.items() if tensor is own[key] and name != key]
+    if sharing and not torch.equal(own[key].detach().cpu(), saved.to(own[key].dtype)):
+        raise _refusal(
+            "the file holds its own copy of a weight that is tied to another here",
+            folder,
+            f"{key}, tied to {sharing[0]}",
+            "load it on a base with tie_word_embeddings=False",
+        )
+
+
+def _no_place(model: PreTrainedModel, key: str, folder: Folder) -> CheckpointError:
+    return _refusal(
+        f"the file holds a module that {type(model).__name__} has not, such as the head it was trained with",
+        folder,
+        key,
+        "load it on a model of the class that was adapted",
+    )
+
+
+def _refusal(what: str, folder: Folder, got: str, try_: str) -> CheckpointError:
+    return CheckpointError(problem(what, where=str(folder), got=got, try_=try_))
