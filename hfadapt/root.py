@@ -44,6 +44,8 @@ class Forward:
         self.module = module
         self.path = path
         self.token = _attachment_of(module).token
+        # Read here and not in a call, which torch.compile may be tracing.
+        self.arguments = tuple(inspect.signature(type(module).forward).parameters)[1:]
         # Whoever wrapped the method before (accelerate's device hooks) goes on doing so.
         self.wrapped = module.__dict__.get("forward")
 
@@ -118,13 +120,17 @@ class Forward:
             routing = make_routing(attachment, task_ids, found, kwargs)
         if routing is None:
             return None
-        mask = kwargs.get("attention_mask")
+        mask = self._argument("attention_mask", args, kwargs)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask = mask if routing.growth is None else routing.growth.repeat(mask)
             routing = replace(routing, mask=mask, other_mask=None)
         elif self.path in attachment.decoder_paths or (mask is not None and not inherits):
             # Below the root a model hands on masks of its own making, which say nothing new.
+            mask = mask if routing.growth is None else routing.growth.repeat(mask)
             routing = replace(routing, mask=None, other_mask=mask)
+        memory = self._argument("encoder_attention_mask", args, kwargs)
+        if memory is not None or self.path in attachment.decoder_paths:
+            routing = replace(routing, memory_mask=memory if routing.growth is None else routing.growth.repeat(memory))
         cache = kwargs.get("past_key_values")
         if cache is not None:
             routing.cache = cache
@@ -137,6 +143,13 @@ class Forward:
             if not self.path or key.startswith(self.path + "."):
                 routing.calls[key] = 0
         return routing
+
+    def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return an argument of the call, by its name or by its place; None where it is not given."""
+        if name in kwargs or len(args) < 2 or name not in self.arguments:  # the first is the input
+            return kwargs.get(name)
+        place = self.arguments.index(name)
+        return args[place] if place < len(args) else None
 
     def _leave(self, attachment: Attachment, output: Any) -> Any:
         """Check and complete what the model returned."""

@@ -146,6 +146,7 @@ class Routing:
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
         attentions: The caller asked for attention weights.
         other_mask: An attention mask of another form than ``mask``, as it was given.
+        memory_mask: The attention mask of the encoder's states that a decoder reads, as it was given.
         cache: The key-value cache of the call, or None.
         cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
         growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
@@ -174,6 +175,7 @@ class Routing:
     loss_share: Tensor | float | None = None
     growth: Growth | None = None
     other_mask: Any = None
+    memory_mask: Any = None
     cache: Any = None
     cached: int | Tensor = 0
     id_list: tuple[int, ...] | None = None

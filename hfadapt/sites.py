@@ -145,7 +145,10 @@ def ffn_hidden(layer: LayerMap) -> Site:
 def linear(layer: LayerMap, leaf: str, model: nn.Module) -> Site:
     """The output of one linear, from its input (LoRA)."""
     inputs, outputs = linear_sizes(model.get_submodule(leaf))
-    return _site(layer, "linear", leaf, "output", outputs, reads_leaf_input=True, source_width=inputs)
+    cross = layer.cross_attention
+    memory = cross is not None and leaf in (cross.key, cross.value, cross.fused)
+    more = {"reads_leaf_input": True, "source_width": inputs, "reads_memory": memory}
+    return _site(layer, "linear", leaf, "output", outputs, **more)
 
 
 def attention_core(layer: LayerMap, cross: bool = False, source: Tap | None = None) -> Site:

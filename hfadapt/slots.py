@@ -63,6 +63,7 @@ class Site:
         causal: The stack's self-attention is causal.
         part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
             blocks (the queries of a fused projection); None for all.
+        reads_memory: What is read are the encoder's states, in a decoder's cross-attention.
         query_heads: Heads of the attention whose heads or core are changed.
         kv_heads: Key-value heads of the attention whose core is changed.
     """
@@ -80,6 +81,7 @@ class Site:
     call: int = 0
     causal: bool = False
     part: tuple[int, int, int] | None = None
+    reads_memory: bool = False
     query_heads: int = 0
     kv_heads: int = 0
 

@@ -75,7 +75,7 @@ def bottleneck(config: dict[str, Any]) -> Bottleneck:
         scaling=config["scaling"],
         norms=LayerNorms(**norms),
         dropout=config["dropout"],
-        use_gating=config["use_gating"],
+        use_gating="mean_padded" if config["use_gating"] else False,
     )
 
 

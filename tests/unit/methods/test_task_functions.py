@@ -258,6 +258,7 @@ def test_a_mask_that_says_more_than_padding_is_refused() -> None:
     model = adapted(WITHIN["pal"])
     ids = inputs_of()["input_ids"]
     mask = torch.ones(2, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+    mask[:, :, 0, 3:] = False  # the first token sees only those near it
     with pytest.raises(RoutingError, match=r"attention_mask \[B, T\]"):
         model(input_ids=ids, attention_mask=mask, task_ids="a")
 

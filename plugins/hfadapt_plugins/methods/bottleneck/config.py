@@ -54,7 +54,8 @@ class Bottleneck(MethodConfig):
         norms: Where norms stand.
         dropout: Probability of dropping a unit of the bottleneck.
         init: ``"normal"`` draws from N(0, 0.02); ``"identity"`` starts as the base exactly.
-        use_gating: Multiply u by a learned gate of each input (UniPELT).
+        use_gating: Multiply u by a learned gate of each row (UniPELT), the mean over its real tokens;
+            ``"mean_padded"`` averages over padding too, as the published code and AdapterHub do.
         share: One adapter a sub-layer for all layers of a stack (AdapterDrop, cross-layer sharing).
     """
 
@@ -69,7 +70,7 @@ class Bottleneck(MethodConfig):
     norms: LayerNorms = field(default_factory=LayerNorms)
     dropout: float = 0.0
     init: str = "normal"
-    use_gating: bool = False
+    use_gating: bool | str = False
     share: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class Bottleneck(MethodConfig):
         require_scale(self, "scaling")
         self.require_fraction("dropout")
         self.require_one_of("init", INITS)
+        self.require_one_of("use_gating", (False, True, "mean_padded"))
         norms = self.norms
         if not norms.original_ln_after and (norms.residual_before_ln or not norms.original_ln_before):
             self.fail(
@@ -126,5 +128,5 @@ class Bottleneck(MethodConfig):
             init=self.init,
             norm_before=self.norms.ln_before,
             norm_after=("sum" if self.norms.adapter_residual_before_ln else "delta") if self.norms.ln_after else "",
-            gate=self.use_gating,
+            gate="mean" if self.use_gating is True else self.use_gating or "",
         )

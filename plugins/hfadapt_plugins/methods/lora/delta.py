@@ -14,7 +14,7 @@ from hfadapt.delta import FusionPart
 from hfadapt.errors import AttachError, problem
 from hfadapt_kernels import grouped_lora
 
-from ..gating import add_gate, gate_of_rows
+from ..shared.gating import add_gate, gate_of_rows
 
 if TYPE_CHECKING:
     from .config import LoRA

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place
 
-from ..gating import gate_variant
+from ..shared.gating import gate_variant
 from .config import LoRA
 from .delta import LoRADelta
 from .peft_files import load_peft, save_peft

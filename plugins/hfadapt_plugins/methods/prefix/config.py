@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from hfadapt import MethodConfig
 
-from ..gating import check_gate
+from ..shared.gating import check_gate
 
 __all__ = ["ATTENTIONS", "FORMS", "REPARAMETRIZATIONS", "PrefixConfig"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfadapt import AttentionCall, AttentionDelta, Rows, Weights
 from hfadapt_kernels import TaskBatch
 
-from ..gating import add_gate, gate_of_rows
+from ..shared.gating import add_gate, gate_of_rows
 from .attend import Part, PrefixAttention
 
 if TYPE_CHECKING:

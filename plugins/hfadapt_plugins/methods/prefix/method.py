@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place, select_layers, sites
 
-from ..gating import gate_variant
+from ..shared.gating import gate_variant
 from .config import PrefixConfig
 from .delta import PrefixDelta
 from .flatten import flatten_prefix

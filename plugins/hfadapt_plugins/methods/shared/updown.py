@@ -14,7 +14,7 @@ from hfadapt import Delta, Rows, Site, Weights
 from hfadapt.delta import FusionPart
 from hfadapt_kernels import TaskBatch, get_activation, parallel_adapter_norm
 
-from ..gating import refuse_single_steps
+from .gating import over_row
 from .initial import init_pair
 from .norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
 
@@ -36,7 +36,8 @@ class UpDown:
         norm_before: A LayerNorm of the adapter's own on what it reads.
         norm_after: A LayerNorm of the adapter's own: ``"delta"`` on what it adds, ``"sum"`` on value and delta.
         norm_eps: Epsilon of these norms; None takes that of the base's norm at the site.
-        gate: Multiply what is added by the mean over positions of ``sigmoid(w x + c)`` (UniPELT, Mao et al. 2022).
+        gate: Multiply what is added by the mean over a row of ``sigmoid(w x + c)`` (UniPELT, Mao et al. 2022):
+            ``"mean"`` over its real tokens, ``"mean_padded"`` over its padding too; "" for no gate.
     """
 
     size: int
@@ -48,7 +49,7 @@ class UpDown:
     norm_before: bool = False
     norm_after: str = ""
     norm_eps: float | None = 1e-5
-    gate: bool = False
+    gate: str = ""
 
     @property
     def plain(self) -> bool:
@@ -72,7 +73,8 @@ def updown_variant(form: UpDown) -> str:
         str(form.scale): isinstance(form.scale, str),
         "normbefore": form.norm_before,
         f"norm{form.norm_after}": bool(form.norm_after),
-        "gate": form.gate,
+        "gate": bool(form.gate),
+        "padded": form.gate == "mean_padded",
     }
     return "__".join([form.activation, *(name for name, on in flags.items() if on)])
 
@@ -212,9 +214,9 @@ class UpDownDelta(Delta):
         return own_norm(tensor, weights, biases, rows, eps)
 
     def gate(self, read: Tensor, rows: Rows) -> Tensor:
-        """Return each row's gate: the mean over all its positions, padding included, as the published code has it."""
-        refuse_single_steps(self.site, rows)
+        """Return each row's gate, ``[B, 1, 1]``; of a row that is one vector ``[B, 1]``."""
         weight = over_tokens(rows.gather(self.weights("gate_weight", rows.names), 0.0), read)
         bias = over_tokens(rows.gather(self.weights("gate_bias", rows.names), 0.0), read)
         gates = torch.sigmoid((read * weight).sum(-1, keepdim=True) + bias)
-        return gates.mean(dim=1, keepdim=True) if read.dim() == 3 else gates
+        padded = self.form(rows.names[0]).gate == "mean_padded"
+        return over_row(gates, rows, self.site, padding=padded) if read.dim() == 3 else gates

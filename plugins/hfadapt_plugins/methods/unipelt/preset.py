@@ -25,8 +25,8 @@ def unipelt(
 ) -> tuple[MethodConfig, ...]:
     """Prefix of 10, Pfeiffer adapter with reduction 16 and LoRA of rank 8, all gated (Mao et al. 2022).
 
-    (arXiv:2110.07577; sizes as in AdapterHub. The gate of the published code averages over padding too; LoRA and the
-    prefix take ``gate="mean_padded"`` for that, and average over real tokens by default.)
+    (arXiv:2110.07577; sizes as in AdapterHub. Gates average over real tokens; those of the published code over
+    padding too, which ``gate="mean_padded"`` of LoRA and prefix and ``use_gating="mean_padded"`` of the adapter give.)
 
     Args:
         prefix: The prefix, or fields of it.

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from hfadapt.errors import RoutingError, problem
 from hfadapt.method import MethodConfig
 
+from .mask import real_tokens
+
 if TYPE_CHECKING:
     from hfadapt import Delta, Rows, Site, Weights
 
-__all__ = ["GATES", "add_gate", "check_gate", "gate_of_rows", "gate_variant", "refuse_single_steps"]
+__all__ = ["GATES", "add_gate", "check_gate", "gate_of_rows", "gate_variant", "over_row"]
 
 # "token": each token its own; "mean": averaged over a row's real tokens; "mean_padded": averaged over padding too, as
 # the published code and AdapterHub do, which makes a row's output depend on how far its batch was padded.
@@ -50,24 +52,36 @@ def gate_of_rows(delta: Delta, x: Tensor, rows: Rows) -> Tensor:
     logits = (x * weight).sum(-1, keepdim=True) + bias.unsqueeze(-1)
     gates = torch.sigmoid(logits)
     if kind != "token":
-        mask = rows.routing.mask
-        refuse_single_steps(delta.site, rows)
-        if kind == "mean" and mask is not None and mask.shape == x.shape[:2]:
-            real = mask.to(gates.dtype).unsqueeze(-1)
-            gates = (gates * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-        else:
-            gates = gates.mean(1, keepdim=True)
+        gates = over_row(gates, rows, delta.site, padding=kind == "mean_padded")
     if not rows.batch.uniform:
         gates = torch.where((rows.batch.ids >= 0).view(-1, 1, 1), gates, torch.ones_like(gates))
     return gates.squeeze(1) if flat else gates
 
 
-def refuse_single_steps(site: Site, rows: Rows) -> None:
-    """Raise where a decoder is given its tokens step by step, which hides those that a mean over the row needs.
+def over_row(gates: Tensor, rows: Rows, site: Site, *, padding: bool) -> Tensor:
+    """Average ``[B, T, 1]`` over the real tokens of each row, so that how far its batch is padded changes nothing.
+
+    Args:
+        gates: One of each token.
+        rows: Of the call.
+        site: Where the gate reads.
+        padding: Average over padding as well.
 
     Raises:
-        RoutingError: the key-value cache of the call holds tokens.
+        RoutingError: a decoder is given its tokens step by step, which hides those that the mean needs; or the mask
+            does not say which tokens are padding.
     """
+    _refuse_single_steps(site, rows)
+    real = None if padding else real_tokens(rows, gates, site)
+    if real is None:
+        return gates.mean(1, keepdim=True)
+    real = real.unsqueeze(-1)
+    # Zeros in place of a product with the mask: a padded place may hold anything, infinities too.
+    total = gates.masked_fill(~real, 0.0).sum(1, keepdim=True)
+    return total / real.sum(1, keepdim=True).clamp_min(1).to(gates.dtype)
+
+
+def _refuse_single_steps(site: Site, rows: Rows) -> None:
     cached = rows.routing.cached
     if site.causal and (isinstance(cached, Tensor) or cached):  # a tensor is the count of a cache in a traced graph
         raise RoutingError(
