@@ -6,7 +6,6 @@ library versions; ``adapter_model.safetensors`` holds every parameter once, tied
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from .activation import compose
 from .adapter_files import FORMAT_VERSION, read_config, read_tensors, write_files
 from .atomic import atomic_folder
 from .attaching import attach, detach
+from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
 from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
 from .freezing import head_modules
@@ -33,30 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["load", "save"]
 
 _HEAD = "head."
-_VOLATILE = (
-    "_name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-)
-
-
-def base_fingerprint(model: PreTrainedModel) -> str:
-    """Return a hash of the base's config, without what may change from machine to machine."""
-    data = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE and not k.startswith("_")}
-    for key in (
-        "architectures",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "classifier_dropout",
-        "use_cache",
-    ):
-        data.pop(key, None)
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:
@@ -123,10 +99,7 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
     return {
         "format": "hfadapt",
         "format_version": FORMAT_VERSION,
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
-        "base_model_type": state.arch.model_type,
-        "base_config_hash": base_fingerprint(model),
-        "model_class": type(model).__name__,
+        **describe_base(model, state.arch.model_type),
         "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
         "compositions": {
             k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
@@ -172,7 +145,7 @@ def save(
         AttachError: nothing is attached, or an adapter is unknown.
     """
     config = {**describe(model, names), **(extra or {})}
-    tensors = {**state_of(model, names), **(extra_tensors or {})}
+    tensors = {**state_of(model, names), **token_rows(model), **(extra_tensors or {})}
     tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}
     foreign = (Path(folder) / "config.json").is_file() and not is_marked(folder)
     with atomic_folder(folder) as temporary:
@@ -194,7 +167,8 @@ def load(
     Args:
         folder: Written by ``save``.
         model: The base; by default the one named in the folder, with ``from_pretrained``.
-        strict: Every key must be there, with its shape, and no other.
+        strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
+            that decides shapes and computation. Otherwise fields may differ that no stock code reads.
 
     Returns:
         ``model`` (or the new one), adapted; adapters that were there stay.
@@ -209,8 +183,11 @@ def load(
 
         if model is None or isinstance(model, MultiTaskModel):
             return MultiTaskModel.from_pretrained(str(folder))
-    model = _base(data, folder) if model is None else model
-    _check_base(data, model, folder)
+    if model is None:
+        model = _base(data, folder)
+        restore_tokens(model, data, tensors, folder)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
+    check_base_of(data, model, folder, strict)
     had = find_attachment(model)
     before = set(had.names) if had is not None else set()
     clash = [n for n in data["adapters"] if n in before]
@@ -252,26 +229,16 @@ def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
                 try_="hfadapt.load(folder, model=base)",
             )
         )
-    return cls.from_pretrained(name)
+    return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
 
 
-def _check_base(data: Mapping[str, Any], model: PreTrainedModel, folder: Any) -> None:
+def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:
+    """Raise ``CheckpointError`` unless ``model`` is the base that the folder's adapters belong to."""
     from .architecture import resolve
 
     found = find_attachment(model)
     kind = found.arch.model_type if found is not None else resolve(model).model_type
-    fingerprint = base_fingerprint(model)
-    name = data["base_model_name_or_path"] or data["model_class"]
-    if kind != data["base_model_type"] or fingerprint != data["base_config_hash"]:
-        raise CheckpointError(
-            problem(
-                "the adapters belong to another base",
-                where=str(folder),
-                got=f"{type(model).__name__} ({kind}, config {fingerprint})",
-                allowed=f"{name} ({data['base_model_type']}, config {data['base_config_hash']})",
-                try_="load the base that is named in adapter_config.json",
-            )
-        )
+    check_base(data, model, kind, folder, strict)
 
 
 def apply_tensors(

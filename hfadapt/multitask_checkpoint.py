@@ -21,6 +21,7 @@ from . import adapter_files, checkpoint
 from .activation import compose
 from .atomic import atomic_folder
 from .attaching import attach
+from .base_identity import TOKENS, describe_base, label_options, restore_tokens, token_rows
 from .composition import Composition, parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
@@ -111,7 +112,7 @@ def apply(model: MultiTaskModel, tensors: Mapping[str, Tensor], where: str) -> N
     targets = model.state_dict(keep_vars=True)
     # Trainer may also hand over a dict that it gathered under the model's own names
     by_own_name = {own: key for key, own in keys.items()}
-    given = {by_own_name.get(key, key): tensor for key, tensor in tensors.items()}
+    given = {by_own_name.get(key, key): tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
     missing = sorted(set(keys) - set(given))
     unexpected = sorted(set(given) - set(keys))
     shapes = [
@@ -148,7 +149,7 @@ def save_multi_task(
         CheckpointError: the files cannot be written.
     """
     weights = model.state_dict() if state_dict is None else state_dict
-    tensors = {key: weights[own] for key, own in file_keys(model).items()}
+    tensors = {key: weights[own] for key, own in file_keys(model).items()} | token_rows(model.base)
     extra = {
         _KEY: {
             "tasks": [task.to_dict() for task in model.tasks],
@@ -180,10 +181,7 @@ def _describe_without_adapters(base: PreTrainedModel) -> dict[str, Any]:
     return {
         "format": "hfadapt",
         "format_version": adapter_files.FORMAT_VERSION,
-        "base_model_name_or_path": getattr(base.config, "_name_or_path", "") or None,
-        "base_model_type": base.config.model_type,
-        "base_config_hash": checkpoint.base_fingerprint(base),
-        "model_class": type(base).__name__,
+        **describe_base(base, base.config.model_type),
         "adapters": {},
         "compositions": {},
         "active": None,
@@ -244,7 +242,7 @@ def load_multi_task(
     tasks = [Task.from_dict(description) for description in saved["tasks"]]
     if base is None:
         base = _find_base(data, saved, tensors, folder, options)
-    checkpoint._check_base(data, base, folder)
+    checkpoint.check_base_of(data, base, folder)
     model = _rebuild(cls, base, tasks, data, saved["train_base"])
     for task, name in saved.get("routes", {}).items():
         model.use(task, name)
@@ -305,8 +303,10 @@ def _find_base(
             )
         )
     try:
-        return found.from_pretrained(name, **options)
+        base = found.from_pretrained(name, **{**label_options(data), **options})
     except (OSError, ValueError) as error:
         raise CheckpointError(
             problem("the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice)
         ) from error
+    restore_tokens(base, data, tensors, folder)
+    return base

@@ -1,0 +1,227 @@
+"""Which base an adapter belongs to: what of a config decides shapes and computation, and what may differ.
+
+A folder holds those fields and their hash, so that a refusal can list what differs. Labels and the vocabulary belong to
+a task and not to the base; they are kept beside the fields, so that a base that is loaded by its name gets them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import CheckpointError, problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = [
+    "TOKENS",
+    "base_fields",
+    "base_hash",
+    "check_base",
+    "describe_base",
+    "label_options",
+    "restore_tokens",
+    "token_rows",
+]
+
+TOKENS = "vocabulary."
+
+# Names, storage and what a call returns; labels; randomness of training and of fresh weights; token ids, which Trainer
+# takes over from the tokenizer; how `generate` decodes; the vocabulary, whose shapes the tensors themselves have.
+_NOT_THE_BASE = re.compile(
+    r"_.*|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|tokenizer_class|finetuning_task"
+    r"|task_specific_params|prefix|return_dict(_in_generate)?|use_cache|use_bfloat16|chunk_size_feed_forward"
+    r"|output_(attentions|hidden_states|router_logits|logits|scores|past)|gradient_checkpointing|pretraining_tp|id2label|label2id|num_labels|problem_type|\w*drop\w*|initializer_\w+"
+    r"|init_std|\w*token_ids?|\w*suppress_tokens|bad_words_ids|sep_token|mask_(time|feature)_\w+|apply_spec_augment"
+    r"|(router_)?aux_loss_coef|router_jitter_noise|(max|min)_length|do_sample|early_stopping|num_beams|num_beam_groups"
+    r"|num_return_sequences|diversity_penalty|temperature|top_[kp]|typical_p|repetition_penalty|length_penalty"
+    r"|(encoder_)?no_repeat_ngram_size|exponential_decay_length_penalty|remove_invalid_values|tf_legacy_loss"
+    r"|vocab_size|decoder_vocab_size"
+)
+# They change numbers a little or not at all, and only the user can know which: allowed with strict=False.
+_MAY_DIFFER = ("quantization_config", "tie_word_embeddings", "max_position_embeddings", "n_positions")
+
+_OLD_VOLATILE = {"torch_dtype", "dtype", "architectures", "id2label", "label2id", "num_labels", "problem_type"}
+_OLD_VOLATILE |= {"transformers_version", "classifier_dropout", "use_cache"}
+
+
+def base_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the fields of a config that decide shapes and computation, as JSON holds them."""
+    return json.loads(json.dumps(_without_others(config.to_dict()), sort_keys=True, default=str))
+
+
+def _without_others(data: Mapping[str, Any]) -> dict[str, Any]:
+    # Configs of several parts hold further configs, each with fields of this kind.
+    return {
+        str(key): _without_others(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if not _NOT_THE_BASE.fullmatch(str(key))
+    }
+
+
+def base_hash(fields: Mapping[str, Any]) -> str:
+    """Return a hash of the fields of a base."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _old_hash(config: PretrainedConfig) -> str:
+    """The hash that folders without ``base_config`` hold."""
+    data = {k: v for k, v in config.to_dict().items() if k not in _OLD_VOLATILE and not k.startswith("_")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` says of the base."""
+    fields = base_fields(model.config)
+    return {
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
+        "base_model_type": model_type,
+        "base_config_hash": base_hash(fields),
+        "base_config": fields,
+        "labels": _labels(model.config),
+        "vocab_size": getattr(model.config.get_text_config(), "vocab_size", None),
+        "model_class": type(model).__name__,
+    }
+
+
+def _labels(config: PretrainedConfig) -> dict[str, Any]:
+    names = getattr(config, "id2label", None) or {}
+    return {"id2label": {str(i): name for i, name in names.items()}, "problem_type": config.problem_type}
+
+
+def label_options(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ``from_pretrained`` that give a base the classes and label names that were saved."""
+    labels = data.get("labels")
+    if not isinstance(labels, dict) or not isinstance(labels.get("id2label"), dict) or not labels["id2label"]:
+        return {}
+    try:
+        names = {int(i): str(name) for i, name in labels["id2label"].items()}
+    except ValueError:
+        raise CheckpointError(problem("labels without numbers", got=labels["id2label"])) from None
+    # The head comes from the file; the base's own may have been of another size.
+    options = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "ignore_mismatched_sizes": True}
+    return {**options, **({"problem_type": labels["problem_type"]} if labels.get("problem_type") else {})}
+
+
+def check_base(data: Mapping[str, Any], model: PreTrainedModel, model_type: str, folder: Any, strict: bool) -> None:
+    """Raise unless ``model`` is the base that was adapted, as far as its config tells.
+
+    Args:
+        data: ``adapter_config.json``.
+        model: The base that is to be adapted.
+        model_type: What its architecture map says it is.
+        folder: Named in the error.
+        strict: Also refuse differences that change no shape and that a stock model's code does not read.
+
+    Raises:
+        CheckpointError: it is another one; the fields that differ are listed.
+    """
+    name = data.get("base_model_name_or_path") or data.get("model_class")
+    got, allowed, cure = f"{type(model).__name__} ({model_type}", f"{name} ({data.get('base_model_type')}", ""
+    saved = data.get("base_config")
+    if model_type != data.get("base_model_type"):
+        lines = []
+    elif saved is None:
+        here = _old_hash(model.config)
+        if here == data.get("base_config_hash") or not strict:
+            return
+        lines = []
+        got, allowed = f"{got}, config {here}", f"{allowed}, config {data.get('base_config_hash')}"
+        cure = (
+            "; strict=False if only labels, dropout or token ids differ: this folder is of a version that counted them"
+        )
+    else:
+        if not isinstance(saved, dict) or base_hash(saved) != data.get("base_config_hash"):
+            lines = ["base_config is not what was saved"]
+        else:
+            lines = _differences(saved, model, strict)
+            cure = "; strict=False allows fields that change no computation" if strict else ""
+        if not lines:
+            return
+    raise CheckpointError(
+        problem(
+            "the adapters belong to another base" + (f"; differing: {', '.join(lines)}" if lines else ""),
+            where=str(folder),
+            got=f"{got})",
+            allowed=f"{allowed})",
+            try_=f"load the base that is named in adapter_config.json{cure}",
+        )
+    )
+
+
+def _differences(saved: Mapping[str, Any], model: PreTrainedModel, strict: bool) -> list[str]:
+    here = base_fields(model.config)
+    usual: dict[str, Any] = {}
+    # Configs of several parts cannot be made without them.
+    with contextlib.suppress(Exception):
+        usual = base_fields(type(model.config)())
+    lines = []
+    for key in sorted({*saved, *here}):
+        # A release of transformers may add a field, or take one away: it then stands for its default.
+        theirs, ours = saved.get(key, usual.get(key)), here.get(key, usual.get(key))
+        allowed = not strict and (key in _MAY_DIFFER or key not in usual) and bool(usual)
+        if theirs != ours and not allowed:
+            lines.append(f"{key} was {theirs!r}, is {ours!r}")
+    return lines
+
+
+def token_rows(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the embeddings of tokens that were added to the named base, which are in no other file.
+
+    Empty where the base is not named, where its own config is not at hand, or where nothing was added.
+    """
+    from transformers import AutoConfig
+
+    name = getattr(model.config, "_name_or_path", "")
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    original = None
+    # A config that is not on this machine (or no longer) says nothing; a save needs no network.
+    with contextlib.suppress(OSError, ValueError):
+        if name and size:
+            original = getattr(
+                AutoConfig.from_pretrained(name, local_files_only=True).get_text_config(), "vocab_size", None
+            )
+    if not original or original >= size:
+        return {}
+    inputs = model.get_input_embeddings().weight
+    rows = {f"{TOKENS}input": inputs.detach()[original:]}
+    outputs = model.get_output_embeddings()
+    if outputs is not None and outputs.weight is not inputs:
+        rows[f"{TOKENS}output"] = outputs.weight.detach()[original:]
+    return rows
+
+
+def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Any) -> None:
+    """Give a base that was loaded by its name the vocabulary that was saved.
+
+    Raises:
+        CheckpointError: the rows of tokens that the base lacks are not in the file.
+    """
+    size, here = data.get("vocab_size"), getattr(model.config.get_text_config(), "vocab_size", None)
+    if not isinstance(size, int) or here is None or size == here:
+        return
+    rows = tensors.get(f"{TOKENS}input")
+    if size > here and (rows is None or rows.dim() != 2 or rows.shape[0] != size - here):
+        raise CheckpointError(
+            problem(
+                "the base has fewer tokens than the one that was adapted, and the file lacks their embeddings",
+                where=str(folder),
+                got=f"{here} tokens",
+                allowed=f"{size} tokens",
+                try_="hfadapt.load(folder, model=base), with the vocabulary that was trained",
+            )
+        )
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        if rows is not None and size > here:
+            model.get_input_embeddings().weight[here:] = rows
+            if f"{TOKENS}output" in tensors:
+                model.get_output_embeddings().weight[here:] = tensors[f"{TOKENS}output"]
