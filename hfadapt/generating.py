@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .call import cache_in
 from .errors import RoutingError, problem
 from .parallel import copies, repeat_rows
 
@@ -101,11 +102,12 @@ def uninstall(model: nn.Module) -> None:
 
 def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
     """Return the number of prompts, which has to be known before they are repeated."""
-    if kwargs.get("past_key_values") is not None:
+    cache = next((name for name, value in kwargs.items() if cache_in(value) is not None), None)
+    if cache is not None:
         raise RoutingError(
             problem(
                 "generate under Parallel cannot go on from a key-value cache, whose rows are not repeated",
-                got="past_key_values",
+                got=cache,
                 allowed="the whole prompt",
                 try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
             )

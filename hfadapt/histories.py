@@ -7,20 +7,21 @@ that cache, are copied with it, and follow it when its rows are moved or its tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .call import length_of_past
 from .errors import RoutingError, problem
 
 if TYPE_CHECKING:
     from .routing import Routing
     from .slots import Site
 
-__all__ = ["Shelf", "shelf_of", "tokens_in"]
+__all__ = ["Shelf", "check_steps", "needs_earlier_tokens", "shelf_of", "tokens_in"]
 
 _KEY = "_hfadapt_histories"
 
@@ -102,7 +103,7 @@ class Shelf:
                     where=f"{self.site.leaf} ({self.site.slot})",
                     got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
                     f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
-                    try_="give the first call the cache, past_key_values=DynamicCache(), and keep adapter and depth; "
+                    try_="give the first call the cache, an empty DynamicCache(), and keep adapter and depth; "
                     "or use_cache=False",
                 )
             )
@@ -113,11 +114,59 @@ class Shelf:
         self.tensors[f"{self.key}:{name}"] = tensor.detach()
 
 
+def needs_earlier_tokens(routing: Routing, site: Site) -> None:
+    """Say that the result of a causal place depends on earlier tokens, of which only a cache can tell.
+
+    A decoding step whose cache is not among the call's arguments looks like a short text. What shows it before the
+    model's result is there is refused here, and what only the result shows by `check_steps`.
+
+    Raises:
+        RoutingError: there is no cache in the call, yet its mask or another argument stands for earlier tokens.
+    """
+    if routing.cache is not None or not site.causal or not routing.tokens:
+        return
+    where, tokens = f"{site.leaf} ({site.slot})", routing.tokens
+    mask = routing.mask if routing.other_mask is None else routing.other_mask
+    masked = mask.shape[-1] if isinstance(mask, Tensor) else tokens
+    if routing.other_past or masked > tokens:
+        raise _without_cache(where, routing.other_past or f"{tokens} new tokens under a mask of {masked}")
+    routing.without_cache[where] = tokens
+
+
+def check_steps(routing: Routing, output: Any) -> None:
+    """Raise when a model returns a cache with earlier tokens, and places that must know of them were not shown it.
+
+    Raises:
+        RoutingError: it does.
+    """
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    where, tokens = next(iter(routing.without_cache.items()))
+    held = length_of_past(values)
+    if held > tokens:
+        raise _without_cache(where, f"{tokens} new tokens, and {held} in the cache that the model returns")
+
+
+def _without_cache(where: str, got: str) -> RoutingError:
+    return RoutingError(
+        problem(
+            "a method that must know the earlier tokens was not given the key-value cache that stands for them",
+            where=where,
+            got=got,
+            allowed="an instance of transformers' Cache among the model's arguments; or all tokens in every call",
+            try_="generate(...), or use_cache=False",
+        )
+    )
+
+
 def shelf_of(routing: Routing, site: Site) -> Shelf | None:
     """Return the histories of a place, or None in a call without a cache.
 
     Where several deltas are at one place, or one runs several times, each has histories of its own.
+
+    Raises:
+        RoutingError: as of `needs_earlier_tokens`; or the cache forgets tokens.
     """
+    needs_earlier_tokens(routing, site)
     cache = routing.cache
     if cache is None or not site.causal:
         return None

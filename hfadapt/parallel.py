@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .call import Call
 from .errors import RoutingError, problem
 from .routing import Routing, plan
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Growth", "check_output", "copies", "fit_call", "parallel_routing", "repeat_rows"]
 
 # Tables that are the same for all rows, whatever the size of their first axis.
-_NOT_BATCHED = ("rel_embeddings", "relative_pos", "cache_position", "past_key_values", "past_key_value")
+_NOT_BATCHED = ("rel_embeddings", "relative_pos")
 
 
 @dataclass
@@ -90,7 +91,7 @@ def repeat_rows(value: Any, rows: int, repeat: Callable[[Tensor], Tensor]) -> An
 def parallel_routing(
     attachment: Attachment,
     found: tuple[int, Any] | None,
-    call: Mapping[str, Any],
+    call: Call,
     prompts: int,
     make: dict[str, Any],
 ) -> Routing:
@@ -99,7 +100,7 @@ def parallel_routing(
     Args:
         attachment: The adapters of the model.
         found: Batch size and device of the call's inputs.
-        call: The call's keyword arguments.
+        call: The call.
         prompts: How many rows there were before ``generate`` repeated them; 0 outside of it.
         make: Further fields of the routing.
 
@@ -110,7 +111,7 @@ def parallel_routing(
     assert node is not None
     size, device = found if found is not None else (1, None)
     children = node.children
-    cache = call.get("past_key_values")
+    cache = call.cache
     cached = _rows_of_cache(cache, len(children)) if cache is not None and not prompts else 0
     before = prompts or cached // len(children) or size
     ids = torch.arange(len(children), device=device).repeat_interleave(before)
@@ -140,7 +141,7 @@ def _rows_of_cache(cache: Any, children: int) -> int:
                 "Parallel cannot go on from this key-value cache, which was not filled for every child in every layer",
                 got=f"{' and '.join(map(str, rows)) or 'no'} rows for {children} children",
                 allowed=f"a multiple of {children} rows, the same in every layer",
-                try_="give the first call use_cache=True or past_key_values=DynamicCache(); or use generate",
+                try_="give the first call use_cache=True or an empty DynamicCache(); or use generate",
             )
         )
     return rows[0]
@@ -160,7 +161,7 @@ def _first_layers(attachment: Attachment) -> dict[str, int]:
     return first
 
 
-def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+def fit_call(routing: Routing, path: str, decoder: bool, call: Call) -> tuple[tuple, dict[str, Any]]:
     """Return the arguments of the model, its base or one of its stacks, repeated where that has to happen early.
 
     A decoder works on the larger batch from its start when its encoder's states are larger, or its own input is. Labels
@@ -168,8 +169,10 @@ def fit_call(routing: Routing, path: str, decoder: bool, args: tuple, kwargs: di
     """
     growth = routing.growth
     assert growth is not None
-    if not path and isinstance(kwargs.get("labels"), Tensor) and kwargs["labels"].shape[:1] == (growth.size,):
-        kwargs = {**kwargs, "labels": copies(kwargs["labels"], growth.children)}
+    labels = None if path else call.get("labels")
+    if isinstance(labels, Tensor) and labels.shape[:1] == (growth.size,):
+        call = call.replacing("labels", copies(labels, growth.children))
+    args, kwargs = call.args, call.kwargs
     if growth.at_root and not growth.grown:
         return growth.repeat_call(args, kwargs)
     if decoder:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .call import Call
     from .routing import Routing
 
 __all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total", "warn_of_other_losses"]
@@ -42,16 +43,16 @@ def total(penalised: Mapping[str, Penalised]) -> Tensor | None:
     return torch.stack(present).sum() if present else None
 
 
-def loss_share(kwargs: Mapping[str, Any]) -> Tensor | float | None:
+def loss_share(call: Call) -> Tensor | float | None:
     """Say how much of an optimizer step's penalty this call's loss must hold, or None for a call without a loss.
 
     Trainer divides the loss of a model by the accumulated batches, or else tells the model how many labels those
     batches hold together (``num_items_in_batch``) and adds the losses up: then each gets its share of the labels.
     """
-    labels = kwargs.get("labels")
+    labels = call.get("labels")
     if labels is None:
         return None
-    items = kwargs.get("num_items_in_batch")
+    items = call.get("num_items_in_batch")
     if items is None or not isinstance(labels, Tensor):
         return 1.0
     return (labels != -100).sum() / items

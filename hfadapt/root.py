@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .call import Call, parameters_of
 from .composition import Composition
 from .embedding_hooks import let_backward_stop
 from .errors import RoutingError, did_you_mean, problem
 from .generating import running
-from .histories import tokens_in
+from .histories import check_steps, tokens_in
 from .hooks import CheckpointWithRouting, tensor_batch_size
 from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
@@ -44,10 +45,10 @@ class Forward:
         self.module = module
         self.path = path
         self.token = _attachment_of(module).token
-        # Read here and not in a call, which torch.compile may be tracing.
-        self.arguments = tuple(inspect.signature(type(module).forward).parameters)[1:]
         # Whoever wrapped the method before (accelerate's device hooks) goes on doing so.
         self.wrapped = module.__dict__.get("forward")
+        # Read here and not in a call, which torch.compile may be tracing.
+        self.parameters = parameters_of(type(module).forward.__get__(module))
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -96,31 +97,32 @@ class Forward:
         module = self.module
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
-        routing = self._routing(attachment, before, task_ids, args, kwargs, getattr(module, "config", None))
+        call = Call(args, kwargs, self.parameters)
+        routing = self._routing(attachment, before, task_ids, call, getattr(module, "config", None))
         set_current(routing)
         if routing is not None and not self.path and module.training:
-            routing.loss_share = loss_share(kwargs)
+            routing.loss_share = loss_share(call)
             if penalised is not None:  # whoever computes the loss adds them
                 routing.penalised = penalised
         if routing is not None and routing.growth is not None:
-            args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, args, kwargs)
+            args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, call)
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _carry_routing_into_checkpoints(module)
         return args, kwargs
 
     def _routing(
-        self, attachment: Attachment, before: Routing | None, task_ids: Any, args: tuple, kwargs: dict, config: Any
+        self, attachment: Attachment, before: Routing | None, task_ids: Any, call: Call, config: Any
     ) -> Routing | None:
-        found = tensor_batch_size(args, kwargs)
+        found = tensor_batch_size(call.args, call.kwargs)
         inherits = False
         if before is not None and before.owner == attachment.token and self.path and task_ids is None:
             inherits = True
             routing = before if found is None or before.growth is not None else before.for_batch(found[0])
         else:
-            routing = make_routing(attachment, task_ids, found, kwargs)
+            routing = make_routing(attachment, task_ids, found, call)
         if routing is None:
             return None
-        mask = self._argument("attention_mask", args, kwargs)
+        mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask = mask if routing.growth is None else routing.growth.repeat(mask)
             routing = replace(routing, mask=mask, other_mask=None)
@@ -128,15 +130,18 @@ class Forward:
             # Below the root a model hands on masks of its own making, which say nothing new.
             mask = mask if routing.growth is None else routing.growth.repeat(mask)
             routing = replace(routing, mask=None, other_mask=mask)
-        memory = self._argument("encoder_attention_mask", args, kwargs)
+        memory = call.get("encoder_attention_mask")
         if memory is not None or self.path in attachment.decoder_paths:
             routing = replace(routing, memory_mask=memory if routing.growth is None else routing.growth.repeat(memory))
-        cache = kwargs.get("past_key_values")
+        routing.tokens = call.tokens
+        cache = call.cache
         if cache is not None:
             routing.cache = cache
             routing.cached = tokens_in(cache)
+        else:
+            routing.other_past = call.other_past or routing.other_past
         if not inherits:
-            asked = kwargs.get("output_attentions")
+            asked = call.get("output_attentions")
             routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
             attachment.prepare(routing)
         for key in attachment.call_counters:
@@ -144,16 +149,11 @@ class Forward:
                 routing.calls[key] = 0
         return routing
 
-    def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Return an argument of the call, by its name or by its place; None where it is not given."""
-        if name in kwargs or len(args) < 2 or name not in self.arguments:  # the first is the input
-            return kwargs.get(name)
-        place = self.arguments.index(name)
-        return args[place] if place < len(args) else None
-
     def _leave(self, attachment: Attachment, output: Any) -> Any:
         """Check and complete what the model returned."""
         module, routing = self.module, current()
+        if routing is not None and routing.without_cache and not torch.compiler.is_compiling():
+            check_steps(routing, output)
         if output is None or self.path or routing is None:
             return output
         if routing.growth is not None:
@@ -201,12 +201,26 @@ def _attachment_of(module: Any) -> Attachment:
 
 
 def _carry_routing_into_checkpoints(model: nn.Module) -> None:
-    """Wrap the checkpoint function of every layer that uses activation checkpointing."""
+    """Wrap the checkpoint function of every layer that uses activation checkpointing.
+
+    Raises:
+        RoutingError: a layer checkpoints with a function of its own, whose re-run would be without adapters.
+    """
     if not model.training:
         return
     wrapped = []
     for module in model.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")
+        if function is None and getattr(module, "gradient_checkpointing", False) is True:
+            raise RoutingError(
+                problem(
+                    "activation checkpointing would run this layer again without its adapters",
+                    where=type(module).__name__,
+                    got="gradient_checkpointing without _gradient_checkpointing_func",
+                    try_="training without activation checkpointing; or a release of transformers that the tests know, "
+                    "see hfadapt doctor",
+                )
+            )
         if function is not None and not isinstance(function, CheckpointWithRouting):
             module.__dict__["_gradient_checkpointing_func"] = CheckpointWithRouting(function)
             wrapped.append(function)
@@ -214,9 +228,7 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
         let_backward_stop(model)
 
 
-def make_routing(
-    attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None, call: Mapping[str, Any]
-) -> Routing | None:
+def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None, call: Call) -> Routing | None:
     """Build the routing of a call.
 
     Args:
@@ -224,7 +236,7 @@ def make_routing(
         task_ids: int ``[B]`` tensor, a list of names or numbers (one a row), a single name or number, or None for the
             model's active adapter.
         found: Batch size and device of the call's inputs.
-        call: The call's keyword arguments.
+        call: The call.
 
     Returns:
         The routing, or None when the model runs without adapters.

@@ -149,6 +149,9 @@ class Routing:
         memory_mask: The attention mask of the encoder's states that a decoder reads, as it was given.
         cache: The key-value cache of the call, or None.
         cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
+        other_past: What stands for earlier tokens in the call and is no cache of transformers' kind; "" for nothing.
+        tokens: How many tokens the stack that runs was given; 0 where it was given something else.
+        without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
         growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
         prepared: Tensors that shared modules computed before the first layer, by shared module.
@@ -178,6 +181,9 @@ class Routing:
     memory_mask: Any = None
     cache: Any = None
     cached: int | Tensor = 0
+    other_past: str = ""
+    tokens: int = 0
+    without_cache: dict[str, int] = field(default_factory=dict)
     id_list: tuple[int, ...] | None = None
     _rows: dict[Any, Any] = field(default_factory=dict)
 

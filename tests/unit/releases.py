@@ -1,9 +1,21 @@
-"""What older releases of transformers lack."""
+"""What releases of transformers differ in."""
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
+from transformers import GPT2Model
 from transformers.models.t5 import modeling_t5
+
+# The argument and the output that hold the key-value cache; renamed in 5.24.
+CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
+
+
+def checkpoint_activations(model, **options):
+    """Switch activation checkpointing on; the method was renamed in 5.24."""
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable(options or None)
 
 
 def skip_without_attention_functions(model_type: str) -> None:

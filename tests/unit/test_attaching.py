@@ -10,6 +10,7 @@ from hfadapt import routing
 from hfadapt.errors import AttachError, CompositionError, ConfigError, RegistryError, RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import checkpoint_activations
 
 INPUTS = tiny_inputs("bert", padding="right")
 
@@ -162,7 +163,7 @@ def test_gradients_are_right_when_backward_runs_in_another_thread():
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     want = gradients(False)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     got = gradients(True)
     assert got.keys() == want.keys()
     for name, gradient in want.items():
@@ -182,7 +183,7 @@ def test_two_checkpointed_forwards_before_one_backward_keep_their_own_routing():
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     want = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, want[name])
 
@@ -194,7 +195,7 @@ def hooks_of(model):
 def test_checkpointings_hook_on_the_embeddings_rests_under_adapters_and_comes_back():
     model = tiny_model("bert").train()
     model.requires_grad_(False)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     model.enable_input_require_grads()
     before = hooks_of(model)
     assert before
@@ -213,7 +214,7 @@ def test_checkpointings_hook_on_the_embeddings_rests_under_adapters_and_comes_ba
 
 def test_transformers_can_still_remove_its_hook_while_adapters_are_attached():
     model = tiny_model("bert").train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     model.enable_input_require_grads()
     count = len(hooks_of(model))
     handle = hfadapt.attach(model, "lora")

@@ -10,7 +10,7 @@ import hfadapt
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt_plugins.methods.prefix import PrefixDelta
-from tests.unit.releases import skip_without_attention_functions
+from tests.unit.releases import CACHE, skip_without_attention_functions
 
 DECODERS = ("gpt2", "llama", "qwen2", "opt")
 SEQ2SEQ = ("t5", "bart", "mbart")
@@ -155,7 +155,7 @@ def test_static_cache(model_type, method, implementation):
 def test_the_cache_never_holds_the_prefix(model_type):
     model, inputs = generator(model_type, "prefix", names=("one",))
     given = inputs if model_type in DECODERS else {**inputs, "decoder_input_ids": inputs["input_ids"][:, :4]}
-    cache = model(**given, use_cache=True).past_key_values
+    cache = model(**given, use_cache=True)[CACHE]
     tokens = given.get("decoder_input_ids", given["input_ids"]).shape[1]
     assert cache.get_seq_length() == tokens
 

@@ -12,6 +12,7 @@ import hfadapt
 from hfadapt.errors import RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import CACHE
 
 METHODS = {
     "pal": hfadapt.PAL(8, num_heads=2, init="normal"),
@@ -144,14 +145,14 @@ def stepped(model, inputs, cache, tokens):
     for token in tokens.unbind(1):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         positions = mask.sum(1, keepdim=True) - 1
-        step = model(token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache)
+        step = model(token[:, None], attention_mask=mask, position_ids=positions, **{CACHE: cache})
         out.append(step.logits)
     return torch.cat(out, 1)
 
 
 def prompted(model, inputs, cache):
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    model(**inputs, position_ids=positions, past_key_values=cache)
+    model(**inputs, position_ids=positions, **{CACHE: cache})
     return cache
 
 

@@ -18,6 +18,7 @@ from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt.testing.toy import toy_batch, toy_model, toy_tasks
 from hfadapt_plugins.methods.fusion.adding import fusion_layers
+from tests.unit.releases import checkpoint_activations
 
 
 def move(model, seed=3):
@@ -124,7 +125,7 @@ def test_no_penalty_where_no_fusion_runs_or_nothing_of_it_trains():
 def test_gradient_checkpointing_gives_the_same_gradients_penalty_included(reentrant):
     model, inputs = classifier()
     want = gradients(model, inputs)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_activations(model, use_reentrant=reentrant)
     if reentrant:
         model.enable_input_require_grads()
     got = gradients(model, inputs)

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 import hfadapt
 from hfadapt.errors import CompositionError
 from hfadapt.testing.tiny import TINY_TYPES, tiny_inputs, tiny_model
+from tests.unit.releases import checkpoint_activations
 
 METHODS = {
     "houlsby": "houlsby",
@@ -111,7 +112,7 @@ def test_gradients_equal_those_of_each_alone_also_under_checkpointing() -> None:
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, use_reentrant=False)
             model.train()
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):

@@ -13,7 +13,7 @@ import hfadapt
 from hfadapt.errors import RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
-from tests.unit.releases import skip_without_attention_functions
+from tests.unit.releases import CACHE, skip_without_attention_functions
 
 METHODS = {
     "lora": hfadapt.LoRA(3, 6.0),
@@ -122,17 +122,17 @@ def test_steps_by_hand_go_on_from_a_cache_with_every_childs_rows(model_type, emp
 
     def both(repeat: bool):
         tokens = more.repeat(len(NAMES), 1) if repeat else more
-        asked = {"past_key_values": DynamicCache()} if empty and model_type == "gpt2" else {"use_cache": True}
+        asked = {CACHE: DynamicCache()} if empty and model_type == "gpt2" else {"use_cache": True}
         first = model(**inputs, **start, **asked)
         mask = inputs["attention_mask"]
         if model_type == "bart":
             states = {"encoder_outputs": (first.encoder_last_hidden_state,), "attention_mask": mask}
-            return first.logits, model(decoder_input_ids=tokens, past_key_values=first.past_key_values, **states).logits
+            return first.logits, model(decoder_input_ids=tokens, **{CACHE: first[CACHE]}, **states).logits
         # positions follow the mask, as in generate
         mask = torch.cat([mask, torch.ones_like(more)], 1)
         positions = mask.sum(1, keepdim=True) - 1
         mask, positions = (t.repeat(tokens.shape[0] // 2, 1) for t in (mask, positions))
-        step = {"attention_mask": mask, "position_ids": positions, "past_key_values": first.past_key_values}
+        step = {"attention_mask": mask, "position_ids": positions, CACHE: first[CACHE]}
         return first.logits, model(input_ids=tokens, **step).logits
 
     alone = []
@@ -151,14 +151,14 @@ def test_a_cache_of_other_rows_is_refused_with_what_to_do():
     model, inputs = generator("gpt2", "mam-high")
     token = {"input_ids": torch.ones(2, 1, dtype=torch.long)}
     with hfadapt.active(model, "one"):
-        narrow = model(**inputs, use_cache=True).past_key_values
+        narrow = model(**inputs, use_cache=True)[CACHE]
     with hfadapt.active(model, hfadapt.Parallel(*NAMES)):
-        grown = model(**inputs).past_key_values  # rows of two sizes: its lowest layer is shared by the children
+        grown = model(**inputs)[CACHE]  # rows of two sizes: its lowest layer is shared by the children
         for cache in (narrow, grown):
             with pytest.raises(RoutingError, match="use_cache=True"):
-                model(**token, past_key_values=cache)
+                model(**token, **{CACHE: cache})
         with pytest.raises(RoutingError, match=r"task_ids=\[") as refused:
-            model.generate(**inputs, past_key_values=narrow)
+            model.generate(**inputs, **{CACHE: narrow})
         assert "key-value cache" in str(refused.value)
         with pytest.raises(RoutingError, match="bos_token_id"):
             model.generate(max_new_tokens=2)

@@ -12,6 +12,7 @@ import hfadapt
 from hfadapt.errors import AttachError, ConfigError, RoutingError
 from hfadapt.state import deltas_of
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import CACHE
 
 TASKS = ["a", "b"]
 WITHIN = {
@@ -227,13 +228,13 @@ def test_attention_over_a_cache_that_others_filled_is_refused(method) -> None:
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
     cache = DynamicCache()
     with hfadapt.active(model, None):
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
     with pytest.raises(RoutingError, match="3 cached tokens of 2 rows, none seen here"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **{CACHE: cache})
     cache = DynamicCache()
     want = model(torch.cat([ids, ids], 1)).logits[:, 3:]
-    model(ids, past_key_values=cache)
-    torch.testing.assert_close(model(ids, past_key_values=cache).logits, want, rtol=1e-4, atol=1e-5)
+    model(ids, **{CACHE: cache})
+    torch.testing.assert_close(model(ids, **{CACHE: cache}).logits, want, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -243,14 +244,14 @@ def test_the_history_of_a_cache_is_cut_copied_and_rearranged_with_it() -> None:
     ids = torch.randint(4, 90, (3, 6), generator=torch.Generator().manual_seed(0))
     want = model(ids).logits
     cache = DynamicCache()
-    model(ids[:, :5], past_key_values=cache)
+    model(ids[:, :5], **{CACHE: cache})
     cache.crop(-2)
-    torch.testing.assert_close(model(ids[:, 3:5], past_key_values=cache).logits, want[:, 3:5], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(ids[:, 3:5], **{CACHE: cache}).logits, want[:, 3:5], rtol=0, atol=1e-9)
     order = torch.tensor([2, 0, 1])
     again = copy.deepcopy(cache)
     again.reorder_cache(order)
-    torch.testing.assert_close(model(ids[order, 5:], past_key_values=again).logits, want[order, 5:], rtol=0, atol=1e-9)
-    torch.testing.assert_close(model(ids[:, 5:], past_key_values=cache).logits, want[:, 5:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(ids[order, 5:], **{CACHE: again}).logits, want[order, 5:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(ids[:, 5:], **{CACHE: cache}).logits, want[:, 5:], rtol=0, atol=1e-9)
 
 
 @torch.no_grad()

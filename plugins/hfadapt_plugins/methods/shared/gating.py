@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt.errors import RoutingError, problem
+from hfadapt.histories import needs_earlier_tokens
 from hfadapt.method import MethodConfig
 
 from .mask import real_tokens
@@ -82,6 +83,7 @@ def over_row(gates: Tensor, rows: Rows, site: Site, *, padding: bool) -> Tensor:
 
 
 def _refuse_single_steps(site: Site, rows: Rows) -> None:
+    needs_earlier_tokens(rows.routing, site)
     cached = rows.routing.cached
     if site.causal and (isinstance(cached, Tensor) or cached):  # a tensor is the count of a cache in a traced graph
         raise RoutingError(
