@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .model import MultiTaskModel as MultiTaskModel
     from .multitask_config import HFAdaptConfig as HFAdaptConfig
     from .multitask_config import MultiTaskOutput as MultiTaskOutput
+    from .own_copies import own_modules as own_modules
     from .routing import Rows as Rows
     from .slots import Site as Site
     from .state import Adapter as Adapter
@@ -116,6 +117,7 @@ _NAMES = {
     "load": "checkpoint",
     "merge": "merging",
     "pack": "inference.packing",
+    "own_modules": "own_copies",
     "parameters_of": "state",
     "save": "checkpoint",
     "select_layers": "method",
@@ -173,6 +175,7 @@ __all__ = [
     "hookimpl",
     "load",
     "merge",
+    "own_modules",
     "pack",
     "parameters_of",
     "save",

@@ -15,9 +15,19 @@ from torch import Tensor
 
 from .errors import CheckpointError, problem
 
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "read_config", "read_tensors", "write_files"]
+__all__ = [
+    "CONFIG_FILE",
+    "FIRST_VERSION",
+    "FORMAT_VERSION",
+    "WEIGHTS_FILE",
+    "read_config",
+    "read_tensors",
+    "write_files",
+]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# A folder says the lowest version that can express it, so that older releases read what they understand.
+FIRST_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -30,7 +40,7 @@ _TRY_RESUMING = (
 def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
     weights = folder / WEIGHTS_FILE
-    save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(FORMAT_VERSION)})
+    save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
     text = json.dumps({**config, "weights_sha256": _digest(weights)}, indent=2, default=str)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -15,7 +15,8 @@ from .composition import Composition, adapter_names
 from .delta import check_adapter_name
 from .embedding_hooks import give_back
 from .errors import AttachError, problem
-from .freezing import freeze_base as freeze_all_but_head
+from .freezing import freeze_base as freeze_all
+from .freezing import head_modules
 from .fused_norm import fuse_norm, unfuse_norm
 from .growing import count_calls
 from .hooks import (
@@ -28,6 +29,7 @@ from .hooks import (
     remove_hooks,
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
+from .own_copies import add_copies, drop_copies, find_modules
 from .root import put_forward, take_forward
 from .shared_tables import install, uninstall
 from .slots import Site, Slot, fused_node, slot_of
@@ -36,6 +38,7 @@ from .state import (
     Attachment,
     attachment,
     deltas_of,
+    device_and_dtype,
     find_attachment,
     parameters_of,
     shared_modules,
@@ -82,8 +85,10 @@ def attach(
     names: Iterable[str] | None = None,
     freeze_base: bool = True,
     train_head: bool | None = None,
+    modules_to_save: Iterable[str] = (),
     verify: bool = True,
     seed: int | None = None,
+    autocast_adapter_dtype: bool | None = None,
 ) -> Handle:
     """Add adapters to a stock model, in place.
 
@@ -92,16 +97,26 @@ def attach(
         method: A registered name, a method config, or a tuple of configs that make one adapter together.
         name: Name of the adapter.
         names: Several names, one adapter each with parameters of its own (one a task); in place of ``name``.
-        freeze_base: Stop training the base. A task head on top of it goes on training.
-        train_head: Train the model's head; by default when it is a task head and not a language-model head.
-        verify: Run one small forward pass that counts that every slot fires.
+        freeze_base: Stop training the base, its head included.
+        train_head: Give each adapter a copy of the model's head to train, which its rows go through; by default when
+            the base is frozen and the head is a task head and not a language-model head. The model's own head stays
+            as it is, for calls without adapters.
+        modules_to_save: Further modules of which each adapter trains and saves a copy, by path or last part of it
+            (``"embeddings"``, ``"lm_head"``), as peft's.
+        verify: Run one small forward pass that counts that every slot and every copy fires.
         seed: Seed of the initial weights; by default torch's current state.
+        autocast_adapter_dtype: Keep what is trained in float32 on a base of lower precision, and cast what it reads and
+            returns: in bfloat16 most steps of an optimizer are smaller than half the gap to the next number, and do
+            nothing. False for the base's dtype. By default what the adapters that are there have, and True for the
+            first.
 
     Returns:
         A handle whose ``detach()`` undoes this call.
 
     Raises:
-        AttachError: the method does not fit the model, a name is taken, or the model was compiled before.
+        AttachError: the method does not fit the model, a name is taken, no module is called as ``modules_to_save``
+            says, the model was compiled before, or its adapters have another dtype than ``autocast_adapter_dtype``
+            asks for.
         ArchitectureError: the model's structure cannot be mapped.
     """
     wanted = (name,) if names is None else tuple(names)
@@ -119,7 +134,11 @@ def attach(
     if not wanted:
         raise AttachError(problem("no name given", got="names=()", allowed="one or more adapter names"))
     fresh = state is None
+    if state is not None:
+        _check_dtype(state, autocast_adapter_dtype)
     state = _begin(model) if state is None else state
+    if fresh:
+        state.autocast_dtype = autocast_adapter_dtype is not False
     try:
         placed = [
             (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
@@ -127,17 +146,21 @@ def attach(
         for config, found, places in placed:
             if not places:
                 raise AttachError(problem("the method changes nothing in this model", where=found.name, got=config))
+        trains_head = freeze_base if train_head is None else train_head
+        heads, modules = _to_copy(model, trains_head, modules_to_save)
         with _seeded(seed):
             for one in wanted:
                 state.adapters[one] = Adapter(one, configs)
                 for config, found, places in placed:
                     _add(model, state, one, config, found, places)
+        for one in wanted:  # behind the deltas of all, which may sit inside
+            add_copies(model, state, one, heads, modules)
     except BaseException:
         detach(model, [n for n in wanted if n in state.adapters] if not fresh else None)
         raise
     state.changed()
     if freeze_base:
-        state.head_paths = freeze_all_but_head(model, train_head)
+        freeze_all(model)
     state.choose_default()
     if verify:
         try:
@@ -146,6 +169,16 @@ def attach(
             detach(model, wanted)
             raise
     return Handle(model, wanted)
+
+
+def _to_copy(
+    model: PreTrainedModel, train_head: bool, modules_to_save: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the paths of the head modules and of the other modules of which an adapter gets a copy."""
+    names = (modules_to_save,) if isinstance(modules_to_save, str) else tuple(modules_to_save)
+    named, known = find_modules(model, names), head_modules(model)
+    heads = tuple(path for path in known if train_head or path in named)
+    return heads, tuple(path for path in named if not any(f"{path}.".startswith(f"{head}.") for head in heads))
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -202,12 +235,19 @@ def _owners(arch: Any) -> set[str]:
     return {stack.path.rpartition(".")[0] for stack in arch.stacks}
 
 
-def _device_and_dtype(module: nn.Module, model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    for source in (module, model):
-        for parameter in source.parameters():
-            if parameter.is_floating_point() and ".hfadapt" not in type(parameter).__name__:
-                return parameter.device, parameter.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
+def _check_dtype(state: Attachment, autocast_adapter_dtype: bool | None) -> None:
+    """Raise when an adapter is to have another dtype than those it would share batches with."""
+    if autocast_adapter_dtype is None or autocast_adapter_dtype == state.autocast_dtype:
+        return
+    raise AttachError(
+        problem(
+            "the adapters of a model have one dtype",
+            where=f"attached: {', '.join(state.names)}",
+            got=f"autocast_adapter_dtype={autocast_adapter_dtype}",
+            allowed=f"autocast_adapter_dtype={state.autocast_dtype}, as the first was attached with",
+            try_="leave it out, or detach the others first",
+        )
+    )
 
 
 def _add(
@@ -220,7 +260,7 @@ def _add(
         if state.shared is None:
             state.shared = nn.ModuleDict()
             model.add_module("hfadapt_shared", state.shared)
-        device, dtype = _device_and_dtype(model.get_submodule(places[0].site.leaf), model)
+        device, dtype = device_and_dtype(model.get_submodule(places[0].site.leaf), model, state.autocast_dtype)
         if name not in state.shared:
             state.shared[name] = nn.ModuleDict()
         shared_modules(model, name)[method.name] = shared.to(device=device, dtype=dtype).train(model.training)
@@ -237,7 +277,7 @@ def _add(
                     try_="two adapters, and hfadapt.Stack of them",
                 )
             )
-        device, dtype = _device_and_dtype(leaf, model)
+        device, dtype = device_and_dtype(leaf, model, state.autocast_dtype)
         delta.add(name, config, shared, device, dtype)
         delta.train(leaf.training)
         _connect(model, state, place)
@@ -314,6 +354,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
         del state.adapters[name]
     state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
     drop_fusions(model, state, gone)
+    drop_copies(model, gone)
     if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
         state.active = None
     state.choose_default()
@@ -333,6 +374,7 @@ def drop_fusions(model: PreTrainedModel, state: Attachment, gone: list[str]) -> 
     old = [node for node in state.fusions if _mentions(node, gone)]
     for node in old:
         del state.fusions[node]
+        drop_copies(model, [node.key])
         for _, slot in slots_of(model):
             for key in [k for k in slot.fusions if fused_node(k) == node.key]:
                 del slot.fusions[key]

@@ -17,22 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from .activation import compose
-from .adapter_files import FORMAT_VERSION, read_config, read_tensors, write_files
+from .adapter_files import read_config, read_tensors, write_files
 from .atomic import atomic_folder
 from .attaching import attach, detach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
 from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
-from .freezing import head_modules
 from .multitask_config import HFAdaptConfig, is_marked
+from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
 from .state import attachment, find_attachment, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["load", "save"]
-
-_HEAD = "head."
 
 
 def _versions() -> dict[str, str]:
@@ -52,22 +50,18 @@ def _prefix(model: PreTrainedModel) -> str:
     return "" if base is model else f"{model.base_model_prefix}."
 
 
-def state_of(model: PreTrainedModel, names: Iterable[str] | None = None, head: bool = True) -> dict[str, Tensor]:
-    """Return what a save writes: parameters of the adapters, relative to the base model, and of the head."""
-    state = attachment(model)
+def state_of(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Return what a save writes: parameters of the adapters, relative to the base model, and their own modules."""
+    chosen = list(attachment(model).names if names is None else names)
     prefix = _prefix(model)
     tensors: dict[str, Tensor] = {}
-    for name in state.names if names is None else names:
-        for key, parameter in parameters_of(model, name).items():
+    for name in chosen:
+        for key, parameter in parameters_of(model, name, own_modules=False).items():
             tensors[key.removeprefix(prefix)] = parameter.detach()
-    for path, delta in _fusions(model, names):
+    for path, delta in _fusions(model, chosen):
         for key, parameter in delta.named_parameters():
             tensors[f"{path.removeprefix(prefix)}.{key}"] = parameter.detach()
-    if head:
-        for path in state.head_paths:
-            for key, tensor in model.get_submodule(path).state_dict().items():
-                tensors[f"{_HEAD}{path}.{key}"] = tensor.detach()
-    return tensors
+    return tensors | own_to_save(model, chosen, prefix)
 
 
 def _fusions(model: PreTrainedModel, names: Iterable[str] | None = None) -> list[tuple[str, nn.Module]]:
@@ -98,7 +92,7 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
     chosen = list(state.names if names is None else names)
     return {
         "format": "hfadapt",
-        "format_version": FORMAT_VERSION,
+        **describe_own(state, chosen, _prefix(model)),
         **describe_base(model, state.arch.model_type),
         "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
         "compositions": {
@@ -110,7 +104,6 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
             if _covered(node, chosen)
         ],
         "active": state.active if isinstance(state.active, str) and state.active in chosen else None,
-        "head": list(state.head_paths),
         "versions": _versions(),
     }
 
@@ -199,14 +192,16 @@ def load(
         )
     groups: dict[str, list[str]] = {}
     for name, configs in data["adapters"].items():
-        groups.setdefault(json.dumps(configs, sort_keys=True), []).append(name)
-    for configs, names in groups.items():
-        attach(model, json.loads(configs), names=names, train_head=bool(data.get("head")) or None, verify=False)
+        groups.setdefault(json.dumps([configs, options_of(data, name, model)], sort_keys=True), []).append(name)
+    autocast = autocast_of(model, tensors.values()) if had is None else None
+    for group, names in groups.items():
+        configs, options = json.loads(group)
+        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, **options)
     try:
         restore_fusions(model, data)
         for name, tree in data.get("compositions", {}).items():
             compose(model, name, parse(tree))  # type: ignore[arg-type]
-        apply_tensors(model, tensors, list(data["adapters"]), folder, strict)
+        apply_tensors(model, without_heads(data, tensors, model), list(data["adapters"]), folder, strict)
     except BaseException:
         detach(model, list(data["adapters"]))
         raise
@@ -244,29 +239,25 @@ def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, 
 def apply_tensors(
     model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str], folder: Any, strict: bool = True
 ) -> None:
-    """Copy saved tensors into attached adapters and the head.
+    """Copy saved tensors into attached adapters and their own modules.
 
     Raises:
         CheckpointError: keys are missing, left over, or of another shape; all differences are listed.
     """
     prefix = _prefix(model)
-    targets: dict[str, Tensor] = {}
+    fit_heads(model, names, tensors)
+    targets: dict[str, list[Tensor]] = {**own_targets(model, names, tensors, prefix)}
     for name in names:
-        for key, parameter in parameters_of(model, name).items():
-            targets[key.removeprefix(prefix)] = parameter
+        for key, parameter in parameters_of(model, name, own_modules=False).items():
+            targets[key.removeprefix(prefix)] = [parameter]
     for path, fusion in _fusions(model, names):
         for key, parameter in fusion.named_parameters():
-            targets[f"{path.removeprefix(prefix)}.{key}"] = parameter
-    heads = {k.removeprefix(_HEAD).rpartition(".")[0] for k in tensors if k.startswith(_HEAD)}
-    for path in head_modules(model):
-        if any(h == path or h.startswith(path + ".") for h in heads):
-            for key, tensor in model.get_submodule(path).state_dict(keep_vars=True).items():
-                targets[f"{_HEAD}{path}.{key}"] = tensor
+            targets[f"{path.removeprefix(prefix)}.{key}"] = [parameter]
     missing = sorted(set(targets) - set(tensors))
-    unexpected = sorted(k for k in set(tensors) - set(targets) if not (k.startswith(_HEAD) and not head_modules(model)))
+    unexpected = sorted(set(tensors) - set(targets))
     shapes = [
         f"{k}: saved {list(tensors[k].shape)}, here {list(t.shape)}"
-        for k, t in targets.items()
+        for k, (t, *_) in targets.items()
         if k in tensors and tensors[k].shape != t.shape
     ]
     if shapes or (strict and (missing or unexpected)):
@@ -281,6 +272,6 @@ def apply_tensors(
             )
         )
     with torch.no_grad():
-        for key, target in targets.items():
-            if key in tensors:
+        for key, same in targets.items():
+            for target in same if key in tensors else ():
                 target.copy_(tensors[key])

@@ -149,6 +149,13 @@ class Delta(nn.Module):
         """Return the config of the adapter ``name``."""
         return self.own(name).config
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Return the dtype in which the adapter ``name`` computes here; None where it has no parameters at all."""
+        for module in (self.adapters[name], self._shared.get(name)):
+            for parameter in () if module is None else module.parameters():
+                return parameter.dtype
+        return None
+
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
         """Return one parameter of each of the adapters ``names``, as ops take them."""
         return [getattr(self.adapters[name], attribute) for name in names]

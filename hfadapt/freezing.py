@@ -27,28 +27,19 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: child
         for name, child in model.named_children()
-        if id(child) not in inside and name != "hfadapt_shared" and any(True for _ in child.parameters())
+        if id(child) not in inside and not name.startswith("hfadapt") and any(True for _ in child.parameters())
     }
 
 
-def freeze_base(model: PreTrainedModel, train_head: bool | None) -> tuple[str, ...]:
-    """Freeze everything but the head; return the paths of head modules that train.
-
-    Args:
-        model: The model; its adapters are not touched.
-        train_head: Train the head; by default when the model has a task head.
-    """
-    heads = head_modules(model)
-    train = bool(heads) if train_head is None else train_head
-    kept = {id(p) for head in heads.values() for p in head.parameters()} if train else set()
+def freeze_base(model: PreTrainedModel) -> None:
+    """Freeze everything but the adapters, which are not touched."""
     for name, parameter in model.named_parameters():
         if ".hfadapt." not in f".{name}" and not name.startswith("hfadapt_shared."):
-            parameter.requires_grad_(id(parameter) in kept)
-    return tuple(heads) if train else ()
+            parameter.requires_grad_(False)
 
 
 def freeze(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
-    """Stop training the adapters ``names`` (all of them by default).
+    """Stop training the adapters ``names`` (all of them by default), heads of their own included.
 
     Raises:
         AttachError: nothing is attached, or there is no adapter of that name.

@@ -94,7 +94,9 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
         last = stack.layer_paths[-1]
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
-    attachment.rereads_input = _rereads_input(model, attachment)
+    # A copy of the embeddings, say, is below every layer.
+    below = any(attachment.adapters[name].modules for name in adapter_names(attachment.parallel))
+    attachment.rereads_input = below or _rereads_input(model, attachment)
 
 
 def count_calls(model: PreTrainedModel, attachment: Attachment, layer: str) -> None:

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from . import plugins
 from .attaching import attach, detach
 from .errors import AttachError, problem
-from .state import Attachment, attachment, deltas_of, parameters_of
+from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .delta import Delta
-    from .method import MethodConfig
 
 __all__ = ["Merged", "merge"]
 
@@ -26,28 +25,30 @@ class Merged:
 
     Args:
         model: The merged model.
-        name: The adapter.
-        configs: The adapter's configs.
+        adapter: The adapter.
         tensors: The adapter's parameters.
         originals: The base's weights before the merge, by parameter; empty when they were not kept.
         trains: Whether each parameter of the model was trained before.
+        autocast: Whether the adapter was kept in float32 on a base of lower precision.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        name: str,
-        configs: tuple[MethodConfig, ...],
+        adapter: Adapter,
         tensors: dict[str, Tensor],
         originals: dict[str, Tensor],
         trains: dict[str, bool],
+        autocast: bool = True,
     ) -> None:
         self.model = model
-        self.name = name
-        self.configs = configs
+        self.adapter = adapter
+        self.name = adapter.name
+        self.configs = adapter.configs
         self.tensors = tensors
         self.originals = originals
         self.trains = trains
+        self.autocast = autocast
 
     def unmerge(self) -> None:
         """Put the base's weights back bit for bit and attach the adapter again.
@@ -62,15 +63,23 @@ class Merged:
                     try_="hfadapt.merge(model, name, keep_original=True), or load the base again",
                 )
             )
-        parameters = dict(self.model.named_parameters())
+        inside = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for path, weight in self.originals.items():
-                parameters[path].copy_(weight)
-        attach(self.model, self.configs, self.name, verify=False)
-        inside = parameters_of(self.model, self.name)
+                inside[path].copy_(weight)
+        attach(
+            self.model,
+            self.configs,
+            self.name,
+            train_head=bool(self.adapter.heads),
+            modules_to_save=self.adapter.modules,
+            verify=False,
+            autocast_adapter_dtype=self.autocast,
+        )
+        own = parameters_of(self.model, self.name)
         with torch.no_grad():
             for key, tensor in self.tensors.items():
-                inside[key].copy_(tensor)
+                own[key].copy_(tensor)
         for path, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.trains.get(path, parameter.requires_grad))
         self.originals = {}
@@ -93,15 +102,22 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
     """
     state = attachment(model)
     name = _only(state, name)
-    configs = state.require(name).configs
     _check(model, state, name)
+    adapter = state.require(name)
     places = [(path.partition(".hfadapt.")[0], delta) for path, delta in deltas_of(model, name)]
+    own = {path: one.state_dict(keep_vars=True) for path, one in copies_of(model, name)}
     owners = {id(p): n for n, p in model.named_parameters()}
     changed = {owners[id(w)]: w for leaf, _ in places for w in _own_parameters(model.get_submodule(leaf)).values()}
+    whole = dict(model.named_parameters()) | dict(model.named_buffers())
+    changed |= {f"{path}.{key}": whole[f"{path}.{key}"] for path, tensors in own.items() for key in tensors}
     originals = {path: weight.detach().clone() for path, weight in changed.items()}
     tensors = {key: p.detach().clone() for key, p in parameters_of(model, name).items()}
     trains = {path: p.requires_grad for path, p in model.named_parameters()}
     try:
+        with torch.no_grad():  # before the deltas, which may sit at such a module
+            for path, tensors_of_one in own.items():
+                for key, tensor in tensors_of_one.items():
+                    whole[f"{path}.{key}"].copy_(tensor)
         for leaf, delta in places:
             delta.merge(name, model.get_submodule(leaf))
     except BaseException:
@@ -110,7 +126,7 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
                 weight.copy_(originals[path])
         raise
     detach(model, name)
-    return Merged(model, name, configs, tensors, originals if keep_original else {}, trains)
+    return Merged(model, adapter, tensors, originals if keep_original else {}, trains, state.autocast_dtype)
 
 
 def _only(state: Attachment, name: str | None) -> str:
@@ -150,6 +166,29 @@ def _check(model: PreTrainedModel, state: Attachment, name: str) -> None:
         )
     for path, delta in deltas_of(model, name):
         _check_place(model, path, delta, where)
+    for path, own in copies_of(model, name):
+        _check_copy(model, path, own, where)
+
+
+def _check_copy(model: PreTrainedModel, path: str, own: nn.Module, where: str) -> None:
+    """Raise unless the base's module can hold what an adapter's own copy holds."""
+    leaf = model.get_submodule(path)
+    here = leaf.state_dict()
+    other = [
+        f"{path}.{key} {list(tensor.shape)}"
+        for key, tensor in own.state_dict().items()
+        if key not in here or here[key].shape != tensor.shape
+    ]
+    if other:
+        raise AttachError(
+            problem(
+                "the adapter's own module has another shape than the base's",
+                where=where,
+                got=", ".join(other),
+                try_="a base with as many labels (num_labels=...), or keep the adapter attached",
+            )
+        )
+    _check_tied(model, path, where)
 
 
 def _check_place(model: PreTrainedModel, path: str, delta: Delta, where: str) -> None:
@@ -162,15 +201,21 @@ def _check_place(model: PreTrainedModel, path: str, delta: Delta, where: str) ->
                 try_="keep the adapter attached",
             )
         )
-    leaf = model.get_submodule(delta.site.leaf)
+    _check_tied(model, delta.site.leaf, where)
+
+
+def _check_tied(model: PreTrainedModel, path: str, where: str) -> None:
+    """Raise when another module would change along."""
+    leaf = model.get_submodule(path)
     own = {id(p) for p in _own_parameters(leaf).values()}
+    inside = {id(module) for module in leaf.modules()}
     for other_path, other in model.named_modules():
-        if other is not leaf and any(id(p) in own for p in other.parameters(recurse=False)):
+        if id(other) not in inside and any(id(p) in own for p in other.parameters(recurse=False)):
             raise AttachError(
                 problem(
                     "the weight is tied to another module's, which would change too",
                     where=where,
-                    got=f"{delta.site.leaf} and {other_path}",
-                    try_="keep the adapter attached, or leave this module out of target_modules",
+                    got=f"{path} and {other_path}",
+                    try_="keep the adapter attached, or leave this module out of target_modules or modules_to_save",
                 )
             )

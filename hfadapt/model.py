@@ -79,7 +79,13 @@ class MultiTaskModel(PreTrainedModel):
 
     @classmethod
     def from_base(
-        cls, base: PreTrainedModel, tasks: Iterable[Task], method: Any = None, *, train_base: bool = False
+        cls,
+        base: PreTrainedModel,
+        tasks: Iterable[Task],
+        method: Any = None,
+        *,
+        train_base: bool = False,
+        autocast_adapter_dtype: bool = True,
     ) -> MultiTaskModel:
         """Build a model on a stock model in memory.
 
@@ -88,6 +94,7 @@ class MultiTaskModel(PreTrainedModel):
             tasks: In the order of their ids.
             method: What ``hfadapt.attach`` takes: one adapter a task is attached. ``None`` for heads alone.
             train_base: Train the base along; else it is frozen.
+            autocast_adapter_dtype: As of ``hfadapt.attach``; the base's own head is meant too.
 
         Raises:
             TaskError: a head does not fit the base, or a task name is used twice.
@@ -106,11 +113,18 @@ class MultiTaskModel(PreTrainedModel):
         if method is None:
             base.requires_grad_(train_base)
             if own:
-                checkpoint.train_own_head(base)
+                checkpoint.train_own_head(base, autocast_adapter_dtype and not train_base)
         else:
+            # the tasks of one model share the head that its base has
             attach(
-                base, method, names=[task.name for task in tasks], freeze_base=not train_base, train_head=own or None
+                base,
+                method,
+                names=[task.name for task in tasks],
+                freeze_base=not train_base,
+                train_head=False,
+                autocast_adapter_dtype=autocast_adapter_dtype,
             )
+            checkpoint.train_own_head(base, autocast_adapter_dtype and not train_base)
         config = HFAdaptConfig(
             base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
             tasks=[task.to_dict() for task in tasks],
@@ -127,6 +141,7 @@ class MultiTaskModel(PreTrainedModel):
         tasks: Iterable[Task] | None = None,
         method: Any = None,
         train_base: bool = False,
+        autocast_adapter_dtype: bool = True,
         base: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> MultiTaskModel:
@@ -137,6 +152,7 @@ class MultiTaskModel(PreTrainedModel):
             tasks: Needed with a stock model; a saved folder knows its own.
             method: See ``from_base``.
             train_base: See ``from_base``.
+            autocast_adapter_dtype: See ``from_base``; a saved folder's adapters keep the dtype they have.
             base: For a saved folder: the base to load it on, where its recorded name cannot be found.
             kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...).
 
@@ -167,7 +183,7 @@ class MultiTaskModel(PreTrainedModel):
         tasks = check_tasks(tasks)
         own = isinstance(tasks[0].head, OwnHead)
         stock = checkpoint.load_base(str(pretrained_model_name_or_path), own, kwargs)
-        return cls.from_base(stock, tasks, method, train_base=train_base)
+        return cls.from_base(stock, tasks, method, train_base=train_base, autocast_adapter_dtype=autocast_adapter_dtype)
 
     def use(self, task: str, choice: Node | None) -> None:
         """Let the rows of a task go through a composition, or another adapter than its own, and then its own head.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import adapter_files, checkpoint
+from . import adapter_files, checkpoint, own_files
 from .activation import compose
 from .atomic import atomic_folder
 from .attaching import attach
@@ -26,6 +26,8 @@ from .composition import Composition, parse
 from .errors import CheckpointError, TaskError, problem
 from .freezing import head_modules
 from .multitask_config import HFAdaptConfig, is_marked
+from .own_copies import units_of
+from .own_forward import train_in_float32
 from .state import find_attachment, parameters_of
 from .tasks import Task
 
@@ -89,10 +91,17 @@ def _adapter_parameters(base: PreTrainedModel) -> list[tuple[str, torch.nn.Param
     return found + [(f"{path}.{key}", p) for path, fusion in fusions for key, p in fusion.named_parameters()]
 
 
-def train_own_head(base: PreTrainedModel) -> None:
-    """Unfreeze the head that the base has (a language-model head counts as base and stays as it is)."""
-    for head in head_modules(base).values():
+def train_own_head(base: PreTrainedModel, float32: bool) -> None:
+    """Unfreeze the head that the base has (a language-model head counts as base and stays as it is).
+
+    Args:
+        base: A stock model that belongs to a ``MultiTaskModel``.
+        float32: Keep the head in float32 on a base of lower precision.
+    """
+    for path, head in head_modules(base).items():
         head.requires_grad_(True)
+        for unit in units_of(base, path) if float32 else ():
+            train_in_float32(base.get_submodule(unit))
 
 
 def is_partial(model: MultiTaskModel, state_dict: Mapping[str, Tensor]) -> bool:
@@ -180,7 +189,7 @@ def save_multi_task(
 def _describe_without_adapters(base: PreTrainedModel) -> dict[str, Any]:
     return {
         "format": "hfadapt",
-        "format_version": adapter_files.FORMAT_VERSION,
+        "format_version": adapter_files.FIRST_VERSION,
         **describe_base(base, base.config.model_type),
         "adapters": {},
         "compositions": {},
@@ -243,7 +252,8 @@ def load_multi_task(
     if base is None:
         base = _find_base(data, saved, tensors, folder, options)
     checkpoint.check_base_of(data, base, folder)
-    model = _rebuild(cls, base, tasks, data, saved["train_base"])
+    trained = [tensor for key, tensor in tensors.items() if not key.startswith("heads.")]
+    model = _rebuild(cls, base, tasks, data, saved["train_base"], own_files.autocast_of(base, trained))
     for task, name in saved.get("routes", {}).items():
         model.use(task, name)
     apply(model, tensors, str(folder))
@@ -251,16 +261,29 @@ def load_multi_task(
 
 
 def _rebuild(
-    cls: type[MultiTaskModel], base: PreTrainedModel, tasks: list[Task], data: Mapping[str, Any], train_base: bool
+    cls: type[MultiTaskModel],
+    base: PreTrainedModel,
+    tasks: list[Task],
+    data: Mapping[str, Any],
+    train_base: bool,
+    autocast: bool,
 ) -> MultiTaskModel:
     configs = data["adapters"]
     if not configs:
         return cls.from_base(base, tasks, None, train_base=train_base)
     if find_attachment(base) is not None:
         raise CheckpointError(problem("the base has adapters already", try_="hfadapt.detach(base) first"))
-    own = any(task.head.kind == "own" for task in tasks)
     for name, method in configs.items():
-        attach(base, method, name, freeze_base=not train_base, train_head=own or None, verify=False)
+        attach(
+            base,
+            method,
+            name,
+            freeze_base=not train_base,
+            train_head=False,
+            verify=False,
+            autocast_adapter_dtype=autocast if name == next(iter(configs)) else None,
+        )
+    train_own_head(base, autocast and not train_base)
     checkpoint.restore_fusions(base, data)
     for name, tree in data.get("compositions", {}).items():
         node = parse(tree)

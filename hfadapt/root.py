@@ -17,6 +17,7 @@ from .errors import RoutingError, did_you_mean, problem
 from .generating import running
 from .histories import check_steps, tokens_in
 from .hooks import CheckpointWithRouting, tensor_batch_size
+from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
 from .routing import Routing, all_tasks_take_part, current, set_current
@@ -104,6 +105,8 @@ class Forward:
             routing.loss_share = loss_share(call)
             if penalised is not None:  # whoever computes the loss adds them
                 routing.penalised = penalised
+        if routing is not None and attachment.label_counts and not self.path and kwargs.get("labels") is not None:
+            refuse_loss(routing, attachment.label_counts, type(module).__name__)
         if routing is not None and routing.growth is not None:
             args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, call)
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():

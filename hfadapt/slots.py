@@ -98,11 +98,13 @@ class Site:
 
 
 class Slot(nn.Module):
-    """The child ``hfadapt`` of a leaf module: the deltas at its input, its output and in its attention."""
+    """The child ``hfadapt`` of a module: the deltas at its input, its output and in its attention, and its copies."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deltas = nn.ModuleDict()
+        # The leaf itself, trained: a copy for each adapter that has one (see own_forward.py).
+        self.copies = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
         # The leaf is a norm that finishes the op of the last delta at its input (see fused_norm.py).
         self.fuses_norm = False
@@ -122,11 +124,11 @@ class Slot(nn.Module):
         return found
 
     def drop_empty(self) -> bool:
-        """Remove deltas without adapters; return whether nothing is left."""
+        """Remove deltas without adapters; return whether nothing is left, copies of the leaf included."""
         for key in [k for k, d in self.deltas.items() if not d.names]:
             del self.deltas[key]
         self._index()
-        return not self.deltas
+        return not self.deltas and not self.copies
 
     def side(self, side: str) -> tuple[Delta, ...]:
         """Return the deltas of one side, in the order they were attached."""
@@ -235,7 +237,9 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         rows = _repeated(rows, shaped.shape[0])
     dtype = shaped.dtype
     if not torch.is_autocast_enabled(value.device.type):
-        dtype = next((p.dtype for p in delta.adapters[rows.names[0]].parameters()), dtype)
+        dtype = delta.dtype(rows.names[0]) or dtype
+    if norm and dtype != value.dtype:  # adapters in float32 on a base of lower precision
+        norm = {key: given.to(dtype) if isinstance(given, Tensor) else given for key, given in norm.items()}
     changed = delta(shaped.to(dtype), read.to(dtype), rows, **norm)
     return changed.to(value.dtype).view(value.shape)
 

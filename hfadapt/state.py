@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 
 from .composition import Composition, Fuse, Node, Parallel, adapter_names, fuse_nodes
@@ -27,7 +28,9 @@ __all__ = [
     "Prepared",
     "adapted_model",
     "attachment",
+    "copies_of",
     "deltas_of",
+    "device_and_dtype",
     "find_attachment",
     "parameters_of",
     "shared_modules",
@@ -48,10 +51,19 @@ class Prepared(nn.Module):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A named set of deltas: one config, or several (MAM is prefix tuning plus a parallel adapter)."""
+    """A named set of deltas: one config, or several (MAM is prefix tuning plus a parallel adapter).
+
+    Args:
+        name: Its name.
+        configs: Its configs.
+        heads: Paths of the model's head modules of which it has a copy of its own.
+        modules: Paths of other modules of which it has one.
+    """
 
     name: str
     configs: tuple[MethodConfig, ...]
+    heads: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,10 +72,12 @@ class Fusion:
 
     Args:
         config: Its config.
+        heads: Paths of the model's head modules of which it has a copy of its own.
         kept: For each pruned layer (by path), the adapters that are left.
     """
 
     config: MethodConfig
+    heads: tuple[str, ...] = ()
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -80,6 +94,8 @@ class Attachment:
         parallel: The composition that every row goes through, when ``Parallel`` is active.
         parallel_layers: By stack, the layers at which its adapters have deltas.
         rereads_input: The model looks at its input's rows again behind its layers.
+        autocast_dtype: What is trained is float32 where the base is of lower precision.
+        label_counts: How many outputs an adapter's own head has where the base's has another number.
         disabled: Run the base alone when nothing is active.
         chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
@@ -95,11 +111,12 @@ class Attachment:
     parallel: Parallel | None = None
     parallel_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rereads_input: bool = False
+    autocast_dtype: bool = True
+    label_counts: dict[str, int] = field(default_factory=dict)
     disabled: bool = False
     chosen: bool = False
     drop: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    head_paths: tuple[str, ...] = ()
     decoder_paths: tuple[str, ...] = ()
     call_counters: tuple[str, ...] = ()
     original_requires_grad: dict[str, bool] = field(default_factory=dict)
@@ -114,6 +131,11 @@ class Attachment:
     def names(self) -> tuple[str, ...]:
         """The adapters; a position here is the task id that a call may give."""
         return tuple(self.adapters)
+
+    @property
+    def head_paths(self) -> tuple[str, ...]:
+        """Paths of the head modules of which an adapter has a copy of its own."""
+        return tuple(dict.fromkeys(path for adapter in self.adapters.values() for path in adapter.heads))
 
     @property
     def routable(self) -> tuple[str, ...]:
@@ -246,8 +268,17 @@ def deltas_of(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, 
                 yield f"{path}.hfadapt.deltas.{key}", delta
 
 
-def parameters_of(model: PreTrainedModel, name: str) -> Mapping[str, nn.Parameter]:
-    """Return the parameters of the adapter ``name`` by their full name; shared ones once."""
+def parameters_of(model: PreTrainedModel, name: str, own_modules: bool = True) -> Mapping[str, nn.Parameter]:
+    """Return the parameters of the adapter ``name`` by their full name; shared ones once.
+
+    Args:
+        model: An adapted model.
+        name: The adapter.
+        own_modules: With those of its own copies of modules of the base, such as its head.
+
+    Raises:
+        AttachError: nothing is attached, or there is no adapter of that name.
+    """
     attachment(model).require(name)
     found: dict[str, nn.Parameter] = {}
     for path, delta in deltas_of(model, name):
@@ -255,7 +286,38 @@ def parameters_of(model: PreTrainedModel, name: str) -> Mapping[str, nn.Paramete
             found[f"{path}.adapters.{name}.{key}"] = parameter
     for key, parameter in shared_modules(model, name).named_parameters():
         found[f"hfadapt_shared.{name}.{key}"] = parameter
+    for path, own in copies_of(model, name) if own_modules else ():
+        for key, parameter in own.named_parameters():
+            found[f"{path}.hfadapt.copies.{name}.{key}"] = parameter
     return found
+
+
+def copies_of(model: nn.Module, owner: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path of each module of the base that ``owner`` has a copy of, and the copy.
+
+    Args:
+        model: An adapted model.
+        owner: An adapter, or the ``key`` of a ``Fuse``.
+    """
+    for path, slot in slots_of(model):
+        if owner in slot.copies:
+            yield path, slot.copies[owner]
+
+
+def device_and_dtype(module: nn.Module, model: nn.Module, autocast: bool) -> tuple[torch.device, torch.dtype]:
+    """Return where parameters that are made for ``module`` belong, and in which dtype.
+
+    Args:
+        module: A leaf of the base.
+        model: The base, asked where ``module`` has no parameters of its own.
+        autocast: float32 in place of a dtype of lower precision.
+    """
+    for source in (module, model):
+        for name, parameter in source.named_parameters():
+            if parameter.is_floating_point() and ".hfadapt" not in f".{name}":
+                narrow = autocast and parameter.dtype.itemsize < torch.float32.itemsize
+                return parameter.device, torch.float32 if narrow else parameter.dtype
+    return torch.device("cpu"), torch.get_default_dtype()
 
 
 def as_composition(choice: Any) -> Node | None:

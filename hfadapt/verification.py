@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .errors import AttachError, problem
-from .state import attachment, deltas_of
+from .state import attachment, copies_of, deltas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,7 +18,7 @@ __all__ = ["verify"]
 
 
 def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
-    """Run one forward pass on a tiny input and count that every delta fires.
+    """Run one forward pass on a tiny input and count that every delta, and every copy of a module, fires.
 
     Fused modules (``nn.MultiheadAttention`` and kernels that replace a forward) never call the leaf modules they hold;
     a delta there would be trained and saved and do nothing.
@@ -28,7 +28,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
         names: The adapters to look at; all by default.
 
     Returns:
-        How many deltas fired.
+        How many of them fired.
 
     Raises:
         AttachError: a delta did not fire; the first few are named.
@@ -41,7 +41,12 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     chosen = list(state.names if names is None else names)
     fired: set[int] = set()
     handles = []
-    deltas = {id(d): (path, d) for name in chosen for path, d in deltas_of(model, name)}
+    deltas: dict[int, tuple[str, nn.Module]] = {}
+    for name in chosen:
+        deltas.update({id(delta): (path, delta) for path, delta in deltas_of(model, name)})
+    representatives = _representatives(state, chosen)
+    for name in representatives:
+        deltas.update({id(own): (f"{path} (its own copy)", own) for path, own in copies_of(model, name)})
     for _, delta in deltas.values():
         handles.append(delta.register_forward_hook(_note(fired)))
     before = (state.active, state.disabled, state.parallel, state.drop, model.training)
@@ -51,7 +56,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
         state.parallel, state.disabled, state.drop = None, False, {}
         # Rows with and without each adapter are covered by the methods' own tests; here each adapter runs alone.
         with torch.no_grad():
-            for name in _representatives(state, chosen):
+            for name in representatives:
                 state.active = name
                 model(**example_inputs(model))
     finally:
@@ -68,17 +73,19 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
                 where=type(model).__name__,
                 got=f"{len(silent)} silent, e.g. {silent[0]}",
                 allowed="every slot fires in a forward pass",
-                try_="another method or other layers; fused kernels that bypass these modules must be switched off",
+                try_="another method or other layers; fused kernels that bypass these modules must be switched off; "
+                "train_head=False where the model's head does not run",
             )
         )
     return len(fired)
 
 
 def _representatives(state: Any, names: list[str]) -> list[str]:
-    """One adapter of each set of configs: adapters with equal configs use the same deltas."""
+    """One adapter of each kind: adapters with equal configs use the same deltas, and copies of the same modules."""
     seen: dict[Any, str] = {}
     for name in names:
-        seen.setdefault(state.adapters[name].configs, name)
+        one = state.adapters[name]
+        seen.setdefault((one.configs, one.heads, one.modules), name)
     return list(seen.values())
 
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hfadapt_kernels import PackedLinear, frozen_linear
 
 from ..errors import ConfigError, problem
+from ..own_forward import RoutedForward
 
 __all__ = ["PackedForward", "is_packed", "pack", "unpack"]
 
@@ -100,4 +101,6 @@ def unpack(model: Model) -> Model:
     for module in model.modules():
         if is_packed(module):
             del module.__dict__["forward"]
+        elif isinstance(own := module.__dict__.get("forward"), RoutedForward) and isinstance(own.stock, PackedForward):
+            own.stock = None
     return model

@@ -102,7 +102,8 @@ def test_the_classification_head_trains() -> None:
     golden = read("roberta_mam")
     model = base_model("roberta")
     adapt(model, golden)
-    assert all(p.requires_grad for p in model.classifier.parameters())
+    (name,) = hfadapt.attachment(model).names
+    assert all(p.requires_grad for own in hfadapt.own_modules(model, name).values() for p in own.parameters())
     names = parameter_map(model, "roberta")
     assert not any(p.requires_grad for n, p in model.roberta.named_parameters() if "hfadapt" not in n)
     assert all(pair.parameter.requires_grad for pair in names.values())

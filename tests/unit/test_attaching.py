@@ -27,11 +27,14 @@ def run(model, **more):
     return model(**INPUTS, **more)[0]
 
 
-def test_attach_freezes_the_base_and_trains_the_task_head():
+def test_attach_freezes_the_base_and_trains_a_copy_of_the_task_head():
     model = tiny_model("bert", "sequence-classification")
     hfadapt.attach(model, "lora")
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {n for n in trained if "hfadapt" not in n} == {"classifier.weight", "classifier.bias"}
+    assert all("hfadapt" in n for n in trained)
+    assert {n for n in trained if n.startswith("classifier")} == {
+        f"classifier.hfadapt.copies.default.{k}" for k in ("weight", "bias")
+    }
     assert {id(p) for p in hfadapt.parameters_of(model, "default").values()} <= {
         id(p) for p in hfadapt.trainable_parameters(model).values()
     }

@@ -187,9 +187,10 @@ def trainer(model, tmp_path, callbacks=(), **more):
 def test_accumulated_batches_count_the_penalty_once_a_step(batches, tmp_path):
     """A plain Trainer adds up the losses of models that it tells the number of labels: each batch holds its share."""
     model, _ = classifier(dtype=torch.float32)
+    (head,) = hfadapt.own_modules(model, "a,b").values()
     with torch.no_grad():  # the logits say nothing of the fusion: only the penalty moves V
-        model.classifier.weight.zero_()
-    model.classifier.requires_grad_(False)
+        head.weight.zero_()
+    head.requires_grad_(False)
     (layer, *_) = fusion_layers(model).values()
     before = layer.value_weight.detach().clone()
     options = {"per_device_train_batch_size": 8 // batches, "gradient_accumulation_steps": batches}

@@ -187,14 +187,14 @@ def test_lhuc_multiplies_what_leaves_the_layer() -> None:
 
 
 @pytest.mark.parametrize("method", [*WITHIN.values(), hfadapt.LHUC(), "houlsby", "top_layer"], ids=str)
-def test_exactly_the_adapters_and_the_head_train(method) -> None:
+def test_exactly_the_adapters_and_their_heads_train(method) -> None:
     """Trap 40: chosen by identity; a base module whose name holds 'mult' or 'aug' stays frozen."""
     config = tiny_model("bert").config
     model = BertForSequenceClassification(config)
     model.bert.encoder.register_parameter("mult_aug_gamma", torch.nn.Parameter(torch.zeros(1)))
     hfadapt.attach(model, method, names=TASKS)
     wanted = {n for task in TASKS for n in hfadapt.parameters_of(model, task)}
-    wanted |= {"classifier.weight", "classifier.bias"}
+    assert any(n.startswith("classifier.") for n in wanted)
     assert set(hfadapt.trainable_parameters(model)) == wanted
 
 

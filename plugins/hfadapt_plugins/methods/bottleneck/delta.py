@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hfadapt import Rows, Weights
@@ -17,7 +18,11 @@ __all__ = ["BehindNormDelta", "BehindSumDelta", "closing_norm"]
 
 def closing_norm(leaf: nn.Module, value: Tensor) -> Tensor:
     """Apply the base's norm ``leaf`` without running hooks, or the deltas at it, again."""
-    return type(leaf).forward(leaf, value)
+    dtype = next((p.dtype for p in leaf.parameters(recurse=False)), value.dtype)
+    if dtype == value.dtype or torch.is_autocast_enabled(value.device.type):
+        return type(leaf).forward(leaf, value)
+    # adapters in float32 behind a norm of lower precision
+    return type(leaf).forward(leaf, value.to(dtype)).to(value.dtype)
 
 
 class BehindNormDelta(UpDownDelta):

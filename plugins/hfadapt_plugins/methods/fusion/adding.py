@@ -10,6 +10,7 @@ from torch import nn
 from hfadapt import Fuse, activate, attachment, freeze, sites
 from hfadapt.errors import CompositionError, problem
 from hfadapt.hooks import TapInput, add_hook
+from hfadapt.own_copies import add_copies
 from hfadapt.slots import Site, Tap, fusion_key
 from hfadapt.state import Fusion, adapted_model, deltas_of
 
@@ -37,6 +38,8 @@ def add_fusion(
     mixed_widths: bool = False,
 ) -> int:
     """Add AdapterFusion over adapters that are attached, and train it alone.
+
+    Where the adapters have heads of their own, the fusion gets one too, equal to the base's at the start.
 
     Args:
         model: An adapted model.
@@ -97,7 +100,9 @@ def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dic
         if residual is not None:
             add_hook(model.get_submodule(residual.leaf), TapInput(residual.key))
         made[path] = layer
-    state.fusions[node] = Fusion(config)
+    heads = tuple(dict.fromkeys(path for name in names for path in state.adapters[name].heads))
+    add_copies(model, state, node.key, heads)
+    state.fusions[node] = Fusion(config, heads)
     return made
 
 

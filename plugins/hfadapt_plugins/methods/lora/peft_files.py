@@ -13,11 +13,12 @@ from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
 from hfadapt.atomic import atomic_folder
 from hfadapt.errors import AttachError, CheckpointError, problem
 from hfadapt.freezing import head_modules
+from hfadapt.own_copies import own_modules, own_tensors, resize_outputs
 from hfadapt.state import deltas_of
 
 from .config import LoRA
 from .peft_config import read_peft_config
-from .peft_tensors import PARTS, PREFIX, fit_to_model, named_tensors, split_tensors
+from .peft_tensors import PARTS, PREFIX, fit_to_model, split_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,12 +74,13 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
             )
         for own, theirs in PARTS.items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
-    heads = [path for path, head in head_modules(model).items() if any(p.requires_grad for p in head.parameters())]
-    tensors |= {
-        f"{PREFIX}{path}.{key}": value
-        for path in heads
-        for key, value in model.get_submodule(path).state_dict().items()
-    }
+    adapter = attachment(model).require(name)
+    whole = [*adapter.heads, *adapter.modules]
+    tensors |= {f"{PREFIX}{path}.{key}": value for path, key, value in own_tensors(model, name)}
+    for path, head in head_modules(model).items():  # trained in place, together with the base
+        if path not in adapter.heads and any(p.requires_grad for key, p in head.named_parameters() if _is_base(key)):
+            whole.append(path)
+            tensors |= {f"{PREFIX}{path}.{key}": value for key, value in head.state_dict().items() if _is_base(key)}
     leaves = [delta.site.leaf for delta in deltas]
     kind = type(model).__name__
     described = LoraConfig(
@@ -89,7 +91,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         use_rslora=config.use_rslora,
         # transformers' Conv1D keeps its weight as [in, out]
         fan_in_fan_out=all(not hasattr(model.get_submodule(leaf), "in_features") for leaf in leaves),
-        modules_to_save=heads or None,
+        modules_to_save=whole or None,
         task_type=next((task for end, task in _TASK_TYPES.items() if kind.endswith(end)), None),
         base_model_name_or_path=getattr(model.config, "_name_or_path", "") or None,
         inference_mode=True,
@@ -98,6 +100,10 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         described.save_pretrained(str(temporary))
         packed = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
         save_file(packed, str(temporary / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+def _is_base(key: str) -> bool:
+    return ".hfadapt." not in f".{key}"
 
 
 def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
@@ -121,7 +127,9 @@ def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
 
 
 def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str = "default") -> Handle:
-    """Attach a LoRA adapter that peft saved, with the head that it saved.
+    """Attach a LoRA adapter that peft saved, with the head and the other modules that it saved.
+
+    These are the adapter's own: the base's modules stay as they are, for other adapters and for calls without one.
 
     The adapter may have been trained with a head or without one: it is put on the same linears of the base either way.
 
@@ -144,7 +152,7 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
     )
-    handle = attach(model, method, name)
+    handle = attach(model, method, name, modules_to_save=dict.fromkeys(key.rpartition(".")[0] for key in others))
     try:
         _copy(model, name, updates, others, folder)
     except BaseException:
@@ -160,7 +168,10 @@ def _copy(
     others: dict[str, Tensor],
     folder: str | os.PathLike[str],
 ) -> None:
-    own = named_tensors(model)
+    for path in own_modules(model, name):
+        if f"{path}.weight" in others:
+            resize_outputs(model, name, path, others[f"{path}.weight"].shape)
+    own = {f"{path}.{key}": tensor for path, key, tensor in own_tensors(model, name)}
     pairs = [(key, own[key], tensor) for key, tensor in others.items()]
     deltas = [delta for _, delta in deltas_of(model, name)]
     more = {delta.site.leaf for delta in deltas} - set(updates)

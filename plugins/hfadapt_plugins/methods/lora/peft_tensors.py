@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .peft_config import PeftLoRA
 
-__all__ = ["PARTS", "PREFIX", "fit_to_model", "named_tensors", "split_tensors"]
+__all__ = ["PARTS", "PREFIX", "fit_to_model", "split_tensors"]
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
@@ -92,7 +92,6 @@ def fit_to_model(
         if _BASE_COPY not in key and _is_saved_whole(key, config.modules_to_save):
             if key not in own:
                 raise _no_place(model, key, folder)
-            _check_untied(own, key, tensor, folder)
             whole[key] = tensor
         else:
             _check_base_copy(model, key.replace(_BASE_COPY, "."), tensor, own, folder)
@@ -155,18 +154,6 @@ def _check_base_copy(model: PreTrainedModel, key: str, saved: Tensor, own: dict[
             folder,
             f"{key}, not among modules_to_save",
             "copy them into the base before, or merge with peft (merge_and_unload)",
-        )
-
-
-def _check_untied(own: dict[str, Tensor], key: str, saved: Tensor, folder: Folder) -> None:
-    """Refuse a trained copy of a module whose weight another module of this model shares: peft had untied them."""
-    sharing = [name for name, tensor in own.items() if tensor is own[key] and name != key]
-    if sharing and not torch.equal(own[key].detach().cpu(), saved.to(own[key].dtype)):
-        raise _refusal(
-            "the file holds its own copy of a weight that is tied to another here",
-            folder,
-            f"{key}, tied to {sharing[0]}",
-            "load it on a base with tie_word_embeddings=False",
         )
 
 

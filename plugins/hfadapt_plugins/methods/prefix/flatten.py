@@ -9,7 +9,7 @@ import torch
 
 from hfadapt import attachment
 from hfadapt.errors import AttachError, problem
-from hfadapt.state import Adapter, deltas_of, shared_modules
+from hfadapt.state import deltas_of, shared_modules
 
 from .config import PrefixConfig
 from .delta import PrefixDelta
@@ -67,5 +67,5 @@ def flatten_prefix(model: PreTrainedModel, name: str) -> int:
     del shared[config.method]
     if not shared and state.shared is not None:
         del state.shared[name]
-    state.adapters[name] = Adapter(name, tuple(flat if c is config else c for c in adapter.configs))
+    state.adapters[name] = replace(adapter, configs=tuple(flat if c is config else c for c in adapter.configs))
     return count
