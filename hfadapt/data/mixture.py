@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError, did_you_mean, problem
 from ..heads import OwnHead
@@ -19,6 +19,7 @@ from .preview import Preview
 from .rows import MixtureDataset, SplitDataset, Tables
 from .schedule import BatchForm, Layout, Schedule
 from .sources import load_splits
+from .tokenizer import check_tokenizer, load_tokenizer
 from .tokens import tokenize
 
 if TYPE_CHECKING:
@@ -134,8 +135,19 @@ class TaskMixture:
 
     @property
     def eval(self) -> SplitDataset | None:
-        """All validation splits as one data set, longest rows of each task first; ``None`` if no task has one."""
-        return self.dataset("validation", by_length=True) if self.has_split("validation") else None
+        """All labelled validation splits as one data set, longest rows of each task first; ``None`` if there is none.
+
+        Rows without labels have no loss, and would count as 0 in Trainer's mean over rows.
+        """
+        labelled = [task.name for index, task in enumerate(self.tasks) if self._is_labelled(index, "validation")]
+        return self.dataset("validation", labelled, by_length=True) if labelled else None
+
+    def _is_labelled(self, task: int, split: str) -> bool:
+        if not len(self._splits[task].get(split, ())):
+            return False
+        self._read(task, split)
+        columns = self._columns[task, split]
+        return columns.labels is not None or columns.targets is not None
 
     @property
     def collator(self) -> MultiTaskCollator:
@@ -218,9 +230,9 @@ class TaskMixture:
     def bind(self, tokenizer: PreTrainedTokenizerBase | str) -> TaskMixture:
         """Tokenise the data (once for a tokenizer) and return the mixture."""
         if isinstance(tokenizer, (str, os.PathLike)):
-            from transformers import AutoTokenizer
-
-            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(tokenizer))
+            tokenizer = load_tokenizer(tokenizer)
+        elif self.reads_text:
+            check_tokenizer(tokenizer, "TaskMixture")
         if self._collator.tokenizer is not tokenizer:
             self._tables.by_place.clear()
             self._collator.tokenizer = tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import DataError, TaskError, did_you_mean, problem
 from ..limits import require_number
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
+from .label_sets import read_label_sets
 from .pooling import SequenceModule
 
 __all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "check_smoothing", "class_index"]
@@ -151,6 +153,10 @@ class Classification(SequenceHead):
         return predictions[valid], labels[valid, 0].astype(np.int64)
 
 
+def _label_of(value: Any, where: str, *, count: int, names: tuple[str, ...] | None) -> int:
+    return class_index(value, count, where, names)
+
+
 @dataclass(frozen=True)
 class MultiLabel(SequenceHead):
     """Any subset of C labels, binary cross entropy each; predicted where the logit is positive.
@@ -176,26 +182,12 @@ class MultiLabel(SequenceHead):
         return self.num_labels
 
     def check_labels(self, values: list[Any], where: str, names: tuple[str, ...] | None = None) -> list[np.ndarray]:
-        """Accepts C zeros and ones a row, or the list of the labels that hold (indices or names)."""
-        rows = []
-        for row, value in enumerate(values):
-            place = _row(where, row)
-            if not isinstance(value, (list, tuple, np.ndarray)):
-                raise DataError(
-                    problem(
-                        "multi-label rows need a list",
-                        where=place,
-                        got=repr(value),
-                        allowed=f"{self.num_labels} zeros and ones, or a list of labels",
-                    )
-                )
-            value = list(value)
-            multi_hot = len(value) == self.num_labels and all(v in (0, 1) for v in value)
-            if not multi_hot:
-                chosen = [class_index(v, self.num_labels, place, names) for v in value]
-                value = [float(i in chosen) for i in range(self.num_labels)]
-            rows.append(np.array(value, np.float32))
-        return rows
+        """Accepts C zeros and ones a row, or the list of the labels that hold (indices or names).
+
+        With C at most 2 the integers 0 and 1 are refused where they read both ways; see ``read_label_sets``.
+        """
+        index = functools.partial(_label_of, count=self.num_labels, names=names)
+        return read_label_sets(values, self.num_labels, functools.partial(_row, where), index, names)
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Binary cross entropy of logits [B, C], mean over rows and labels."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.config import Baseline, Recipe
+from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import ConfigError, problem
 from hfadapt.run.build import build_mixture, build_tasks, training_arguments
 from hfadapt.run.ended import EndedArms
@@ -42,7 +43,6 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = logger.info) -> None:
-        from transformers import AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
         # Its bars for reading and writing weights would stand between the lines of progress.
@@ -51,7 +51,7 @@ class Run:
         self.say = say
         self.output = Path(recipe.output)
         self.base = model_path(recipe.model)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base)
+        self.tokenizer = load_tokenizer(self.base)
         self.tasks: list[Task] = build_tasks(recipe)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
         self._mixture: TaskMixture | None = None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hfadapt.data import MultiTaskCollator
+from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import DataError, did_you_mean, problem
 from hfadapt.heads import IGNORE
 from hfadapt.run.answers import ANSWERED, answer_of, columns_of
@@ -63,13 +64,11 @@ class Predictor:
     @classmethod
     def from_folder(cls, folder: str | Path) -> Predictor:
         """Load an adapter folder onto its base."""
-        from transformers import AutoTokenizer
-
         from hfadapt import MultiTaskModel
 
         model = MultiTaskModel.from_pretrained(folder)
         has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
-        return cls(model, AutoTokenizer.from_pretrained(folder if has_tokenizer else model.base.config._name_or_path))
+        return cls(model, load_tokenizer(folder if has_tokenizer else model.base.config._name_or_path))
 
     def predict(
         self,

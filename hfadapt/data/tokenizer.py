@@ -1,0 +1,52 @@
+"""The tokenizer of a base, which must know words."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["check_tokenizer", "load_tokenizer"]
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base, by name or from its folder.
+
+    Raises:
+        DataError: there is none. transformers then makes one for some families that knows special tokens only, with
+            which every word of every text is unknown.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(name)
+    except (ValueError, OSError, ImportError) as error:
+        got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise DataError(problem("no tokenizer can be loaded", where=str(name), got=got, try_=_CURE)) from error
+    check_tokenizer(found, str(name))
+    return found
+
+
+_CURE = "tokenizer.save_pretrained(folder) with the tokenizer that the base was trained with"
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise ``DataError`` if a tokenizer knows hardly more than its special tokens.
+
+    The fallbacks for SentencePiece know one or two signs for spaces besides.
+    """
+    words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    if words <= 2:
+        raise DataError(
+            problem(
+                "the tokenizer knows no words: every text would be unknown tokens",
+                where=where,
+                got=f"{type(tokenizer).__name__} with {len(tokenizer)} tokens, all special",
+                allowed="the tokenizer of the base",
+                try_=_CURE,
+            )
+        )
