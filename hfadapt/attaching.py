@@ -45,6 +45,7 @@ from .state import (
     slots_of,
 )
 from .verification import verify as verify_slots
+from .watching import require_intact, watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,6 +137,7 @@ def attach(
     fresh = state is None
     if state is not None:
         _check_dtype(state, autocast_adapter_dtype)
+        require_intact(state, state.names)
     state = _begin(model) if state is None else state
     if fresh:
         state.autocast_dtype = autocast_adapter_dtype is not False
@@ -162,6 +164,9 @@ def attach(
     if freeze_base:
         freeze_all(model)
     state.choose_default()
+    watch(model, state)
+    # A change of the model later on is met as the attaching was, with a proof or on trust.
+    state.prove = verify_slots if verify else state.prove
     if verify:
         try:
             verify_slots(model, wanted)
@@ -346,6 +351,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     gone = [names] if isinstance(names, str) else list(state.names if names is None else names)
     for name in gone:
         state.require(name)
+    lost = state.watch.lost() if state.watch is not None else ()
     for name in gone:
         for _, delta in list(deltas_of(model, name)):
             delta.remove(name)
@@ -365,7 +371,9 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
             remove_hooks_of_slot(leaf)
             unfuse_norm(leaf)
             del leaf.hfadapt
-    if not state.adapters:
+    if state.adapters:
+        watch(model, state, lost)
+    else:
         _end(model, state)
 
 

@@ -171,6 +171,15 @@ def implementation(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation).removeprefix(_PREFIX)
 
 
+def _twin(stock: str) -> str:
+    """Return the name of the twin of a stock implementation, registered."""
+    name = _PREFIX + stock
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _Twin(stock))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
+    return name
+
+
 def enable(model: PreTrainedModel) -> str:
     """Switch ``model`` to the twin of its attention implementation; return the one it had.
 
@@ -190,10 +199,7 @@ def enable(model: PreTrainedModel) -> str:
                 try_="from_pretrained(..., attn_implementation='sdpa')",
             )
         )
-    name = _PREFIX + before
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _Twin(before))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    name = _twin(before)
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise AttachError(
@@ -206,7 +212,35 @@ def enable(model: PreTrainedModel) -> str:
     return before
 
 
+def follow(configs: Sequence[Any], where: str) -> list[str]:
+    """Switch configs whose attention implementation was changed since ``enable`` to the twins of the new ones.
+
+    Returns:
+        The implementations that were chosen, one a config.
+
+    Raises:
+        AttachError: one has no twin.
+    """
+    chosen = [str(config._attn_implementation).removeprefix(_PREFIX) for config in configs]
+    for name in chosen:
+        if name not in SUPPORTED:
+            raise AttachError(
+                problem(
+                    "the model's attention implementation was changed to one that takes no prefixes",
+                    where=where,
+                    got=name,
+                    allowed=", ".join(SUPPORTED),
+                    try_="model.set_attn_implementation('sdpa'), or activate an adapter without deltas in attention",
+                )
+            )
+    for config, name in zip(configs, chosen, strict=True):
+        # The property's setter would change the configs of parts as well, which have a choice of their own.
+        internal = "_attn_implementation_internal"
+        setattr(config, internal if hasattr(config, internal) else "_attn_implementation", _twin(name))
+    return chosen
+
+
 def disable(model: PreTrainedModel, before: str) -> None:
-    """Put back the attention implementation ``before``."""
-    if model.config._attn_implementation != before:
+    """Put back the attention implementation ``before``, unless another was chosen since."""
+    if str(model.config._attn_implementation).startswith(_PREFIX):
         model.set_attn_implementation(before)

@@ -26,6 +26,7 @@ from .errors import CheckpointError, problem
 from .multitask_config import HFAdaptConfig, is_marked
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
 from .state import attachment, find_attachment, parameters_of
+from .watching import require_intact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ def state_of(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
     chosen = list(attachment(model).names if names is None else names)
     prefix = _prefix(model)
     tensors: dict[str, Tensor] = {}
+    require_intact(attachment(model), chosen)
     for name in chosen:
         for key, parameter in parameters_of(model, name, own_modules=False).items():
             tensors[key.removeprefix(prefix)] = parameter.detach()

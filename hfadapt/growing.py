@@ -10,6 +10,7 @@ from .composition import adapter_names
 from .hooks import CallCounter, Hook, add_hook
 from .routing import current
 from .state import deltas_of
+from .watching import watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,6 +95,7 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
         last = stack.layer_paths[-1]
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
+    watch(model, attachment, () if attachment.watch is None else attachment.watch.lost())
     # A copy of the embeddings, say, is below every layer.
     below = any(attachment.adapters[name].modules for name in adapter_names(attachment.parallel))
     attachment.rereads_input = below or _rereads_input(model, attachment)

@@ -11,6 +11,7 @@ from . import plugins
 from .attaching import attach, detach
 from .errors import AttachError, problem
 from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of
+from .watching import require_intact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,6 +105,7 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
     name = _only(state, name)
     _check(model, state, name)
     adapter = state.require(name)
+    require_intact(state, [name])
     places = [(path.partition(".hfadapt.")[0], delta) for path, delta in deltas_of(model, name)]
     own = {path: one.state_dict(keep_vars=True) for path, one in copies_of(model, name)}
     owners = {id(p): n for n, p in model.named_parameters()}

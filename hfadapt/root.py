@@ -22,6 +22,7 @@ from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
 from .routing import Routing, all_tasks_take_part, current, set_current
 from .taking_part import take_part
+from .watching import require_intact
 
 if TYPE_CHECKING:
     from .state import Attachment
@@ -144,6 +145,8 @@ class Forward:
         else:
             routing.other_past = call.other_past or routing.other_past
         if not inherits:
+            if not torch.compiler.is_compiling():
+                require_intact(attachment, routing)
             asked = call.get("output_attentions")
             routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
             attachment.prepare(routing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .architecture import ArchitectureMap
     from .method import MethodConfig
+    from .watching import Watch
 
 __all__ = [
     "Adapter",
@@ -100,6 +101,8 @@ class Attachment:
         chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
         inside: A model around this one gives idle parameters their gradient of zero.
+        watch: What the hooks rely on; compared at every call.
+        prove: Shows that every delta of a model fires, and raises where one does not.
         original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
     """
 
@@ -126,6 +129,8 @@ class Attachment:
     inside: bool = False
     shared: nn.ModuleDict | None = None
     steps: tuple[Step, ...] = ()
+    watch: Watch | None = None
+    prove: Callable[[Any], Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,0 +1,222 @@
+"""Notices when what hooks sit on was replaced, deleted or bypassed after adapters were attached.
+
+Hooks follow modules, not names: a head that ``resize_token_embeddings`` replaced, a layer that was cut off or a fused
+``forward`` in place of a stock one leaves a delta that is trained and saved and does nothing. ``attach`` proves that
+every delta fires; what that proof relied on is kept here and compared at every call of the model, in one loop over
+identities. Where something changed and every slot is still there, the proof is made anew; else the call is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .errors import AttachError, problem
+from .hooks import Hook
+from .routing import Routing
+from .slots import Slot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .state import Attachment
+
+__all__ = ["Lost", "Watch", "require_intact", "watch"]
+
+_SHOWN = 3
+
+Lost = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""Places that are gone: path, what became of it, and the adapters that need it (none known: any)."""
+
+
+class Watch:
+    """What the hooks of an adapted model rely on, as it was when it was proved that they run.
+
+    It holds modules, so that a copy of the model has a watch over its own.
+
+    Args:
+        model: The adapted model.
+        lost: Places that were lost before, to adapters that are still there.
+    """
+
+    def __init__(self, model: PreTrainedModel, lost: Lost = ()) -> None:
+        self.model = model
+        self.lost_before = lost
+        needed = {path: module for path, module in model.named_modules() if _is_ours(module)}
+        paths = {path[: at + 1] for path in needed for at in range(len(path)) if path[at + 1 : at + 2] in ("", ".")}
+        inside = {path: model.get_submodule(path) for path in sorted(paths)}
+        self.needed = tuple(needed.items())
+        self.modules = tuple(
+            (
+                model.get_submodule(path.rpartition(".")[0]),
+                path.rpartition(".")[2],
+                module,
+                module.__dict__.get("forward"),
+            )
+            for path, module in inside.items()
+        )
+        self.inputs = tuple((m, key) for m in needed.values() for key, h in m._forward_pre_hooks.items() if _ours(h))
+        self.outputs = tuple((m, key) for m in needed.values() for key, h in m._forward_hooks.items() if _ours(h))
+        self.configs = tuple(_attention_configs(model, needed))
+        self._find_kinds()
+
+    def _find_kinds(self) -> None:
+        kinds = {type(module): None for _, _, module, _ in self.modules}
+        self.kinds = tuple((kind, kind.forward) for kind in kinds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions of classes need not be picklable, and are those of the process that reads the pickle.
+        return {key: value for key, value in self.__dict__.items() if key != "kinds"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._find_kinds()
+
+    def holds(self) -> bool:
+        """Say whether everything is as it was. No function of Python's is called for it but a config's property."""
+        for parent, name, module, forward in self.modules:
+            if parent._modules.get(name) is not module or module.__dict__.get("forward") is not forward:
+                return False
+        for module, key in self.inputs:
+            if key not in module._forward_pre_hooks:
+                return False
+        for module, key in self.outputs:
+            if key not in module._forward_hooks:
+                return False
+        for kind, forward in self.kinds:
+            if kind.forward is not forward:
+                return False
+        for config, implementation in self.configs:
+            if config._attn_implementation != implementation:
+                return False
+        return not self.lost_before
+
+    def look_again(self, attachment: Attachment, names: Collection[str]) -> None:
+        """Put right what can be, after something changed, and prove the rest anew.
+
+        Args:
+            attachment: The adapters of the model.
+            names: Those that are about to run.
+
+        Raises:
+            AttachError: a place of theirs is gone, or would not be run.
+        """
+        self._follow_attention(attachment, names)
+        lost = self.lost()
+        theirs = [(path, why) for path, why, who in lost if not who or set(who) & set(names)]
+        if theirs:
+            raise _lost(self.model, theirs)
+        if lost or attachment.prove is None:
+            if not lost:
+                attachment.watch = Watch(self.model)
+            return
+        attachment.watch = None  # the proof is a call of the model
+        try:
+            attachment.prove(self.model)
+        except BaseException:
+            attachment.watch = self
+            raise
+        attachment.watch = Watch(self.model)
+
+    def lost(self) -> Lost:
+        """Return the places that are no longer there."""
+        now = {id(module) for module in self.model.modules()}
+        found = list(self.lost_before)
+        hooks = {id(m) for m, key in self.inputs if key not in m._forward_pre_hooks}
+        hooks |= {id(m) for m, key in self.outputs if key not in m._forward_hooks}
+        for path, module in self.needed:
+            if id(module) not in now:
+                found.append((path, _what_became_of(self.model, path), _adapters_at(module)))
+            elif id(module) in hooks:
+                found.append((path, "its hooks were removed", _adapters_at(module)))
+        return tuple(found)
+
+    def _follow_attention(self, attachment: Attachment, names: Collection[str]) -> None:
+        changed = [config for config, implementation in self.configs if config._attn_implementation != implementation]
+        inside = {n for _, m in self.needed if isinstance(m, Slot) for d in m.side("attention") for n in d.names}
+        if changed and inside & set(names):
+            from . import attention
+
+            chosen = attention.follow(changed, type(self.model).__name__)
+            for config, implementation in zip(changed, chosen, strict=True):
+                if config is self.model.config:
+                    attachment.original_attention = implementation
+            self.configs = tuple((config, config._attn_implementation) for config, _ in self.configs)
+
+
+def _ours(hook: Any) -> bool:
+    return isinstance(hook, Hook)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return isinstance(module, Slot) or any(map(_ours, hooks))
+
+
+def _attention_configs(model: PreTrainedModel, needed: dict[str, nn.Module]) -> Iterator[tuple[Any, str]]:
+    """Yield the configs that say which attention function the adapted attentions call."""
+    found: dict[int, Any] = {}
+    for path, slot in needed.items():
+        if not isinstance(slot, Slot) or not slot.side("attention"):
+            continue
+        parts = path.split(".")
+        above = (model.get_submodule(".".join(parts[:length])) for length in range(len(parts) - 1, -1, -1))
+        for config in (next((m.config for m in above if hasattr(m, "config")), None), model.config):
+            if config is not None:
+                found[id(config)] = config
+    for config in found.values():
+        yield config, config._attn_implementation
+
+
+def _adapters_at(module: nn.Module) -> tuple[str, ...]:
+    """The adapters with parameters at a place; none are known of a module that others only read."""
+    slot = module if isinstance(module, Slot) else getattr(module, "hfadapt", None)
+    return tuple(dict.fromkeys(n for d in slot.deltas.values() for n in d.names)) if isinstance(slot, Slot) else ()
+
+
+def _what_became_of(model: nn.Module, path: str) -> str:
+    if path.rpartition(".")[2] == "hfadapt":
+        path = path.rpartition(".")[0]
+    try:
+        return f"a new {type(model.get_submodule(path)).__name__} stands there"
+    except AttributeError:
+        return "nothing stands there"
+
+
+def _lost(model: nn.Module, places: list[tuple[str, str]]) -> AttachError:
+    leaves = dict((path.removesuffix(".hfadapt"), why) for path, why in places)
+    shown = ", ".join(f"{path} ({why})" for path, why in list(leaves.items())[:_SHOWN])
+    more = f" and {len(leaves) - _SHOWN} more" if len(leaves) > _SHOWN else ""
+    return AttachError(
+        problem(
+            "modules that adapters sit on are no longer in the model, so that the adapters would do nothing there",
+            where=type(model).__name__,
+            got=shown + more,
+            allowed="the modules that were there when the adapters were attached",
+            try_="put them back; or change the model first (resize, quantise, replace) and attach or load then",
+        )
+    )
+
+
+def watch(
+    model: PreTrainedModel, attachment: Attachment, lost: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+) -> None:
+    """Take what is there now as what must stay, save for places that were lost to adapters that are still there."""
+    still = tuple((path, why, who) for path, why, who in lost if not who or set(who) & set(attachment.names))
+    attachment.watch = Watch(model, still)
+
+
+def require_intact(attachment: Attachment, users: Routing | Collection[str]) -> None:
+    """Go on only where the places of some adapters are still there.
+
+    Args:
+        attachment: The adapters of the model.
+        users: The routing of the call that is about to run, or the adapters that are about to be saved.
+
+    Raises:
+        AttachError: a place is gone, or would not be run.
+    """
+    if attachment.watch is not None and not attachment.watch.holds():
+        attachment.watch.look_again(attachment, users.used_names() if isinstance(users, Routing) else users)
