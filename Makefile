@@ -3,6 +3,7 @@
 # make test          create .venv, install, run the tests
 # make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under AddressSanitizer
 # make oldest        the unit tests on the oldest releases of the packages that hfadapt stands on
+# make newest        all tests on the newest releases that PyPI serves; writes hfadapt/tested_releases.json when they pass
 # make readme        write the README's generated parts from the last demos
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging plugin sanitize triton compile oldest readme clean
+.PHONY: demo test check lint imports types packaging plugin sanitize triton compile oldest newest readme clean
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
@@ -64,6 +65,17 @@ oldest: $(VENV)/.demo
 	$(VENV)-oldest/bin/python -m pip install --quiet $(TORCH) pytest pytest-xdist hypothesis matplotlib
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
+
+# All tests on the newest releases, in a copy of what git tracks: the C++ part is built there against that torch, and not
+# over the one that is in use here. PyTorch's own index has CPU builds, which pip takes before PyPI's of the same release,
+# and PyPI's may be CUDA builds of several GB: where that index cannot be reached, name the build, TORCH='torch==2.14.1'.
+NEWEST = build/newest
+newest: TORCH_NEWEST = $(if $(filter file,$(origin TORCH)),torch,$(TORCH))
+newest:
+	rm -rf $(NEWEST)
+	git checkout-index --all --prefix=$(NEWEST)/
+	$(MAKE) -C $(NEWEST) test TORCH='$(TORCH_NEWEST)'
+	$(NEWEST)/$(VENV)/bin/python tools/tested_releases.py
 
 # The README's generated parts: the method table, and the results of the last demos, fast and full.
 readme: $(VENV)/.demo

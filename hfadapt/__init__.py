@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import auto
+from . import auto, releases
 
 if TYPE_CHECKING:
     # what a type checker sees; __getattr__ below loads the same names on first use
@@ -189,6 +189,7 @@ __all__ = [
 
 # so that AutoModel.from_pretrained knows the folders that MultiTaskModel.save_pretrained writes; imports nothing heavy
 auto.install()
+releases.say_if_transformers_is_newer()
 
 
 def __getattr__(name: str) -> Any:

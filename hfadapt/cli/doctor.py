@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hfadapt import releases
 from hfadapt.cli.output import json_option, print_json, print_table
 
 __all__ = ["doctor"]
@@ -30,12 +31,25 @@ PACKAGES = (
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show versions, devices, and which kernel serves which op here, with the reason for every other one."""
-    found = {"versions": _versions(), "machine": _machine(), "kernels": _kernels(), "plugins": _plugins()}
+    """Show versions, devices, and which kernel serves which op here, with the reason for every other one.
+
+    Versions stand beside those on which the tests last passed; of newer ones it warns.
+    """
+    found = {
+        "versions": _versions(),
+        "tested": releases.tested(),
+        "newer than tested": list(releases.newer_than_tested()),
+        "machine": _machine(),
+        "kernels": _kernels(),
+        "plugins": _plugins(),
+    }
     if as_json:
         print_json(found)
         return
-    print_table(["package", "version"], found["versions"].items())
+    rows = [(name, here, releases.tested().get(name)) for name, here in found["versions"].items()]
+    print_table(["package", "version", "tests last passed on"], rows)
+    for name, (here, known) in releases.newer_than_tested().items():
+        click.echo(f"warning: {name} {here} is newer than {known}, on which the tests last passed", err=True)
     print_table(["machine", ""], found["machine"].items())
     rows = [
         (row["op"], row["device"], row["backend"], _mark(row), row["reason"] or row["detail"] or None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import DynamicCache, GPT2LMHeadModel
@@ -148,3 +151,11 @@ def test_feed_forward_chunks_are_switched_off_where_a_delta_reads_the_whole_laye
     torch.testing.assert_close(chunked(**inputs)[0], whole(**inputs)[0], rtol=0, atol=1e-12)
     hfadapt.detach(chunked)
     assert {layer.chunk_size_feed_forward for layer in chunked.encoder.layer} == {2}
+
+
+def test_every_name_in_the_decisions_has_a_test_that_exists():
+    root = Path(hfadapt.__file__).parents[1]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "docs/decisions.md").read_text("utf-8"))
+    assert len(named) >= 16
+    missing = [(path, name) for path, name in named if f"def {name}(" not in (root / path).read_text("utf-8")]
+    assert not missing
