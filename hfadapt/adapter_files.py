@@ -13,15 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .atomic import settle, target_folder
 from .errors import CheckpointError, problem
+from .multitask_config import is_marked
 
 __all__ = [
     "CONFIG_FILE",
     "FIRST_VERSION",
     "FORMAT_VERSION",
+    "OF_THE_WEIGHTS",
+    "TRAINER_FILE",
     "WEIGHTS_FILE",
     "read_config",
     "read_tensors",
+    "refuse_foreign",
+    "settle_for_reading",
     "write_files",
 ]
 
@@ -30,6 +36,10 @@ FORMAT_VERSION = 2
 FIRST_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+TRAINER_FILE = "model.safetensors"
+# the twin of our weights: a save that writes none must not leave that of an older one
+OF_THE_WEIGHTS = (TRAINER_FILE,)
+_MODELS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _TRY_RESUMING = (
     "if Trainer wrote it: attach the same adapters, and its resume_from_checkpoint takes it up; "
@@ -43,6 +53,64 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tens
     save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
     text = json.dumps({**config, "weights_sha256": _digest(weights)}, indent=2, default=str)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def refuse_foreign(folder: str | os.PathLike[str]) -> None:
+    """Raise unless all that a save would replace, or make unloadable, in ``folder`` was written by hfadapt.
+
+    Raises:
+        CheckpointError: the folder holds a model or an adapter of another library's.
+    """
+    place = target_folder(folder)
+    settle_for_reading(place)
+    ours = is_marked(place)
+    config = place / CONFIG_FILE
+    if config.is_file():
+        text = config.read_text("utf-8", errors="replace")
+        # one that was cut off is ours too, if its beginning is
+        if '"format": "hfadapt"' not in text and text.strip():
+            raise CheckpointError(
+                problem(
+                    "the folder holds an adapter that hfadapt did not write",
+                    where=str(folder),
+                    got=CONFIG_FILE,
+                    try_="another folder, or delete that one first",
+                )
+            )
+        ours = True
+    found = [p.name for pattern in _MODELS for p in place.glob(pattern)] if not is_marked(place) else []
+    if (place / "config.json").exists() and not is_marked(place):
+        found.append("config.json")
+    if not ours and (place / WEIGHTS_FILE).exists():
+        found.append(WEIGHTS_FILE)
+    if found:
+        raise CheckpointError(
+            problem(
+                "the folder holds a model that hfadapt did not write; neither would load from there again",
+                where=str(folder),
+                got=", ".join(sorted(found)),
+                try_="another folder, for example one inside it",
+            )
+        )
+
+
+def settle_for_reading(folder: str | os.PathLike[str]) -> None:
+    """Finish a save into ``folder`` that was cut off when its files were there already.
+
+    Raises:
+        CheckpointError: it must be finished, and the folder cannot be written.
+    """
+    try:
+        settle(Path(folder))
+    except OSError as error:
+        raise CheckpointError(
+            problem(
+                "a save that was cut off cannot be finished",
+                where=str(folder),
+                got=str(error),
+                try_="load it once where the folder may be written",
+            )
+        ) from None
 
 
 def _digest(path: Path) -> str:
@@ -59,6 +127,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, not JSON, of another library, or of a newer format.
     """
+    settle_for_reading(folder)
     path = Path(folder) / CONFIG_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

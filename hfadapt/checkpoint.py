@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from .activation import compose
-from .adapter_files import read_config, read_tensors, write_files
+from .adapter_files import OF_THE_WEIGHTS, read_config, read_tensors, refuse_foreign, write_files
 from .atomic import atomic_folder
 from .attaching import attach, detach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
 from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
-from .multitask_config import HFAdaptConfig, is_marked
+from .multitask_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
 from .state import attachment, find_attachment, parameters_of
 from .watching import require_intact
@@ -129,25 +129,25 @@ def save(
 
     Args:
         model: An adapted model.
-        folder: Made if it is missing; an interrupted save leaves it as it was.
-        names: The adapters; all by default.
+        folder: Made if it is missing; an interrupted save leaves it as it was. What hfadapt saved there before is
+            replaced, files of others are kept.
+        names: The adapters, or the name of one; all by default.
         extra: Further keys of ``adapter_config.json`` (tasks and heads of a multi-task model).
         extra_tensors: Further tensors.
         card: Called with the temporary folder, to add a model card or other files.
 
     Raises:
-        CheckpointError: the files cannot be written.
+        CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
         AttachError: nothing is attached, or an adapter is unknown.
     """
     config = {**describe(model, names), **(extra or {})}
     tensors = {**state_of(model, names), **token_rows(model), **(extra_tensors or {})}
     tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}
-    foreign = (Path(folder) / "config.json").is_file() and not is_marked(folder)
-    with atomic_folder(folder) as temporary:
-        if not foreign:
-            # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
-            marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
-            marker.save_pretrained(temporary)
+    refuse_foreign(folder)
+    with atomic_folder(folder, dropped=OF_THE_WEIGHTS) as temporary:
+        # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
+        marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
+        marker.save_pretrained(temporary)
         write_files(temporary, config, tensors)
         if card is not None:
             card(temporary)

@@ -9,6 +9,7 @@ file system knows no links), so nothing is stored twice.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["apply", "is_partial", "is_saved", "load_base", "load_multi_task", "save_multi_task"]
 
 _KEY = "multi_task"
-_TRAINER_FILE = "model.safetensors"
+_TRAINER_FILE = adapter_files.TRAINER_FILE
+_TRAINER_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
@@ -47,6 +49,7 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     path = Path(folder)
     if not path.is_dir():
         return False
+    adapter_files.settle_for_reading(path)
     return (path / adapter_files.CONFIG_FILE).is_file() or is_marked(path)
 
 
@@ -151,11 +154,12 @@ def save_multi_task(
 
     Args:
         model: What to save.
-        folder: Made if it is missing; other files in it stay.
+        folder: Made if it is missing; other files in it stay, but for Trainer's state of the weights that are replaced
+            in a folder ``checkpoint-N``.
         state_dict: Weights to write in place of the model's, by the model's own names (gathered from shards).
 
     Raises:
-        CheckpointError: the files cannot be written.
+        CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
     """
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {key: weights[own] for key, own in file_keys(model).items()} | token_rows(model.base)
@@ -171,7 +175,12 @@ def save_multi_task(
         extra = {**checkpoint.describe(model.base), **extra}
     else:
         extra = {**_describe_without_adapters(model.base), **extra}
-    with atomic_folder(folder) as temporary:
+    adapter_files.refuse_foreign(folder)
+    dropped: tuple[str, ...] = adapter_files.OF_THE_WEIGHTS
+    if re.fullmatch(r"checkpoint-\d+", Path(folder).name):
+        # an optimizer's state of other weights: resuming must not find it beside these
+        dropped += _TRAINER_STATE
+    with atomic_folder(folder, dropped=dropped) as temporary:
         weights_file = temporary / adapter_files.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {

@@ -44,10 +44,11 @@ class HFAdaptConfig(PretrainedConfig):
 
 def is_marked(folder: str | os.PathLike[str]) -> bool:
     """Say whether the ``config.json`` in ``folder`` is ours."""
+    path = Path(folder) / "config.json"
     try:
-        text = (Path(folder) / "config.json").read_text(encoding="utf-8")
-        return json.loads(text).get("model_type") == HFAdaptConfig.model_type
-    except (OSError, ValueError, AttributeError):
+        # a named pipe would be waited for
+        return path.is_file() and json.loads(path.read_text("utf-8")).get("model_type") == HFAdaptConfig.model_type
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -195,13 +195,3 @@ def test_other_files_of_an_existing_folder_are_kept(folder):
 def test_auto_model_refuses_a_folder_of_adapters_and_names_the_way(folder, auto):
     with pytest.raises(CheckpointError, match=r"adapters but no tasks[\s\S]*hfadapt.load"):
         getattr(transformers, auto).from_pretrained(folder)
-
-
-def test_a_save_beside_a_whole_model_leaves_its_config_alone(tmp_path):
-    model = base()
-    model.save_pretrained(tmp_path)
-    before = (tmp_path / "config.json").read_bytes()
-    hfadapt.attach(model, "low_rank")
-    hfadapt.save(model, tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == before
-    assert hfadapt.attachment(hfadapt.load(tmp_path, base())).names == ("default",)

@@ -10,7 +10,7 @@ import torch
 
 from hfadapt import Handle, attach, attachment
 from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
-from hfadapt.atomic import atomic_folder
+from hfadapt.atomic import atomic_folder, target_folder
 from hfadapt.errors import AttachError, CheckpointError, problem
 from hfadapt.freezing import head_modules
 from hfadapt.own_copies import own_modules, own_tensors, resize_outputs
@@ -52,8 +52,8 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     from safetensors.torch import save_file
 
     name, config = _plain_lora(model, name)
-    where = Path(folder) / CONFIG_FILE
-    if where.is_file() and '"format": "hfadapt"' in where.read_text("utf-8"):
+    where = target_folder(folder) / CONFIG_FILE
+    if where.is_file() and '"format": "hfadapt"' in where.read_text("utf-8", errors="replace"):
         raise CheckpointError(
             problem(
                 "the folder holds an adapter of hfadapt's own",
