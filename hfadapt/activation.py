@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .choice import Block, Choice, choose
 from .composition import Composition, Node, Parallel, steps_of
 from .delta import check_adapter_name
 from .errors import AttachError, problem
 from .growing import install
 from .state import attachment
+from .steps import plan
+from .task_ids import BASE, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,56 +32,70 @@ def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
     check_adapter_name(name)
     if name in state.routable:
         raise AttachError(problem("that name is taken", got=name, allowed="a name that is not in use"))
+    replace_composition(model, name, node)
+
+
+def replace_composition(model: PreTrainedModel, name: str, node: Composition) -> None:
+    """Let a name stand for another composition than before, under the same number.
+
+    Raises:
+        CompositionError: as of ``compose``.
+    """
+    state = attachment(model)
     steps_of(node)
     state.check(node)
     state.compositions[name] = node
     state.changed()
 
 
-def activate(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> None:
-    """Choose what calls without ``task_ids`` use.
+def activate(model: PreTrainedModel, choice: Node | list[str | None] | tuple[str | None, ...] | None) -> None:
+    """Choose what calls without ``task_ids`` use, in every thread.
+
+    Inside ``active`` it is the block's choice that changes, for this thread and until the block ends.
 
     Args:
         model: An adapted model.
-        choice: An adapter's name, a composition, a list of names (one a row), or None for the base alone.
+        choice: An adapter's name, a composition, a list of names (one a row, None for the base alone), or None for the
+            base alone.
 
     Raises:
-        AttachError: nothing is attached.
+        AttachError: nothing is attached, or there is no adapter of that name.
+        RoutingError: a list names something else.
         CompositionError: the composition names adapters that are not attached.
     """
-    state = attachment(model)
-    state.parallel = None
-    if isinstance(choice, Parallel):
-        state.check(choice)
-        state.parallel = choice
-        install(model, state)
-    elif isinstance(choice, Composition):
-        state.check(choice)
-        key = f"_active_{len(state.compositions)}"
-        for known, node in state.compositions.items():
-            if node == choice:
-                key = known
-        state.compositions[key] = choice
-        state.changed()
-        choice = key
-    elif isinstance(choice, str) and choice not in state.routable:
-        state.require(choice)
-    state.active = choice
-    state.disabled = choice is None
-    state.chosen = True
+    choose(attachment(model), _choice(model, choice))
 
 
 @contextlib.contextmanager
-def active(model: PreTrainedModel, choice: Node | list[str] | tuple[str, ...] | None) -> Iterator[None]:
-    """``activate`` inside a ``with`` block; what was active before comes back, also after an exception."""
-    state = attachment(model)
-    before = (state.active, state.disabled, state.chosen, state.parallel, dict(state.compositions))
-    try:
-        activate(model, choice)
+def active(model: PreTrainedModel, choice: Node | list[str | None] | tuple[str | None, ...] | None) -> Iterator[None]:
+    """``activate`` inside a ``with`` block, for the thread that runs it.
+
+    Other threads keep what they chose, or what ``activate`` chose for all. What was active before comes back, also
+    after an exception; what ``compose`` named in the block stays.
+
+    Raises:
+        AttachError: as of ``activate``.
+        RoutingError: as of ``activate``.
+        CompositionError: as of ``activate``.
+    """
+    with Block(attachment(model), _choice(model, choice)):
         yield
-    finally:
-        state.active, state.disabled, state.chosen, state.parallel, state.compositions = before
-        state.changed()
+
+
+def _choice(model: PreTrainedModel, choice: Any) -> Choice:
+    state = attachment(model)
+    if choice is None or (isinstance(choice, str) and choice == BASE):
+        return Choice(base=True, made=True)
+    if isinstance(choice, Parallel):
+        state.check(choice)
+        return Choice(node=choice, layers=install(model, state, choice), made=True)
+    if isinstance(choice, Composition):
+        state.check(choice)
+        return Choice(node=choice, steps=plan([choice]), made=True)
+    if isinstance(choice, str) and choice not in state.routable:
+        state.require(choice)
+    parse(choice, state.routable, None, None)
+    return Choice(choice, made=True)
 
 
 def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | None) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from . import generating, plugins
 from .architecture import resolve
+from .choice import Choice
 from .composition import Composition, adapter_names
 from .delta import check_adapter_name
 from .embedding_hooks import give_back
@@ -362,7 +363,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     drop_fusions(model, state, gone)
     drop_copies(model, gone)
     if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
-        state.active = None
+        state.choice = Choice()
     state.choose_default()
     state.changed()
     for path, slot in list(slots_of(model)):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -21,11 +20,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfadapt_kernels import TaskBatch
 
-from .composition import Average
 from .delta import Delta
 from .errors import AttachError, problem
 from .routing import Routing, Rows, current
 from .slots import applies
+from .steps import Step
 
 __all__ = ["SUPPORTED", "AttentionCall", "AttentionDelta", "disable", "enable", "implementation"]
 
@@ -105,65 +104,49 @@ class _Twin:
         deltas = [delta for delta in slot.side("attention") if applies(delta, routing)]
         if not deltas:  # under Parallel the rows are not repeated yet where nothing applies
             return call.run()
-        return _chain(call, _pending(deltas, routing.for_batch(query.shape[0]), query, module))
+        return _chain(call, _pending(deltas, routing.for_batch(query.shape[0]), module))
 
 
-def _pending(deltas: Sequence[Delta], routing: Routing, query: Tensor, module: nn.Module) -> list[_Item]:
-    """What runs at this module, step by step: deltas with their rows, or averages of them."""
-    pending: list[_Item] = []
-    for index, step in enumerate(routing.steps):
-        if not routing.takes_part(index):
-            continue
-        for delta in deltas:
-            assert isinstance(delta, AttentionDelta)
-            if step.kind == "average":
-                pending.append(_Average(delta, index, routing, module))
-            elif step.kind == "select":
-                found = routing.rows(index, delta.names, query.device)
-                if found is not None:
-                    pending.append((delta, Rows(*found, routing, module)))
-    return pending
+def _pending(deltas: Sequence[Delta], routing: Routing, module: nn.Module) -> list[_Pass]:
+    """What runs at this module, step by step."""
+    steps = [(index, step) for index, step in enumerate(routing.steps) if routing.takes_part(index)]
+    return [_Pass(delta, step, index, routing, module) for index, step in steps for delta in deltas]
 
 
-def _chain(call: AttentionCall, pending: Sequence[_Item]) -> tuple[Tensor, Tensor | None]:
-    """Run the first delta, which decides when the rest runs; behind the last one stands the stock function."""
-    if not pending:
-        return call.run()
-    first, rest = pending[0], pending[1:]
-    if isinstance(first, _Average):
-        return first(call, rest)
-    delta, rows = first
-    return delta(call, rows, lambda: _chain(call, rest))
+def _chain(call: AttentionCall, pending: Sequence[_Pass]) -> tuple[Tensor, Tensor | None]:
+    """Run the first pass, which decides when the rest runs; behind the last one stands the stock function."""
+    return pending[0](call, pending[1:]) if pending else call.run()
 
 
-class _Average:
-    """``v + sum_i w_i (a_i(v) - v)`` with v the attention's output, on the rows of an average step."""
+@dataclass(frozen=True)
+class _Pass:
+    """One delta in one step."""
 
-    def __init__(self, delta: AttentionDelta, index: int, routing: Routing, module: nn.Module) -> None:
-        self.delta = delta
-        self.index = index
-        self.routing = routing
-        self.module = module
+    delta: Delta
+    step: Step
+    index: int
+    routing: Routing
+    module: nn.Module
 
-    def __call__(self, call: AttentionCall, rest: Sequence[_Item]) -> tuple[Tensor, Tensor | None]:
-        node = self.routing.steps[self.index].node
-        assert isinstance(node, Average)
-        base, _ = _chain(replace(call, options=dict(call.options)), rest)
-        whole = TaskBatch.single(base.shape[0], base.device)
-        changed = torch.zeros_like(base)
-        for name, weight in zip(node.children, node.weights, strict=True):
-            if name in self.delta.names:
-                one = replace(call, options=dict(call.options))
-                rows = Rows((str(name),), whole, self.routing, self.module)
-                out, _ = self.delta(one, rows, functools.partial(_chain, one, rest))
-                changed = changed + weight * (out - base)
-        inside = self.routing.members(self.index, base.device)
-        if inside is not None:
-            changed = changed * inside.view(-1, 1, 1, 1).to(changed.dtype)
-        return base + changed, None
+    def __call__(self, call: AttentionCall, rest: Sequence[_Pass]) -> tuple[Tensor, Tensor | None]:
+        seen: list[Tensor | None] = []
 
+        def kept(result: tuple[Tensor, Tensor | None]) -> Tensor:
+            seen.append(result[1])
+            return result[0]
 
-_Item = tuple[AttentionDelta, Rows] | _Average
+        def unchanged() -> Tensor:
+            return kept(_chain(replace(call, options=dict(call.options)), rest))
+
+        def run(names: tuple[str, ...], batch: TaskBatch) -> Tensor:
+            one = replace(call, options=dict(call.options))  # a delta may change the call before it goes on
+            rows = Rows(names, batch, self.routing, self.module)
+            assert isinstance(self.delta, AttentionDelta)
+            return kept(self.delta(one, rows, functools.partial(_chain, one, rest)))
+
+        output = self.step.apply(self.routing, self.index, call.query.device, self.delta.names, unchanged, run)
+        # An average has no attention weights of its own.
+        return output, seen[0] if len(seen) == 1 else None
 
 
 def implementation(model: PreTrainedModel) -> str:

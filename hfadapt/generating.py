@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .call import cache_in
+from .choice import Choice, chosen
 from .errors import RoutingError, problem
+from .hooks import INPUTS
 from .parallel import copies, repeat_rows
+from .task_ids import TaskIds, parse
 
 if TYPE_CHECKING:
     from .state import Attachment
@@ -30,19 +33,21 @@ class Generation:
 
     Args:
         token: Of the attachment.
-        task_ids: As a call of the model takes them: one a prompt, or one for all.
-        prompts: Under ``Parallel``, how many rows there were before they were repeated, else 0.
+        choice: What calls without ``task_ids`` use.
+        task_ids: One a prompt, or one for all; None where ``choice`` says it.
+        prompts: How many there are; before they were repeated under ``Parallel``.
     """
 
-    token: int
-    task_ids: Any
-    prompts: int = 0
+    token: object
+    choice: Choice
+    task_ids: TaskIds | None
+    prompts: int
 
 
 def running(attachment: Attachment) -> Generation | None:
     """Return the ``generate`` that calls the model in this thread, or None."""
     found: Generation | None = getattr(_STATE, "generation", None)
-    return found if found is not None and found.token == attachment.token else None
+    return found if found is not None and found.token is attachment.token else None
 
 
 class Generate:
@@ -65,23 +70,26 @@ class Generate:
             kwargs: As of the stock method.
 
         Raises:
-            RoutingError: under ``Parallel``, there is no input to repeat, or a key-value cache is given along.
+            RoutingError: there is not one id a prompt, or one is unknown; under ``Parallel``, there is no input to
+                repeat, or a key-value cache is given along.
         """
         kind: Any = type(self.model)
         stock = kind.generate
         attachment: Attachment = self.model.__dict__["_hfadapt"]
-        parallel = attachment.parallel
-        prompts = 0
-        if task_ids is None and parallel is not None:
-            task_ids, children = parallel, len(parallel.children)
-            prompts = _rows_of(inputs, kwargs)
+        choice = chosen(attachment)
+        prompts = _prompts(inputs, kwargs)
+        rows = None
+        if task_ids is None and choice.parallel is not None:
+            _check_parallel(prompts, kwargs)
+            children = len(choice.parallel.children)
             inputs, kwargs = repeat_rows((inputs, kwargs), prompts, lambda tensor: copies(tensor, children))
+        elif (given := choice.task_ids if task_ids is None else task_ids) is not None:
+            # A model writes one row where it is given no prompt.
+            rows = parse(given, attachment.routable, prompts or 1, getattr(self.model, "device", None))
         # Whisper calls its first argument by another name, under which it may be among the others.
         first = () if inputs is None and not args else (inputs,)
-        if task_ids is None:
-            return stock(self.model, *first, *args, **kwargs)
         before = getattr(_STATE, "generation", None)
-        _STATE.generation = Generation(attachment.token, task_ids, prompts)
+        _STATE.generation = Generation(attachment.token, choice, rows, prompts)
         try:
             return stock(self.model, *first, *args, **kwargs)
         finally:
@@ -100,8 +108,18 @@ def uninstall(model: nn.Module) -> None:
         del model.__dict__["generate"]
 
 
-def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
-    """Return the number of prompts, which has to be known before they are repeated."""
+def _prompts(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
+    """Return the number of prompts before the model repeats them; 0 for none."""
+    states = kwargs.get("encoder_outputs")
+    given = (inputs, *[kwargs.get(name) for name in INPUTS], states[0] if states is not None else None)
+    for value in (*given, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 1:
+            return int(value.shape[0])
+    return 0
+
+
+def _check_parallel(prompts: int, kwargs: dict[str, Any]) -> None:
+    """Raise unless there are prompts, and nothing else, to repeat."""
     cache = next((name for name, value in kwargs.items() if cache_in(value) is not None), None)
     if cache is not None:
         raise RoutingError(
@@ -112,15 +130,11 @@ def _rows_of(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
                 try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
             )
         )
-    states = kwargs.get("encoder_outputs")
-    given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"), states[0] if states is not None else None)
-    for value in (*given, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim() > 1:
-            return int(value.shape[0])
-    raise RoutingError(
-        problem(
-            "generate under Parallel needs a prompt to repeat",
-            got=sorted(kwargs),
-            try_="input_ids of one token, the model's bos_token_id",
+    if not prompts:
+        raise RoutingError(
+            problem(
+                "generate under Parallel needs a prompt to repeat",
+                got=sorted(kwargs),
+                try_="input_ids of one token, the model's bos_token_id",
+            )
         )
-    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .composition import adapter_names
+from .composition import Parallel, adapter_names
 from .hooks import CallCounter, Hook, add_hook
 from .routing import current
 from .state import deltas_of
@@ -75,17 +75,15 @@ class GrowOutput(Hook):
         return growth.repeat(output)
 
 
-def install(model: PreTrainedModel, attachment: Attachment) -> None:
-    """Note where the composition's deltas are, and put the hooks that grow the batch in front of theirs."""
-    assert attachment.parallel is not None
+def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> dict[str, tuple[int, ...]]:
+    """Put the hooks that grow the batch in front of those of deltas; return, by stack, the layers with deltas."""
     layers: dict[str, set[int]] = {}
     counts = {stack.path: stack.num_layers for stack in attachment.arch.stacks}
-    for name in dict.fromkeys(adapter_names(attachment.parallel)):
+    for name in dict.fromkeys(adapter_names(node)):
         for _, delta in deltas_of(model, name):
             site = delta.site
             depth = {"embedding_output": -1, "top": counts[site.stack]}.get(site.slot, site.layer)
             layers.setdefault(site.stack, set()).add(depth)
-    attachment.parallel_layers = {stack: tuple(sorted(found)) for stack, found in layers.items()}
     for stack in attachment.arch.stacks:
         for layer in dict.fromkeys(stack.layer_paths):
             depths = tuple(i for i, path in enumerate(stack.layer_paths) if path == layer)
@@ -97,8 +95,9 @@ def install(model: PreTrainedModel, attachment: Attachment) -> None:
         _put_first(model.get_submodule(stack.top), hook, before=False)
     watch(model, attachment, () if attachment.watch is None else attachment.watch.lost())
     # A copy of the embeddings, say, is below every layer.
-    below = any(attachment.adapters[name].modules for name in adapter_names(attachment.parallel))
+    below = any(attachment.adapters[name].modules for name in adapter_names(node))
     attachment.rereads_input = below or _rereads_input(model, attachment)
+    return {stack: tuple(sorted(found)) for stack, found in layers.items()}
 
 
 def count_calls(model: PreTrainedModel, attachment: Attachment, layer: str) -> None:

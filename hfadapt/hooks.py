@@ -150,9 +150,13 @@ def remove_hooks(module: nn.Module) -> None:
                 getattr(module, flags, {}).pop(key, None)
 
 
+# Arguments that hold the rows of a call. Others may come first and be the same for all rows (position_ids [1, T]).
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "decoder_input_ids")
+
+
 def tensor_batch_size(args: tuple, kwargs: dict[str, Any]) -> tuple[int, Any] | None:
-    """Return the size of the first axis and the device of the first tensor given to a model."""
-    for value in (*args, *kwargs.values()):
+    """Return the size of the first axis, and the device, of what a model is given to work on."""
+    for value in (*args, *[kwargs[name] for name in INPUTS if name in kwargs], *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() > 0:
             return value.shape[0], value.device
     return None

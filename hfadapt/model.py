@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from . import auto, penalties
 from . import multitask_checkpoint as checkpoint
-from .activation import compose
+from .activation import compose, replace_composition
 from .attaching import attach
+from .choice import chosen
 from .composition import Composition, Node
 from .errors import TaskError, problem
 from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
@@ -24,7 +25,7 @@ from .heads.fit import hidden_size, settle_pooling
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
 from .state import attachment, find_attachment
 from .taking_part import take_part
-from .task_ids import find_task_ids, task_number
+from .task_ids import TaskIds, task_number, task_rows
 from .tasks import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
@@ -207,15 +208,25 @@ class MultiTaskModel(PreTrainedModel):
             return
         state = attachment(self.base)
         if isinstance(choice, Composition):
-            named = (k for k, node in state.compositions.items() if node == choice and not k.startswith("_"))
-            name = next(named, f"{task}_route_{len(state.compositions)}")
-            if name not in state.compositions:
-                compose(self.base, name, choice)
+            named = next((k for k, node in state.compositions.items() if node == choice), None)
+            name = self._name_route(task, choice) if named is None else named
         else:
             name = choice
             if name not in state.routable:
                 state.require(name)
         self.routes[task] = name
+
+    def _name_route(self, task: str, node: Composition) -> str:
+        """Name a composition after the task that it is for; one of that name that no other task uses makes room."""
+        state, number = attachment(self.base), 0
+        others = {route for other, route in self.routes.items() if other != task}
+        while (name := f"{task}_route_{number}") in others or name in state.adapters:
+            number += 1
+        if name in state.compositions:
+            replace_composition(self.base, name, node)
+        else:
+            compose(self.base, name, node)
+        return name
 
     def forward(
         self,
@@ -248,10 +259,8 @@ class MultiTaskModel(PreTrainedModel):
             RoutingError: several tasks and no ``task_ids``, or an unknown task.
         """
         first = next(x for x in (input_ids, inputs_embeds, pixel_values, input_features) if x is not None)
-        if task_ids is None:
-            attached = find_attachment(self.base)
-            task_ids = attached.active if attached is not None else None
-        ids, present = find_task_ids(task_ids, [task.name for task in self.tasks], first.shape[0], first.device)
+        rows = self._tasks_of(task_ids, first.shape[0], first.device)
+        ids, present = rows.tensor(first.shape[0], first.device), rows.present
         if labels is not None and labels.dim() == 1:
             labels = labels[:, None]
         inputs = {
@@ -263,14 +272,14 @@ class MultiTaskModel(PreTrainedModel):
             "input_features": input_features,
         }
         if self._own_head:
-            return self._run_own_head(inputs, ids, present, labels)
+            return self._run_own_head(inputs, rows, ids, labels)
         penalised: dict[str, Any] = {}
-        hidden, pooler = self._encode(inputs, ids, present, penalised)
+        hidden, pooler = self._encode(inputs, rows, ids, penalised)
         mask = attention_mask if attention_mask is not None and attention_mask.shape == hidden.shape[:2] else None
         features = HeadFeatures(hidden, mask, pooler)
         if pair_input_ids is not None:
             pair = {"input_ids": pair_input_ids, "attention_mask": pair_attention_mask}
-            second, second_pooler = self._encode(pair, ids, present, penalised)
+            second, second_pooler = self._encode(pair, rows, ids, penalised)
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
         loss, logits = self._heads(features, ids, present, labels)
         if loss is not None and self.training and (penalty := penalties.total(penalised)) is not None:
@@ -292,34 +301,37 @@ class MultiTaskModel(PreTrainedModel):
         tokens = rows.shape[1] // head.num_outputs
         return rows[:, : tokens * head.num_outputs].reshape(len(rows), tokens, head.num_outputs)
 
-    def _base_inputs(
-        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None
-    ) -> dict[str, Any]:
+    def _tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
+        """Return the task of each row; without ``task_ids`` that of the active adapter, or the only one."""
+        names = [task.name for task in self.tasks]
+        attached = find_attachment(self.base)
+        if task_ids is None and attached is not None:
+            task_ids = chosen(attached).shown
+        if task_ids is None and len(names) == 1:
+            task_ids = 0
+        return task_rows(task_ids, names, size, device)
+
+    def _base_inputs(self, inputs: dict[str, Tensor | None], rows: TaskIds) -> dict[str, Any]:
         given: dict[str, Any] = {k: v for k, v in inputs.items() if v is not None and k in self._accepted}
         if find_attachment(self.base) is not None:
-            given["task_ids"] = self._adapters_of(ids, present)
+            given["task_ids"] = self._adapters_of(rows)
         if "use_cache" in self._accepted:
             given["use_cache"] = False
         return given
 
-    def _adapters_of(self, ids: Tensor, present: tuple[int, ...] | None) -> Tensor | int:
+    def _adapters_of(self, rows: TaskIds) -> TaskIds:
         """Return the adapter or composition of each row, as the base's slots count them."""
-        # one number lets the slots skip all sorting of rows
-        one = present[0] if present is not None and len(present) == 1 else None
-        if not self.routes:
-            return ids if one is None else one
         routable = attachment(self.base).routable
-        table = [routable.index(self.routes.get(task.name, task.name)) for task in self.tasks]
-        return ids.new_tensor(table)[ids] if one is None else table[one]
+        return rows.through([routable.index(self.routes.get(task.name, task.name)) for task in self.tasks])
 
     def _encode(
         self,
         inputs: dict[str, Tensor | None],
+        rows: TaskIds,
         ids: Tensor,
-        present: tuple[int, ...] | None,
         penalised: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        given = self._base_inputs(inputs, ids, present)
+        given = self._base_inputs(inputs, rows)
         if "task_ids" in given:
             given["penalised"] = penalised
         if "decoder_input_ids" in self._accepted:
@@ -358,9 +370,9 @@ class MultiTaskModel(PreTrainedModel):
         return (torch.stack(losses).sum() if losses else None), logits
 
     def _run_own_head(
-        self, inputs: dict[str, Tensor | None], ids: Tensor, present: tuple[int, ...] | None, labels: Tensor | None
+        self, inputs: dict[str, Tensor | None], rows: TaskIds, ids: Tensor, labels: Tensor | None
     ) -> MultiTaskOutput:
-        given = self._base_inputs(inputs, ids, present)
+        given, present = self._base_inputs(inputs, rows), rows.present
         if labels is not None:
             native = self._own_kind.native_labels(labels)
             # the label matrix may be narrower or wider than the tokens; a decoder's labels have a length of their own

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .choice import Block, Choice
 from .errors import AttachError, did_you_mean, problem
 from .own_forward import RoutedForward, bare_copy, route, unroute
 from .slots import Slot, slot_of
@@ -197,18 +198,15 @@ def _find_rows(model: PreTrainedModel, state: Attachment, routed: dict[str, Rout
     if any(p.is_meta for p in model.parameters()):
         return
     inputs = example_inputs(model)
-    before = (state.active, state.disabled, state.parallel)
     modes = {module: module.training for module in model.modules()}
     sizes: dict[str, list[int]] = {path: [] for path in routed}
     handles = [one.leaf.register_forward_pre_hook(_Note(sizes[p]), with_kwargs=True) for p, one in routed.items()]
     try:
         model.eval()
-        state.active, state.disabled, state.parallel = None, True, None
-        with torch.no_grad():
+        with torch.no_grad(), Block(state, Choice(base=True)):
             for rows in (2, 3):
                 model(**{key: value.repeat(rows, *(1,) * (value.dim() - 1)) for key, value in inputs.items()})
     finally:
-        state.active, state.disabled, state.parallel = before
         for module, mode in modes.items():
             module.training = mode
         for handle in handles:

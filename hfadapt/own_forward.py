@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from hfadapt_kernels import TaskBatch
 
-from .composition import Average, Fuse
 from .errors import RoutingError, problem
 from .fused_norm import unfuse_norm
 from .hooks import tensor_batch_size
 from .routing import Routing, Rows, current
 from .slots import Slot, slot_of
+from .steps import Average, Fuse, Select, Step
 
 __all__ = ["RoutedForward", "bare_copy", "refuse_loss", "route", "train_in_float32", "unroute"]
 
@@ -65,7 +65,7 @@ class RoutedForward:
         for index, step in enumerate(routing.steps):
             if not routing.takes_part(index):
                 continue
-            if step.kind == "select":
+            if isinstance(step, Select):
                 chosen = routing.rows(index, owners, device)
                 if chosen is None:
                     continue
@@ -78,8 +78,7 @@ class RoutedForward:
                 for number, name in enumerate(rows.names):
                     out = self._merge(out, self.run(copies[name], args, kwargs), ids == number)
                 continue
-            assert isinstance(step.node, (Average, Fuse))
-            changed = self._together(step.node, self.base(*args, **kwargs) if out is None else out, args, kwargs)
+            changed = self._together(step, self.base(*args, **kwargs) if out is None else out, args, kwargs)
             members = routing.members(index, device)
             if changed is not None and members is not None:
                 whole = Rows((), TaskBatch(members.long() - 1, 1), routing, self.leaf)
@@ -103,12 +102,13 @@ class RoutedForward:
         made = own(*_moved(args, *mine), **_moved(kwargs, *mine))
         return _moved(made, *stock)
 
-    def _together(self, node: Average | Fuse, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _together(self, step: Step, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The output of rows that use several adapters at once, or None where these have no copy."""
         copies = slot_of(self.leaf).copies
-        if isinstance(node, Fuse):
-            return self.run(copies[node.key], args, kwargs) if node.key in copies else None
-        pairs = [(str(n), w) for n, w in zip(node.children, node.weights, strict=True) if str(n) in copies]
+        if isinstance(step, Fuse):
+            return self.run(copies[step.key], args, kwargs) if step.key in copies else None
+        assert isinstance(step, Average)
+        pairs = [(name, w) for name, w in zip(step.names, step.weights, strict=True) if name in copies]
         made = [(self.run(copies[name], args, kwargs), weight) for name, weight in pairs]
         if not made:
             return None
@@ -116,7 +116,7 @@ class RoutedForward:
             raise RoutingError(
                 problem(
                     "the outputs of adapters' own modules cannot be averaged",
-                    where=f"{self.path}: {node!r}",
+                    where=f"{self.path}: {step!r}",
                     got=", ".join(f"{n}: {_shape(one)}" for (n, _), (one, _) in zip(pairs, made, strict=True)),
                     allowed=f"one tensor each, of the base's shape {_shape(value)}",
                 )

@@ -17,9 +17,11 @@ from transformers.utils import ModelOutput
 
 from .call import Call
 from .errors import RoutingError, problem
-from .routing import Routing, plan
+from .routing import Routing
+from .steps import plan
 
 if TYPE_CHECKING:
+    from .choice import Choice
     from .state import Attachment
 
 __all__ = ["Growth", "check_output", "copies", "fit_call", "parallel_routing", "repeat_rows"]
@@ -90,15 +92,17 @@ def repeat_rows(value: Any, rows: int, repeat: Callable[[Tensor], Tensor]) -> An
 
 def parallel_routing(
     attachment: Attachment,
+    choice: Choice,
     found: tuple[int, Any] | None,
     call: Call,
     prompts: int,
     make: dict[str, Any],
 ) -> Routing:
-    """Build the routing of a call whose rows go through every child of ``attachment.parallel``.
+    """Build the routing of a call whose rows go through every child of a ``Parallel``.
 
     Args:
         attachment: The adapters of the model.
+        choice: The composition.
         found: Batch size and device of the call's inputs.
         call: The call.
         prompts: How many rows there were before ``generate`` repeated them; 0 outside of it.
@@ -107,7 +111,7 @@ def parallel_routing(
     Raises:
         RoutingError: the call goes on from a cache whose rows are not those of every child.
     """
-    node = attachment.parallel
+    node = choice.parallel
     assert node is not None
     size, device = found if found is not None else (1, None)
     children = node.children
@@ -121,7 +125,7 @@ def parallel_routing(
         return Routing(labels, plan(children), ids, 0, len(listed), id_list=listed, **make).for_batch(size)
     # The cache of steps to come holds every layer's rows, so that all of them are there from the start.
     at_root = attachment.rereads_input or cache is not None or bool(call.get("use_cache"))
-    growth = Growth(before, len(children), {} if at_root else _first_layers(attachment), at_root)
+    growth = Growth(before, len(children), {} if at_root else _first_layers(attachment, choice), at_root)
     return Routing(labels, plan(children), ids, 0, growth.rows, id_list=listed, growth=growth, **make)
 
 
@@ -147,13 +151,13 @@ def _rows_of_cache(cache: Any, children: int) -> int:
     return rows[0]
 
 
-def _first_layers(attachment: Attachment) -> dict[str, int]:
+def _first_layers(attachment: Attachment, choice: Choice) -> dict[str, int]:
     stacks, drop = attachment.arch.stacks, attachment.drop
     decoders = [s.path for s in stacks if s.kind == "decoder"]
     first: dict[str, int] = {}
     for stack in stacks:
         lowest = drop.get(stack.path, drop.get("", 0))
-        layers = [layer for layer in attachment.parallel_layers.get(stack.path, ()) if layer >= lowest or layer < 0]
+        layers = [layer for layer in choice.layers.get(stack.path, ()) if layer >= lowest or layer < 0]
         if layers:
             first[stack.path] = min(layers)
         elif stack.path in decoders or not decoders:  # the result has a row for each child, with or without deltas

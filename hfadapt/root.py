@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from .call import Call, parameters_of
-from .composition import Composition
+from .choice import Choice, chosen
 from .embedding_hooks import let_backward_stop
-from .errors import RoutingError, did_you_mean, problem
+from .errors import RoutingError, problem
 from .generating import running
 from .histories import check_steps, tokens_in
 from .hooks import CheckpointWithRouting, tensor_batch_size
+from .lost_column import check_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
 from .penalties import add_to_output, loss_share
 from .routing import Routing, all_tasks_take_part, current, set_current
 from .taking_part import take_part
+from .task_ids import TaskIds, parse
 from .watching import require_intact
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Forward:
         self.module = module
         self.path = path
         self.token = _attachment_of(module).token
+        self.choice: Choice | None = None
         # Whoever wrapped the method before (accelerate's device hooks) goes on doing so.
         self.wrapped = module.__dict__.get("forward")
         # Read here and not in a call, which torch.compile may be tracing.
@@ -71,7 +73,7 @@ class Forward:
         """
         # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
         attachment = getattr(self.module, "_hfadapt_of", None)
-        if attachment is None or attachment.token != self.token:
+        if attachment is None or attachment.token is not self.token:
             return self._stock(args, kwargs)  # kept by a wrapper beyond detach
         before = current()
         try:
@@ -85,6 +87,7 @@ class Forward:
         module: Any = self.module
         replica = type(module)._replicate_for_data_parallel(module)
         put_forward(replica, self.path)
+        replica.__dict__["forward"].choice = chosen(_attachment_of(module))
         return replica
 
     def _stock(self, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -99,6 +102,8 @@ class Forward:
         module = self.module
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
+        if task_ids is None and not self.path and not torch.compiler.is_compiling() and running(attachment) is None:
+            check_column()
         call = Call(args, kwargs, self.parameters)
         routing = self._routing(attachment, before, task_ids, call, getattr(module, "config", None))
         set_current(routing)
@@ -119,11 +124,11 @@ class Forward:
     ) -> Routing | None:
         found = tensor_batch_size(call.args, call.kwargs)
         inherits = False
-        if before is not None and before.owner == attachment.token and self.path and task_ids is None:
+        if before is not None and before.owner is attachment.token and self.path and task_ids is None:
             inherits = True
             routing = before if found is None or before.growth is not None else before.for_batch(found[0])
         else:
-            routing = make_routing(attachment, task_ids, found, call)
+            routing = make_routing(attachment, task_ids, found, call, self.choice)
         if routing is None:
             return None
         mask = call.get("attention_mask")
@@ -234,30 +239,47 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
         let_backward_stop(model)
 
 
-def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] | None, call: Call) -> Routing | None:
+def make_routing(
+    attachment: Attachment,
+    task_ids: Any,
+    found: tuple[int, Any] | None,
+    call: Call,
+    choice: Choice | None = None,
+) -> Routing | None:
     """Build the routing of a call.
 
     Args:
         attachment: The adapters of the model.
-        task_ids: int ``[B]`` tensor, a list of names or numbers (one a row), a single name or number, or None for the
-            model's active adapter.
+        task_ids: What `hfadapt.task_ids.parse` reads, or None for what is active.
         found: Batch size and device of the call's inputs.
         call: The call.
+        choice: What is active, where it is not this thread's (``nn.DataParallel`` runs copies in threads of its own).
 
     Returns:
         The routing, or None when the model runs without adapters.
 
     Raises:
-        RoutingError: there are several adapters and nothing says which one; an id or a name is unknown.
+        RoutingError: there are several adapters and nothing says which one; an id or a name is unknown, or there is
+            not one a row.
     """
     size, device = found if found is not None else (1, None)
     generation = running(attachment) if task_ids is None else None
     if generation is not None:
-        task_ids = generation.task_ids
-    elif task_ids is None:
-        if attachment.active is None:
-            if attachment.disabled:
-                return None
+        choice, task_ids = generation.choice, generation.task_ids
+    names, steps = attachment.routable, attachment.steps
+    make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
+    if task_ids is None:
+        choice = chosen(attachment) if choice is None else choice
+        if choice.base:
+            return None
+        if choice.node is not None:
+            attachment.check_attached(choice.node)
+            if choice.parallel is not None:
+                return parallel_routing(
+                    attachment, choice, found, call, generation.prompts if generation is not None else 0, make
+                )
+            return Routing((repr(choice.node),), choice.steps, None, 0, size, **make)
+        if choice.task_ids is None:
             raise RoutingError(
                 problem(
                     "the model has several adapters and none was chosen for this call",
@@ -265,65 +287,13 @@ def make_routing(attachment: Attachment, task_ids: Any, found: tuple[int, Any] |
                     try_="pass task_ids=..., or hfadapt.activate(model, name), or 'with hfadapt.active(model, name)'",
                 )
             )
-        task_ids = attachment.active
-    names, steps = attachment.routable, attachment.steps
-    make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
-    if task_ids is attachment.parallel is not None:
-        return parallel_routing(attachment, found, call, generation.prompts if generation else 0, make)
-    if isinstance(task_ids, Tensor):
-        return _from_tensor(task_ids, names, steps, size, make)
-    if isinstance(task_ids, (str, int)) or not isinstance(task_ids, Sequence):
-        number = _number(task_ids, names)
-        return Routing(names, steps, None, number, size, **make)
-    listed = tuple(_number(t, names) for t in task_ids)
-    if listed and len(set(listed)) == 1:
-        return Routing(names, steps, None, listed[0], len(listed), **make).for_batch(size)
-    ids = torch.tensor(listed, dtype=torch.int64, device=device)
-    return _checked(Routing(names, steps, ids, 0, len(listed), id_list=listed, **make), size)
-
-
-def _from_tensor(ids: Tensor, names: tuple[str, ...], steps: tuple, size: int, make: dict[str, Any]) -> Routing:
-    if ids.dim() == 0:
-        ids = ids.expand(size)
-    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise RoutingError(
-            problem("bad task_ids", got=f"{ids.dtype} {list(ids.shape)}", allowed="an integer tensor [B], or names")
-        )
-    if torch.compiler.is_compiling():
-        return _checked(Routing(names, steps, ids, 0, ids.shape[0], **make), size)
-    listed = tuple(ids.tolist())
-    bad = sorted({i for i in listed if not 0 <= i < len(names)})
-    if bad:
-        raise RoutingError(
-            problem(
-                "task_ids out of range",
-                got=bad,
-                allowed=f"0 to {len(names) - 1} ({', '.join(names)})",
-                try_="give names instead of numbers, or activate(model, None) to run the base",
-            )
-        )
-    return _checked(Routing(names, steps, ids, 0, ids.shape[0], id_list=listed, **make), size)
-
-
-def _checked(routing: Routing, size: int) -> Routing:
-    return routing if routing.batch_size == size else routing.for_batch(size)
-
-
-def _number(task: Any, names: tuple[str, ...]) -> int:
-    if isinstance(task, str):
-        if task in names:
-            return names.index(task)
-        raise RoutingError(
-            problem(f"unknown adapter or task {task!r}", allowed=", ".join(names), try_=did_you_mean(task, names))
-        )
-    if isinstance(task, int) and 0 <= task < len(names):
-        return task
-    composed = "hfadapt.activate(model, ...) for all rows, or hfadapt.compose(model, name, ...) and that name"
-    raise RoutingError(
-        problem(
-            "bad task id",
-            got=repr(task),
-            allowed=f"a name, or 0 to {len(names) - 1}",
-            try_=composed if isinstance(task, Composition) else "",
-        )
-    )
+        task_ids = choice.task_ids
+    rows = parse(task_ids, names, None if found is None else size, device)
+    if rows.uniform is not None:
+        if rows.uniform < 0:  # a routing and not None, or the model's own stacks would look for one
+            steps, rows = (), TaskIds(0)
+        return Routing(names, steps, None, rows.uniform or 0, size, **make)
+    assert rows.ids is not None
+    routing = Routing(names, steps, rows.ids, 0, rows.ids.shape[0], id_list=rows.listed, **make)
+    # generate repeats its prompts for beams and for several sequences of each
+    return routing if generation is None else routing.for_batch(size)

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from hfadapt_kernels import TaskBatch
 
-from .composition import Average, Fuse, Node, steps_of
 from .errors import RoutingError, problem
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .parallel import Growth
+    from .steps import Step
 
-__all__ = ["Routing", "Rows", "Step", "all_tasks_take_part", "current", "plan", "use_routing"]
+__all__ = ["Routing", "Rows", "all_tasks_take_part", "current", "use_routing"]
 
 _STATE = threading.local()
 
@@ -70,44 +70,6 @@ def all_tasks_take_part() -> bool:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One pass over every slot.
-
-    Args:
-        kind: ``select`` (each row uses one adapter), ``average`` or ``fuse`` (rows use a node together).
-        names: The adapters that take part.
-        table: For each routable id, the index into ``names`` (select) or 0 (average, fuse); -1 is not in this step.
-        node: The composition of an average or fuse step.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    table: tuple[int, ...]
-    node: Fuse | Average | None = None
-
-
-def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
-    """Turn the compositions of all routable names into steps that a slot runs one after another.
-
-    Args:
-        setups: The composition of each routable id, in order.
-    """
-    trees = [steps_of(setup) for setup in setups]
-    steps: list[Step] = []
-    for depth in range(max((len(t) for t in trees), default=0)):
-        nodes = [t[depth] if depth < len(t) else None for t in trees]
-        names = tuple(dict.fromkeys(n for n in nodes if isinstance(n, str)))
-        if names:
-            index = {name: i for i, name in enumerate(names)}
-            steps.append(Step("select", names, tuple(index[n] if isinstance(n, str) else -1 for n in nodes)))
-        for node in dict.fromkeys(n for n in nodes if isinstance(n, (Fuse, Average))):
-            kind = "fuse" if isinstance(node, Fuse) else "average"
-            table = tuple(0 if n == node else -1 for n in nodes)
-            steps.append(Step(kind, tuple(str(c) for c in node.children), table, node))
-    return tuple(steps)
-
-
-@dataclass(frozen=True)
 class Rows:
     """What a delta is told about the batch.
 
@@ -140,7 +102,7 @@ class Routing:
     Args:
         names: Routable names; ``ids`` index them.
         steps: What slots run, from ``plan``.
-        ids: int64 ``[B]``, or None when every row has the id ``uniform``.
+        ids: int64 ``[B]``, or None when every row has the id ``uniform``; -1 for rows without an adapter.
         uniform: The id of all rows when ``ids`` is None.
         batch_size: B.
         mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
@@ -165,7 +127,7 @@ class Routing:
     ids: Tensor | None
     uniform: int
     batch_size: int
-    owner: int = 0
+    owner: object = None
     mask: Tensor | None = None
     attentions: bool = False
     drop: Mapping[str, int] = field(default_factory=dict)
@@ -201,15 +163,7 @@ class Routing:
             return self
         if self.ids is None:
             return replace(self, batch_size=batch_size, taps={}, _rows={})
-        if self.batch_size == 0 or batch_size % self.batch_size:
-            raise RoutingError(
-                problem(
-                    "task_ids do not match the rows of the batch",
-                    got=f"{self.batch_size} task ids for {batch_size} rows",
-                    allowed="one id a row, or rows repeated a whole number of times",
-                )
-            )
-        times = batch_size // self.batch_size
+        times = _times(batch_size, self.batch_size)
         ids = self.ids.repeat_interleave(times)
         listed = None if self.id_list is None else tuple(i for i in self.id_list for _ in range(times))
         return replace(self, ids=ids, id_list=listed, batch_size=batch_size, taps={}, _rows={})
@@ -229,7 +183,7 @@ class Routing:
     def _find_rows(self, step: Step, available: tuple[str, ...], device: torch.device) -> Any:
         usable = [n in available for n in step.names]
         if self.ids is None:
-            local = step.table[self.uniform]
+            local = step.local(self.uniform)
             if local < 0 or not usable[local]:
                 return None
             return (step.names[local],), TaskBatch.single(self.batch_size, device)
@@ -239,9 +193,8 @@ class Routing:
                 return None
             place = {name: i for i, name in enumerate(names)}
             table = [place.get(step.names[t], -1) if t >= 0 else -1 for t in step.table]
-            lookup = torch.tensor(table, dtype=torch.int64, device=self.ids.device)
-            return names, TaskBatch.from_ids(lookup[self.ids], len(names))
-        local_ids = [step.table[i] for i in self.id_list]
+            return names, TaskBatch.from_ids(step.lookup(self.ids, table), len(names))
+        local_ids = [step.local(i) for i in self.id_list]
         local_ids = [t if t >= 0 and usable[t] else -1 for t in local_ids]
         present = sorted({t for t in local_ids if t >= 0})
         if not present:
@@ -253,29 +206,60 @@ class Routing:
         ids = torch.tensor([place.get(t, -1) for t in local_ids], dtype=torch.int64, device=device)
         return names, TaskBatch.from_ids(ids, len(names))
 
+    def together(self, index: int, device: torch.device) -> TaskBatch:
+        """Return the rows of an average or fuse step as the rows of one adapter, worked out once a forward."""
+        key = (index, ())
+        if key not in self._rows:
+            inside = self.members(index, device)
+            whole = TaskBatch.single(self.batch_size, device)
+            self._rows[key] = whole if inside is None else TaskBatch.from_ids(inside.to(torch.int64) - 1, 1)
+        return self._rows[key]
+
     def used_names(self) -> tuple[str, ...]:
         """Return the adapters that take part in this pass."""
-        used: dict[str, None] = {}
-        ids = (self.uniform,) if self.ids is None else self.id_list
-        every = ids is None or (self.ids is not None and all_tasks_take_part())
-        for step in self.steps:
-            if every or any(step.table[i] >= 0 for i in set(ids or ())):
-                chosen = range(len(step.names))
-                if step.kind == "select" and not every:
-                    chosen = sorted({step.table[i] for i in set(ids or ()) if step.table[i] >= 0})
-                used.update((step.names[i], None) for i in chosen)
-        return tuple(used)
+        tasks = {self.uniform} if self.ids is None else None if self.id_list is None else set(self.id_list)
+        if tasks is None or (self.ids is not None and all_tasks_take_part()):
+            tasks = set(range(len(self.names)))
+        return tuple(dict.fromkeys(name for step in self.steps for name in step.used(tasks)))
 
     def takes_part(self, index: int) -> bool:
         """Say whether any row may be in step ``index``; in a traced graph, where rows are unknown, any may."""
-        table = self.steps[index].table
+        step = self.steps[index]
         if self.ids is None:
-            return table[self.uniform] >= 0
-        return self.id_list is None or all_tasks_take_part() or any(table[i] >= 0 for i in self.id_list)
+            return step.local(self.uniform) >= 0
+        return self.id_list is None or all_tasks_take_part() or any(step.local(i) >= 0 for i in self.id_list)
 
-    def members(self, index: int, device: torch.device) -> Tensor | None:
-        """Return a bool ``[B]`` of the rows in an average or fuse step, or None when every row is in it."""
-        table = self.steps[index].table
+    def members(self, index: int, device: torch.device, size: int | None = None) -> Tensor | None:
+        """Return which rows are in an average or fuse step, bool ``[B]``, or None when every row is.
+
+        Args:
+            index: Of the step.
+            device: Of the rows.
+            size: Rows of the tensor that the answer is for, where its first axis is longer than the batch (models that
+                flatten batch and tokens, beams): each row's answer stands as often as the row.
+        """
+        step = self.steps[index]
         if self.ids is None:
-            return None if table[self.uniform] >= 0 else torch.zeros(self.batch_size, dtype=torch.bool, device=device)
-        return torch.tensor([t >= 0 for t in table], device=self.ids.device)[self.ids]
+            inside = step.local(self.uniform) >= 0
+            return None if inside else torch.zeros(size or self.batch_size, dtype=torch.bool, device=device)
+        found = step.lookup(self.ids, step.table) >= 0
+        if size is None or size == self.batch_size:
+            return found
+        return found.repeat_interleave(_times(size, self.batch_size))
+
+
+def _times(rows: int, batch_size: int) -> int:
+    """Return how often each row of the batch stands among ``rows``.
+
+    Raises:
+        RoutingError: not a whole number of times.
+    """
+    if batch_size == 0 or rows % batch_size:
+        raise RoutingError(
+            problem(
+                "task_ids do not match the rows of the batch",
+                got=f"{batch_size} task ids for {rows} rows",
+                allowed="one id a row, or rows repeated a whole number of times",
+            )
+        )
+    return rows // batch_size

@@ -41,7 +41,7 @@ class OncePerAdapter:
             return method(self.module, *args, **kwargs)
         listed = None if all_tasks_take_part() else routing.id_list
         out: Tensor | None = None
-        for number in range(len(routing.names)) if listed is None else sorted(set(listed)):
+        for number in range(-1, len(routing.names)) if listed is None else sorted(set(listed)):
             with use_routing(replace(routing, ids=None, id_list=None, uniform=number, _rows={})):
                 one = method(self.module, *args, **kwargs)
             mine = (routing.ids == number).repeat_interleave(one.shape[0] // routing.batch_size)

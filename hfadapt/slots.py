@@ -7,18 +7,21 @@ layer of one model: a leaf module, which side of it is changed, and which other 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .composition import Average, Fuse
 from .delta import Delta
 from .errors import AttachError, problem
 from .routing import Routing, Rows, current
+from .steps import Fuse, Select, Step
 
 if TYPE_CHECKING:
+    from hfadapt_kernels import TaskBatch
+
     from .method import Place
 
 _FUSION_KEY = re.compile(r"__(input|output)(__d\d+)?$")
@@ -134,6 +137,13 @@ class Slot(nn.Module):
         """Return the deltas of one side, in the order they were attached."""
         return self._sides.get(side, ())
 
+    def fusion(self, step: Step, deltas: Sequence[Delta]) -> nn.Module | None:
+        """Return the fusion layer that attends over all of ``deltas`` in ``step``, or None."""
+        if not isinstance(step, Fuse) or not self.fusions:
+            return None
+        keys = (fusion_key(step.key, delta.site) for delta in deltas)
+        return next((self.fusions[key] for key in keys if key in self.fusions), None)
+
     def _index(self) -> None:
         sides: dict[str, list[Delta]] = {}
         for delta in self.deltas.values():
@@ -178,19 +188,14 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     for index, step in enumerate(routing.steps):
         if not routing.takes_part(index):
             continue
+        fusion = slot.fusion(step, deltas)
+        if fusion is not None:
+            value = fusion(value, leaf_input, leaf, routing, index)
+            continue
         for delta in deltas:
-            if last == (index, delta) and step.kind == "select" and _defer(delta, index, value, leaf, routing):
+            if last == (index, delta) and isinstance(step, Select) and _defer(delta, index, value, leaf, routing):
                 return value
-            if step.kind == "select":
-                value = _run_delta(delta, index, value, leaf_input, leaf, routing)
-            elif step.kind == "average":
-                value = _run_average(delta, index, value, leaf_input, leaf, routing)
-            else:
-                assert isinstance(step.node, Fuse)
-                key = fusion_key(step.node.key, delta.site)
-                if key in slot.fusions:
-                    value = slot.fusions[key](value, leaf_input, leaf, routing, index)
-                    break  # one fusion attends over every delta of this side
+            value = _run_delta(delta, step, index, value, leaf_input, leaf, routing)
     return value
 
 
@@ -271,34 +276,10 @@ def _repeated(rows: Rows, batch_size: int) -> Rows:
 
 
 def _run_delta(
-    delta: Delta, index: int, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
+    delta: Delta, step: Step, index: int, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
 ) -> Tensor:
-    found = routing.rows(index, delta.names, value.device)
-    if found is None:
-        return value
-    names, batch = found
-    rows = Rows(names, batch, routing, leaf)
-    return apply_rows(delta, value, source_of(delta, value, leaf_input, routing), rows)
+    def run(names: tuple[str, ...], batch: TaskBatch) -> Tensor:
+        source = source_of(delta, value, leaf_input, routing)
+        return apply_rows(delta, value, source, Rows(names, batch, routing, leaf))
 
-
-def _run_average(
-    delta: Delta, index: int, value: Tensor, leaf_input: Tensor | None, leaf: nn.Module, routing: Routing
-) -> Tensor:
-    """``v + sum_i w_i (a_i(v) - v)``, each child on every row of the step."""
-    from hfadapt_kernels import TaskBatch
-
-    node = routing.steps[index].node
-    assert isinstance(node, Average)
-    source = source_of(delta, value, leaf_input, routing)
-    whole = TaskBatch.single(routing.batch_size, value.device)
-    changed = torch.zeros_like(value)
-    for name, weight in zip(node.children, node.weights, strict=True):
-        if name in delta.names:
-            changed = changed + weight * (
-                apply_rows(delta, value, source, Rows((str(name),), whole, routing, leaf)) - value
-            )
-    inside = routing.members(index, value.device)
-    if inside is not None:
-        inside = inside.view(-1, *(1,) * (value.dim() - 1)) if inside.shape[0] == value.shape[0] else inside
-        changed = torch.where(inside, changed, torch.zeros_like(changed))
-    return value + changed
+    return step.apply(routing, index, value.device, delta.names, lambda: value, run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .composition import Composition, Fuse, Node, Parallel, adapter_names, fuse_nodes
+from .choice import Choice
+from .composition import Fuse, Node, adapter_names, fuse_nodes
 from .delta import Delta
 from .errors import AttachError, CompositionError, did_you_mean, problem
-from .routing import Routing, Step, plan
+from .routing import Routing
 from .slots import Slot
+from .steps import Step, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,9 @@ __all__ = [
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_TOKENS = itertools.count(1)
+
+class Token:
+    """Tells one attachment from another, its own copies among them."""
 
 
 class Prepared(nn.Module):
@@ -91,14 +94,10 @@ class Attachment:
         adapters: By name, in the order of their ids.
         compositions: Further routable names and what they stand for.
         fusions: AdapterFusion layers by the node they serve.
-        active: The name, number or list of names used when a call has no ``task_ids``.
-        parallel: The composition that every row goes through, when ``Parallel`` is active.
-        parallel_layers: By stack, the layers at which its adapters have deltas.
+        choice: What calls without ``task_ids`` use, outside of a thread's own ``active``.
         rereads_input: The model looks at its input's rows again behind its layers.
         autocast_dtype: What is trained is float32 where the base is of lower precision.
         label_counts: How many outputs an adapter's own head has where the base's has another number.
-        disabled: Run the base alone when nothing is active.
-        chosen: What is active was chosen with ``activate``, and stays when further adapters are attached.
         drop: AdapterDrop depth by stack path; "" for all stacks.
         inside: A model around this one gives idle parameters their gradient of zero.
         watch: What the hooks rely on; compared at every call.
@@ -110,14 +109,10 @@ class Attachment:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     compositions: dict[str, Node] = field(default_factory=dict)
     fusions: dict[Fuse, Fusion] = field(default_factory=dict)
-    active: Any = None
-    parallel: Parallel | None = None
-    parallel_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    choice: Choice = field(default_factory=Choice)
     rereads_input: bool = False
     autocast_dtype: bool = True
     label_counts: dict[str, int] = field(default_factory=dict)
-    disabled: bool = False
-    chosen: bool = False
     drop: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     decoder_paths: tuple[str, ...] = ()
@@ -125,12 +120,22 @@ class Attachment:
     original_requires_grad: dict[str, bool] = field(default_factory=dict)
     original_attention: Any = None
     original_chunk_sizes: dict[str, int] = field(default_factory=dict)
-    token: int = field(default_factory=lambda: next(_TOKENS))
+    # An object and not a number: a copy of the model has another one, and so has a model of another process.
+    token: object = field(default_factory=Token)
     inside: bool = False
     shared: nn.ModuleDict | None = None
     steps: tuple[Step, ...] = ()
     watch: Watch | None = None
     prove: Callable[[Any], Any] | None = None
+
+    @property
+    def active(self) -> Any:
+        """The name, list or composition that calls without ``task_ids`` use, or None."""
+        return self.choice.shown
+
+    @active.setter
+    def active(self, name: str | None) -> None:
+        self.choice = Choice(name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -192,10 +197,8 @@ class Attachment:
 
     def choose_default(self) -> None:
         """Make the only adapter active; with several of them nothing is, unless the user said so."""
-        if self.chosen and (self.active is not None or self.disabled):
-            return
-        self.chosen = self.disabled = False
-        self.active = next(iter(self.adapters)) if len(self.adapters) == 1 else None
+        if not self.choice.made:
+            self.choice = Choice(next(iter(self.adapters)) if len(self.adapters) == 1 else None)
 
     def changed(self) -> None:
         """Work out the steps anew after adapters or compositions changed."""
@@ -323,8 +326,3 @@ def device_and_dtype(module: nn.Module, model: nn.Module, autocast: bool) -> tup
                 narrow = autocast and parameter.dtype.itemsize < torch.float32.itemsize
                 return parameter.device, torch.float32 if narrow else parameter.dtype
     return torch.device("cpu"), torch.get_default_dtype()
-
-
-def as_composition(choice: Any) -> Node | None:
-    """Return ``choice`` when it is a composition (or a name), else None."""
-    return choice if isinstance(choice, (str, Composition)) else None

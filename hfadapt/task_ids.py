@@ -1,35 +1,123 @@
-"""Which task each row of a call belongs to, in every form in which a caller may say it."""
+"""Which adapter or task each row of a call belongs to, in every form in which a caller may say it."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .composition import Composition
 from .errors import RoutingError, did_you_mean, problem
 from .routing import all_tasks_take_part
 
-__all__ = ["find_task_ids", "task_number"]
+__all__ = ["BASE", "TaskIds", "parse", "task_number", "task_rows"]
+
+# What rows without an adapter may be called; None and -1 say the same.
+BASE = "__base__"
 
 
-def find_task_ids(
-    task_ids: Any, names: Sequence[str], size: int, device: torch.device
-) -> tuple[Tensor, tuple[int, ...] | None]:
-    """Return the task of each row, int64 [B], and the tasks present; ``None`` when all tasks must take part.
+@dataclass(frozen=True)
+class TaskIds:
+    """The number of every row, read once a call and handed down: every reading waits for the device.
 
     Args:
-        task_ids: An integer tensor [B] or [], names or numbers a row, or one for all rows.
-        names: The tasks.
-        size: B.
-        device: Of the inputs.
+        uniform: The number of all rows, or None where they differ or nobody may look.
+        ids: int64 ``[B]``, or None where ``uniform`` says it.
+        listed: The same as numbers; None in a traced graph.
+    """
+
+    uniform: int | None
+    ids: Tensor | None = None
+    listed: tuple[int, ...] | None = None
+
+    @property
+    def present(self) -> tuple[int, ...] | None:
+        """The numbers of the batch, sorted; None when all must take part, whether they have rows or not."""
+        if all_tasks_take_part():
+            return None
+        if self.uniform is not None:
+            return (self.uniform,)
+        return None if self.listed is None else tuple(sorted(set(self.listed)))
+
+    def tensor(self, size: int, device: torch.device) -> Tensor:
+        """Return the numbers as int64 ``[B]``."""
+        if self.ids is not None:
+            return self.ids
+        return torch.full((size,), self.uniform or 0, dtype=torch.int64, device=device)
+
+    def through(self, table: Sequence[int]) -> TaskIds:
+        """Return the rows' entries in a table with a number for each number; -1 stays."""
+
+        def entry(number: int) -> int:
+            return table[number] if number >= 0 else -1
+
+        if self.uniform is not None:
+            return TaskIds(entry(self.uniform))
+        assert self.ids is not None
+        ids = torch.tensor([-1, *table], dtype=torch.int64, device=self.ids.device)[self.ids + 1]
+        return TaskIds(None, ids, None if self.listed is None else tuple(entry(i) for i in self.listed))
+
+
+def parse(
+    task_ids: Any, names: Sequence[str], rows: int | None, device: torch.device | None, *, what: str = "adapter or task"
+) -> TaskIds:
+    """Read what a caller gave as ``task_ids``.
+
+    Args:
+        task_ids: An integer tensor or array ``[B]``, a sequence of names or numbers, or one name or number for all
+            rows. ``None`` in a sequence, ``"__base__"`` and -1 stand for the base alone.
+        names: What they may name; a number counts these.
+        rows: B, or None where the call has no tensor to count.
+        device: Of the rows.
+        what: What the names are names of, for messages.
 
     Raises:
-        RoutingError: ``None`` with several tasks, an unknown task, or not one a row.
+        RoutingError: an id is none of those, there is not exactly one a row, or a name or number is unknown.
     """
-    if task_ids is None and len(names) == 1:
-        task_ids = 0
+    if isinstance(task_ids, TaskIds):
+        return task_ids
+    if isinstance(task_ids, Tensor):
+        if task_ids.dim() > 1 or task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
+            got = f"{task_ids.dtype} {list(task_ids.shape)}"
+            raise RoutingError(problem("bad task_ids", got=got, allowed="an integer tensor [B], or names"))
+        if torch.compiler.is_compiling():
+            ids = task_ids if task_ids.dim() else task_ids.expand(rows or 1)
+            _check_count(ids.shape[0], rows)
+            return TaskIds(None, ids.to(torch.int64))
+        given: Any = task_ids.tolist()
+    else:
+        given = task_ids.tolist() if hasattr(task_ids, "tolist") else task_ids  # arrays and numbers of numpy
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        return TaskIds(_number(given, names, what))
+    _check_count(len(given), rows)
+    if given is not task_ids and (bad := sorted({n for n in given if isinstance(n, int) and not -1 <= n < len(names)})):
+        raise RoutingError(
+            problem(f"unknown {what} {bad[0]}: task_ids out of range", got=bad, allowed=_allowed(names, numbers=True))
+        )
+    numbers = tuple(_number(one, names, what) for one in given)
+    if len(set(numbers)) == 1 and not all_tasks_take_part():
+        return TaskIds(numbers[0])  # one number lets the slots skip all sorting of rows
+    if isinstance(task_ids, Tensor):
+        return TaskIds(None, task_ids.to(torch.int64), numbers)
+    return TaskIds(None, torch.tensor(numbers, dtype=torch.int64, device=device), numbers)
+
+
+def task_rows(task_ids: Any, names: Sequence[str], rows: int, device: torch.device) -> TaskIds:
+    """Return the task of each row of a model whose rows all have one.
+
+    Args:
+        task_ids: See `parse`; a row without a task has no head.
+        names: The tasks.
+        rows: B.
+        device: Of the rows.
+
+    Raises:
+        RoutingError: ``None``, an unknown task, a row without one, or not one a row.
+    """
     if task_ids is None:
         raise RoutingError(
             problem(
@@ -38,25 +126,12 @@ def find_task_ids(
                 try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
             )
         )
-    if isinstance(task_ids, Tensor):
-        ids = task_ids.expand(size) if task_ids.dim() == 0 else task_ids
-        if ids.shape != (size,):
-            raise RoutingError(problem("task_ids do not match the batch", got=list(ids.shape), allowed=[size]))
-        if torch.compiler.is_compiling():
-            return ids, None
-        listed = ids.tolist()
-    else:
-        one = isinstance(task_ids, (str, int))
-        listed = [task_number(task_ids, names)] * size if one else [task_number(task, names) for task in task_ids]
-        if len(listed) != size:
-            raise RoutingError(
-                problem("task_ids do not match the batch", got=f"{len(listed)} ids", allowed=f"{size} rows")
-            )
-        ids = torch.tensor(listed, dtype=torch.long, device=device)
-    present = tuple(sorted(set(listed)))
-    for task in present:
-        task_number(task, names)
-    return ids, None if all_tasks_take_part() else present
+    found = parse(task_ids, names, rows, device, what="task")
+    if -1 in ((found.uniform,) if found.uniform is not None else found.listed or ()):
+        raise RoutingError(
+            problem("a row has no task, and so no head", got=task_ids, allowed=", ".join(names), try_="model.base(...)")
+        )
+    return found
 
 
 def task_number(task: str | int, names: Sequence[str]) -> int:
@@ -65,14 +140,56 @@ def task_number(task: str | int, names: Sequence[str]) -> int:
     Raises:
         RoutingError: there is no such task.
     """
-    if isinstance(task, str) and task in names:
-        return names.index(task)
-    if isinstance(task, int) and 0 <= task < len(names):
-        return task
+    number = _number(task, names, "task")
+    if number < 0:
+        raise RoutingError(problem("not a task", got=repr(task), allowed=_allowed(names)))
+    return number
+
+
+def _number(given: Any, names: Sequence[str], what: str) -> int:
+    if given is None or (isinstance(given, str) and given == BASE):
+        return -1
+    if isinstance(given, str):
+        if given in names:
+            return tuple(names).index(given)
+        raise RoutingError(
+            problem(f"unknown {what} {given!r}", allowed=", ".join(names), try_=did_you_mean(given, names))
+        )
+    number = _integer(given)
+    if number is not None and -1 <= number < len(names):
+        return number
+    composed = "hfadapt.activate(model, ...) for all rows, or hfadapt.compose(model, name, ...) and that name"
     raise RoutingError(
         problem(
-            f"unknown task {task!r}",
-            allowed=f"{', '.join(names)} (0..{len(names) - 1})",
-            try_=did_you_mean(str(task), names),
+            "bad task id" if number is None or what != "task" else f"unknown task {number}",
+            got=repr(given),
+            allowed=_allowed(names),
+            try_=composed if isinstance(given, Composition) else "",
         )
     )
+
+
+def _integer(given: Any) -> int | None:
+    """Return an integer of any kind; None for what is none, truth values among them."""
+    if isinstance(given, bool) or getattr(given, "dtype", None) in (torch.bool, "bool"):
+        return None
+    try:
+        return operator.index(given)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _allowed(names: Sequence[str], *, numbers: bool = False) -> str:
+    first = "" if numbers else "a name, or "
+    return f"{first}0 to {len(names) - 1} ({', '.join(names)}); None, '{BASE}' or -1 for the base alone"
+
+
+def _check_count(count: int, rows: int | None) -> None:
+    if rows is not None and count != rows:
+        raise RoutingError(
+            problem(
+                "task_ids do not match the rows of the batch",
+                got=f"{count} task ids for {rows} rows",
+                allowed="one id a row, or a single name or number (in no list) for all of them",
+            )
+        )

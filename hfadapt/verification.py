@@ -49,18 +49,18 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
         deltas.update({id(own): (f"{path} (its own copy)", own) for path, own in copies_of(model, name)})
     for _, delta in deltas.values():
         handles.append(delta.register_forward_hook(_note(fired)))
-    before = (state.parallel, state.drop)
+    drop = state.drop
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
-        state.parallel, state.drop = None, {}
+        state.drop = {}
         # Rows with and without each adapter are covered by the methods' own tests; here each adapter runs alone.
         with torch.no_grad():
             for name in representatives:
                 # By name: a call inside of generate would take that one's adapters.
                 model(**example_inputs(model), task_ids=name)
     finally:
-        state.parallel, state.drop = before
+        state.drop = drop
         for module, mode in modes.items():
             module.training = mode
         for handle in handles:

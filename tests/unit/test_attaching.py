@@ -74,7 +74,7 @@ def test_several_adapters_without_a_choice_is_an_error_and_never_a_silent_no_op(
     [
         (["one", "tow", "one"], "unknown adapter or task 'tow'; allowed: one, two; try: Did you mean 'two'"),
         (torch.tensor([0, 1, 2]), r"out of range; got: \[2\]; allowed: 0 to 1 \(one, two\)"),
-        (torch.tensor([0, -1, 1]), r"out of range; got: \[-1\]"),
+        (torch.tensor([0, -2, 1]), r"out of range; got: \[-2\]"),
         (torch.tensor([0.0, 1.0, 1.0]), "an integer tensor"),
         (torch.tensor([[0, 1, 1]]), r"an integer tensor \[B\]"),
         (["one", "two"], "2 task ids for 3 rows"),

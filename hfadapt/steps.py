@@ -1,0 +1,174 @@
+"""The passes over the deltas of a place: each row its own adapter, an average of several, or a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import composition
+from .composition import Node, steps_of
+
+if TYPE_CHECKING:
+    from hfadapt_kernels import TaskBatch
+
+    from .routing import Routing
+
+__all__ = ["Average", "Fuse", "Select", "Step", "plan"]
+
+Run = Callable[[tuple[str, ...], "TaskBatch"], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over every slot.
+
+    Args:
+        names: The adapters that take part.
+        table: For each routable id, its index into ``names`` (`Select`) or 0 (the others); -1 is not in this step.
+    """
+
+    names: tuple[str, ...]
+    table: tuple[int, ...]
+
+    def local(self, task: int) -> int:
+        """Return the entry of a routable id; -1 for a row without an adapter, whose id is -1."""
+        return self.table[task] if task >= 0 else -1
+
+    def lookup(self, ids: Tensor, entries: Sequence[int]) -> Tensor:
+        """Return the entry of each row.
+
+        Args:
+            ids: int64 ``[B]``, a routable id a row, or -1.
+            entries: One for each routable id; rows of -1 get -1.
+        """
+        # In a traced graph nobody has looked at the ids: -1 must not count from the end of the table.
+        return torch.tensor([-1, *entries], dtype=torch.int64, device=ids.device)[ids + 1]
+
+    def used(self, tasks: set[int]) -> tuple[str, ...]:
+        """Return the adapters that rows with these ids use."""
+        return self.names if any(self.local(task) >= 0 for task in tasks) else ()
+
+    def apply(
+        self,
+        routing: Routing,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        """Return what the deltas at one place make of its tensor.
+
+        Args:
+            routing: Of the forward pass.
+            index: Of this step among the routing's.
+            device: Of the tensor.
+            available: The adapters that have parameters at the place.
+            unchanged: Gives the tensor without this step, ``[B, ...]`` or ``[B * T, ...]``.
+            run: Gives the tensor changed by some adapters, each on the rows that have it in the batch.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Select(Step):
+    """Each row uses one adapter."""
+
+    def used(self, tasks: set[int]) -> tuple[str, ...]:
+        return tuple(self.names[i] for i in sorted({self.local(task) for task in tasks} - {-1}))
+
+    def apply(
+        self,
+        routing: Routing,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        found = routing.rows(index, available, device)
+        return unchanged() if found is None else run(*found)
+
+
+@dataclass(frozen=True)
+class Average(Step):
+    """Rows use a weighted mean of effects: ``v + sum_i w_i (a_i(v) - v)``.
+
+    Args:
+        weights: One for each of ``names``.
+    """
+
+    weights: tuple[float, ...]
+
+    def apply(
+        self,
+        routing: Routing,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        value = unchanged()
+        shares = [(name, w) for name, w in zip(self.names, self.weights, strict=True) if name in available]
+        if not shares:
+            return value
+        batch = routing.together(index, device)
+        effects = torch.zeros_like(value)
+        for name, weight in shares:
+            effects = effects + weight * (run((name,), batch) - value)
+        inside = routing.members(index, device, value.shape[0])
+        if inside is None:
+            return value + effects
+        # Chosen and not multiplied by zero: rows outside keep their bits, whatever stands in the others.
+        return torch.where(inside.view(-1, *(1,) * (value.dim() - 1)), value + effects, value)
+
+
+@dataclass(frozen=True)
+class Fuse(Step):
+    """Rows use AdapterFusion over ``names``.
+
+    Args:
+        key: Under which the node's fusion layers are kept.
+    """
+
+    key: str
+
+    def apply(
+        self,
+        routing: Routing,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        """Change nothing: a fusion layer serves all deltas of a place together, and this one has none."""
+        return unchanged()
+
+
+def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
+    """Turn the compositions of all routable names into steps that a slot runs one after another.
+
+    Args:
+        setups: The composition of each routable id, in order.
+    """
+    trees = [steps_of(setup) for setup in setups]
+    steps: list[Step] = []
+    for depth in range(max((len(t) for t in trees), default=0)):
+        nodes = [t[depth] if depth < len(t) else None for t in trees]
+        names = tuple(dict.fromkeys(n for n in nodes if isinstance(n, str)))
+        if names:
+            index = {name: i for i, name in enumerate(names)}
+            steps.append(Select(names, tuple(index[n] if isinstance(n, str) else -1 for n in nodes)))
+        for node in dict.fromkeys(n for n in nodes if isinstance(n, composition.Composition)):
+            children, table = tuple(str(c) for c in node.children), tuple(0 if n == node else -1 for n in nodes)
+            if isinstance(node, composition.Average):
+                steps.append(Average(children, table, node.weights))
+            elif isinstance(node, composition.Fuse):
+                steps.append(Fuse(children, table, node.key))
+    return tuple(steps)
