@@ -29,12 +29,13 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
 #: Adapters and heads stand in an ``nn.ModuleDict``, which takes no name of its own attributes ("pop", "training").
-_TAKEN = frozenset(dir(nn.ModuleDict()))
+#: Asked when a name comes, since transformers gives modules further attributes while it is imported.
+_EMPTY = nn.ModuleDict()
 
 
 def is_adapter_name(name: object) -> bool:
     """Say whether ``name`` can name an adapter or a task, and thus a module."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in _TAKEN
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and not hasattr(_EMPTY, name)
 
 
 NAME_RULE = (
@@ -45,7 +46,7 @@ NAME_RULE = (
 
 def nearest_name(name: object) -> str:
     """Return a name that is allowed, made of one that is not."""
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)).strip('_-')[:100] or 'my'}_task"
+    return f"my_{re.sub(r'[^A-Za-z0-9_-]+', '_', str(name)).strip('_-')[:100] or 'task'}"
 
 
 def check_adapter_name(name: str) -> None:

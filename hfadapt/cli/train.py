@@ -62,10 +62,10 @@ def train(
     if as_json:
         print_json({"output": str(run.output), "files": [str(file) for file in files], **_summary(result)})
         return
-    from hfadapt.report import conditions, proof_lines, rich_table
+    from hfadapt.report import conditions, legend, proof_lines, rich_table
 
     console().print(rich_table(result))
-    click.echo(f"* best of the column. {conditions(result)}")
+    click.echo(f"{legend(result)} {conditions(result)}")
     for line in proof_lines(result):
         click.echo(line)
     click.echo(f"Report: {files[0]}")

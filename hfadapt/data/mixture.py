@@ -185,6 +185,18 @@ class TaskMixture:
         """Say whether any task has rows of that split."""
         return any(len(splits.get(split, ())) for splits in self._splits)
 
+    def rows_of(self, task: int, split: str) -> int:
+        """Return how many rows a task has in a split; 0 where it lacks the split."""
+        return len(self._splits[task].get(split, ()))
+
+    def has_labels(self, task: str, split: str) -> bool:
+        """Say whether a task has labelled rows (or texts to write) in a split."""
+        index = [t.name for t in self.tasks].index(task)
+        if not self.rows_of(index, split):
+            return False
+        columns = self.texts(task, split)
+        return columns.labels is not None or columns.targets is not None
+
     def dataset(self, split: str, tasks: Iterable[str] | None = None, *, by_length: bool = False) -> SplitDataset:
         """Return a split of some tasks, task after task, in the order of the data unless ``by_length``.
 

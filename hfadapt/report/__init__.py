@@ -3,12 +3,13 @@
 from hfadapt.report.card import model_card
 from hfadapt.report.html import html_report
 from hfadapt.report.plots import write_plots
-from hfadapt.report.table import conditions, markdown_table, proof_lines, result_rows, rich_table, to_markdown
+from hfadapt.report.table import conditions, legend, markdown_table, proof_lines, result_rows, rich_table, to_markdown
 from hfadapt.report.write import write_report
 
 __all__ = [
     "conditions",
     "html_report",
+    "legend",
     "markdown_table",
     "model_card",
     "proof_lines",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfadapt.report.table import conditions, markdown_table, proof_lines
+from hfadapt.report.table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
             task_type="text-classification",
             dataset_type=task,
             dataset_name=task,
-            dataset_split="test",
+            dataset_split=result.splits.get(task, result.split),
             metric_type=metric,
             metric_value=round(value, 4),
         )
@@ -65,7 +65,7 @@ hfadapt predict path/to/this/folder --task {next(iter(result.tasks))} "a text"
 
 {markdown_table(result)}
 
-\\* best of the column. {conditions(result)}
+\\{legend(result)} {conditions(result)}
 
 {chr(10).join("- " + line for line in proof_lines(result))}
 """

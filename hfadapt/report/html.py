@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.report.table import conditions, proof_lines, result_rows
+from hfadapt.report.table import conditions, legend, proof_lines, result_rows
 
 if TYPE_CHECKING:
     from hfadapt.run.results import RunResult
@@ -47,12 +47,12 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
         f'<p class="note">{html.escape(conditions(result))}</p>',
         f"<h2>{result.split.capitalize()} split</h2>",
         _table(columns, rows),
-        '<p class="note">* best of the column. "params a task" are those that each task needs beside the base; '
-        '"all tasks / base" is everything that must be stored to serve all tasks, as a multiple of the base.</p>',
+        f'<p class="note">{html.escape(legend(result))} "params a task" are those that each task needs beside the '
+        'base; "all tasks / base" is everything that must be stored to serve all tasks, as a multiple of the base.</p>',
         "<h2>Checked after training</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in proof_lines(result)) + "</ul>",
         *(f"<h2>{html.escape(title)}</h2>{_image(title, path)}" for title, path in plots.items()),
-        "<h2>Every metric (test)</h2>",
+        f"<h2>Every metric ({result.split})</h2>",
         _table(["task", "metric", *(arm.title for arm in result.arms)], metrics),
         "<h2>Recipe</h2>",
         f"<pre>{html.escape(result.recipe)}</pre>",

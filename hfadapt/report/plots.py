@@ -54,7 +54,7 @@ def _learning_curves(result: RunResult, path: Path) -> Path:
             steps, values = arm.curve(task, metric)
             if values:
                 ax.plot(steps, values, STYLES.get(arm.name, "-"), marker="o", markersize=3, label=arm.title)
-        _finish(ax, task, "epoch", metric)
+        _finish(ax, task, "epoch", metric if result.greater_is_better(metric) else f"{metric} (lower is better)")
     axes[0].legend(fontsize=7, frameon=False)
     return _save(figure, path)
 
@@ -87,7 +87,8 @@ def _parameters(result: RunResult, path: Path) -> Path:
             ha="center",
         )
     axes[0].margins(0.35, 0.35)
-    _finish(axes[0], "", "parameters for all tasks, as a multiple of the base", "macro average (test)")
+    y = f"macro average ({result.split}){'' if result.greater_is_better('macro') else ', lower is better'}"
+    _finish(axes[0], "", "parameters for all tasks, as a multiple of the base", y)
     return _save(figure, path)
 
 

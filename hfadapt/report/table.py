@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hfadapt.run.results import RunResult
+    from hfadapt.run.results import ArmResult, RunResult
 
-__all__ = ["conditions", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
+__all__ = ["conditions", "legend", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
 
 _NUMBER = re.compile(r"-|[-+]?[\d.,]+[%x*]*")
 
@@ -20,24 +21,21 @@ def result_rows(result: RunResult) -> tuple[list[str], list[list[str]]]:
     """Column names and one row an arm, the best value of each task marked with ``*``."""
     columns = [
         "",
-        *(f"{task} {metric}" for task, metric in result.tasks.items()),
-        "macro",
+        *(_column(f"{task} {metric}", result.greater_is_better(metric)) for task, metric in result.tasks.items()),
+        _column("macro", result.greater_is_better("macro")),
         "params a task",
         "all tasks / base",
         "train s",
         "tokens/s",
     ]
     best = {
-        task: max(arm.scores[task][metric] for arm in result.arms if task in arm.scores)
+        task: _best((_of(arm, task, metric) for arm in result.arms), result.greater_is_better(metric))
         for task, metric in result.tasks.items()
     }
-    best_macro = max(arm.macro for arm in result.arms)
+    best_macro = _best((arm.macro for arm in result.arms), result.greater_is_better("macro"))
     rows = []
     for arm in result.arms:
-        scores = [
-            _score(arm.scores[task][metric], best[task]) if task in arm.scores else "-"
-            for task, metric in result.tasks.items()
-        ]
+        scores = [_score(_of(arm, task, metric), best[task]) for task, metric in result.tasks.items()]
         rows.append(
             [
                 arm.title,
@@ -52,8 +50,39 @@ def result_rows(result: RunResult) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _score(value: float, best: float) -> str:
-    return f"{value:.3f}{'*' if value == best else ''}"
+def _column(title: str, greater_is_better: bool) -> str:
+    return title if greater_is_better else f"{title} (lower is better)"
+
+
+def _of(arm: ArmResult, task: str, metric: str) -> float | None:
+    return arm.scores.get(task, {}).get(metric)
+
+
+def _best(values: Iterable[float | None], greater_is_better: bool) -> float | None:
+    """The best of the values that are numbers; ``None`` without one."""
+    found = [value for value in values if value is not None and not math.isnan(value)]
+    return (max if greater_is_better else min)(found, default=None)
+
+
+def _score(value: float | None, best: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}{'*' if value == best else ''}"
+
+
+def legend(result: RunResult) -> str:
+    """What the marks, the averages and the rows of the table are, in a few sentences."""
+    parts = ["* best of the column."]
+    left_out = result.macro.get("left_out", {})
+    if left_out:
+        held = ", ".join(result.macro["tasks"])
+        reasons = "; ".join(f"{task} is left out ({reason})" for task, reason in left_out.items())
+        parts.append(f"macro: mean over {held}; {reasons}.")
+    for task, split in result.splits.items():
+        if task in result.held_out and split == "validation":
+            count, total = result.held_out[task]
+            parts.append(f"{task} is scored on a held-out part: {count:,} of its {total:,} training rows.")
+        elif split != result.split:
+            parts.append(f"{task} is scored on its {split} split.")
+    return " ".join(parts)
 
 
 def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

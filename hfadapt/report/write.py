@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hfadapt.report.card import model_card
 from hfadapt.report.html import html_report
 from hfadapt.report.plots import write_plots
-from hfadapt.report.table import conditions, markdown_table, proof_lines
+from hfadapt.report.table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
     from hfadapt.run.results import RunResult
@@ -34,7 +34,7 @@ def write_report(
     plots = write_plots(result, folder / "plots")
     report, table = folder / "report.html", folder / "results.md"
     report.write_text(html_report(result, plots), "utf-8")
-    lines = [markdown_table(result), "", f"\\* best of the column. {conditions(result)}", ""]
+    lines = [markdown_table(result), "", f"\\{legend(result)} {conditions(result)}", ""]
     table.write_text("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n", "utf-8")
     written = [report, table, *plots.values()]
     if adapter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from hfadapt.errors import DataError, problem
 from hfadapt.run.progress import ProgressLines
 from hfadapt.run.results import ArmResult
+from hfadapt.training import macro_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from hfadapt.data import TaskMixture
     from hfadapt.tasks import Task
 
-__all__ = ["Trained", "count_parameters", "merge", "score", "train_arm"]
+__all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "train_arm"]
 
 
 class _StepClock(TrainerCallback):
@@ -90,8 +93,11 @@ def train_arm(
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    split = split if mixture.has_split(split) else "validation"
-    scores, macro = score(trainer, mixture.dataset(split, by_length=True), mixture.tasks)
+    scores: dict[str, dict[str, float]] = {}
+    for found, names in by_split(mixture, split).items():
+        of_these = [task for task in mixture.tasks if task.name in names]
+        scores.update(score(trainer, mixture.dataset(found, names, by_length=True), of_these)[0])
+    macro = macro_average(scores, mixture.tasks)
     total = count_parameters(model)
     result = ArmResult(
         name=name,
@@ -107,6 +113,39 @@ def train_arm(
         history=tuple(trainer.state.log_history),
     )
     return Trained(result, model)
+
+
+def by_split(mixture: TaskMixture, wanted: str) -> dict[str, list[str]]:
+    """Split to the tasks that are scored on it: the wanted one, or validation for tasks without labelled rows there.
+
+    Raises:
+        DataError: a task has labelled rows in neither.
+    """
+    found: dict[str, list[str]] = {}
+    for task in mixture.tasks:
+        split = next((one for one in (wanted, "validation") if mixture.has_labels(task.name, one)), None)
+        if split is None:
+            raise DataError(
+                problem(
+                    "there are no labelled rows to score it on",
+                    where=f"task {task.name!r}",
+                    got=f"no labels in {wanted} or validation",
+                    allowed="a labelled split validation or test",
+                )
+            )
+        found.setdefault(split, []).append(task.name)
+    return found
+
+
+def macro_average(scores: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> float:
+    """The macro average of scores by task and metric; NaN where no task that counts has a score."""
+    first = {
+        task.name: scores[task.name][task.metrics[0]]
+        for task in tasks
+        if task.metrics and task.metrics[0] in scores.get(task.name, {})
+    }
+    average = macro_of(tasks).average(first)
+    return math.nan if average is None else average
 
 
 def head_optimizer(model: PreTrainedModel, arguments: TrainingArguments, learning_rate: float) -> torch.optim.Optimizer:
@@ -158,14 +197,15 @@ def _drop_printer(trainer: Trainer) -> None:
 
 def score(trainer: Trainer, rows: Any, tasks: Sequence[Task]) -> tuple[dict[str, dict[str, float]], float]:
     """Predict a split: metrics by task and by name, and the macro average of the tasks' first metrics."""
-    values = trainer.predict(rows, metric_key_prefix="score").metrics or {}
+    # no task can have a name that begins like this, so Trainer puts it before every result
+    values = trainer.predict(rows, metric_key_prefix=":").metrics or {}
     found = {
         task.name: {
-            metric: float(values[key]) for metric in task.metrics if (key := f"score_{task.name}_{metric}") in values
+            metric: float(values[key]) for metric in task.metrics if (key := f":_{task.name}_{metric}") in values
         }
         for task in tasks
     }
-    return found, float(values.get("score_macro", float("nan")))
+    return found, macro_average(found, tasks)
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -173,20 +213,22 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
 
 
-def merge(name: str, title: str, parts: Mapping[str, ArmResult]) -> ArmResult:
+def merge(name: str, title: str, parts: Mapping[str, ArmResult], tasks: Sequence[Task]) -> ArmResult:
     """One arm out of a separate model for each task.
 
     Args:
         name: Of the arm.
         title: For tables.
         parts: Task to its own model's result.
+        tasks: All of them; they say which metrics can be averaged.
     """
     results = list(parts.values())
+    scores = {task: result.scores[task] for task, result in parts.items()}
     return ArmResult(
         name=name,
         title=title,
-        scores={task: result.scores[task] for task, result in parts.items()},
-        macro=sum(result.macro for result in results) / len(results),
+        scores=scores,
+        macro=macro_average(scores, tasks),
         parameters_total=sum(result.parameters_total for result in results),
         parameters_task=sum(result.parameters_total for result in results) // len(results),
         trained=sum(result.trained for result in results),

@@ -8,18 +8,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hfadapt.config import Recipe, TaskSection
 from hfadapt.data import TaskMixture, bundled
+from hfadapt.data.columns import read_columns
 from hfadapt.data.glue import GLUE
 from hfadapt.data.sources import load_splits
-from hfadapt.errors import TaskError, problem
+from hfadapt.errors import DataError, TaskError, problem
 from hfadapt.heads import Classification, Head, Regression
 from hfadapt.tasks import Task
+from hfadapt.training import MultiTaskMetrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-__all__ = ["build_mixture", "build_task", "build_tasks", "known_task", "training_arguments"]
+__all__ = [
+    "build_mixture",
+    "build_task",
+    "build_tasks",
+    "check_scorable",
+    "hold_out",
+    "known_task",
+    "training_arguments",
+]
 
 
 def build_tasks(recipe: Recipe) -> list[Task]:
@@ -86,6 +98,81 @@ def _limited(task: Task, limit: Mapping[str, int]) -> Task:
     for split, most in limit.items():
         rows[split] = rows[split].select(range(min(most, len(rows[split]))))
     return dataclasses.replace(task, data=rows, splits={})
+
+
+#: Share of the training rows that stands in for a validation split.
+HELD_OUT = 0.1
+
+
+def hold_out(tasks: Sequence[Task], seed: int) -> tuple[list[Task], dict[str, tuple[int, int]]]:
+    """Give each task without labelled validation rows a part of its training rows to be scored on.
+
+    Args:
+        tasks: With their data.
+        seed: Of the choice.
+
+    Returns:
+        The tasks, and for each that needed it: how many rows are held out, and of how many.
+
+    Raises:
+        DataError: a task has only one training row.
+    """
+    found, held = [], {}
+    for task in tasks:
+        rows = dict(load_splits(task))
+        if _has_labels(task, rows):
+            found.append(task)
+            continue
+        total = len(rows["train"])
+        count = max(1, round(HELD_OUT * total))
+        if total < 2:
+            raise DataError(
+                problem(
+                    "no validation split, and too few training rows to hold any out",
+                    where=f"task {task.name!r}",
+                    got=f"{total} training row",
+                    allowed="a labelled split validation, or 2 training rows or more",
+                )
+            )
+        order = np.random.default_rng(seed).permutation(total)
+        train = rows["train"]
+        rows["train"], rows["validation"] = (
+            train.select(sorted(order[count:].tolist())),
+            train.select(sorted(order[:count].tolist())),
+        )
+        held[task.name] = (count, total)
+        found.append(dataclasses.replace(task, data=rows, splits={}))
+    return found, held
+
+
+def _has_labels(task: Task, rows: Mapping[str, Any]) -> bool:
+    if not len(rows.get("validation", ())):
+        return False
+    columns = read_columns(task, "validation", rows["validation"])
+    return columns.labels is not None or columns.targets is not None
+
+
+def check_scorable(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that a run could train and then not score or name.
+
+    Raises:
+        TaskError: a task has no metric, or a name or a result's name that Trainer uses itself.
+    """
+    from hfadapt.training.agreement import require_names
+
+    require_names(tasks)
+    MultiTaskMetrics(tasks)
+    for task in tasks:
+        if not task.metrics:
+            raise TaskError(
+                problem(
+                    "a run compares scores, and the task has no metric",
+                    where=f"task {task.name!r}",
+                    got=type(task.head).__name__,
+                    allowed=", ".join(task.head.allowed_metrics) or "a metric of yours",
+                    try_="metrics: [accuracy]",
+                )
+            )
 
 
 def build_mixture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.config import Baseline, Recipe
 from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import ConfigError, problem
-from hfadapt.run.build import build_mixture, build_tasks, training_arguments
+from hfadapt.run.build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from hfadapt.run.ended import EndedArms
-from hfadapt.run.results import ArmResult, RunResult, machine
+from hfadapt.run.results import ArmResult, RunResult, directions, machine
 from hfadapt.run.source import model_path
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Run:
         self.output = Path(recipe.output)
         self.base = model_path(recipe.model)
         self.tokenizer = load_tokenizer(self.base)
-        self.tasks: list[Task] = build_tasks(recipe)
+        self.tasks: list[Task]
+        self.tasks, self.held_out = hold_out(build_tasks(recipe), recipe.seed)
+        check_scorable(self.tasks)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
         self._mixture: TaskMixture | None = None
         self._card_sections: tuple[str, ...] = ()
@@ -120,7 +123,14 @@ class Run:
 
         Each arm's result is kept when it ends: ``resume`` trains none of them again.
         """
+        from hfadapt.run.arm import by_split
+        from hfadapt.training import macro_of
+
         start = time.perf_counter()
+        for task, (rows, of) in self.held_out.items():
+            self.say(f"{task}: no labelled validation rows; {rows:,} of its {of:,} training rows are held out instead")
+        # which rows each task is scored on, before anything is trained
+        scored = by_split(self.mixture, self.recipe.score_split)
         ended = EndedArms(self.recipe, self.output, resume=resume)
         adapted, proof = self._adapted_arm(ended, resume=resume)
         arms = [adapted, *(self.train_baseline(name, ended) for name in self.recipe.baselines)]
@@ -136,6 +146,10 @@ class Run:
             recipe=self.recipe.source,
             fast=fast,
             split=self.recipe.score_split,
+            splits={task: split for split, tasks in scored.items() for task in tasks},
+            held_out=self.held_out,
+            directions=directions(self.tasks),
+            macro=dataclasses.asdict(macro_of(self.tasks)),
         )
         result.write(self.output)
         return result
@@ -252,7 +266,7 @@ class Run:
             rows = sum(epoch[index] for epoch in sampling["rows"])
             steps = max(1, round(rows / sampling["rows_per_step"] / sampling["epochs"]))
             parts[task.name] = self._train_or_find(name, [task], steps, ended)
-        return merge(name, TITLES[name], parts)
+        return merge(name, TITLES[name], parts, self.tasks)
 
     def _train_or_find(
         self, name: Baseline, tasks: list[Task], epoch_steps: int | None, ended: EndedArms | None
@@ -283,10 +297,18 @@ class Run:
         return result if ended is None else ended.keep(key, result, changes)
 
     def finish(self, result: RunResult) -> list[Path]:
-        """Write tables, plots, ``report.html`` and the adapter's model card; returns the files."""
-        from hfadapt.report import write_report
+        """Write tables, plots, ``report.html`` and the adapter's model card; returns the files.
 
-        return write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
+        Raises:
+            CheckpointError: the saved adapter is not the trained one; everything is written before.
+            RoutingError: mixed batches are answered otherwise than each task alone.
+        """
+        from hfadapt.report import write_report
+        from hfadapt.run.proof import require_proof
+
+        files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
+        require_proof(result.proof)
+        return files
 
 
 def _pack_frozen(model: PreTrainedModel) -> None:

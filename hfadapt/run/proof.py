@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hfadapt.errors import CheckpointError, RoutingError, problem
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.data import TaskMixture
 
-__all__ = ["check_mixed_batch", "check_reload"]
+__all__ = ["check_mixed_batch", "check_reload", "require_proof"]
+
+#: Of the largest logit: what another order of sums may change.
+ROUNDING = 1e-3
 
 Batch = dict[str, Any]
 
@@ -72,19 +77,57 @@ def check_mixed_batch(
     batch = _batch(mixture, names, split, rows, interleave=True)
     mixed = _logits(model, batch)
     task_ids = torch.as_tensor(batch["task_ids"])
-    worst, agree = 0.0, True
+    worst, agree, scale = torch.zeros(()), True, torch.zeros(())
     for index, task in enumerate(mixture.tasks):
         here = task_ids == index
         alone = _logits(model, {key: value[here] for key, value in batch.items()})
         width = task.head.num_outputs
         a, b = mixed[here][:, :width], alone[:, :width]
-        worst = max(worst, float((a - b).abs().max()))
+        # of tensors, so that NaN stays: the larger of 0 and NaN is 0 in Python
+        worst, scale = torch.maximum(worst, (a - b).abs().max()), torch.maximum(scale, b.abs().max())
         agree = agree and bool(torch.equal(a.argmax(1), b.argmax(1)) if width > 1 else torch.allclose(a, b, atol=1e-5))
-    return {"rows": len(task_ids), "tasks": len(names), "largest_difference": worst, "predictions_equal": agree}
+    # two classes may be level to the last digits: then the order of sums decides, and neither answer is wrong
+    rounding = bool(worst <= ROUNDING * scale.clamp_min(1.0))
+    return {
+        "rows": len(task_ids),
+        "tasks": len(names),
+        "largest_difference": float(worst),
+        "predictions_equal": agree,
+        "within_rounding": rounding,
+    }
+
+
+def require_proof(proof: Mapping[str, Any]) -> None:
+    """End a run whose checks failed; what was trained and reported stays where it is.
+
+    Raises:
+        CheckpointError: the saved folder does not reload as the trained model, or logits are NaN.
+        RoutingError: rows answer otherwise in a mixed batch than alone.
+    """
+    reload, mixed = proof["reload"], proof["mixed_batch"]
+    if not reload["bit_identical"] or not reload["logits_compared"]:
+        raise CheckpointError(
+            problem(
+                "the saved adapter is NOT IDENTICAL to the trained model",
+                where=str(reload["folder"]),
+                got=f"other logits, or NaN, among {reload['logits_compared']:,} after loading it into a fresh base",
+                allowed="the same logits to the last bit",
+                try_="do not use this folder; look for NaN in the training losses, or train without plugins",
+            )
+        )
+    if not mixed.get("within_rounding", mixed["predictions_equal"]):
+        raise RoutingError(
+            problem(
+                "predictions in a mixed batch are DIFFERENT from each task alone",
+                where=f"{mixed['rows']} rows of {mixed['tasks']} tasks",
+                got=f"a logit that differs by {mixed['largest_difference']:.1e}",
+                allowed=f"{ROUNDING:g} of the largest logit",
+                try_="a method of a plugin may mix rows: hfadapt.verify names it",
+            )
+        )
 
 
 def _batch(mixture: TaskMixture, tasks: Sequence[str], split: str, rows: int, interleave: bool = False) -> Batch:
-    split = split if mixture.has_split(split) else "validation"
     columns = [[*_first(mixture, task, split, rows)] for task in tasks]
     if interleave:
         short = min(len(column) for column in columns)
@@ -96,7 +139,9 @@ def _batch(mixture: TaskMixture, tasks: Sequence[str], split: str, rows: int, in
 
 
 def _first(mixture: TaskMixture, task: str, split: str, rows: int) -> list[dict[str, Any]]:
-    data = mixture.dataset(split, [task])
+    index = [one.name for one in mixture.tasks].index(task)
+    there = next(one for one in (split, "validation", "train") if mixture.rows_of(index, one))
+    data = mixture.dataset(there, [task])
     return [data[i] for i in range(min(rows, len(data)))]
 
 

@@ -6,17 +6,21 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt import __version__
 from hfadapt.atomic import write_json
 from hfadapt.errors import DataError, problem
+from hfadapt.training.metrics import METRICS, find_metric
 
-__all__ = ["FORMAT_VERSION", "RESULTS_FILE", "ArmResult", "RunResult", "machine"]
+if TYPE_CHECKING:
+    from hfadapt.tasks import Task
+
+__all__ = ["FORMAT_VERSION", "RESULTS_FILE", "ArmResult", "RunResult", "directions", "machine"]
 
 RESULTS_FILE = "results.json"
 FORMAT_VERSION = 1
@@ -30,7 +34,7 @@ class ArmResult:
         name: ``adapted``, ``frozen_head`` or ``full_finetuning``.
         title: For tables.
         scores: Task to metric name to value, on the run's ``split``.
-        macro: Mean of the tasks' first metrics.
+        macro: Mean of the tasks' first metrics, of those that can be averaged.
         parameters_total: Parameters needed to serve all tasks, the base included.
         parameters_task: Parameters that belong to each task alone, on average, heads included.
         trained: Parameters that were trained.
@@ -85,6 +89,11 @@ class RunResult:
         recipe: The recipe's text.
         fast: Whether the recipe's ``fast`` overrides were in force.
         split: Split of the scores; a task without labelled rows there is scored on its validation split.
+        splits: Task to the split that it was scored on.
+        held_out: Task without a validation split to the rows of its training split that took its place, and to how
+            many that had.
+        directions: Metric to whether more of it is better.
+        macro: What the macro average holds, as ``hfadapt.training.Macro`` has it.
     """
 
     model: str
@@ -98,6 +107,17 @@ class RunResult:
     recipe: str = ""
     fast: bool = False
     split: str = "test"
+    splits: Mapping[str, str] = field(default_factory=dict)
+    held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    directions: Mapping[str, bool] = field(default_factory=dict)
+    macro: Mapping[str, Any] = field(default_factory=dict)
+
+    def greater_is_better(self, metric: str) -> bool:
+        """Whether more of a metric, or of ``"macro"``, is better; results of older versions do not say."""
+        if metric == "macro":
+            return bool(self.macro.get("greater_is_better", True))
+        known = self.directions.get(metric)
+        return (metric not in METRICS or find_metric(metric).greater_is_better) if known is None else known
 
     def write(self, folder: Path) -> Path:
         """Write ``results.json`` into a folder, whole or not at all."""
@@ -121,6 +141,11 @@ class RunResult:
             raise DataError(problem("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION))
         arms = tuple(ArmResult.from_dict(arm) for arm in values.pop("arms"))
         return cls(arms=arms, **values)
+
+
+def directions(tasks: Sequence[Task]) -> dict[str, bool]:
+    """Each metric of the tasks, and whether more of it is better."""
+    return {metric: find_metric(metric).greater_is_better for task in tasks for metric in task.metrics}
 
 
 def machine() -> dict[str, Any]:

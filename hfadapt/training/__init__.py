@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callbacks import EpochSync, IdleTaskGuard, RobustAdapterDrop
-    from .metrics import METRICS, Metric, Scored, register_metric
+    from .macro import Macro, macro_of
+    from .metrics import METRICS, Metric, RegisteredMetric, Scored, find_metric, register_metric
     from .multitask import MultiTaskMetrics
     from .resume import last_checkpoint
 
@@ -17,7 +18,11 @@ _HOMES = {
     "IdleTaskGuard": "callbacks",
     "RobustAdapterDrop": "callbacks",
     "METRICS": "metrics",
+    "Macro": "macro",
+    "macro_of": "macro",
     "Metric": "metrics",
+    "RegisteredMetric": "metrics",
+    "find_metric": "metrics",
     "Scored": "metrics",
     "register_metric": "metrics",
     "MultiTaskMetrics": "multitask",
@@ -28,11 +33,15 @@ __all__ = [
     "METRICS",
     "EpochSync",
     "IdleTaskGuard",
+    "Macro",
     "Metric",
     "MultiTaskMetrics",
+    "RegisteredMetric",
     "RobustAdapterDrop",
     "Scored",
+    "find_metric",
     "last_checkpoint",
+    "macro_of",
     "register_metric",
 ]
 

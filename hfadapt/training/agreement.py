@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
-from ..errors import ConfigError, DataError, problem
+from ..errors import ConfigError, DataError, TaskError, problem
 from ..heads import IGNORE, OwnHead
 from .arguments import require_arguments
 
@@ -17,8 +18,17 @@ if TYPE_CHECKING:
 
     from ..data.columns import Columns
     from ..data.mixture import TaskMixture
+    from ..tasks import Task
+    from .multitask import MultiTaskMetrics
 
-__all__ = ["base_name", "require_order", "require_same_tasks", "takes_task_ids"]
+__all__ = [
+    "base_name",
+    "require_names",
+    "require_order",
+    "require_same_tasks",
+    "settle_best_metric",
+    "takes_task_ids",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +117,56 @@ def _require_classes(task: str, columns: Columns, count: int) -> None:
                     try_=f"load the base with num_labels={int(label[0]) + 1} or more",
                 )
             )
+
+
+#: What Trainer puts before its results, unless they begin so already; and what it reports them under.
+_PREFIXES = ("eval", "test", "train")
+
+
+def require_names(tasks: Iterable[Task]) -> None:
+    """Refuse tasks whose results Trainer would take for prefixed ones: they would come under another name than theirs.
+
+    Raises:
+        TaskError: a task is called ``eval``, ``test`` or ``train``, or begins with one of these and ``_``.
+    """
+    for task in tasks:
+        prefix = next((one for one in _PREFIXES if task.name == one or task.name.startswith(f"{one}_")), None)
+        if prefix is not None:
+            raise TaskError(
+                problem(
+                    "Trainer tells its metrics apart by this beginning of their names",
+                    where=f"task {task.name!r}",
+                    got=f"a name that begins with {prefix!r}",
+                    allowed=f"any other name, {', '.join(f'{one}, {one}_...' for one in _PREFIXES)} excepted",
+                    try_=f"'my_{task.name}'",
+                )
+            )
+
+
+def settle_best_metric(args: TrainingArguments, metrics: MultiTaskMetrics) -> None:
+    """Give ``greater_is_better`` the direction of ``metric_for_best_model``, where that is one of the tasks' metrics.
+
+    transformers takes every metric whose name does not end in ``loss`` for one where more is better.
+
+    Raises:
+        ConfigError: ``greater_is_better=False`` was given for a metric where more is better.
+    """
+    name = args.metric_for_best_model
+    better = metrics.direction(name) if name else None
+    if better is None or args.greater_is_better is better:
+        return
+    if args.greater_is_better is False:
+        # its default here is True, so someone chose this
+        raise ConfigError(
+            problem(
+                "of this metric more is better",
+                where="TrainingArguments",
+                got=f"metric_for_best_model={name!r}, greater_is_better=False",
+                try_="leave greater_is_better out: the metric says its direction",
+            )
+        )
+    args.greater_is_better = better
+    logger.warning("greater_is_better set to %s: of %s %s is better", better, name, "more" if better else "less")
 
 
 def takes_task_ids(model: nn.Module | None) -> bool:

@@ -20,7 +20,14 @@ from ..data.schedule import Layout
 from ..errors import ConfigError, problem
 from ..limits import require_number
 from ..state import adapted_model, attachment, deltas_of, find_attachment, slots_of
-from .agreement import base_name, require_order, require_same_tasks, takes_task_ids
+from .agreement import (
+    base_name,
+    require_names,
+    require_order,
+    require_same_tasks,
+    settle_best_metric,
+    takes_task_ids,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,8 +53,11 @@ class EpochSync(TrainerCallback):
         Raises:
             ConfigError: an argument contradicts the mixture's own order of rows, or the model has other tasks.
             DataError: no tokenizer is known, or a label is outside the classes of the base's own head.
+            TaskError: a task has a name by which Trainer tells its metrics apart.
         """
+        require_names(self.mixture.tasks)
         require_order(args)
+        settle_best_metric(args, self.mixture.metrics)
         model = kwargs.get("model")
         require_same_tasks(model, self.mixture)
         if not takes_task_ids(model) and "task_ids" not in (args.label_names or ()):

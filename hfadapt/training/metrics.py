@@ -1,19 +1,34 @@
 """Metrics of a whole corpus, never averages over batches (a mean of per-batch correlations is not a correlation).
 
-A metric is a function from ``Scored`` to a number. ``register_metric`` adds one; a task then names it.
+A metric is a function from ``Scored`` to a number, with a direction (is more of it better?) and a range. Both decide
+which value a table marks, which checkpoint is the best, and what an average may hold. ``register_metric`` adds one; a
+task then names it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import TaskError, problem
+from ..errors import TaskError, did_you_mean, problem
+from ..limits import finite
 
-__all__ = ["BUILTIN_METRICS", "METRICS", "Metric", "Scored", "entities", "register_metric"]
+__all__ = [
+    "BUILTIN_METRICS",
+    "METRICS",
+    "Metric",
+    "RegisteredMetric",
+    "Scored",
+    "entities",
+    "find_metric",
+    "register_metric",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,18 +50,129 @@ class Scored:
 
 
 Metric = Callable[[Scored], float]
+
+
+@dataclass(frozen=True)
+class RegisteredMetric:
+    """A metric under its name, with its direction and range; called like the metric itself.
+
+    Args:
+        name: Under which tasks name it.
+        compute: The metric.
+        greater_is_better: Its direction.
+        low: Its smallest value, or ``None`` for a metric without one.
+        high: Its largest.
+    """
+
+    name: str
+    compute: Metric
+    greater_is_better: bool = True
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(self, scored: Scored) -> float:
+        """Return the metric.
+
+        Raises:
+            TaskError: it is no number.
+        """
+        value: Any = self.compute(scored)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TaskError(problem("a metric is no number", where=f"metric {self.name!r}", got=repr(value))) from error
+
+    @property
+    def scale(self) -> tuple[object, ...]:
+        """What metrics have in common that may be averaged: direction and best value, or else the metric itself."""
+        if self.low is None or self.high is None:
+            return (self.name,)
+        return (self.greater_is_better, self.high if self.greater_is_better else self.low)
+
+    def differs_from(self, other: RegisteredMetric) -> str:
+        """Why it cannot be averaged with another metric."""
+        if self.greater_is_better != other.greater_is_better:
+            better = ("lower", "higher")[self.greater_is_better]
+            return f"{better} {self.name} is better, which is not so of {other.name}"
+        if self.low is None or self.high is None:
+            return f"{self.name} has no known range"
+        return f"{self.name} lies in [{self.low:g}, {self.high:g}], on another scale than {other.name}"
+
+
+#: Every metric by name. ``register_metric`` says its direction; a bare function put in here has none.
 METRICS: dict[str, Metric] = {}
 
 
-def register_metric(name: str, metric: Metric) -> None:
+def register_metric(
+    name: str,
+    metric: Metric,
+    *,
+    greater_is_better: bool | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
     """Make ``metric`` known under ``name``.
 
+    Args:
+        name: Under which tasks name it.
+        metric: A function or object; where an argument below is left out, its attribute of that name counts.
+        greater_is_better: Its direction. A metric that says nothing is taken as one where more is better, and a
+            warning says so.
+        low: Its smallest value. Metrics without a range are averaged with none but themselves.
+        high: Its largest value.
+
     Raises:
-        TaskError: the name is taken.
+        TaskError: the name is taken or empty, the metric cannot be called, or direction or range are none.
     """
     if name in METRICS:
         raise TaskError(problem(f"metric {name!r} is registered twice", try_="choose another name"))
-    METRICS[name] = metric
+    METRICS[name] = _declared(name, metric, greater_is_better, low, high)
+
+
+def find_metric(name: str) -> RegisteredMetric:
+    """Return a metric with its direction and range.
+
+    Raises:
+        TaskError: no metric has that name.
+    """
+    found = METRICS.get(name)
+    if found is None:
+        raise TaskError(
+            problem(f"no metric {name!r}", allowed=", ".join(METRICS), try_=did_you_mean(name, METRICS) or _ADVICE)
+        )
+    if not isinstance(found, RegisteredMetric):
+        # put into the dict by hand; kept as declared, so that what is assumed of it is said once
+        found = METRICS[name] = _declared(name, found, None, None, None)
+    return found
+
+
+_ADVICE = "hfadapt.training.register_metric(name, metric, greater_is_better=..., low=..., high=...)"
+
+
+def _declared(
+    name: str, metric: Any, greater_is_better: bool | None, low: float | None, high: float | None
+) -> RegisteredMetric:
+    where = f"metric {name!r}"
+    if not isinstance(name, str) or not name or not callable(metric):
+        got = f"{name!r}, {metric!r}"
+        raise TaskError(problem("no metric", got=got, allowed="a name and a function of Scored", try_=_ADVICE))
+    given = {"greater_is_better": greater_is_better, "low": low, "high": high}
+    better, low, high = (getattr(metric, key, None) if value is None else value for key, value in given.items())
+    if better not in (None, True, False):
+        raise TaskError(problem("bad greater_is_better", where=where, got=repr(better), allowed="True or False"))
+    for bound in (low, high):
+        if bound is not None and not finite(bound):
+            raise TaskError(problem("bad range", where=where, got=f"{low!r} to {high!r}", allowed="finite numbers"))
+    if low is not None and high is not None and not low < high:
+        raise TaskError(problem("bad range", where=where, got=f"{low!r} to {high!r}", allowed="low < high"))
+    if better is None:
+        logger.warning(
+            "metric %r does not say whether more of it is better: it is taken as one where higher is better%s; try: %s",
+            name,
+            "" if low is not None and high is not None else ", and averaged with no other metric, having no range",
+            _ADVICE,
+        )
+    return RegisteredMetric(name, metric, better is not False, low, high)
 
 
 def accuracy(scored: Scored) -> float:
@@ -175,6 +301,11 @@ def span_f1(scored: Scored) -> float:
     return float((2 * common / lengths).mean())
 
 
-for _metric in (accuracy, f1, matthews, pearson, spearman, mse, token_accuracy, entity_f1, exact_match, span_f1):
-    register_metric(_metric.__name__, _metric)
+for _low, _group in (
+    (0, (accuracy, f1, token_accuracy, entity_f1, exact_match, span_f1)),
+    (-1, (matthews, pearson, spearman)),
+):
+    for _metric in _group:
+        register_metric(_metric.__name__, _metric, greater_is_better=True, low=_low, high=1)
+register_metric("mse", mse, greater_is_better=False, low=0)
 BUILTIN_METRICS = frozenset(METRICS)

@@ -2,32 +2,90 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, problem
-from .metrics import METRICS, Scored
+from ..errors import DataError, TaskError, problem
+from .macro import macro_of
+from .metrics import Scored, find_metric
 
 if TYPE_CHECKING:
     from ..tasks import Task
 
 __all__ = ["MultiTaskMetrics"]
 
+logger = logging.getLogger(__name__)
+_MACRO = "macro"
+#: What Trainer puts beside our results, under the same prefix.
+_OF_TRAINER = (
+    "loss",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "model_preparation_time",
+    "jit_compilation_time",
+)
+
+
+def _keys(tasks: Sequence[Task]) -> dict[str, tuple[str, str]]:
+    """Result to its task and metric."""
+    found: dict[str, tuple[str, str]] = {}
+    for task in tasks:
+        for metric in task.metrics:
+            key = f"{task.name}_{metric}"
+            other = found.get(key)
+            if other is not None or key in (*_OF_TRAINER, _MACRO):
+                whose = f"metric {other[1]!r} of task {other[0]!r}" if other else "what Trainer reports itself"
+                raise TaskError(
+                    problem(
+                        f"two results would be called {key!r}",
+                        where=f"task {task.name!r}, metric {metric!r}",
+                        got=f"also {whose}",
+                        try_="rename the task or the metric",
+                    )
+                )
+            found[key] = (task.name, metric)
+    return found
+
 
 class MultiTaskMetrics:
     """Computes every task's metrics over the whole evaluated corpus.
 
-    Results are named ``<task>_<metric>``; ``macro`` is the mean of the tasks' first metrics. Trainer puts ``eval_`` in
-    front. Tasks without an evaluated labelled row are left out.
+    Results are named ``<task>_<metric>``; ``macro`` is the mean of the tasks' first metrics, of those that can be
+    averaged (``hfadapt.training.macro_of``; what is left out is logged). Trainer puts ``eval_`` in front. Tasks without
+    an evaluated labelled row are left out.
 
     Args:
         tasks: In the order of their ids.
+
+    Raises:
+        TaskError: two results would have one name, or that of something that Trainer reports.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tuple(tasks)
+        self.keys = _keys(self.tasks)
+        self.macro = macro_of(self.tasks)
+        if self.macro.left_out:
+            logger.warning("%s", self.macro.describe())
+
+    def direction(self, name: str) -> bool | None:
+        """Say whether more is better of a result as Trainer names it (``eval_rte_accuracy``); ``None``: none of ours.
+
+        The name of a data set may stand between (``eval_dev_rte_accuracy``).
+        """
+        known = {**{key: find_metric(metric).greater_is_better for key, (_, metric) in self.keys.items()}}
+        if self.macro.tasks:
+            known[_MACRO] = self.macro.greater_is_better
+        plain = name.removeprefix("eval_")
+        if plain in known:
+            return known[plain]
+        # the longest that fits: one task's name may end with another's
+        fits = [key for key in known if plain.endswith(f"_{key}")]
+        return known[max(fits, key=len)] if fits else None
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Return the metrics of a ``transformers.EvalPrediction``.
@@ -42,7 +100,7 @@ class MultiTaskMetrics:
         labels = np.asarray(prediction.label_ids)
         labels = labels.reshape(len(labels), -1)
         results: dict[str, float] = {}
-        primary: list[float] = []
+        primary: dict[str, float] = {}
         for index, task in enumerate(self.tasks):
             rows = task_ids == index
             if not rows.any() or not task.metrics:
@@ -51,12 +109,11 @@ class MultiTaskMetrics:
             if not len(references):
                 continue
             scored = Scored(predictions, references, getattr(task.head, "num_labels", None), task.label_names)
-            values = {f"{task.name}_{name}": float(METRICS[name](scored)) for name in task.metrics}
-            primary.extend(list(values.values())[:1])
+            values = {f"{task.name}_{name}": find_metric(name)(scored) for name in task.metrics}
+            primary[task.name] = next(iter(values.values()))
             results.update(values)
-        if primary:
-            results["macro"] = float(np.mean(primary))
-        return results
+        macro = self.macro.average(primary)
+        return results if macro is None else {**results, _MACRO: macro}
 
     def _unpack(self, predictions: Any) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(predictions, (tuple, list)) and len(predictions) >= 2:
