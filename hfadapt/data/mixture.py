@@ -38,7 +38,8 @@ class TaskMixture:
     ```
 
     The callbacks read batch size, accumulation, processes, epochs and seed off the Trainer's arguments, find the
-    tokenizer, and set the sequential sampler that the mixture's own order needs.
+    tokenizer, and set the sequential sampler that the mixture's own order needs. Without them a loader of ``train`` is
+    refused, as any other order of the rows is.
 
     Args:
         tasks: The tasks with their data, in the order of the task ids.
@@ -111,6 +112,7 @@ class TaskMixture:
         self._tables = Tables()
         self._wanted: set[tuple[int, str]] = set(self._columns)
         self._train = MixtureDataset(self._tables, schedule)
+        self._train.planned = batch_size is not None
         self._collator = MultiTaskCollator(
             [task.head.label_place for task in self.tasks],
             label_form=_label_form(self.tasks),
@@ -271,6 +273,7 @@ class TaskMixture:
             )
         seed = self.seed if self.seed is not None else seed or 0
         self.schedule = replace(self.schedule, layout=layout, seed=seed)
+        self._train.planned = True
         return self
 
     def _read(self, task: int, split: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..errors import DataError, problem
 from .schedule import Schedule
@@ -51,6 +51,9 @@ class MixtureDataset(Dataset):
 
     A map-style data set with a fixed order: with the sequential sampler it trains, shards over processes and resumes
     exactly. ``set_epoch`` chooses the epoch; worker processes that outlive an epoch see the change.
+
+    A loader is served only when the mixture knows its batches (``planned``), and only in order: any other sampler would
+    change what is trained without a word. Single rows may be looked at any time.
     """
 
     def __init__(self, tables: Tables, schedule: Schedule) -> None:
@@ -58,6 +61,9 @@ class MixtureDataset(Dataset):
         self.schedule = schedule
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
         self._known: tuple[Schedule, int, np.ndarray, np.ndarray] | None = None
+        #: Whether the schedule is that of a training run, and no guess.
+        self.planned = False
+        self._read_in, self._read_to = 0, 0
 
     @property
     def epoch(self) -> int:
@@ -77,6 +83,43 @@ class MixtureDataset(Dataset):
 
     def __len__(self) -> int:
         return self.schedule.rows
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return a batch of a ``DataLoader``.
+
+        Raises:
+            DataError: the mixture was not told of this training run, or the loader does not keep the rows' order.
+        """
+        if not self.planned:
+            raise DataError(
+                problem(
+                    "a loader reads the training rows, and the mixture does not know how they are trained",
+                    where="TaskMixture.train",
+                    got="no batch size, epochs and seed; a Trainer would also shuffle the rows",
+                    try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own TaskMixture(batch_size=..., "
+                    "epochs=...)",
+                )
+            )
+        start = indices[0] if len(indices) else 0
+        in_order = all(index == start + place for place, index in enumerate(indices))
+        if self._read_in != self.epoch:
+            self._read_in, self._read_to = self.epoch, 0
+        # rows begin anew near the first, at a place that depends on the rank and the worker process
+        worker = get_worker_info()
+        first = self.schedule.layout.step_rows * (1 if worker is None else worker.num_workers)
+        if not in_order or first <= start < self._read_to:
+            raise DataError(
+                problem(
+                    "the loader does not keep the mixture's order of rows",
+                    where="TaskMixture.train",
+                    got=f"rows {', '.join(map(str, indices[:6]))}{', ...' if len(indices) > 6 else ''} after "
+                    f"{self._read_to}",
+                    allowed="a sequential sampler",
+                    try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own DataLoader(..., shuffle=False)",
+                )
+            )
+        self._read_to = start + len(indices)
+        return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):

@@ -179,7 +179,7 @@ def test_training_set_follows_its_epoch_and_survives_pickle():
 
 
 def test_workers_that_outlive_an_epoch_see_the_new_one():
-    mix = mixture()
+    mix = mixture(batch_size=8)
     loader = torch.utils.data.DataLoader(
         mix.train, batch_size=8, collate_fn=mix.collator, num_workers=1, persistent_workers=True
     )
