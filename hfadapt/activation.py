@@ -11,7 +11,7 @@ from .composition import Composition, Node, Parallel, steps_of
 from .delta import check_adapter_name
 from .errors import AttachError, problem
 from .growing import install
-from .state import attachment
+from .state import attachment, uncompiled
 from .steps import plan
 from .task_ids import BASE, parse
 
@@ -88,7 +88,7 @@ def _choice(model: PreTrainedModel, choice: Any) -> Choice:
         return Choice(base=True, made=True)
     if isinstance(choice, Parallel):
         state.check(choice)
-        return Choice(node=choice, layers=install(model, state, choice), made=True)
+        return Choice(node=choice, layers=install(uncompiled(model), state, choice), made=True)
     if isinstance(choice, Composition):
         state.check(choice)
         return Choice(node=choice, steps=plan([choice]), made=True)

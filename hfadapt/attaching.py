@@ -44,6 +44,7 @@ from .state import (
     parameters_of,
     shared_modules,
     slots_of,
+    uncompiled,
 )
 from .verification import verify as verify_slots
 from .watching import require_intact, watch
@@ -74,6 +75,9 @@ class Handle:
         return sum(p.numel() for p in seen.values())
 
     def __repr__(self) -> str:
+        state = find_attachment(self.model)
+        if state is None or any(name not in state.names for name in self.names):
+            return f"Handle({', '.join(self.names)}: detached)"
         base = sum(p.numel() for p in self.model.parameters()) - self.num_parameters()
         n = self.num_parameters()
         return f"Handle({', '.join(self.names)}: {n:,} parameters, {n / max(base, 1):.2%} of the base)"
@@ -348,6 +352,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     Raises:
         AttachError: nothing is attached, or there is no adapter of that name.
     """
+    model = uncompiled(model)
     state = attachment(model)
     gone = [names] if isinstance(names, str) else list(state.names if names is None else names)
     for name in gone:

@@ -25,7 +25,7 @@ from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
 from .multitask_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
-from .state import attachment, find_attachment, parameters_of
+from .state import attachment, find_attachment, parameters_of, uncompiled
 from .watching import require_intact
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def save(
         CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
         AttachError: nothing is attached, or an adapter is unknown.
     """
+    model = uncompiled(model)
     config = {**describe(model, names), **(extra or {})}
     tensors = {**state_of(model, names), **token_rows(model), **(extra_tensors or {})}
     tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import plugins
 from .attaching import attach, detach
 from .errors import AttachError, problem
-from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of
+from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
 from .watching import require_intact
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
         AttachError: a method of the adapter cannot be merged, other adapters are attached (they were made for the
             base as it is), layers are dropped or shared, or a weight is tied to another module's.
     """
+    model = uncompiled(model)
     state = attachment(model)
     name = _only(state, name)
     _check(model, state, name)

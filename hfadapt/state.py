@@ -219,8 +219,14 @@ class Attachment:
 
 
 def find_attachment(model: nn.Module) -> Attachment | None:
-    """Return what is attached to ``model``, or None."""
-    return model.__dict__.get("_hfadapt")
+    """Return what is attached to ``model`` (also to the model inside what ``torch.compile`` returned), or None."""
+    return uncompiled(model).__dict__.get("_hfadapt")
+
+
+def uncompiled(model: _Model) -> _Model:
+    """Return the model that stands inside what ``torch.compile(model)`` returned, else ``model`` itself."""
+    # read from the dictionary: the attribute would be looked up in the model inside
+    return model.__dict__.get("_modules", {}).get("_orig_mod", model)
 
 
 def shared_modules(model: nn.Module, name: str) -> nn.ModuleDict:
@@ -254,7 +260,8 @@ def attachment(model: nn.Module) -> Attachment:
 
 
 def adapted_model(model: _Model) -> _Model:
-    """Return the model that was adapted: the base of a ``MultiTaskModel``, else ``model`` itself."""
+    """Return the model that was adapted: the base of a ``MultiTaskModel``, else ``model`` itself, never compiled."""
+    model = uncompiled(model)
     if "_hfadapt" in model.__dict__ and "_hfadapt_of" not in model.__dict__:
         return model.base  # type: ignore[return-value]
     return model

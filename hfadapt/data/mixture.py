@@ -183,6 +183,11 @@ class TaskMixture:
         """Return the schedule as a table; ``print`` it before training."""
         return Preview(tuple(task.name for task in self.tasks), self.schedule)
 
+    def untrained(self, steps: int) -> list[str]:
+        """Return the tasks of which no row was drawn in the first ``steps`` optimizer steps of a run."""
+        rows = self.schedule.trained(steps)
+        return [task.name for task, count in zip(self.tasks, rows, strict=True) if not count]
+
     def has_split(self, split: str) -> bool:
         """Say whether any task has rows of that split."""
         return any(len(splits.get(split, ())) for splits in self._splits)

@@ -131,6 +131,14 @@ class Schedule:
             rows[places] = order[numbers - first * size]
         return tasks, rows
 
+    def trained(self, steps: int) -> np.ndarray:
+        """Return how many rows of each task the first ``steps`` optimizer steps of a run take."""
+        total = np.zeros(len(self.sizes), np.int64)
+        for epoch in range(-(-steps // self.steps)):
+            taken = min(steps - epoch * self.steps, self.steps) * self.layout.step_rows // self._rows_per_draw
+            total += np.bincount(self.draws(epoch)[:taken], minlength=len(self.sizes)) * self._rows_per_draw
+        return total
+
     def _order(self, task: int, passed: int) -> np.ndarray:
         """Return the order of a task's rows in its ``passed``-th walk through the data."""
         stream = np.random.default_rng([self.seed, _ROWS, task, passed])

@@ -82,6 +82,8 @@ def legend(result: RunResult) -> str:
             parts.append(f"{task} is scored on a held-out part: {count:,} of its {total:,} training rows.")
         elif split != result.split:
             parts.append(f"{task} is scored on its {split} split.")
+    if result.untrained:
+        parts.append(f"Never drawn, so untrained in {result.arms[0].title}: {', '.join(result.untrained)}.")
     return " ".join(parts)
 
 

@@ -150,6 +150,7 @@ class Run:
             held_out=self.held_out,
             directions=directions(self.tasks),
             macro=dataclasses.asdict(macro_of(self.tasks)),
+            untrained=self.mixture.untrained(adapted.steps),
         )
         result.write(self.output)
         return result

@@ -93,6 +93,7 @@ class RunResult:
         held_out: Task without a validation split to the rows of its training split that took its place, and to how
             many that had.
         directions: Metric to whether more of it is better.
+        untrained: Tasks that were never drawn.
         macro: What the macro average holds, as ``hfadapt.training.Macro`` has it.
     """
 
@@ -111,6 +112,7 @@ class RunResult:
     held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
     macro: Mapping[str, Any] = field(default_factory=dict)
+    untrained: Sequence[str] = ()
 
     def greater_is_better(self, metric: str) -> bool:
         """Whether more of a metric, or of ``"macro"``, is better; results of older versions do not say."""

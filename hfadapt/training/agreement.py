@@ -71,6 +71,26 @@ def require_order(args: TrainingArguments) -> None:
                 try_=f"Classification(n, label_smoothing={args.label_smoothing_factor}) in the tasks that want it",
             )
         )
+    if not args.eval_do_concat_batches:
+        raise ConfigError(
+            problem(
+                "the metrics need the whole corpus in one piece",
+                where="TrainingArguments",
+                got="eval_do_concat_batches=False",
+                allowed="True, the default, with a mixture of tasks",
+                try_="leave it out",
+            )
+        )
+    if args.label_names is not None and "labels" not in args.label_names:
+        raise ConfigError(
+            problem(
+                "the labels are not among label_names, so nothing could be scored",
+                where="TrainingArguments",
+                got=f"label_names={list(args.label_names)}",
+                allowed="['labels'], or with 'task_ids' beside it",
+                try_="leave it out",
+            )
+        )
     if args.auto_find_batch_size:
         raise ConfigError(
             problem(

@@ -6,6 +6,7 @@ must hold for the run is set or refused there.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
 
+logger = logging.getLogger(__name__)
+
 
 class EpochSync(TrainerCallback):
     """Fits a mixture to the Trainer's arguments, and tells it which epoch it is.
@@ -58,6 +61,7 @@ class EpochSync(TrainerCallback):
         require_names(self.mixture.tasks)
         require_order(args)
         settle_best_metric(args, self.mixture.metrics)
+        self.mixture.metrics.label_names = tuple(args.label_names or ("labels",))
         model = kwargs.get("model")
         require_same_tasks(model, self.mixture)
         if not takes_task_ids(model) and "task_ids" not in (args.label_names or ()):
@@ -101,6 +105,14 @@ class EpochSync(TrainerCallback):
     ) -> None:
         """Choose the epoch's rows, counted from the global step so that a resumed run agrees."""
         self.mixture.train.set_epoch(state.global_step // self.mixture.schedule.steps)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say which tasks were never drawn: their adapters and heads are as they were made."""
+        untrained = self.mixture.untrained(state.global_step)
+        if untrained:
+            logger.warning("never drawn in %d steps, so untrained: %s", state.global_step, ", ".join(untrained))
 
 
 class IdleTaskGuard(TrainerCallback):

@@ -67,6 +67,8 @@ class MultiTaskMetrics:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tuple(tasks)
+        #: Names of what ``label_ids`` holds, in order, where it is more than the labels; set from Trainer's arguments.
+        self.label_names: tuple[str, ...] = ("labels",)
         self.keys = _keys(self.tasks)
         self.macro = macro_of(self.tasks)
         if self.macro.left_out:
@@ -96,8 +98,10 @@ class MultiTaskMetrics:
         Raises:
             DataError: several tasks, but the predictions carry no task ids.
         """
-        logits, task_ids = self._unpack(prediction.predictions)
-        labels = np.asarray(prediction.label_ids)
+        found = prediction.label_ids
+        named = dict(zip(self.label_names, found, strict=True)) if isinstance(found, tuple) else {"labels": found}
+        logits, task_ids = self._unpack(prediction.predictions, named.get("task_ids"))
+        labels = np.asarray(named["labels"])
         labels = labels.reshape(len(labels), -1)
         results: dict[str, float] = {}
         primary: dict[str, float] = {}
@@ -115,12 +119,14 @@ class MultiTaskMetrics:
         macro = self.macro.average(primary)
         return results if macro is None else {**results, _MACRO: macro}
 
-    def _unpack(self, predictions: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _unpack(self, predictions: Any, beside: Any = None) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(predictions, (tuple, list)) and len(predictions) >= 2:
             task_ids = np.asarray(predictions[-1])
             if task_ids.ndim == 1:
                 return np.asarray(predictions[0]), task_ids
         logits = np.asarray(next(iter(predictions)) if isinstance(predictions, (tuple, list)) else predictions)
+        if beside is not None:
+            return logits, np.asarray(beside)
         if len(self.tasks) > 1:
             raise DataError(
                 problem(
