@@ -91,8 +91,7 @@ class Average(Composition):
         super().__init__(*children)
         given = (1 / len(children),) * len(children) if weights is None else weights
         if not isinstance(given, (tuple, list)) or len(given) != len(children):
-            got = f"{len(given)} weights" if isinstance(given, (tuple, list)) else repr(given)
-            raise CompositionError(problem("Average needs one weight a child", got=got, allowed=len(children)))
+            raise CompositionError(problem("Average needs one weight a child", got=repr(given), allowed=len(children)))
         self.weights = tuple(
             float(require_number("weight", w, where=f"Average, {child!r}", error=CompositionError))
             for w, child in zip(given, children, strict=True)
