@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .architecture import ArchitectureMap as ArchitectureMap
     from .attaching import Handle as Handle
     from .attaching import attach as attach
-    from .attaching import detach as detach
     from .attention import AttentionCall as AttentionCall
     from .attention import AttentionDelta as AttentionDelta
     from .checkpoint import load as load
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from .data import TaskMixture as TaskMixture
     from .delta import Delta as Delta
     from .delta import Weights as Weights
+    from .detaching import detach as detach
     from .errors import HFAdaptError as HFAdaptError
     from .freezing import freeze as freeze
     from .freezing import trainable_parameters as trainable_parameters
@@ -111,7 +111,7 @@ _NAMES = {
     "attach": "attaching",
     "attachment": "state",
     "compose": "activation",
-    "detach": "attaching",
+    "detach": "detaching",
     "freeze": "freezing",
     "hookimpl": "hookspecs",
     "load": "checkpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .choice import Block, Choice, choose
@@ -46,6 +46,21 @@ def replace_composition(model: PreTrainedModel, name: str, node: Composition) ->
     state.check(node)
     state.compositions[name] = node
     state.changed()
+
+
+def compose_as(model: PreTrainedModel, stem: str, node: Composition, taken: Collection[str]) -> str:
+    """Name a composition ``stem_0``, or the next number whose name is free, and return the name.
+
+    A composition that has the name and is not in ``taken`` makes room.
+
+    Raises:
+        CompositionError: as of ``compose``.
+    """
+    state, number = attachment(model), 0
+    while (name := f"{stem}_{number}") in taken or name in state.adapters:
+        number += 1
+    (replace_composition if name in state.compositions else compose)(model, name, node)
+    return name
 
 
 def activate(model: PreTrainedModel, choice: Node | list[str | None] | tuple[str | None, ...] | None) -> None:

@@ -1,4 +1,4 @@
-"""attach and detach: putting adapters on a stock model and taking them off again."""
+"""attach: putting adapters on a stock model."""
 
 from __future__ import annotations
 
@@ -11,40 +11,32 @@ from torch import nn
 
 from . import generating, plugins
 from .architecture import resolve
-from .choice import Choice
-from .composition import Composition, adapter_names
 from .delta import check_adapter_name
-from .embedding_hooks import give_back
+from .detaching import CHUNKS, detach
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all
 from .freezing import head_modules
-from .fused_norm import fuse_norm, unfuse_norm
+from .fused_norm import fuse_norm
 from .growing import count_calls
 from .hooks import (
-    CheckpointWithRouting,
     InputHook,
     OutputHook,
     TapInput,
     TapOutput,
     add_hook,
-    remove_hooks,
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
-from .own_copies import add_copies, drop_copies, find_modules
-from .root import put_forward, take_forward
-from .shared_tables import install, uninstall
-from .slots import Site, Slot, fused_node, slot_of
+from .own_copies import add_copies, find_modules
+from .root import put_forward
+from .shared_tables import install
+from .slots import Site, Slot, slot_of
 from .state import (
     Adapter,
     Attachment,
-    attachment,
-    deltas_of,
     device_and_dtype,
     find_attachment,
     parameters_of,
     shared_modules,
-    slots_of,
-    uncompiled,
 )
 from .verification import verify as verify_slots
 from .watching import require_intact, watch
@@ -52,10 +44,7 @@ from .watching import require_intact, watch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Handle", "attach", "detach"]
-
-# the attribute of transformers' layers that run their feed-forward part in chunks
-_CHUNKS = "chunk_size_feed_forward"
+__all__ = ["Handle", "attach"]
 
 
 class Handle:
@@ -327,8 +316,8 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         for layer in _owning(model, state, site):
             # Chunks of a feed-forward would meet a source that holds all tokens; chunking only saves memory.
             owner = model.get_submodule(layer)
-            state.original_chunk_sizes.setdefault(layer, int(getattr(owner, _CHUNKS)))
-            setattr(owner, _CHUNKS, 0)
+            state.original_chunk_sizes.setdefault(layer, int(getattr(owner, CHUNKS)))
+            setattr(owner, CHUNKS, 0)
         add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
     if site.shared_layer:
         count_calls(model, state, site.shared_layer)
@@ -339,96 +328,5 @@ def _owning(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[s
     stack = next(s for s in state.arch.stacks if s.path == site.stack)
     if site.layer < stack.num_layers:
         path = stack.layer_paths[site.layer]
-        if getattr(model.get_submodule(path), _CHUNKS, 0):
+        if getattr(model.get_submodule(path), CHUNKS, 0):
             yield path
-
-
-def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
-    """Take adapters off a model (all of them by default).
-
-    When the last one goes, every hook, child module and flag of hfadapt goes too: the model is bit for bit what it was
-    before ``attach``, ``requires_grad`` and attention implementation included.
-
-    Raises:
-        AttachError: nothing is attached, or there is no adapter of that name.
-    """
-    model = uncompiled(model)
-    state = attachment(model)
-    gone = [names] if isinstance(names, str) else list(state.names if names is None else names)
-    for name in gone:
-        state.require(name)
-    lost = state.watch.lost() if state.watch is not None else ()
-    for name in gone:
-        for _, delta in list(deltas_of(model, name)):
-            delta.remove(name)
-        if state.shared is not None and name in state.shared:
-            del state.shared[name]
-        del state.adapters[name]
-    state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
-    drop_fusions(model, state, gone)
-    drop_copies(model, gone)
-    if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
-        state.choice = Choice()
-    state.choose_default()
-    state.changed()
-    for path, slot in list(slots_of(model)):
-        if slot.drop_empty():
-            leaf = model.get_submodule(path)
-            remove_hooks_of_slot(leaf)
-            unfuse_norm(leaf)
-            del leaf.hfadapt
-    if state.adapters:
-        watch(model, state, lost)
-    else:
-        _end(model, state)
-
-
-def drop_fusions(model: PreTrainedModel, state: Attachment, gone: list[str]) -> None:
-    """Remove the fusion layers over adapters that are gone."""
-    old = [node for node in state.fusions if _mentions(node, gone)]
-    for node in old:
-        del state.fusions[node]
-        drop_copies(model, [node.key])
-        for _, slot in slots_of(model):
-            for key in [k for k in slot.fusions if fused_node(k) == node.key]:
-                del slot.fusions[key]
-
-
-def remove_hooks_of_slot(leaf: nn.Module) -> None:
-    """Remove the hooks that run deltas; taps at the same module may serve other slots and stay."""
-    for table, kinds in ((leaf._forward_hooks, OutputHook), (leaf._forward_pre_hooks, InputHook)):
-        for key in [k for k, hook in table.items() if isinstance(hook, kinds)]:
-            del table[key]
-    for key in [k for k in leaf._forward_pre_hooks_with_kwargs if k not in leaf._forward_pre_hooks]:
-        del leaf._forward_pre_hooks_with_kwargs[key]
-
-
-def _mentions(node: Any, names: list[str]) -> bool:
-    if isinstance(node, (str, Composition)):
-        return any(n in names for n in adapter_names(node))
-    return True
-
-
-def _end(model: PreTrainedModel, state: Attachment) -> None:
-    for module in model.modules():
-        remove_hooks(module)
-        if module.__dict__.pop("_hfadapt_of", None) is not None:
-            take_forward(module)
-        function = module.__dict__.get("_gradient_checkpointing_func")
-        if isinstance(function, CheckpointWithRouting):
-            module.__dict__["_gradient_checkpointing_func"] = function.function
-    give_back(model)
-    uninstall(model, state.arch)
-    generating.uninstall(model)
-    if hasattr(model, "hfadapt_shared"):
-        del model.hfadapt_shared
-    if state.original_attention is not None:
-        from . import attention
-
-        attention.disable(model, state.original_attention)
-    for path, size in state.original_chunk_sizes.items():
-        setattr(model.get_submodule(path), _CHUNKS, size)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
-    del model.__dict__["_hfadapt"]
-    torch._dynamo.reset()

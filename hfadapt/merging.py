@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import plugins
-from .attaching import attach, detach
+from .attaching import attach
+from .detaching import detach
 from .errors import AttachError, problem
 from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
 from .watching import require_intact

@@ -14,14 +14,15 @@ from transformers import PreTrainedModel
 
 from . import auto, penalties
 from . import multitask_checkpoint as checkpoint
-from .activation import compose, replace_composition
+from .activation import compose_as
 from .attaching import attach
 from .choice import chosen
 from .composition import Composition, Node
 from .errors import TaskError, problem
-from .heads import IGNORE, HeadFeatures, OwnHead, flatten_logits
+from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.fit import hidden_size, settle_pooling
+from .heads.run import run_heads
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
 from .state import attachment, find_attachment
 from .taking_part import take_part
@@ -209,24 +210,13 @@ class MultiTaskModel(PreTrainedModel):
         state = attachment(self.base)
         if isinstance(choice, Composition):
             named = next((k for k, node in state.compositions.items() if node == choice), None)
-            name = self._name_route(task, choice) if named is None else named
+            others = {route for other, route in self.routes.items() if other != task}
+            name = compose_as(self.base, f"{task}_route", choice, others) if named is None else named
         else:
             name = choice
             if name not in state.routable:
                 state.require(name)
         self.routes[task] = name
-
-    def _name_route(self, task: str, node: Composition) -> str:
-        """Name a composition after the task that it is for; one of that name that no other task uses makes room."""
-        state, number = attachment(self.base), 0
-        others = {route for other, route in self.routes.items() if other != task}
-        while (name := f"{task}_route_{number}") in others or name in state.adapters:
-            number += 1
-        if name in state.compositions:
-            replace_composition(self.base, name, node)
-        else:
-            compose(self.base, name, node)
-        return name
 
     def forward(
         self,
@@ -281,7 +271,7 @@ class MultiTaskModel(PreTrainedModel):
             pair = {"input_ids": pair_input_ids, "attention_mask": pair_attention_mask}
             second, second_pooler = self._encode(pair, rows, ids, penalised)
             features = HeadFeatures(hidden, mask, pooler, second, pair_attention_mask, second_pooler)
-        loss, logits = self._heads(features, ids, present, labels)
+        loss, logits = run_heads(self.tasks, self.heads, features, ids, present, labels)
         if loss is not None and self.training and (penalty := penalties.total(penalised)) is not None:
             loss = loss + penalty
         if loss is not None and present is None and not torch.compiler.is_compiling():
@@ -343,31 +333,6 @@ class MultiTaskModel(PreTrainedModel):
                 given["decoder_input_ids"] = ids.new_full((len(ids), 1), start)
         output = self.base(**given, return_dict=True)
         return output[0], getattr(output, "pooler_output", None)
-
-    def _heads(
-        self, features: HeadFeatures, ids: Tensor, present: tuple[int, ...] | None, labels: Tensor | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """Run the heads of the tasks present, or all of them with the rows of others masked out."""
-        size, tokens = features.hidden.shape[:2]
-        width = max(t.head.num_outputs * (1 if t.head.per_text else tokens) for t in self.tasks)
-        logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=torch.float32)
-        losses: list[Tensor] = []
-        for index in range(len(self.tasks)) if present is None else present:
-            task = self.tasks[index]
-            keep = None if present is not None and len(present) == 1 else ids == index
-            rows = None if keep is None or present is None else keep.nonzero().squeeze(1)
-            own = self.heads[task.name](features if rows is None else features.select(rows))
-            flat = flatten_logits(own).float()
-            flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
-            if rows is not None:
-                logits = logits.index_copy(0, rows, flat)
-            else:
-                logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
-            if labels is not None:
-                chosen, mask = (labels, keep) if rows is None else (labels[rows], None)
-                share = 1.0 if keep is None else keep.sum() / size
-                losses.append(task.loss_weight * share * task.head.loss(own, chosen, mask))
-        return (torch.stack(losses).sum() if losses else None), logits
 
     def _run_own_head(
         self, inputs: dict[str, Tensor | None], rows: TaskIds, ids: Tensor, labels: Tensor | None

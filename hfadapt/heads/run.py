@@ -1,0 +1,62 @@
+"""Runs the heads of a batch whose rows belong to different tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import IGNORE, HeadFeatures
+from .own import flatten_logits
+
+if TYPE_CHECKING:
+    from ..tasks import Task
+
+__all__ = ["run_heads"]
+
+
+def run_heads(
+    tasks: Sequence[Task],
+    heads: nn.ModuleDict,
+    features: HeadFeatures,
+    ids: Tensor,
+    present: tuple[int, ...] | None,
+    labels: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """Run the heads of the tasks present, or all of them with the rows of others masked out.
+
+    Args:
+        tasks: All tasks of the model.
+        heads: Their heads, by task.
+        features: What the heads read of the whole batch, ``[B, T, D]`` among it.
+        ids: The task of each row, int64 ``[B]``.
+        present: The tasks that have rows; None when all must take part.
+        labels: The label matrix of the batch, or None.
+
+    Returns:
+        The weighted loss (None without labels), and float32 logits ``[B, W]``, W the width of the widest head; what a
+        narrower one leaves is filled with ``IGNORE``.
+    """
+    size, tokens = features.hidden.shape[:2]
+    width = max(t.head.num_outputs * (1 if t.head.per_text else tokens) for t in tasks)
+    logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=torch.float32)
+    losses: list[Tensor] = []
+    for index in range(len(tasks)) if present is None else present:
+        task = tasks[index]
+        keep = None if present is not None and len(present) == 1 else ids == index
+        rows = None if keep is None or present is None else keep.nonzero().squeeze(1)
+        own = heads[task.name](features if rows is None else features.select(rows))
+        flat = flatten_logits(own).float()
+        flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
+        if rows is not None:
+            logits = logits.index_copy(0, rows, flat)
+        else:
+            logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
+        if labels is not None:
+            chosen, mask = (labels, keep) if rows is None else (labels[rows], None)
+            share = 1.0 if keep is None else keep.sum() / size
+            losses.append(task.loss_weight * share * task.head.loss(own, chosen, mask))
+    return (torch.stack(losses).sum() if losses else None), logits
