@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["train"]
 @click.option("--fast", is_flag=True, help="Apply the recipe's own short settings.")
 @click.option("--dry-run", is_flag=True, help="Show plan, schedule, memory and the first batch; train nothing.")
 @click.option("--output", type=click.Path(), help="Folder to write to, in place of the recipe's.")
-@click.option("--overwrite", is_flag=True, help="Delete what the output folder holds.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in the output folder, when this one has ended.")
 @click.option(
     "--resume",
     is_flag=True,
@@ -42,8 +43,9 @@ def train(
     """
     from hfadapt.config import load_recipe
 
-    if output:
-        overrides = (*overrides, f"output={output}")
+    if output is not None:
+        # quoted, for a folder that YAML would read as a number or a list
+        overrides = (*overrides, f"output={json.dumps(output)}")
     loaded = load_recipe(recipe, overrides, fast=fast)
     from hfadapt.run.main import Run
 
@@ -54,11 +56,11 @@ def train(
         plan = plan_of(run)
         print_json(plan) if as_json else _show_plan(plan, run)
         return
-    run.prepare_output(overwrite=overwrite, resume=resume)
-    if not as_json:
-        click.echo(str(run.mixture.preview()), err=True)
-    result = run.train(resume=resume, fast=fast)
-    files = run.finish(result)
+    with run.prepare_output(overwrite=overwrite, resume=resume, recipe_file=recipe):
+        if not as_json:
+            click.echo(str(run.mixture.preview()), err=True)
+        result = run.train(resume=resume, fast=fast)
+        files = run.finish(result)
     if as_json:
         print_json({"output": str(run.output), "files": [str(file) for file in files], **_summary(result)})
         return

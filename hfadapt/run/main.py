@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import ConfigError, problem
 from hfadapt.run.build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from hfadapt.run.ended import EndedArms
+from hfadapt.run.output import OutputFolder
 from hfadapt.run.results import ArmResult, RunResult, directions, machine
 from hfadapt.run.source import model_path
 
@@ -51,6 +51,7 @@ class Run:
         self.recipe = recipe
         self.say = say
         self.output = Path(recipe.output)
+        self.folder: OutputFolder | None = None
         self.base = model_path(recipe.model)
         self.tokenizer = load_tokenizer(self.base)
         self.tasks: list[Task]
@@ -71,30 +72,31 @@ class Run:
 
     @property
     def _token_cache(self) -> Path | None:
-        # A dry run writes nothing; the folder exists from prepare_output on.
+        # A dry run writes nothing; the folder exists once prepare_output's manager is entered.
         return self.output / "tokens" if self.output.is_dir() else None
 
     @property
     def epochs(self) -> int:
         return max(1, math.ceil(self.arguments.num_train_epochs))
 
-    def prepare_output(self, *, overwrite: bool = False, resume: bool = False) -> None:
-        """Make the output folder.
+    def prepare_output(
+        self, *, overwrite: bool = False, resume: bool = False, recipe_file: Path | None = None
+    ) -> OutputFolder:
+        """Check the output folder; the context manager that comes back makes it.
+
+        Args:
+            overwrite: Put this run in place of the one that is there, when it has ended.
+            resume: Go on with the one that was cut off.
+            recipe_file: Is not to be overwritten.
 
         Raises:
-            ConfigError: it holds an earlier run, and neither ``overwrite`` nor ``resume`` was asked for.
+            ConfigError: it holds an earlier run, and neither ``overwrite`` nor ``resume`` was asked for, or what no
+                run wrote.
         """
-        if self.output.exists() and any(self.output.iterdir()) and not resume:
-            if not overwrite:
-                raise ConfigError(
-                    problem(
-                        "the output folder is not empty",
-                        where=str(self.output),
-                        try_="--overwrite, --resume, or --output with another folder",
-                    )
-                )
-            shutil.rmtree(self.output)
-        self.output.mkdir(parents=True, exist_ok=True)
+        self.folder = OutputFolder(self.recipe, recipe_file, overwrite=overwrite, resume=resume)
+        self.output = self.folder.place
+        self.arguments = training_arguments(self.recipe, self.output / "checkpoints" / "adapted")
+        return self.folder
 
     def build_model(
         self, *, adapted: bool = True, train_base: bool | None = None, tasks: Any = None
@@ -207,8 +209,10 @@ class Run:
         self._card_sections = tuple(section for found in written for section in found or ())
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
+        found = check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture)
         return {
-            "reload": check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture),
+            # for readers of the report: by then a folder that overwrites another has its name
+            "reload": {**found, "folder": str((self.folder.named if self.folder else self.output) / ADAPTER_FOLDER)},
             "mixed_batch": check_mixed_batch(model, self.mixture),
         }
 
@@ -300,6 +304,8 @@ class Run:
     def finish(self, result: RunResult) -> list[Path]:
         """Write tables, plots, ``report.html`` and the adapter's model card; returns the files.
 
+        A run that overwrites another takes its place here, when its checks have passed.
+
         Raises:
             CheckpointError: the saved adapter is not the trained one; everything is written before.
             RoutingError: mixed batches are answered otherwise than each task alone.
@@ -308,7 +314,12 @@ class Run:
         from hfadapt.run.proof import require_proof
 
         files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
-        require_proof(result.proof)
+        reload = {**result.proof["reload"], "folder": str(self.output / ADAPTER_FOLDER)}
+        require_proof({**result.proof, "reload": reload})
+        if self.folder is not None:
+            self.folder.end()
+            files = [self.folder.place / file.relative_to(self.output) for file in files]
+            self.output = self.folder.place
         return files
 
 
