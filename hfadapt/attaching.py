@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import generating, plugins
+from . import generating, plugins, resuming
 from .architecture import resolve
 from .delta import check_adapter_name
 from .detaching import CHUNKS, detach
@@ -224,6 +224,7 @@ def _begin(model: PreTrainedModel) -> Attachment:
         put_forward(module, path)
     install(model, arch)
     generating.install(model)
+    resuming.install(model)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
     torch._dynamo.reset()
     return state

@@ -24,6 +24,7 @@ from .heads.base import fit_labels
 from .heads.fit import hidden_size, settle_pooling
 from .heads.run import run_heads
 from .multitask_config import HFAdaptConfig, MultiTaskOutput
+from .resuming import require_same_shapes, require_same_tasks
 from .state import attachment, find_attachment
 from .taking_part import take_part
 from .task_ids import TaskIds, task_number, task_rows
@@ -382,9 +383,12 @@ class MultiTaskModel(PreTrainedModel):
         """Load a full state dict, or the weights of a saved folder, which hold no frozen base weight.
 
         Raises:
-            CheckpointError: a saved folder's weights do not fit this model.
+            CheckpointError: the weights do not fit this model, or a Trainer resumes from a checkpoint of other tasks,
+                heads or methods, or of another order; nothing is loaded then.
         """
+        require_same_tasks(self)
         if not checkpoint.is_partial(self, state_dict):
+            require_same_shapes(self.state_dict(), state_dict, "the state dict")
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         checkpoint.apply(self, state_dict, "the state dict")
         return nn.modules.module._IncompatibleKeys([], [])

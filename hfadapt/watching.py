@@ -128,7 +128,7 @@ class Watch:
         hooks |= {id(m) for m, key in self.outputs if key not in m._forward_hooks}
         for path, module in self.needed:
             if id(module) not in now:
-                found.append((path, _what_became_of(self.model, path), _adapters_at(module)))
+                found.append((path, _what_became_of(self.model, path, module), _adapters_at(module)))
             elif id(module) in hooks:
                 found.append((path, "its hooks were removed", _adapters_at(module)))
         return tuple(found)
@@ -170,32 +170,49 @@ def _attention_configs(model: PreTrainedModel, needed: dict[str, nn.Module]) -> 
         yield config, config._attn_implementation
 
 
+def _slot_at(module: nn.Module) -> Slot | None:
+    slot = module if isinstance(module, Slot) else getattr(module, "hfadapt", None)
+    return slot if isinstance(slot, Slot) else None
+
+
 def _adapters_at(module: nn.Module) -> tuple[str, ...]:
     """The adapters with parameters at a place; none are known of a module that others only read."""
-    slot = module if isinstance(module, Slot) else getattr(module, "hfadapt", None)
-    return tuple(dict.fromkeys(n for d in slot.deltas.values() for n in d.names)) if isinstance(slot, Slot) else ()
+    slot = _slot_at(module)
+    if slot is None:
+        return ()
+    return tuple(dict.fromkeys([*(n for d in slot.deltas.values() for n in d.names), *_with_copies(slot)]))
 
 
-def _what_became_of(model: nn.Module, path: str) -> str:
+def _with_copies(slot: Slot) -> list[str]:
+    """The adapters with a copy of the slot's module; those of a fusion layer stand for it."""
+    return [name for owner in slot.copies for name in owner.split(",")]
+
+
+def _what_became_of(model: nn.Module, path: str, module: nn.Module) -> str:
     if path.rpartition(".")[2] == "hfadapt":
         path = path.rpartition(".")[0]
+    slot = _slot_at(module)
+    owners = ", ".join(dict.fromkeys(_with_copies(slot))) if slot is not None else ""
+    held = f", and the old one held the trained copy of {owners}" if owners else ""
     try:
-        return f"a new {type(model.get_submodule(path)).__name__} stands there"
+        return f"a new {type(model.get_submodule(path)).__name__} stands there{held}"
     except AttributeError:
-        return "nothing stands there"
+        return f"nothing stands there{held}"
 
 
 def _lost(model: nn.Module, places: list[tuple[str, str]]) -> AttachError:
     leaves = dict((path.removesuffix(".hfadapt"), why) for path, why in places)
     shown = ", ".join(f"{path} ({why})" for path, why in list(leaves.items())[:_SHOWN])
     more = f" and {len(leaves) - _SHOWN} more" if len(leaves) > _SHOWN else ""
+    no_head = "; attach(..., train_head=False) gives no head to adapters" if "trained copy" in shown else ""
     return AttachError(
         problem(
             "modules that adapters sit on are no longer in the model, so that the adapters would do nothing there",
             where=type(model).__name__,
             got=shown + more,
             allowed="the modules that were there when the adapters were attached",
-            try_="put them back; or change the model first (resize, quantise, replace) and attach or load then",
+            try_="put them back; or change the model first (resize, quantise, replace) and attach or load then"
+            + no_head,
         )
     )
 

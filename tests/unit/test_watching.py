@@ -168,13 +168,56 @@ def test_adapters_that_have_nothing_there_go_on():
     assert output(model).shape == want.shape
 
 
-def test_a_new_head_of_the_users_is_no_business_of_ours():
-    model = adapted(head="sequence-classification")
+def test_a_new_head_of_the_users_is_no_business_of_ours_where_adapters_have_none():
+    model = tiny_model("bert", "sequence-classification")
+    hfadapt.attach(model, hfadapt.LoRA(2), train_head=False)
     model.classifier = nn.Linear(32, 5)
     logits = output(model)
     assert logits.shape[-1] == 5
     logits.sum().backward()
     assert model.classifier.weight.grad is not None
+
+
+def new_head(model):
+    model.classifier = nn.Linear(32, 5)
+
+
+def no_head(model):
+    model.classifier = nn.Identity()
+
+
+def deleted_head(model):
+    model.classifier = None
+
+
+@pytest.mark.parametrize("change", [new_head, no_head, deleted_head])
+@torch.no_grad()
+def test_a_replaced_head_takes_the_adapters_own_along_and_is_named(change, tmp_path):
+    model = adapted(head="sequence-classification", names=["own"])
+    hfadapt.attach(model, hfadapt.LoRA(2), "without", train_head=False)
+    kept = model.classifier
+    want = output(model, task_ids="own")
+    change(model)
+    for ids in ("own", ["own", "without", "without"]):
+        with pytest.raises(AttachError, match=rf"{GONE}.*classifier \(.*trained copy of own.*train_head=False"):
+            output(model, task_ids=ids)
+    with pytest.raises(AttachError, match="trained copy of own"):
+        hfadapt.save(model, tmp_path / "saved")
+    if change is not deleted_head:
+        output(model, task_ids="without")
+    model.classifier = kept
+    assert torch.equal(output(model, task_ids="own"), want)
+
+
+@torch.no_grad()
+def test_a_replaced_module_of_which_an_adapter_trains_a_copy_is_named():
+    model = tiny_model("bert")
+    hfadapt.attach(model, hfadapt.LoRA(2), "own", modules_to_save=["pooler"])
+    hfadapt.attach(model, hfadapt.LoRA(2), "without")
+    model.pooler.dense = nn.Linear(32, 32)
+    with pytest.raises(AttachError, match=r"pooler\.dense \(a new Linear stands there.*trained copy of own"):
+        output(model, task_ids="own")
+    output(model, task_ids="without")
 
 
 class Fused:
