@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ __all__ = [
     "OF_THE_WEIGHTS",
     "TRAINER_FILE",
     "WEIGHTS_FILE",
+    "check_digest",
     "read_config",
+    "read_json",
     "read_tensors",
     "refuse_foreign",
+    "require_file",
     "settle_for_reading",
     "write_files",
 ]
@@ -39,6 +43,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINER_FILE = "model.safetensors"
 # the twin of our weights: a save that writes none must not leave that of an older one
 OF_THE_WEIGHTS = (TRAINER_FILE,)
+_CONFIG_DIGEST = "config_sha256"
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _TRY_RESUMING = (
@@ -51,8 +56,35 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tens
     """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
     weights = folder / WEIGHTS_FILE
     save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
-    text = json.dumps({**config, "weights_sha256": _digest(weights)}, indent=2, default=str)
+    described = json.loads(json.dumps({**config, "weights_sha256": _digest(weights)}, default=str))
+    text = json.dumps({**described, _CONFIG_DIGEST: _digest_of_config(described)}, indent=2)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _digest_of_config(data: Mapping[str, Any]) -> str:
+    """Return the sha256 of a config's content (the digest of the weights is part of it), whatever its layout."""
+    content = {key: value for key, value in data.items() if key != _CONFIG_DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Raise unless ``adapter_config.json`` is what was saved; folders of older versions have no digest of it.
+
+    Raises:
+        CheckpointError: a value was changed.
+    """
+    expected = data.get(_CONFIG_DIGEST)
+    found = _digest_of_config(data) if expected is not None else None
+    if found != expected:
+        raise CheckpointError(
+            problem(
+                f"{CONFIG_FILE} is not the file that was saved",
+                where=str(folder),
+                got=f"sha256 {found} of its content",
+                allowed=f"sha256 {expected}",
+                try_=f"save again; or take {_CONFIG_DIGEST!r} out of it if you changed it yourself",
+            )
+        )
 
 
 def refuse_foreign(folder: str | os.PathLike[str]) -> None:
@@ -130,7 +162,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     settle_for_reading(folder)
     path = Path(folder) / CONFIG_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError:
         there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
         raise CheckpointError(
@@ -140,15 +172,6 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 got=there,
                 allowed="a folder written by hfadapt.save",
                 try_=_TRY_RESUMING if "model.safetensors" in there else "",
-            )
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(
-            problem(
-                f"{CONFIG_FILE} cannot be read",
-                where=str(folder),
-                got=str(error),
-                try_="save again; the file was cut off or changed",
             )
         ) from None
     if not isinstance(data, dict) or data.get("format") != "hfadapt":
@@ -176,7 +199,108 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 try_="upgrade hfadapt",
             )
         )
+    wrong = _wrong_fields(data)
+    if wrong:
+        raise CheckpointError(
+            problem(
+                f"{CONFIG_FILE} holds what no save writes",
+                where=str(folder),
+                got="; ".join(wrong[:5]),
+                try_="save again; the file was changed",
+            )
+        )
     return data
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is no file, no JSON, or too deep or too long a number for one.
+    """
+    try:
+        require_file(path)
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            problem(
+                f"{path.name} cannot be read",
+                where=str(path.parent),
+                got=str(error)[:300],
+                try_="save again; the file was cut off or changed",
+            )
+        ) from None
+
+
+def _whole(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def require_file(path: Path) -> None:
+    """Raise unless an ordinary file is there: a named pipe would be waited for.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        CheckpointError: it is a folder, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(problem(f"{path.name} is no ordinary file", where=str(path.parent), allowed="a file"))
+
+
+def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
+    """Name the fields of a description that are missing, or whose values have another type than saves write."""
+
+    def words(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+    def maps(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+    def named(value: Any, of: Callable[[Any], bool]) -> bool:
+        return isinstance(value, dict) and all(of(one) for one in value.values())
+
+    def text(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def maybe(value: Any) -> bool:
+        return value is None or isinstance(value, str)
+
+    def fusion(value: Any) -> bool:
+        return words(value.get("adapters")) and text(value.get("method")) and named(value.get("kept"), words)
+
+    def tasks(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and maps(value.get("tasks"))
+            and isinstance(value.get("train_base"), bool)
+            and isinstance(value.get("base_config", {}), dict)
+            and named(value.get("routes", {}), text)
+        )
+
+    needed: dict[str, Callable[[Any], bool]] = {
+        "adapters": lambda value: named(value, maps),
+        "base_config_hash": text,
+        "base_model_name_or_path": maybe,
+        "base_model_type": text,
+        "model_class": text,
+    }
+    others: dict[str, Callable[[Any], bool]] = {
+        _CONFIG_DIGEST: maybe,
+        "active": maybe,
+        "compositions": lambda value: isinstance(value, dict),
+        "fusions": lambda value: maps(value) and all(map(fusion, value)),
+        "head": words,
+        "multi_task": tasks,
+        "weights_sha256": maybe,
+    }
+    missing = [f"no {key}" for key in needed if key not in data]
+    given = [(key, fits) for key, fits in {**needed, **others}.items() if key in data]
+    return missing + [f"{key}: {str(data[key])[:80]!r}" for key, fits in given if not fits(data[key])]
 
 
 def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> dict[str, Tensor]:
@@ -190,13 +314,15 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
         CheckpointError: it is missing, damaged, or not the file that was saved.
     """
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
+    try:
+        require_file(path)
+    except OSError:
         raise CheckpointError(
             problem(f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here")
-        )
+        ) from None
     try:
         tensors = load_file(str(path))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             problem(
                 f"{WEIGHTS_FILE} is damaged",

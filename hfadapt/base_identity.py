@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import CheckpointError, problem
+from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,6 +220,7 @@ def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Map
                 try_="hfadapt.load(folder, model=base), with the vocabulary that was trained",
             )
         )
+    require_finite({key: tensor for key, tensor in tensors.items() if key.startswith(TOKENS)}, folder)
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         if rows is not None and size > here:

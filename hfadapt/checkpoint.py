@@ -13,11 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from .activation import compose
-from .adapter_files import OF_THE_WEIGHTS, read_config, read_tensors, refuse_foreign, write_files
+from .adapter_files import OF_THE_WEIGHTS, check_digest, read_config, read_tensors, refuse_foreign, write_files
 from .atomic import atomic_folder
 from .attaching import attach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
@@ -26,6 +25,8 @@ from .detaching import detach
 from .errors import CheckpointError, problem
 from .multitask_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
+from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
+from .saved_tensors import check_tensors, fill
 from .state import attachment, find_attachment, parameters_of, uncompiled
 from .watching import require_intact
 
@@ -182,44 +183,73 @@ def load(
             return MultiTaskModel.from_pretrained(str(folder))
     if model is None:
         model = _base(data, folder)
-        restore_tokens(model, data, tensors, folder)
+        with as_described(folder):
+            restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
     check_base_of(data, model, folder, strict)
     had = find_attachment(model)
-    before = set(had.names) if had is not None else set()
-    clash = [n for n in data["adapters"] if n in before]
+    clash = [n for n in data["adapters"] if had is not None and n in had.names]
     if clash:
         raise CheckpointError(
             problem(
                 "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
             )
         )
-    groups: dict[str, list[str]] = {}
-    for name, configs in data["adapters"].items():
-        groups.setdefault(json.dumps([configs, options_of(data, name, model)], sort_keys=True), []).append(name)
-    autocast = autocast_of(model, tensors.values()) if had is None else None
-    for group, names in groups.items():
-        configs, options = json.loads(group)
-        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, **options)
-    try:
-        restore_fusions(model, data)
-        for name, tree in data.get("compositions", {}).items():
-            compose(model, name, parse(tree))  # type: ignore[arg-type]
-        apply_tensors(model, without_heads(data, tensors, model), list(data["adapters"]), folder, strict)
-    except BaseException:
-        detach(model, list(data["adapters"]))
-        raise
-    if data.get("active") in attachment(model).routable:
-        attachment(model).active = data["active"]
+    names = list(data["adapters"])
+    with rehearsal(folder):
+        twin = meta_copy(model)
+        _restore(twin, data, tensors)
+        theirs = without_heads(data, tensors, model)
+        check_tensors(_targets(twin, theirs, names), theirs, folder, strict=strict)
+    check_digest(data, folder)
+    with all_or_nothing(model):
+        _restore(model, data, tensors)
+        fill(_targets(model, theirs, names), theirs)
     return model.eval()
 
 
-def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
+def _restore(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Attach what ``adapter_config.json`` describes; its weights are still to come."""
+    groups: dict[str, list[str]] = {}
+    for name, configs in data["adapters"].items():
+        groups.setdefault(json.dumps([configs, options_of(data, name, model)], sort_keys=True), []).append(name)
+    autocast = autocast_of(model, tensors.values()) if find_attachment(model) is None else None
+    for group, names in groups.items():
+        configs, options = json.loads(group)
+        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, **options)
+    restore_fusions(model, data)
+    for name, tree in data.get("compositions", {}).items():
+        compose(model, name, parse(tree))  # type: ignore[arg-type]
+    fit_heads(model, list(data["adapters"]), tensors)
+    if data.get("active") in attachment(model).routable:
+        attachment(model).active = data["active"]
+
+
+def model_class(name: str, folder: Any) -> type[PreTrainedModel]:
+    """Return the class of transformers' that a folder names.
+
+    Raises:
+        CheckpointError: it has none of that name, or the name is no model's.
+    """
     import transformers
 
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            problem(
+                "the base's class is no model of transformers",
+                where=str(folder),
+                got=repr(name),
+                try_="hfadapt.load(folder, model=base)",
+            )
+        )
+    return found
+
+
+def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
     name = data.get("base_model_name_or_path")
-    cls = getattr(transformers, data.get("model_class", ""), None)
-    if not name or cls is None:
+    cls = model_class(data["model_class"], folder)
+    if not name:
         raise CheckpointError(
             problem(
                 "the base is not known",
@@ -228,7 +258,17 @@ def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
                 try_="hfadapt.load(folder, model=base)",
             )
         )
-    return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
+    try:
+        return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            problem(
+                "the base cannot be loaded",
+                where=str(folder),
+                got=f"{name!r}: {error}",
+                try_="hfadapt.load(folder, model=base)",
+            )
+        ) from error
 
 
 def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:
@@ -240,16 +280,9 @@ def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, 
     check_base(data, model, kind, folder, strict)
 
 
-def apply_tensors(
-    model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str], folder: Any, strict: bool = True
-) -> None:
-    """Copy saved tensors into attached adapters and their own modules.
-
-    Raises:
-        CheckpointError: keys are missing, left over, or of another shape; all differences are listed.
-    """
+def _targets(model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str]) -> dict[str, list[Tensor]]:
+    """Return what the saved tensors of attached adapters and their own modules go into, by their keys in the file."""
     prefix = _prefix(model)
-    fit_heads(model, names, tensors)
     targets: dict[str, list[Tensor]] = {**own_targets(model, names, tensors, prefix)}
     for name in names:
         for key, parameter in parameters_of(model, name, own_modules=False).items():
@@ -257,25 +290,4 @@ def apply_tensors(
     for path, fusion in _fusions(model, names):
         for key, parameter in fusion.named_parameters():
             targets[f"{path.removeprefix(prefix)}.{key}"] = [parameter]
-    missing = sorted(set(targets) - set(tensors))
-    unexpected = sorted(set(tensors) - set(targets))
-    shapes = [
-        f"{k}: saved {list(tensors[k].shape)}, here {list(t.shape)}"
-        for k, (t, *_) in targets.items()
-        if k in tensors and tensors[k].shape != t.shape
-    ]
-    if shapes or (strict and (missing or unexpected)):
-        lines = [f"missing {k}" for k in missing[:5]] + [f"unexpected {k}" for k in unexpected[:5]] + shapes[:5]
-        total = len(missing) + len(unexpected) + len(shapes)
-        raise CheckpointError(
-            problem(
-                f"{total} tensors differ from what the configs make",
-                where=str(folder),
-                got="; ".join(lines),
-                try_="the folder was changed, or belongs to another version",
-            )
-        )
-    with torch.no_grad():
-        for key, same in targets.items():
-            for target in same if key in tensors else ():
-                target.copy_(tensors[key])
+    return targets

@@ -8,10 +8,11 @@ file system knows no links), so nothing is stored twice.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,10 @@ from .freezing import head_modules
 from .multitask_config import HFAdaptConfig, is_marked
 from .own_copies import units_of
 from .own_forward import train_in_float32
+from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
+from .saved_tensors import check_tensors, fill
 from .state import find_attachment, parameters_of
-from .tasks import Task
+from .tasks import Task, check_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +44,8 @@ __all__ = ["apply", "is_partial", "is_saved", "load_base", "load_multi_task", "s
 
 _KEY = "multi_task"
 _TRAINER_FILE = adapter_files.TRAINER_FILE
+_COUNTED = re.compile("(layers?|blocks|stages|experts|labels)$")
+_OTHER_MODEL = "the folder was changed, or was saved with other tasks, another method or another train_base"
 _TRAINER_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
@@ -125,26 +130,10 @@ def apply(model: MultiTaskModel, tensors: Mapping[str, Tensor], where: str) -> N
     # Trainer may also hand over a dict that it gathered under the model's own names
     by_own_name = {own: key for key, own in keys.items()}
     given = {by_own_name.get(key, key): tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
-    missing = sorted(set(keys) - set(given))
-    unexpected = sorted(set(given) - set(keys))
-    shapes = [
-        f"{key}: saved {list(given[key].shape)}, here {list(targets[own].shape)}"
-        for key, own in keys.items()
-        if key in given and given[key].shape != targets[own].shape
-    ]
-    if missing or unexpected or shapes:
-        lines = [f"missing {k}" for k in missing[:5]] + [f"unexpected {k}" for k in unexpected[:5]] + shapes[:5]
-        raise CheckpointError(
-            problem(
-                f"{len(missing) + len(unexpected) + len(shapes)} tensors differ from this model's",
-                where=where,
-                got="; ".join(lines),
-                try_="the folder was changed, or was saved with other tasks, another method or another train_base",
-            )
-        )
-    with torch.no_grad():
-        for key, own in keys.items():
-            targets[own].copy_(given[key])
+    by_key = {key: [targets[own]] for key, own in keys.items()}
+    check_tensors(by_key, given, where, try_=_OTHER_MODEL)
+    if not any(tensor.is_meta for (tensor,) in by_key.values()):  # else it is only tried
+        fill(by_key, given)
 
 
 def save_multi_task(
@@ -257,16 +246,41 @@ def load_multi_task(
                 try_="hfadapt.load(folder), or hfadapt.load(folder, model=base) on a base of yours",
             )
         )
-    tasks = [Task.from_dict(description) for description in saved["tasks"]]
-    if base is None:
-        base = _find_base(data, saved, tensors, folder, options)
-    checkpoint.check_base_of(data, base, folder)
+    with rehearsal(folder):
+        tasks = list(check_tasks(Task.from_dict(description) for description in saved["tasks"]))
+        whole = _saved_base(data, saved, tensors, folder) if base is None and saved["train_base"] else None
+        twin = None if whole is None else whole()
+    users = base is not None
+    if twin is None:
+        base = _find_base(data, tensors, folder, options) if base is None else base
+        twin = meta_copy(base)
+    with rehearsal(folder):
+        checkpoint.check_base_of(data, twin, folder)
+        _fill_model(cls, twin, tasks, data, saved, tensors, folder)
+    adapter_files.check_digest(data, folder)
+    if whole is not None:
+        base = whole()
+    assert base is not None  # one of the two is there
+    own = base.state_dict(keep_vars=True) if users else {}
+    with all_or_nothing(base, [own[path] for key in tensors if (path := key.removeprefix("base.")) in own]):
+        return _fill_model(cls, base, tasks, data, saved, tensors, folder).eval()
+
+
+def _fill_model(
+    cls: type[MultiTaskModel],
+    base: PreTrainedModel,
+    tasks: list[Task],
+    data: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+) -> MultiTaskModel:
     trained = [tensor for key, tensor in tensors.items() if not key.startswith("heads.")]
     model = _rebuild(cls, base, tasks, data, saved["train_base"], own_files.autocast_of(base, trained))
     for task, name in saved.get("routes", {}).items():
         model.use(task, name)
     apply(model, tensors, str(folder))
-    return model.eval()
+    return model
 
 
 def _rebuild(
@@ -308,24 +322,37 @@ def _rebuild(
     return cls(config, base, tasks)
 
 
+def _saved_base(
+    data: Mapping[str, Any], saved: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str | os.PathLike[str]
+) -> Callable[[], PreTrainedModel]:
+    """Return what builds a base whose weights are all in the file, as its saved config says.
+
+    Raises:
+        CheckpointError: there is no such class, or the config speaks of more layers than the file has tensors.
+    """
+    import transformers
+
+    kind = checkpoint.model_class(data["model_class"], folder)
+    config = dict(saved["base_config"])
+    model_type = config.pop("model_type")
+    # Each of them may be made by a loop, which takes its time even where nothing is allocated. Experts and labels may
+    # be the rows of one tensor.
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    many = {key: value for key, value in config.items() if _COUNTED.search(key) and isinstance(value, (int, float))}
+    wrong = [f"{key} {value}" for key, value in many.items() if value > (len(tensors) if "layer" in key else numbers)]
+    if wrong:
+        got = f"{', '.join(wrong)} and {len(tensors)} tensors"
+        raise CheckpointError(problem("fewer tensors than the base has parts", where=str(folder), got=got))
+    return lambda: kind(transformers.AutoConfig.for_model(model_type, **copy.deepcopy(config)))
+
+
 def _find_base(
     data: Mapping[str, Any],
-    saved: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     folder: str | os.PathLike[str],
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    import transformers
-
-    found = getattr(transformers, data["model_class"], None)
-    if found is None:
-        raise CheckpointError(
-            problem("the base's class is not in transformers", where=str(folder), got=data["model_class"])
-        )
-    if saved["train_base"]:
-        # all weights of the base are in the file: build it empty, apply() fills and checks every one
-        config = dict(saved["base_config"])
-        return found(transformers.AutoConfig.for_model(config.pop("model_type"), **config))
+    found = checkpoint.model_class(data["model_class"], folder)
     name = data.get("base_model_name_or_path")
     advice = "MultiTaskModel.from_pretrained(folder, base=model), with the model that was adapted"
     if not name:
@@ -340,5 +367,6 @@ def _find_base(
         raise CheckpointError(
             problem("the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice)
         ) from error
-    restore_tokens(base, data, tensors, folder)
+    with as_described(folder):
+        restore_tokens(base, data, tensors, folder)
     return base

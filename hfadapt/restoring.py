@@ -1,0 +1,156 @@
+"""Putting what a folder describes on a model all or not at all: tried on an empty copy first, undone where it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .detaching import CHUNKS, detach
+from .errors import CheckpointError, HFAdaptError, problem
+from .hooks import Hook
+from .state import find_attachment
+from .watching import watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .state import Attachment
+
+__all__ = ["all_or_nothing", "as_described", "meta_copy", "rehearsal"]
+
+
+def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model whose tensors have shapes and no memory.
+
+    Hooks of others are left out: what they are bound to, a trainer or a logger, would be copied along.
+
+    Raises:
+        CheckpointError: the model holds something that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
+    tables = [table for module in model.modules() for table in _hook_tables(module)]
+    memo.update((id(table), OrderedDict()) for table in tables)
+    try:
+        twin = copy.deepcopy(model, memo)
+        for table in tables:
+            ours = {key: hook for key, hook in table.items() if isinstance(hook, (Hook, bool))}
+            memo[id(table)].update(copy.deepcopy(ours, memo))
+    except Exception as error:
+        raise CheckpointError(
+            problem(
+                "the model cannot be copied, and what is loaded is tried on a copy first",
+                where=type(model).__name__,
+                got=f"{type(error).__name__}: {error}"[:300],
+                try_="load before the model is given what cannot be copied",
+            )
+        ) from error
+    return twin
+
+
+def _hook_tables(module: nn.Module) -> Iterator[Any]:
+    for key, value in vars(module).items():
+        if key.startswith(("_forward_", "_backward_", "_state_dict_", "_load_state_dict_")) and isinstance(value, dict):
+            yield value
+
+
+@contextlib.contextmanager
+def rehearsal(folder: Any) -> Iterator[None]:
+    """Build what a folder describes without allocating it, so that nothing it says can cost memory or a user's model.
+
+    Raises:
+        CheckpointError: whatever goes wrong inside that is no error of ours already.
+    """
+    with as_described(folder), torch.device("meta"):
+        yield
+
+
+@contextlib.contextmanager
+def as_described(folder: Any) -> Iterator[None]:
+    """Let every error inside be one of ours that names the folder.
+
+    Raises:
+        CheckpointError: whatever goes wrong inside that is no error of ours already.
+    """
+    try:
+        yield
+    except HFAdaptError:
+        raise
+    except Exception as error:
+        # The same code makes every valid folder's model, so what fails here is what the folder says.
+        raise CheckpointError(
+            problem(
+                "what the folder describes cannot be built",
+                where=str(folder),
+                got=f"{type(error).__name__}: {error}"[:500],
+                try_="save again; adapter_config.json was changed, or belongs to another version",
+            )
+        ) from error
+
+
+@contextlib.contextmanager
+def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Put ``model`` back as it was if what happens inside fails or is interrupted.
+
+    Args:
+        model: A stock model, adapted or not, which gets further adapters inside.
+        overwritten: Its tensors whose values may be written inside.
+    """
+    state = find_attachment(model)
+    before = None if state is None else {key: copy.copy(value) for key, value in vars(state).items()}
+    # The data as well as the tensor: a head that is trained in place may become float32.
+    tensors = [(t, t.data, t.requires_grad) for t in (*model.parameters(), *model.buffers())]
+    values = [(t.data, t.detach().clone()) for t in overwritten]
+    hooks = [(table, dict(table)) for module in model.modules() for table in _hook_tables(module)]
+    try:
+        yield
+    except BaseException:
+        found = find_attachment(model)
+        if found is not None and before is None:
+            detach(model)
+        elif found is not None and before is not None:
+            detach(model, [name for name in found.names if name not in before["adapters"]])
+        for table, entries in hooks:
+            table.clear()
+            table.update(entries)
+        if found is not None and before is not None:
+            _reset(model, found, before)
+        with torch.no_grad():
+            for tensor, data, trains in tensors:
+                tensor.data = data
+                tensor.requires_grad_(trains)
+            for data, value in values:
+                data.copy_(value)
+        raise
+
+
+# What a further adapter may change in a model's attachment, beside the adapters themselves.
+_OF_ALL = ("choice", "compositions", "fusions", "rereads_input", "call_counters", "inside", "label_counts", "prove")
+
+
+def _reset(model: PreTrainedModel, state: Attachment, before: dict[str, Any]) -> None:
+    """Take back what adapters that are gone again changed for the model as a whole."""
+    if before["original_attention"] is None and state.original_attention is not None:
+        from . import attention
+
+        attention.disable(model, state.original_attention)
+        state.original_attention = None
+    for path in state.original_chunk_sizes.keys() - before["original_chunk_sizes"].keys():
+        setattr(model.get_submodule(path), CHUNKS, state.original_chunk_sizes.pop(path))
+    if before["shared"] is None and state.shared is not None:
+        state.shared = None
+        del model.hfadapt_shared
+    for key in _OF_ALL:
+        setattr(state, key, before[key])
+    state.changed()
+    watch(model, state, () if state.watch is None else state.watch.lost_before)

@@ -1,0 +1,111 @@
+"""Saved tensors against what they are to be copied into: names, shapes, kinds of numbers, and no NaN among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, problem
+
+__all__ = ["check_tensors", "fill", "require_finite"]
+
+
+def check_tensors(
+    targets: Mapping[str, Sequence[Tensor]],
+    tensors: Mapping[str, Tensor],
+    where: Any,
+    *,
+    strict: bool = True,
+    try_: str = "the folder was changed, or belongs to another version",
+) -> None:
+    """Compare saved tensors with what they are to be copied into.
+
+    Args:
+        targets: Where each tensor goes, once or several times; may be on the meta device.
+        tensors: What was saved.
+        where: For the error.
+        strict: Every key must be there, and no other.
+        try_: For the error.
+
+    Raises:
+        CheckpointError: keys are missing, left over, of another shape or kind of number, or not finite; all differences
+            are counted and the first ones listed.
+    """
+    pairs = {key: (tensors[key], same[0]) for key, same in targets.items() if key in tensors}
+    missing = [f"missing {key}" for key in sorted(set(targets) - set(tensors))] if strict else []
+    extra = [f"unexpected {key}" for key in sorted(set(tensors) - set(targets))] if strict else []
+    shapes = [
+        f"{key}: saved {list(saved.shape)}, here {list(here.shape)}"
+        for key, (saved, here) in pairs.items()
+        if saved.shape != here.shape
+    ]
+    kinds = [
+        f"{key}: saved as {saved.dtype}, here {here.dtype}"
+        for key, (saved, here) in pairs.items()
+        if _kind(saved) != _kind(here)
+    ]
+    found = missing[:5] + extra[:5] + shapes[:5] + kinds[:5]
+    if found:
+        total = len(missing) + len(extra) + len(shapes) + len(kinds)
+        raise CheckpointError(
+            problem(
+                f"{total} tensors differ from what the configs make", where=str(where), got="; ".join(found), try_=try_
+            )
+        )
+    require_finite(tensors, where, {key: here for key, (_, here) in pairs.items()})
+
+
+def require_finite(
+    tensors: Mapping[str, Tensor], where: Any, targets: Mapping[str, Tensor | None] | None = None
+) -> None:
+    """Raise unless what is loaded holds numbers that stay finite where they go.
+
+    Args:
+        tensors: What was saved.
+        where: For the error.
+        targets: Where each tensor goes; others are not looked at. All of them by default, which are weights then.
+
+    Raises:
+        CheckpointError: a tensor of weights holds whole or complex numbers, NaN or Inf, or numbers too large for the
+            dtype of its target. Buffers may be of any kind, and Inf may stand in them (masks), NaN may not.
+    """
+    chosen = dict.fromkeys(tensors) if targets is None else targets
+    wrong = [f"{key}: {why}" for key, here in chosen.items() if (why := _why_not(tensors[key], here))]
+    if wrong:
+        raise CheckpointError(
+            problem(
+                f"{len(wrong)} tensors of weights are not finite numbers",
+                where=str(where),
+                got="; ".join(wrong[:5]),
+                try_="a checkpoint from before the training diverged",
+            )
+        )
+
+
+def _why_not(saved: Tensor, here: Tensor | None) -> str:
+    weights = here is None or isinstance(here, nn.Parameter)
+    if not saved.is_floating_point():
+        return str(saved.dtype) if weights and (here is None or here.is_floating_point()) else ""
+    # the smallest float formats know no isfinite of their own
+    number = saved.to(torch.float32) if saved.element_size() == 1 else saved
+    if torch.isnan(number).any() or (weights and not torch.isfinite(number).all()):
+        return "NaN or Inf"
+    if here is not None and weights and here.dtype.itemsize < saved.dtype.itemsize:
+        least = torch.finfo(here.dtype).max
+        return f"numbers too large for {here.dtype}" if bool((number.abs() > least).any()) else ""
+    return ""
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "whole"
+
+
+def fill(targets: Mapping[str, Sequence[Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors, which ``check_tensors`` let pass, into their targets."""
+    with torch.no_grad():
+        for key, same in targets.items():
+            for target in same if key in tensors else ():
+                target.copy_(tensors[key])
