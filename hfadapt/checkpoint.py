@@ -21,7 +21,6 @@ from .atomic import atomic_folder
 from .attaching import attach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
 from .composition import Fuse, parse, to_json
-from .detaching import detach
 from .errors import CheckpointError, problem
 from .multitask_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads

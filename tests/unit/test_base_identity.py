@@ -130,7 +130,7 @@ def as_the_first_version_wrote_it(folder, config):
     found = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = folder / CONFIG_FILE
     described = json.loads(path.read_text())
-    for key in ("base_config", "labels", "vocab_size"):
+    for key in ("base_config", "labels", "vocab_size", "config_sha256"):
         del described[key]
     path.write_text(json.dumps({**described, "base_config_hash": found}))
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapter_files import CONFIG_FILE
+from hfadapt.adapter_files import CONFIG_FILE, read_json
 from hfadapt.errors import CheckpointError, problem
 
 __all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "read_peft_config"]
@@ -125,8 +124,8 @@ def read_peft_config(folder: str | os.PathLike[str]) -> PeftLoRA:
 
 def _json(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        data = json.loads((Path(folder) / CONFIG_FILE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_json(Path(folder) / CONFIG_FILE)
+    except OSError as error:
         got = f"{type(error).__name__}: {error}"
         raise CheckpointError(problem(f"{CONFIG_FILE} cannot be read", where=str(folder), got=got)) from error
     if not isinstance(data, dict):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from hfadapt import Handle, attach, attachment
 from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
@@ -13,6 +11,8 @@ from hfadapt.atomic import atomic_folder, target_folder
 from hfadapt.errors import AttachError, CheckpointError, problem
 from hfadapt.freezing import head_modules
 from hfadapt.own_copies import own_modules, own_tensors, resize_outputs
+from hfadapt.restoring import all_or_nothing, as_described
+from hfadapt.saved_tensors import check_tensors, fill, require_finite
 from hfadapt.state import deltas_of
 
 from .config import LoRA
@@ -151,12 +151,10 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
     )
-    handle = attach(model, method, name, modules_to_save=dict.fromkeys(key.rpartition(".")[0] for key in others))
-    try:
+    require_finite({f"{path}{PARTS[part]}": t for path, parts in updates.items() for part, t in parts.items()}, folder)
+    with as_described(folder), all_or_nothing(model):
+        handle = attach(model, method, name, modules_to_save=dict.fromkeys(key.rpartition(".")[0] for key in others))
         _copy(model, name, updates, others, folder)
-    except BaseException:
-        handle.detach()
-        raise
     return handle
 
 
@@ -180,15 +178,7 @@ def _copy(
         raise CheckpointError(problem("linears cannot be told apart by their paths", where=str(folder), got=got))
     for delta in deltas:
         given = updates[delta.site.leaf]
-        pairs += [(delta.site.leaf, getattr(delta.own(name), part), given[part]) for part in PARTS]
-    wrong: list[Any] = [
-        (key, list(theirs.shape), list(ours.shape)) for key, ours, theirs in pairs if ours.shape != theirs.shape
-    ]
-    if wrong:
-        key, got, allowed = wrong[0]
-        raise CheckpointError(
-            problem("a tensor has another shape than here", where=f"{folder}, {key}", got=got, allowed=allowed)
-        )
-    with torch.no_grad():
-        for _, ours, theirs in pairs:
-            ours.copy_(theirs)
+        pairs += [(f"{delta.site.leaf}{PARTS[part]}", getattr(delta.own(name), part), given[part]) for part in PARTS]
+    targets, given = {key: [ours] for key, ours, _ in pairs}, {key: theirs for key, _, theirs in pairs}
+    check_tensors(targets, given, folder)
+    fill(targets, given)
