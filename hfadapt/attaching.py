@@ -12,6 +12,7 @@ from torch import nn
 from . import generating, plugins, resuming
 from .architecture import resolve
 from .delta import check_adapter_name
+from .delta_proof import check_place
 from .detaching import CHUNKS, detach
 from .errors import AttachError, problem
 from .freezing import freeze_base as freeze_all
@@ -142,6 +143,8 @@ def attach(
         for config, found, places in placed:
             if not places:
                 raise AttachError(problem("the method changes nothing in this model", where=found.name, got=config))
+            for place in places:
+                check_place(place, found.name)
         trains_head = freeze_base if train_head is None else train_head
         heads, modules = _to_copy(model, trains_head, modules_to_save)
         with _seeded(seed):

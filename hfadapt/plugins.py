@@ -7,11 +7,15 @@ built-in ones too; ``HFADAPT_STRICT_PLUGINS=1`` makes a failure fatal, ``HFADAPT
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -28,8 +32,10 @@ __all__ = [
     "BUILTIN_PLUGINS",
     "ENTRY_POINT_GROUP",
     "PluginRecord",
+    "add_commands",
     "architectures",
     "backends",
+    "call_each",
     "manager",
     "methods",
     "mixing_strategies",
@@ -50,12 +56,54 @@ BUILTIN_PLUGINS = (
 )
 # Plugins of this process, by name; they survive a reload.
 _ADDED: dict[str, Any] = {}
-_REGISTRIES = {
-    "register_methods": "method",
-    "register_architectures": "architecture",
-    "register_mixing_strategies": "mixing strategy",
-    "register_regularizers": "regularizer",
-    "register_backends": "backend",
+
+
+def _no_method(name: str, thing: object) -> str:
+    from .method import Capabilities, Method, MethodConfig, MethodPreset
+
+    config = getattr(thing, "config_class", None)
+    if isinstance(thing, MethodPreset):
+        if not callable(thing.build):
+            return "a preset whose build is a function"
+    elif not isinstance(thing, Method):
+        return "an instance of hfadapt.Method or hfadapt.MethodPreset"
+    elif not (isinstance(config, type) and issubclass(config, MethodConfig) and getattr(config, "method", "") == name):
+        return f"a method whose config_class is a MethodConfig with method = {name!r}"
+    elif type(thing).place is Method.place or not isinstance(thing.capabilities, Capabilities):
+        return "a method with a place of its own, and capabilities that are an hfadapt.Capabilities"
+    words = [getattr(thing, key, None) for key in ("family", "paper", "summary", "tests")]
+    if getattr(thing, "name", None) != name or not all(isinstance(word, str) for word in words):
+        return f"one with name = {name!r}, whose family, paper, summary and tests are texts"
+    return ""
+
+
+def _no_function(name: str, thing: object) -> str:
+    return "" if callable(thing) and not isinstance(thing, type) else "a function"
+
+
+def _no_strategy(name: str, thing: object) -> str:
+    from .data import MixingStrategy
+
+    fits = isinstance(thing, type) and issubclass(thing, MixingStrategy)
+    return "" if fits else "a subclass of hfadapt.data.MixingStrategy"
+
+
+def _no_class(name: str, thing: object) -> str:
+    return "" if isinstance(thing, type) else "a class"
+
+
+def _no_backend(name: str, thing: object) -> str:
+    from hfadapt_kernels.backend import Implementation
+
+    return "" if isinstance(thing, Implementation) else "an Implementation of hfadapt_kernels.backend"
+
+
+_REGISTRIES: dict[str, tuple[str, Callable[[str, object], str]]] = {
+    "register_methods": ("method", _no_method),
+    "register_architectures": ("architecture", _no_function),
+    "register_mixing_strategies": ("mixing strategy", _no_strategy),
+    "register_regularizers": ("regularizer", _no_class),
+    "register_backends": ("backend", _no_backend),
 }
 
 
@@ -71,6 +119,11 @@ class PluginRecord:
     error: str = ""
     traceback: str = ""
 
+    @property
+    def named_origin(self) -> str:
+        """The name of the plugin, and the distribution that brings it."""
+        return f"{self.name} ({self.origin} {self.version}".rstrip() + ")"
+
 
 @dataclass
 class _Loaded:
@@ -84,16 +137,59 @@ def _strict() -> bool:
     return os.environ.get("HFADAPT_STRICT_PLUGINS", "") == "1"
 
 
-def _fail(record: PluginRecord, status: str, message: str) -> None:
+@contextlib.contextmanager
+def _noticed_interrupts() -> Iterator[list[int]]:
+    """Note the interrupts that the process is sent, to tell them from a KeyboardInterrupt that code raises."""
+    seen: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, frame: Any) -> Any:
+        seen.append(number)
+        return before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _isolated(record: PluginRecord, doing: str, *, strict: bool = True) -> Iterator[None]:
+    """Run code of a plugin: whatever it raises, it is named and skipped, and nothing of it gets any further.
+
+    An exit and a KeyboardInterrupt of its own making are no exception. Ctrl-C of the user's stops the program, and what
+    it interrupted is said.
+
+    Args:
+        record: Of the plugin.
+        doing: What it does.
+        strict: Strict loading makes a failure fatal.
+    """
+    with _noticed_interrupts() as interrupts:
+        try:
+            yield
+        except BaseException as error:
+            if interrupts and isinstance(error, KeyboardInterrupt):
+                logger.warning("interrupted while plugin %s %s", record.named_origin, doing)
+                raise
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
+            _fail(record, "failed", f"it {doing} and raised {said}", strict=strict)
+
+
+def _fail(record: PluginRecord, status: str, message: str, *, strict: bool = True) -> None:
     record.status, record.error = status, message
     record.traceback = traceback.format_exc() if sys.exc_info()[0] else ""
     text = problem(
         f"plugin {record.name!r} was skipped ({status})",
-        where=record.origin,
+        where=f"{record.origin} {record.version}".rstrip(),
         got=message,
         try_="hfadapt plugins --verbose shows the traceback; HFADAPT_PLUGINS selects which plugins load",
     )
-    if _strict():
+    if strict and _strict():
         raise PluginError(text)
     logger.warning(text)
 
@@ -103,12 +199,22 @@ def _register(pm: pluggy.PluginManager, record: PluginRecord, module: ModuleType
     if pm.is_blocked(record.name):
         record.status = "blocked"
         return
-    try:
-        pm.register(module, name=record.name)
-    except (pluggy.PluginValidationError, ValueError) as error:
+    if isinstance(module, type) or module is None:
+        got = "a class, not an instance of it" if isinstance(module, type) else "None"
+        _fail(record, "invalid", f"{got}; a plugin is a module or an object with functions marked hfadapt.hookimpl")
+        return
+    refused = ""
+    with _isolated(record, "was asked for its hooks"):
+        hash(module)  # pluggy keeps plugins in sets: one that cannot stand there would take all the others down
+        try:
+            pm.register(module, name=record.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            refused = str(error)
+    if refused or record.status != "loaded":
         if pm.has_plugin(record.name):
             pm.unregister(name=record.name)
-        _fail(record, "invalid", str(error))
+        if refused:
+            _fail(record, "invalid", refused)
         return
     callers = pm.get_hookcallers(module) or []
     unknown = sorted(c.name for c in callers if c.spec is None)
@@ -116,6 +222,11 @@ def _register(pm: pluggy.PluginManager, record: PluginRecord, module: ModuleType
         pm.unregister(name=record.name)
         known = ", ".join(sorted(n for n in dir(pm.hook) if not n.startswith("_")))
         _fail(record, "invalid", f"unknown hooks {', '.join(unknown)} (known: {known})")
+        return
+    if not callers:
+        pm.unregister(name=record.name)
+        got = f"{type(module).__name__} {getattr(module, '__name__', repr(module))}"
+        _fail(record, "invalid", f"no function marked hfadapt.hookimpl in it: {got}")
         return
     record.hooks = tuple(sorted(c.name for c in callers))
 
@@ -129,34 +240,100 @@ def _load_entry_point(pm: pluggy.PluginManager, entry: EntryPoint, selected: set
     if pm.is_blocked(entry.name):
         record.status = "blocked"
         return record
-    try:
+    with _isolated(record, "was imported"):
         module = entry.load()
-    except Exception as error:  # a third party's import may fail in any way; it is reported by name
-        _fail(record, "failed", f"{type(error).__name__}: {error}")
-        return record
-    _register(pm, record, module)
+    if record.status == "loaded":
+        _register(pm, record, module)
     return record
 
 
 def _fill_registries(loaded: _Loaded) -> None:
     """Call each plugin's register hooks one by one, so that a failure is named and undone for that plugin alone."""
-    loaded.registries = {hook: Registry(kind) for hook, kind in _REGISTRIES.items()}
+    loaded.registries = {hook: Registry(kind, refuse) for hook, (kind, refuse) in _REGISTRIES.items()}
     for record in loaded.records:
         if record.status != "loaded":
             continue
-        plugin = loaded.manager.get_plugin(record.name)
-        others = [p for p in loaded.manager.get_plugins() if p is not plugin]
+        origin = record.named_origin
         try:
-            for hook, registry in loaded.registries.items():
-                registry._current_origin = f"{record.name} ({record.origin} {record.version})".rstrip(" )") + ")"
-                loaded.manager.subset_hook_caller(hook, others)(registry=registry)
-            _add_backends(loaded, registry._current_origin)
-        except Exception as error:  # as above: whatever a plugin raises, it is named and skipped
-            _remove_backends(loaded, registry._current_origin)
-            for registry in loaded.registries.values():
-                registry.remove_origin(registry._current_origin)
-            loaded.manager.unregister(name=record.name)
-            _fail(record, "failed", f"{type(error).__name__}: {error}")
+            with _isolated(record, "registered what it has"):
+                for hook, registry in loaded.registries.items():
+                    registry._current_origin = origin
+                    _alone(loaded, record, hook)(registry=registry)
+                _add_backends(loaded, origin)
+        finally:  # strict loading raises
+            if record.status != "loaded":
+                _remove_backends(loaded, origin)
+                for registry in loaded.registries.values():
+                    registry.remove_origin(origin)
+                loaded.manager.unregister(name=record.name)
+
+
+def _alone(loaded: _Loaded, record: PluginRecord, hook: str) -> Any:
+    """Return the caller of one plugin's implementation of a hook."""
+    plugin = loaded.manager.get_plugin(record.name)
+    return loaded.manager.subset_hook_caller(hook, [p for p in loaded.manager.get_plugins() if p is not plugin])
+
+
+def call_each(
+    hook: str, check: Callable[[Any], str], *, strict: bool = True, **arguments: Any
+) -> list[tuple[PluginRecord, Any]]:
+    """Call a hook of every plugin by itself; one that raises, or returns what it should not, is named and left out.
+
+    Args:
+        hook: Its name.
+        check: Says what may be returned where a result is wrong, else "".
+        strict: Under strict loading a failure is fatal.
+        arguments: Of the hook.
+
+    Returns:
+        The plugins with something to say, and what each returned.
+
+    Raises:
+        PluginError: one failed, under strict loading.
+    """
+    loaded = _loaded()
+    results = []
+    for record in loaded.records:
+        if record.status != "loaded" or hook not in record.hooks:
+            continue
+        with _isolated(record, f"ran its hook {hook}", strict=strict):
+            for result in _alone(loaded, record, hook)(**arguments):
+                wrong = check(result)
+                if wrong:
+                    raise TypeError(f"returned {result!r}, allowed: {wrong}")
+                results.append((record, result))
+    return results
+
+
+def add_commands(group: Any) -> dict[str, str]:
+    """Let plugins add commands to a click group; those of a plugin that fails on the way are taken out again.
+
+    Returns:
+        The names of the commands, and the plugin that each is from.
+
+    Raises:
+        PluginError: one failed, under strict loading.
+    """
+    loaded = _loaded()
+    origins: dict[str, str] = {}
+    for record in loaded.records:
+        if record.status != "loaded" or "register_commands" not in record.hooks:
+            continue
+        before = dict(group.commands)
+        builtin = set(group.list_builtin()) if hasattr(group, "list_builtin") else set()
+        try:
+            with _isolated(record, "registered its commands"):
+                _alone(loaded, record, "register_commands")(group=group)
+                taken = [n for n, c in group.commands.items() if n in builtin or (n in before and before[n] is not c)]
+                if taken:
+                    whose = origins.get(taken[0], "hfadapt")
+                    raise ValueError(f"a command {taken[0]!r} is there already, from {whose}")
+                origins.update(dict.fromkeys(group.commands.keys() - before.keys(), record.named_origin))
+        finally:
+            if record.status != "loaded":
+                group.commands.clear()
+                group.commands.update(before)
+    return origins
 
 
 def _add_backends(loaded: _Loaded, origin: str) -> None:
@@ -194,7 +371,10 @@ def _loaded() -> _Loaded:
     for name in BUILTIN_PLUGINS:
         record = PluginRecord(name, "hfadapt", __version__)
         records.append(record)
-        _register(pm, record, None if pm.is_blocked(name) else importlib.import_module(name))
+        if pm.is_blocked(name):
+            record.status = "blocked"
+        else:
+            _register(pm, record, importlib.import_module(name))
     for name, module in _ADDED.items():
         record = PluginRecord(name, "this process")
         records.append(record)

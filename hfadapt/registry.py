@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from .errors import RegistryError, did_you_mean, problem
@@ -19,10 +19,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         kind: What is registered, in the singular; used in messages.
+        refuse: Says what may be registered where a thing may not, else "".
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, refuse: Callable[[str, object], str] = lambda name, thing: "") -> None:
         self.kind = kind
+        self.refuse = refuse
         self._things: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._current_origin = "hfadapt"
@@ -36,9 +38,10 @@ class Registry(Mapping[str, T], Generic[T]):
             origin: Which plugin brings it; by default the plugin whose hook is being called.
 
         Raises:
-            RegistryError: the name is malformed or taken; both origins are named.
+            RegistryError: the name is malformed or taken, in which case both origins are named; or the thing is none
+                of this kind.
         """
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise RegistryError(
                 problem(f"bad {self.kind} name", got=repr(name), allowed="lower case letters, digits, '_' and '-'")
             )
@@ -51,6 +54,9 @@ class Registry(Mapping[str, T], Generic[T]):
                     try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
                 )
             )
+        allowed = self.refuse(name, thing)
+        if allowed:
+            raise RegistryError(problem(f"{name!r} is no {self.kind}", got=repr(thing), allowed=allowed))
         self._things[name] = thing
         self._origins[name] = origin
 

@@ -1,71 +1,77 @@
-"""One small forward pass that proves that every slot of an adapter runs."""
+"""One small forward pass that proves that every slot of an adapter runs, and does to its rows what a slot may."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .errors import AttachError, problem
-from .state import attachment, copies_of, deltas_of
+from . import plugins
+from .delta_proof import Proof
+from .errors import AttachError, HFAdaptError, problem
+from .state import Attachment, attachment, copies_of, deltas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["verify"]
 
+logger = logging.getLogger(__name__)
+
 
 def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
-    """Run one forward pass on a tiny input and count that every delta, and every copy of a module, fires.
+    """Run forward passes on a tiny input, count that every delta fires, and look at what it returns.
 
     Fused modules (``nn.MultiheadAttention`` and kernels that replace a forward) never call the leaf modules they hold;
-    a delta there would be trained and saved and do nothing.
+    a delta there would be trained and saved and do nothing. The batch is mixed where the methods can be: beside rows of
+    an adapter stands one without any, and one of another adapter where there is one. What a delta returns must have the
+    shape and dtype of what it changes, be finite, keep rows without an adapter bit for bit, and give each row what it
+    gets when all rows are of its adapter.
 
     Args:
         model: An adapted model; on the meta device nothing can be run and 0 is returned.
         names: The adapters to look at; all by default.
 
     Returns:
-        How many of them fired.
+        How many deltas fired.
 
     Raises:
-        AttachError: a delta did not fire; the first few are named.
+        AttachError: a delta did not fire, raised an error, or returned something else; it is named, and the plugin that
+            its method is from.
     """
-    from .example_inputs import example_inputs
-
     state = attachment(model)
     if any(p.is_meta for p in model.parameters()):
         return 0
     chosen = list(state.names if names is None else names)
-    fired: set[int] = set()
-    handles = []
     deltas: dict[int, tuple[str, nn.Module]] = {}
     for name in chosen:
         deltas.update({id(delta): (path, delta) for path, delta in deltas_of(model, name)})
     representatives = _representatives(state, chosen)
     for name in representatives:
         deltas.update({id(own): (f"{path} (its own copy)", own) for path, own in copies_of(model, name)})
+    proof = Proof({key: path for key, (path, _) in deltas.items()})
+    handles = []
     for _, delta in deltas.values():
-        handles.append(delta.register_forward_hook(_note(fired)))
+        handles.append(delta.register_forward_pre_hook(proof.begins))
+        handles.append(delta.register_forward_hook(proof.ends, with_kwargs=True))
     drop = state.drop
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
         state.drop = {}
-        # Rows with and without each adapter are covered by the methods' own tests; here each adapter runs alone.
         with torch.no_grad():
             for name in representatives:
-                # By name: a call inside of generate would take that one's adapters.
-                model(**example_inputs(model), task_ids=name)
+                _run(model, state, name, proof)
     finally:
         state.drop = drop
         for module, mode in modes.items():
             module.training = mode
         for handle in handles:
             handle.remove()
-    silent = [path for key, (path, delta) in deltas.items() if key not in fired]
+    silent = [path for key, (path, _) in deltas.items() if key not in proof.fired]
     if silent:
         raise AttachError(
             problem(
@@ -77,20 +83,49 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
                 "train_head=False where the model's head does not run",
             )
         )
-    return len(fired)
+    return len(proof.fired)
 
 
-def _representatives(state: Any, names: list[str]) -> list[str]:
+def _run(model: PreTrainedModel, state: Attachment, name: str, proof: Proof) -> None:
+    from .example_inputs import example_inputs
+
+    inputs = example_inputs(model)
+    if _can_mix(state, name):
+        other = next((n for n in state.names if n != name and _can_mix(state, n)), name)
+        mixed = {key: value.repeat(3, *(1,) * (value.dim() - 1)) for key, value in inputs.items()}
+        try:
+            return _call(model, mixed, [name, None, other], proof)
+        except HFAdaptError:
+            raise
+        except Exception as error:
+            # Some heads take one row alone until the config has a padding token; then no batch can be mixed either.
+            logger.debug("%s takes no batch of three rows (%s)", type(model).__name__, error)
+    _call(model, inputs, name, proof)
+
+
+def _call(model: PreTrainedModel, inputs: dict[str, Tensor], task_ids: Any, proof: Proof) -> None:
+    proof.running.clear()
+    try:
+        # By name: a call inside of generate would take that one's adapters.
+        model(**inputs, task_ids=task_ids)
+    except HFAdaptError:
+        raise
+    except Exception as error:
+        if not proof.running:
+            raise
+        delta = proof.running[-1][0]
+        raise proof.error(delta, f"raised {type(error).__name__}: {error}") from error
+
+
+def _can_mix(state: Attachment, name: str) -> bool:
+    configs = state.adapters[name].configs
+    return all(plugins.methods()[config.method].capabilities.mixed_batch for config in configs)
+
+
+def _representatives(state: Attachment, names: list[str]) -> list[str]:
     """One adapter of each kind: adapters with equal configs use the same deltas, and copies of the same modules."""
     seen: dict[Any, str] = {}
     for name in names:
         one = state.adapters[name]
         seen.setdefault((one.configs, one.heads, one.modules), name)
     return list(seen.values())
-
-
-def _note(fired: set[int]) -> Any:
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
-        fired.add(id(module))
-
-    return note

@@ -11,6 +11,7 @@ import click
 
 from hfadapt import releases
 from hfadapt.cli.output import json_option, print_json, print_table
+from hfadapt.cli.plugins import plugin_records
 
 __all__ = ["doctor"]
 
@@ -56,7 +57,7 @@ def doctor(as_json: bool) -> None:
         for row in found["kernels"]
     ]
     print_table(["op", "device", "backend", "", "why not, or how"], rows)
-    print_table(["plugin", "status", "error"], found["plugins"])
+    print_table(["plugin", "from", "status", "error"], found["plugins"])
 
 
 def _mark(row: dict[str, Any]) -> str:
@@ -97,7 +98,5 @@ def _kernels() -> list[dict[str, Any]]:
     return explain()
 
 
-def _plugins() -> list[tuple[str, str, str | None]]:
-    from hfadapt.plugins import report
-
-    return [(record.name, record.status, record.error or None) for record in report()]
+def _plugins() -> list[tuple[str, str, str, str | None]]:
+    return [(r.name, f"{r.origin} {r.version}".rstrip(), r.status, r.error or None) for r in plugin_records()]

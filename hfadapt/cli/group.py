@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import click
 
 import hfadapt
-from hfadapt.errors import HFAdaptError, did_you_mean
+from hfadapt.errors import HFAdaptError, PluginError, did_you_mean, problem
 
 __all__ = ["cli", "main"]
 
@@ -34,6 +34,30 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is used, and asks plugins only for names that are not built in."""
 
     _plugins_asked = False
+    _origins: Mapping[str, str] = {}
+
+    def list_builtin(self) -> list[str]:
+        """The names of hfadapt's own commands, which plugins cannot take."""
+        return list(COMMANDS)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """As click; what a plugin's command raises is named with its origin."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.ClickException, click.exceptions.Exit, click.Abort, HFAdaptError):
+            raise
+        except Exception as error:
+            origin = self._origins.get(str(ctx.invoked_subcommand))
+            if origin is None:
+                raise
+            raise PluginError(
+                problem(
+                    f"the command {ctx.invoked_subcommand!r} failed",
+                    where=f"plugin {origin}",
+                    got=f"{type(error).__name__}: {error}",
+                    try_="HFADAPT_DEBUG=1 shows the traceback; it is the plugin's to mend",
+                )
+            ) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Built-in names in their order, then those of third-party plugins."""
@@ -79,7 +103,7 @@ class LazyGroup(click.Group):
             return
         from hfadapt import plugins
 
-        plugins.manager().hook.register_commands(group=self)
+        self._origins = plugins.add_commands(self)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from hfadapt.cli.output import json_option, print_json, print_table
 
-__all__ = ["plugins"]
+__all__ = ["plugin_records", "plugins"]
+
+if TYPE_CHECKING:
+    from hfadapt.plugins import PluginRecord
+
+
+def plugin_records() -> list[PluginRecord]:
+    """What became of every plugin, their commands included."""
+    from hfadapt.cli.group import LazyGroup
+    from hfadapt.plugins import add_commands, report
+
+    add_commands(LazyGroup())
+    return report()
 
 
 @click.command()
@@ -16,9 +29,7 @@ __all__ = ["plugins"]
 @json_option
 def plugins(verbose: bool, as_json: bool) -> None:
     """Show which plugins loaded, from where, with which hooks, and which failed."""
-    from hfadapt.plugins import report
-
-    records = report()
+    records = plugin_records()
     if as_json:
         print_json([dataclasses.asdict(record) for record in records])
         return

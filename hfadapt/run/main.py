@@ -205,8 +205,9 @@ class Run:
 
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
-        written = plugins.manager().hook.model_card_sections(model=model)
-        self._card_sections = tuple(section for found in written for section in found or ())
+        # The adapter is trained and saved: whatever a plugin has to say of it, or fails to, changes nothing in that.
+        written = plugins.call_each("model_card_sections", _no_sections, strict=False, model=model)
+        self._card_sections = tuple(section for _, found in written for section in found)
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
         found = check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture)
@@ -235,8 +236,10 @@ class Run:
         from hfadapt import plugins
         from hfadapt.training import RobustAdapterDrop
 
-        found = plugins.manager().hook.configure_training(args=self.arguments, model=model, tasks=self.tasks)
-        callbacks = [callback for group in found for callback in group or ()]
+        found = plugins.call_each(
+            "configure_training", _no_callbacks, args=self.arguments, model=model, tasks=self.tasks
+        )
+        callbacks = [callback for _, group in found for callback in group]
         if self.recipe.adapter_drop is not None:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
         return callbacks
@@ -321,6 +324,18 @@ class Run:
             files = [self.folder.place / file.relative_to(self.output) for file in files]
             self.output = self.folder.place
         return files
+
+
+def _no_sections(found: Any) -> str:
+    fits = isinstance(found, (list, tuple)) and all(isinstance(section, str) for section in found)
+    return "" if fits else "None or a list of Markdown texts"
+
+
+def _no_callbacks(found: Any) -> str:
+    from transformers import TrainerCallback
+
+    fits = isinstance(found, (list, tuple)) and all(isinstance(callback, TrainerCallback) for callback in found)
+    return "" if fits else "None or a list of TrainerCallback objects"
 
 
 def _pack_frozen(model: PreTrainedModel) -> None:

@@ -77,7 +77,7 @@ def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
     assert markdown_table(RunResult.read(finished)) in card
 
 
-def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, hfadapt, tmp_path: Path) -> None:
+def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, hfadapt, tmp_path: Path, caplog) -> None:
     seen: list[object] = []
 
     class Steps(TrainerCallback):
@@ -94,11 +94,34 @@ def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, h
         def model_card_sections(self, model):
             return [f"## Limits\n\nTrained on {len(model.tasks)} tasks.\n"]
 
-    plugins.register(Watcher(), "watcher")
+    class Broken:
+        @hookimpl
+        def configure_training(self, args, model, tasks):
+            raise SystemExit("no callbacks today")
+
+    class Cardless:
+        @hookimpl
+        def model_card_sections(self, model):
+            raise ValueError("no card today")
+
+    class Odd:
+        @hookimpl
+        def model_card_sections(self, model):
+            return "no list"
+
+    added = {"watcher": Watcher(), "broken": Broken(), "cardless": Cardless(), "odd": Odd()}
+    for name, plugin in added.items():
+        plugins.register(plugin, name)
     try:
         hfadapt("train", recipe, "--fast", "baselines=[]", "training.max_steps=2", "--output", tmp_path / "run")
+        errors = {record.name: record.error for record in plugins.report()}
     finally:
-        plugins.unregister("watcher")
+        for name in added:
+            plugins.unregister(name)
+    assert all(text in caplog.text for text in ("no callbacks today", "no card today"))
+    assert "no callbacks today" in errors["broken"] and "no card today" in errors["cardless"]
+    assert "'no list'" in errors["odd"] and not errors["watcher"]
+    assert (tmp_path / "run" / "results.json").exists()
     assert seen == [["wn_relation", "sms_spam", "tweet_valence"], 1, 2]
     assert "## Limits\n\nTrained on 3 tasks." in (tmp_path / "run" / "adapter" / "README.md").read_text("utf-8")
 

@@ -9,6 +9,7 @@ import torch
 
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import PluginError, RegistryError
+from hfadapt.method import Method, MethodConfig
 from hfadapt.registry import Registry
 from hfadapt_kernels import BackendError, use_backend
 from hfadapt_kernels import backend as kernels
@@ -50,9 +51,14 @@ def record(name):
     return next(r for r in plugins.report() if r.name == name)
 
 
+def method_of(name):
+    config = type("Config", (MethodConfig,), {"method": name})
+    return type("Some", (Method,), {"name": name, "config_class": config, "place": lambda *given: ()})()
+
+
 def register_method(name):
     def register_methods(registry):
-        registry.add(name, types.SimpleNamespace(name=name))
+        registry.add(name, method_of(name))
 
     return register_methods
 
@@ -82,7 +88,7 @@ def test_plugin_that_fails_to_import_is_named_and_skipped(install, caplog):
 
 def test_plugin_that_raises_in_a_hook_leaves_nothing_behind(install):
     def register_methods(registry):
-        registry.add("half", object())
+        registry.add("half", method_of("half"))
         raise RuntimeError("half way")
 
     install(Entry("half", plugin(register_methods=register_methods)))
