@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .multitask_config import MultiTaskOutput as MultiTaskOutput
     from .own_copies import own_modules as own_modules
     from .routing import Rows as Rows
+    from .saving import slim_checkpoints as slim_checkpoints
     from .slots import Site as Site
     from .state import Adapter as Adapter
     from .state import attachment as attachment
@@ -122,6 +123,7 @@ _NAMES = {
     "save": "checkpoint",
     "select_layers": "method",
     "set_adapter_drop": "activation",
+    "slim_checkpoints": "saving",
     "trainable_parameters": "freezing",
     "unfreeze": "freezing",
     "unpack": "inference.packing",
@@ -181,6 +183,7 @@ __all__ = [
     "save",
     "select_layers",
     "set_adapter_drop",
+    "slim_checkpoints",
     "trainable_parameters",
     "unfreeze",
     "unpack",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ __all__ = [
     "CONFIG_FILE",
     "FIRST_VERSION",
     "FORMAT_VERSION",
-    "OF_THE_WEIGHTS",
     "TRAINER_FILE",
     "WEIGHTS_FILE",
     "check_digest",
+    "is_ours",
+    "outdated",
     "read_config",
     "read_json",
     "read_tensors",
@@ -41,9 +43,8 @@ FIRST_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINER_FILE = "model.safetensors"
-# the twin of our weights: a save that writes none must not leave that of an older one
-OF_THE_WEIGHTS = (TRAINER_FILE,)
 _CONFIG_DIGEST = "config_sha256"
+_TRAINER_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt")
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _TRY_RESUMING = (
@@ -89,6 +90,22 @@ def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
         )
 
 
+def outdated(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the names of files that belong to the weights in ``folder``, and go when those are replaced.
+
+    These are the twin of our weights, and in a folder ``checkpoint-N`` Trainer's state: resuming must not find an
+    optimizer of other weights beside the new ones.
+    """
+    state = _TRAINER_STATE if re.fullmatch(r"checkpoint-\d+", Path(folder).name) else ()
+    return (TRAINER_FILE, *state)
+
+
+def is_ours(config: Path) -> bool:
+    """Say whether an ``adapter_config.json`` was written by hfadapt; one that was cut off is, if its beginning is."""
+    text = config.read_text("utf-8", errors="replace")
+    return '"format": "hfadapt"' in text or not text.strip()
+
+
 def refuse_foreign(folder: str | os.PathLike[str]) -> None:
     """Raise unless all that a save would replace, or make unloadable, in ``folder`` was written by hfadapt.
 
@@ -100,9 +117,7 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
     ours = is_marked(place)
     config = place / CONFIG_FILE
     if config.is_file():
-        text = config.read_text("utf-8", errors="replace")
-        # one that was cut off is ours too, if its beginning is
-        if '"format": "hfadapt"' not in text and text.strip():
+        if not is_ours(config):
             raise CheckpointError(
                 problem(
                     "the folder holds an adapter that hfadapt did not write",

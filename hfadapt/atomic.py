@@ -67,7 +67,7 @@ class atomic_folder:
 
     Args:
         folder: Made if it is missing.
-        dropped: Names in an older folder that belong to what is replaced, and go with it.
+        dropped: Names of files and folders in an older folder that belong to what is replaced, and go with it.
 
     Raises:
         CheckpointError: the folder cannot be written; nothing was changed.
@@ -199,7 +199,10 @@ def settle(folder: Path) -> None:
     dropped = journal / _DROPPED
     gone = dropped.read_text("utf-8").splitlines() if dropped.is_file() else []
     for name in [*gone, *(name for name in _CONFIGS if Path(name) in waiting)]:
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     for path in sorted(waiting, key=lambda path: (str(path) in _CONFIGS, path)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (journal / path).replace(folder / path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import generating, plugins, resuming
+from . import generating, plugins, resuming, saving
 from .architecture import resolve
 from .delta import check_adapter_name
 from .delta_proof import check_place
@@ -228,6 +228,7 @@ def _begin(model: PreTrainedModel) -> Attachment:
     install(model, arch)
     generating.install(model)
     resuming.install(model)
+    saving.install(model)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
     torch._dynamo.reset()
     return state

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .activation import compose
-from .adapter_files import OF_THE_WEIGHTS, check_digest, read_config, read_tensors, refuse_foreign, write_files
+from .adapter_files import check_digest, outdated, read_config, read_tensors, refuse_foreign, write_files
 from .atomic import atomic_folder
 from .attaching import attach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
@@ -26,6 +26,7 @@ from .multitask_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
 from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
 from .saved_tensors import check_tensors, fill
+from .saving import SIDE_FOLDER, base_beside, is_whole
 from .state import attachment, find_attachment, parameters_of, uncompiled
 from .watching import require_intact
 
@@ -52,19 +53,29 @@ def _prefix(model: PreTrainedModel) -> str:
     return "" if base is model else f"{model.base_model_prefix}."
 
 
-def state_of(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Return what a save writes: parameters of the adapters, relative to the base model, and their own modules."""
+def state_of(
+    model: PreTrainedModel, names: Iterable[str] | None = None, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return what a save writes: parameters of the adapters, relative to the base model, and their own modules.
+
+    Args:
+        model: An adapted model.
+        names: The adapters; all by default.
+        weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
+    """
     chosen = list(attachment(model).names if names is None else names)
     prefix = _prefix(model)
+    given = {} if weights is None else weights
     tensors: dict[str, Tensor] = {}
     require_intact(attachment(model), chosen)
     for name in chosen:
         for key, parameter in parameters_of(model, name, own_modules=False).items():
-            tensors[key.removeprefix(prefix)] = parameter.detach()
+            tensors[key.removeprefix(prefix)] = given.get(key, parameter).detach()
     for path, delta in _fusions(model, chosen):
         for key, parameter in delta.named_parameters():
-            tensors[f"{path.removeprefix(prefix)}.{key}"] = parameter.detach()
-    return tensors | own_to_save(model, chosen, prefix)
+            full = f"{path}.{key}"
+            tensors[full.removeprefix(prefix)] = given.get(full, parameter).detach()
+    return tensors | own_to_save(model, chosen, prefix, given)
 
 
 def _fusions(model: PreTrainedModel, names: Iterable[str] | None = None) -> list[tuple[str, nn.Module]]:
@@ -142,18 +153,39 @@ def save(
         AttachError: nothing is attached, or an adapter is unknown.
     """
     model = uncompiled(model)
-    config = {**describe(model, names), **(extra or {})}
-    tensors = {**state_of(model, names), **token_rows(model), **(extra_tensors or {})}
-    tensors = {k: t.contiguous().cpu() for k, t in tensors.items()}
     refuse_foreign(folder)
-    with atomic_folder(folder, dropped=OF_THE_WEIGHTS) as temporary:
-        # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
-        marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
-        marker.save_pretrained(temporary)
-        write_files(temporary, config, tensors)
+    with atomic_folder(folder, dropped=outdated(folder)) as temporary:
+        write(model, temporary, names, extra=extra, extra_tensors=extra_tensors)
         if card is not None:
             card(temporary)
     return Path(folder)
+
+
+def write(
+    model: PreTrainedModel,
+    folder: Path,
+    names: Iterable[str] | None = None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    extra_tensors: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write what ``save`` writes into a folder that nobody reads yet.
+
+    Args:
+        model: An adapted model.
+        folder: Which is there, and empty.
+        names: The adapters; all by default.
+        extra: Further keys of ``adapter_config.json``.
+        extra_tensors: Further tensors.
+        weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
+    """
+    config = {**describe(model, names), **(extra or {})}
+    tensors = {**state_of(model, names, weights), **token_rows(model), **(extra_tensors or {})}
+    # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
+    marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
+    marker.save_pretrained(folder)
+    write_files(folder, config, {k: t.contiguous().cpu() for k, t in tensors.items()})
 
 
 def load(
@@ -162,7 +194,8 @@ def load(
     """Put saved adapters on a base.
 
     Args:
-        folder: Written by ``save``.
+        folder: Written by ``save``; or by ``save_pretrained`` of an adapted model, as Trainer and other libraries call
+            it, which holds the base too.
         model: The base; by default the one named in the folder, with ``from_pretrained``.
         strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
             that decides shapes and computation. Otherwise fields may differ that no stock code reads.
@@ -173,6 +206,9 @@ def load(
     Raises:
         CheckpointError: the files are damaged, belong to another base, or differ from what the configs make.
     """
+    if is_whole(folder):
+        base = base_beside(folder, model)
+        return load(Path(folder) / SIDE_FOLDER, base, strict=strict)
     data = read_config(folder)
     tensors = read_tensors(folder, data.get("weights_sha256"))
     if "multi_task" in data:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import generating, resuming
+from . import generating, resuming, saving
 from .choice import Choice
 from .composition import Composition, adapter_names
 from .embedding_hooks import give_back
@@ -108,6 +108,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
     uninstall(model, state.arch)
     generating.uninstall(model)
     resuming.uninstall(model)
+    saving.uninstall(model)
     if hasattr(model, "hfadapt_shared"):
         del model.hfadapt_shared
     if state.original_attention is not None:

@@ -46,7 +46,6 @@ _KEY = "multi_task"
 _TRAINER_FILE = adapter_files.TRAINER_FILE
 _COUNTED = re.compile("(layers?|blocks|stages|experts|labels)$")
 _OTHER_MODEL = "the folder was changed, or was saved with other tasks, another method or another train_base"
-_TRAINER_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
@@ -165,11 +164,7 @@ def save_multi_task(
     else:
         extra = {**_describe_without_adapters(model.base), **extra}
     adapter_files.refuse_foreign(folder)
-    dropped: tuple[str, ...] = adapter_files.OF_THE_WEIGHTS
-    if re.fullmatch(r"checkpoint-\d+", Path(folder).name):
-        # an optimizer's state of other weights: resuming must not find it beside these
-        dropped += _TRAINER_STATE
-    with atomic_folder(folder, dropped=dropped) as temporary:
+    with atomic_folder(folder, dropped=adapter_files.outdated(folder)) as temporary:
         weights_file = temporary / adapter_files.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {

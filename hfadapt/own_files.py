@@ -54,13 +54,23 @@ def _is_plain(state: Attachment, chosen: list[str]) -> bool:
     return not any(a.modules for a in adapters) and (len(adapters) == 1 or not any(a.heads for a in adapters))
 
 
-def own_to_save(model: PreTrainedModel, chosen: list[str], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of own modules that a save writes, by their key in the file."""
+def own_to_save(
+    model: PreTrainedModel, chosen: list[str], prefix: str, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of own modules that a save writes, by their key in the file.
+
+    Args:
+        model: An adapted model.
+        chosen: The adapters that are saved.
+        prefix: Path of the base model, which keys do not begin with.
+        weights: Tensors to take in place of the model's, by the model's own names.
+    """
     state = attachment(model)
     plain = _is_plain(state, chosen)
     found: dict[str, Tensor] = {}
     for owner in _owners(state, chosen):
         for path, key, tensor in own_tensors(model, owner):
+            tensor = weights.get(_name(False, owner, path, key), tensor)
             found[_name(plain, owner, path, key, prefix)] = tensor.detach()
     return found
 

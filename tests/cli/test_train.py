@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from transformers import TrainerCallback
 
 from hfadapt import hookimpl, plugins
@@ -182,3 +183,14 @@ def test_a_run_that_is_resumed_trains_no_arm_again_that_had_ended(
 def test_resume_without_a_checkpoint_says_how_to_get_one(recipe: Path, hfadapt, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="save_strategy=epoch"):
         hfadapt("train", recipe, "--fast", "--resume", "--output", tmp_path / "run")
+
+
+def test_checkpoints_of_a_frozen_base_hold_no_base(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    options = ("training.save_strategy=epoch", "training.num_train_epochs=1", "--output", tmp_path / "run")
+    hfadapt("train", recipe, "--fast", *options)
+    for arm, whole in (("adapted", False), ("frozen_head", False), ("full_finetuning-sms_spam", True)):
+        (file,) = (tmp_path / "run" / "checkpoints" / arm).glob("checkpoint-*/model.safetensors")
+        with safe_open(file, "pt") as tensors:
+            keys = set(tensors.keys())
+        assert any(key.startswith("heads.") for key in keys), arm
+        assert any("word_embeddings" in key or key.endswith("query.weight") for key in keys) is whole, arm
