@@ -1,4 +1,4 @@
-"""sentence-transformers calls the ``forward`` of the model inside directly: an adapted one computes what a call computes."""
+"""sentence-transformers calls ``forward`` of the model inside directly; an adapted one computes the same there."""
 
 from collections.abc import Iterator
 
