@@ -227,8 +227,9 @@ def _begin(model: PreTrainedModel) -> Attachment:
         put_forward(module, path)
     install(model, arch)
     generating.install(model)
-    resuming.install(model)
+    # A checkpoint without its base is filled up before it is judged.
     saving.install(model)
+    resuming.install(model)
     # What dynamo compiled for this model's modules does not know of hooks that are added now.
     torch._dynamo.reset()
     return state
