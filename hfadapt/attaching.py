@@ -27,6 +27,7 @@ from .hooks import (
     add_hook,
 )
 from .method import Method, MethodConfig, MethodPreset, Place, expand
+from .names import names_of
 from .own_copies import add_copies, find_modules
 from .root import put_forward
 from .shared_tables import install
@@ -78,10 +79,10 @@ def attach(
     method: str | MethodConfig | Iterable[Any] | Mapping[str, Any],
     name: str = "default",
     *,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     freeze_base: bool = True,
     train_head: bool | None = None,
-    modules_to_save: Iterable[str] = (),
+    modules_to_save: str | Iterable[str] = (),
     verify: bool = True,
     seed: int | None = None,
     autocast_adapter_dtype: bool | None = None,
@@ -115,7 +116,7 @@ def attach(
             asks for.
         ArchitectureError: the model's structure cannot be mapped.
     """
-    wanted = (name,) if names is None else tuple(names)
+    wanted = (name,) if names is None else names_of(names)
     configs = expand(method)
     _check_model(model)
     state = find_attachment(model)

@@ -23,6 +23,7 @@ from .base_identity import TOKENS, check_base, describe_base, label_options, res
 from .composition import Fuse, parse, to_json
 from .errors import CheckpointError, problem
 from .multitask_config import HFAdaptConfig
+from .names import names_of
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
 from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
 from .saved_tensors import check_tensors, fill
@@ -53,6 +54,15 @@ def _prefix(model: PreTrainedModel) -> str:
     return "" if base is model else f"{model.base_model_prefix}."
 
 
+def _chosen(model: PreTrainedModel, names: str | Iterable[str] | None) -> list[str]:
+    """Return the names of the adapters that are asked for; raise where one is not attached."""
+    state = attachment(model)
+    chosen = list(state.names if names is None else names_of(names))
+    for name in chosen:
+        state.require(name)
+    return chosen
+
+
 def state_of(
     model: PreTrainedModel, names: Iterable[str] | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
@@ -63,7 +73,7 @@ def state_of(
         names: The adapters; all by default.
         weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
     """
-    chosen = list(attachment(model).names if names is None else names)
+    chosen = _chosen(model, names)
     prefix = _prefix(model)
     given = {} if weights is None else weights
     tensors: dict[str, Tensor] = {}
@@ -103,7 +113,7 @@ def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
 def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the content of ``adapter_config.json``."""
     state = attachment(model)
-    chosen = list(state.names if names is None else names)
+    chosen = _chosen(model, names)
     return {
         "format": "hfadapt",
         **describe_own(state, chosen, _prefix(model)),
@@ -131,7 +141,7 @@ def _covered(node: Any, names: list[str]) -> bool:
 def save(
     model: PreTrainedModel,
     folder: str | os.PathLike[str],
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
     extra: Mapping[str, Any] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
@@ -180,8 +190,9 @@ def write(
         extra_tensors: Further tensors.
         weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
     """
-    config = {**describe(model, names), **(extra or {})}
-    tensors = {**state_of(model, names, weights), **token_rows(model), **(extra_tensors or {})}
+    chosen = _chosen(model, names)
+    config = {**describe(model, chosen), **(extra or {})}
+    tensors = {**state_of(model, chosen, weights), **token_rows(model), **(extra_tensors or {})}
     # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
     marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
     marker.save_pretrained(folder)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from hfadapt.names import names_of
+
 from .delta import NAME_RULE, is_adapter_name, nearest_name
 from .errors import HFAdaptError, TaskError, did_you_mean, problem
 from .heads import Classification, Head, OwnHead, head_from_dict
@@ -78,10 +80,8 @@ class Task(KnownFields):
             )
         for attribute in ("metrics", "label_names"):
             value = getattr(self, attribute)
-            if isinstance(value, str):
-                raise TaskError(problem(f"{attribute} is one string", where=where, got=value, try_=f"({value!r},)"))
             if value is not None:
-                object.__setattr__(self, attribute, tuple(value))
+                object.__setattr__(self, attribute, names_of(value))
         if not self.metrics:
             object.__setattr__(self, "metrics", self.head.default_metrics)
         self._check(where)

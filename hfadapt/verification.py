@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from . import plugins
 from .delta_proof import Proof
-from .errors import AttachError, HFAdaptError, problem
+from .errors import AttachError, HFAdaptError, RoutingError, problem
+from .names import names_of
 from .state import Attachment, attachment, copies_of, deltas_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     state = attachment(model)
     if any(p.is_meta for p in model.parameters()):
         return 0
-    chosen = list(state.names if names is None else names)
+    chosen = list(state.names if names is None else names_of(names))
     deltas: dict[int, tuple[str, nn.Module]] = {}
     for name in chosen:
         deltas.update({id(delta): (path, delta) for path, delta in deltas_of(model, name)})
@@ -95,6 +96,9 @@ def _run(model: PreTrainedModel, state: Attachment, name: str, proof: Proof) -> 
         mixed = {key: value.repeat(3, *(1,) * (value.dim() - 1)) for key, value in inputs.items()}
         try:
             return _call(model, mixed, [name, None, other], proof)
+        except RoutingError as error:
+            # A module that reads one table for all rows refuses mixed batches, in this proof as in any call.
+            logger.debug("%s takes no mixed batch (%s)", type(model).__name__, error)
         except HFAdaptError:
             raise
         except Exception as error:

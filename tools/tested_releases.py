@@ -13,13 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hfadapt.atomic import write_whole
 from hfadapt.releases import FILE, installed, tested
 
 
 def main() -> None:
     """Replace every version in the file by the one that is installed; without the build's own part (``+cpu``)."""
     found = {package: (installed(package) or known).partition("+")[0] for package, known in tested().items()}
-    FILE.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    write_whole(FILE, (json.dumps(found, indent=2) + "\n").encode())
     print(json.dumps(found))
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
+from hfadapt.atomic import write_whole
 from hfadapt.report import conditions, markdown_table, proof_lines
 from hfadapt.report.claims import markdown_capabilities, markdown_claims
 from hfadapt.report.methods import markdown_families, markdown_methods
@@ -88,12 +88,10 @@ def main(arguments: list[str]) -> None:
         kept = BENCHMARKS / run.name
         kept.mkdir(parents=True, exist_ok=True)
         for name in ("results.json", *(f"plots/{plot}" for plot in PLOTS)):
-            shutil.copy(run / name, kept)
+            write_whole(kept / Path(name).name, (run / name).read_bytes())
     readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text("utf-8"), generated()), "utf-8")
-    METHODS.write_text(fill(METHODS.read_text("utf-8"), generated_methods()), "utf-8")
-    for page, blocks in generated_op_pages().items():
-        page.write_text(fill(page.read_text("utf-8"), blocks), "utf-8")
+    for page, blocks in {readme: generated(), METHODS: generated_methods(), **generated_op_pages()}.items():
+        write_whole(page, fill(page.read_text("utf-8"), blocks).encode())
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from hfadapt.atomic import write_json
+from hfadapt.cli.output import json_option, print_json, print_table, read_table
 
 __all__ = ["ops"]
 
@@ -49,6 +49,10 @@ def ops(
         if not any(bench.matches(case, pattern) for case in known):
             ops_known = ", ".join(sorted({case.op for case in known}))
             raise HFAdaptError(problem("no case matches", where="bench ops", got=pattern, allowed=ops_known))
+    if out is not None:
+        # before minutes of timing, not after them
+        out.mkdir(parents=True, exist_ok=True)
+        read_table(out / "ops.json", ("device", "rows"), "bench ops")
     result = bench.run_ops(
         patterns,
         seconds=seconds,
@@ -59,8 +63,7 @@ def ops(
     if out is not None:
         from hfadapt.report.bench import write_bench_plots
 
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "ops.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        write_json(out / "ops.json", result)
         write_bench_plots(result, out)
     if as_json:
         print_json(result)

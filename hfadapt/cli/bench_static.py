@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from hfadapt.atomic import write_json
+from hfadapt.cli.output import json_option, print_json, print_table, read_table
 
 __all__ = ["triton_static"]
 
@@ -31,9 +31,11 @@ def triton_static(targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, tab
     from hfadapt_kernels import triton_static as static
 
     versions, known, done = static.versions(), [], 0
-    if table is not None and table.exists():
-        before = json.loads(table.read_text("utf-8"))
-        known = before["rows"] if before["versions"] == versions else []
+    if table is not None:
+        # before minutes of compiling, not after them
+        table.parent.mkdir(parents=True, exist_ok=True)
+        before = read_table(table, ("versions", "rows"), "bench triton-static")
+        known = before["rows"] if before is not None and before["versions"] == versions else []
 
     def show(row: dict[str, Any]) -> None:
         nonlocal done
@@ -45,8 +47,7 @@ def triton_static(targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, tab
     if table is not None:
         merged = static.merge(known, rows)
         whole = {"versions": versions, "rows": merged, "problems": static.problems(merged)}
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        write_json(table, whole)
     if as_json:
         print_json(result)
     else:

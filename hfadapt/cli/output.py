@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "json_option", "print_json", "print_table"]
+__all__ = ["console", "json_option", "print_json", "print_table", "read_table"]
 
 
 def json_option(command: Any) -> Any:
@@ -31,6 +32,34 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def read_table(path: Path, keys: Iterable[str], where: str) -> dict[str, Any] | None:
+    """A JSON table that a command wrote before and is about to write anew; ``None`` without one.
+
+    Args:
+        path: The file.
+        keys: That every table of the command's has.
+        where: The command.
+
+    Raises:
+        HFAdaptError: another program wrote the file.
+    """
+    from hfadapt.errors import HFAdaptError, problem
+
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        table = None
+    if not isinstance(table, dict) or not set(keys) <= set(table):
+        raise HFAdaptError(
+            problem(
+                "the command did not write this file, and leaves it", where=where, got=str(path), try_="another name"
+            )
+        )
+    return table
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hfadapt.names import names_of
+
 from ..errors import TaskError, did_you_mean, problem
 from ..heads import Classification, Regression
 from ..tasks import Task
@@ -102,7 +104,7 @@ def glue_task(name: str, data: Any = None, **changes: Any) -> Task:
     return replace(GLUE[name], **changes)
 
 
-def glue_tasks(names: Iterable[str] | None = None, data: Mapping[str, Any] | None = None) -> list[Task]:
+def glue_tasks(names: str | Iterable[str] | None = None, data: Mapping[str, Any] | None = None) -> list[Task]:
     """Return several GLUE tasks, all eight by default.
 
     Args:
@@ -110,4 +112,4 @@ def glue_tasks(names: Iterable[str] | None = None, data: Mapping[str, Any] | Non
         data: Where the rows of each are; tasks that it does not name come from the hub.
     """
     data = data or {}
-    return [glue_task(name, data.get(name)) for name in (GLUE if names is None else names)]
+    return [glue_task(name, data.get(name)) for name in (GLUE if names is None else names_of(names))]

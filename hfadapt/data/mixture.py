@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hfadapt.names import names_of
+
 from ..errors import ConfigError, DataError, did_you_mean, problem
 from ..heads import OwnHead
 from ..limits import require_number
@@ -204,7 +206,7 @@ class TaskMixture:
         columns = self.texts(task, split)
         return columns.labels is not None or columns.targets is not None
 
-    def dataset(self, split: str, tasks: Iterable[str] | None = None, *, by_length: bool = False) -> SplitDataset:
+    def dataset(self, split: str, tasks: str | Iterable[str] | None = None, *, by_length: bool = False) -> SplitDataset:
         """Return a split of some tasks, task after task, in the order of the data unless ``by_length``.
 
         Args:
@@ -216,7 +218,7 @@ class TaskMixture:
             DataError: no such task or split.
         """
         names = [task.name for task in self.tasks]
-        chosen = list(names if tasks is None else tasks)
+        chosen = list(names if tasks is None else names_of(tasks))
         for name in chosen:
             if name not in names:
                 raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.report.plots import COLORS, require_matplotlib
+from hfadapt.report.plots import COLORS, require_matplotlib, save_figure
 
 __all__ = ["write_bench_plots"]
 
@@ -52,5 +52,4 @@ def _draw(op: str, rows: list[Mapping[str, Any]], title: str, path: Path) -> Pat
     ax.set_xlabel("rival's median time / ours")
     ax.set_title(f"{op}\n{title}", fontsize=9)
     ax.legend(fontsize=7, frameon=False)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path)

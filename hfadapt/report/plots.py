@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.atomic import write_whole
 from hfadapt.errors import HFAdaptError, problem
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
     from hfadapt.run.results import RunResult
 
-__all__ = ["COLORS", "require_matplotlib", "write_plots"]
+__all__ = ["COLORS", "require_matplotlib", "save_figure", "write_plots"]
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 STYLES = {"adapted": "-", "frozen_head": ":", "full_finetuning": "--"}
@@ -56,7 +58,7 @@ def _learning_curves(result: RunResult, path: Path) -> Path:
                 ax.plot(steps, values, STYLES.get(arm.name, "-"), marker="o", markersize=3, label=arm.title)
         _finish(ax, task, "epoch", metric if result.greater_is_better(metric) else f"{metric} (lower is better)")
     axes[0].legend(fontsize=7, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _sampling(result: RunResult, path: Path) -> Path:
@@ -70,7 +72,7 @@ def _sampling(result: RunResult, path: Path) -> Path:
     axes[0].set_ylim(0, 1)
     axes[0].legend(fontsize=8, frameon=False)
     _finish(axes[0], result.sampling["strategy"], "epoch", "probability")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _parameters(result: RunResult, path: Path) -> Path:
@@ -89,7 +91,7 @@ def _parameters(result: RunResult, path: Path) -> Path:
     axes[0].margins(0.35, 0.35)
     y = f"macro average ({result.split}){'' if result.greater_is_better('macro') else ', lower is better'}"
     _finish(axes[0], "", "parameters for all tasks, as a multiple of the base", y)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _figure(columns: int) -> tuple[Any, list[Axes]]:
@@ -109,6 +111,9 @@ def _finish(ax: Axes, title: str, x: str, y: str) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path)
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_whole(path, drawn.getvalue())
     return path

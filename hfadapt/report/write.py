@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfadapt.atomic import write_whole
 from hfadapt.report.card import model_card
 from hfadapt.report.html import html_report
 from hfadapt.report.plots import write_plots
@@ -33,12 +34,12 @@ def write_report(
     """
     plots = write_plots(result, folder / "plots")
     report, table = folder / "report.html", folder / "results.md"
-    report.write_text(html_report(result, plots), "utf-8")
+    write_whole(report, html_report(result, plots).encode())
     lines = [markdown_table(result), "", f"\\{legend(result)} {conditions(result)}", ""]
-    table.write_text("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n", "utf-8")
+    write_whole(table, ("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n").encode())
     written = [report, table, *plots.values()]
     if adapter is not None:
         card = adapter / "README.md"
-        card.write_text(model_card(result, sections), "utf-8")
+        write_whole(card, model_card(result, sections).encode())
         written.append(card)
     return written

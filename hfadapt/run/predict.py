@@ -16,6 +16,7 @@ from hfadapt.data import MultiTaskCollator
 from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import DataError, did_you_mean, problem
 from hfadapt.heads import IGNORE
+from hfadapt.names import names_of
 from hfadapt.run.answers import ANSWERED, answer_of, columns_of
 
 if TYPE_CHECKING:
@@ -108,9 +109,11 @@ class Predictor:
             found.append(Prediction(task.name, text, pair, label, score))
         return found
 
-    def predict_all(self, text: str, tasks: Sequence[str] | None = None, pair: str | None = None) -> list[Prediction]:
+    def predict_all(
+        self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
+    ) -> list[Prediction]:
         """The answers of several tasks (all by default) for one text, in one forward."""
-        chosen = list(tasks or (task.name for task in self.tasks))
+        chosen = names_of(tasks or [task.name for task in self.tasks])
         return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
 
     def _task(self, name: str, names: list[str]) -> int:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfadapt.names import names_of
+
 from .. import routing
 from ..activation import set_adapter_drop
 from ..data.schedule import Layout
@@ -182,7 +184,7 @@ class RobustAdapterDrop(TrainerCallback):
         self,
         max: int | Mapping[str, int] | None = None,
         *,
-        stacks: Iterable[str] | None = None,
+        stacks: str | Iterable[str] | None = None,
         seed: int | None = None,
     ) -> None:
         for stack, limit in (max if isinstance(max, Mapping) else {"all stacks": max}).items():
@@ -190,7 +192,7 @@ class RobustAdapterDrop(TrainerCallback):
             require_number("max", limit, where=where, whole=True, optional=not isinstance(max, Mapping), least=0)
         require_number("seed", seed, where="RobustAdapterDrop", whole=True, optional=True, least=0)
         self.max = max
-        self.stacks = None if stacks is None else tuple(stacks)
+        self.stacks = None if stacks is None else names_of(stacks)
         self.seed = seed
         self._limits: dict[str, int] = {}
         self._requested: dict[str, int] = {}

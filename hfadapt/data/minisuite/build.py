@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfadapt.atomic import write_whole
 from hfadapt.data.minisuite import sources, wordnet
 from hfadapt.data.minisuite.archives import Archives
 from hfadapt.data.minisuite.rows import Row, row_key
 from hfadapt.errors import DataError, problem
+from hfadapt.names import names_of
 
 __all__ = ["SEED", "SUITE", "Source", "build"]
 
@@ -128,7 +130,7 @@ SUITE: Mapping[str, Source] = {
 
 def build(
     folder: Path,
-    tasks: Iterable[str] = tuple(SUITE),
+    tasks: str | Iterable[str] = tuple(SUITE),
     *,
     archives: Archives,
     seed: int = SEED,
@@ -138,28 +140,34 @@ def build(
 
     Args:
         folder: made when missing.
-        tasks: names out of ``SUITE``.
+        tasks: names out of ``SUITE``, or one of them.
         archives: where the package archives are read from.
         seed: of the splits; the published sizes belong to the default.
         progress: called with the name and the description of each task when it is written.
 
     Raises:
-        DataError: an unknown task, an archive that is missing or has changed, or rows shared between splits.
+        DataError: an unknown task, an archive that is missing or has changed, rows shared between splits, or files
+            under the suite's names that another program wrote.
     """
     table_path = folder / "tasks.json"
-    table: dict[str, dict[str, Any]] = json.loads(table_path.read_text("utf-8")) if table_path.is_file() else {}
+    table = _read_table(table_path)
+    tasks = names_of(tasks)
     for name in tasks:
         if name not in SUITE:
             raise DataError(problem("the minisuite has no such task", got=repr(name), allowed=", ".join(SUITE)))
+    for name in tasks:
         source = SUITE[name]
         splits, dropped, labels = source.make(archives, random.Random(f"{seed}:{name}"))
         _assert_disjoint(name, splits)
+        files = {folder / name / f"{split}.jsonl.gz": _packed(rows) for split, rows in splits.items()}
+        if name not in table:
+            _refuse_foreign(name, files)
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for split, rows in splits.items():
-            _write_rows(folder / name / f"{split}.jsonl.gz", rows)
+        for path, data in files.items():
+            write_whole(path, data)
         table[name] = _describe(source, splits, dropped, labels or source.labels)
         # Written after each task, so that an interrupted build keeps what it has.
-        _replace(table_path, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+        write_whole(table_path, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
         if progress:
             progress(name, table[name])
     return table
@@ -196,7 +204,36 @@ def _describe(
     }
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+def _read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """The descriptions of the tasks that were built before."""
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        table = None
+    if not isinstance(table, dict) or not all(isinstance(row, dict) and "sizes" in row for row in table.values()):
+        raise DataError(
+            problem("no table of the minisuite's", where=str(path), got="another file", try_="another folder (--out)")
+        )
+    return table
+
+
+def _refuse_foreign(name: str, files: Mapping[Path, bytes]) -> None:
+    """Refuse to replace what another program wrote; what a build that was cut off wrote has the same bytes."""
+    for path, data in files.items():
+        if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == data):
+            raise DataError(
+                problem(
+                    "a file of another program's is in the way",
+                    where=f"task {name!r}",
+                    got=str(path),
+                    try_="another folder (--out), or move it away",
+                )
+            )
+
+
+def _packed(rows: Iterable[Row]) -> bytes:
     lines = (
         json.dumps({key: row[key] for key in ("text", "text_pair", "label") if key in row}, ensure_ascii=False) + "\n"
         for row in rows
@@ -205,10 +242,4 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
     # No file name and no time in the header, so that the same rows give the same bytes.
     with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=9) as file:
         file.write("".join(lines).encode("utf-8"))
-    _replace(path, packed.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    return packed.getvalue()
