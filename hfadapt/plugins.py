@@ -11,9 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +24,8 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError, problem
+from .interrupts import noticed_interrupts
+from .plugin_checks import REGISTRIES
 from .registry import Registry
 
 __all__ = [
@@ -56,55 +56,6 @@ BUILTIN_PLUGINS = (
 )
 # Plugins of this process, by name; they survive a reload.
 _ADDED: dict[str, Any] = {}
-
-
-def _no_method(name: str, thing: object) -> str:
-    from .method import Capabilities, Method, MethodConfig, MethodPreset
-
-    config = getattr(thing, "config_class", None)
-    if isinstance(thing, MethodPreset):
-        if not callable(thing.build):
-            return "a preset whose build is a function"
-    elif not isinstance(thing, Method):
-        return "an instance of hfadapt.Method or hfadapt.MethodPreset"
-    elif not (isinstance(config, type) and issubclass(config, MethodConfig) and getattr(config, "method", "") == name):
-        return f"a method whose config_class is a MethodConfig with method = {name!r}"
-    elif type(thing).place is Method.place or not isinstance(thing.capabilities, Capabilities):
-        return "a method with a place of its own, and capabilities that are an hfadapt.Capabilities"
-    words = [getattr(thing, key, None) for key in ("family", "paper", "summary", "tests")]
-    if getattr(thing, "name", None) != name or not all(isinstance(word, str) for word in words):
-        return f"one with name = {name!r}, whose family, paper, summary and tests are texts"
-    return ""
-
-
-def _no_function(name: str, thing: object) -> str:
-    return "" if callable(thing) and not isinstance(thing, type) else "a function"
-
-
-def _no_strategy(name: str, thing: object) -> str:
-    from .data import MixingStrategy
-
-    fits = isinstance(thing, type) and issubclass(thing, MixingStrategy)
-    return "" if fits else "a subclass of hfadapt.data.MixingStrategy"
-
-
-def _no_class(name: str, thing: object) -> str:
-    return "" if isinstance(thing, type) else "a class"
-
-
-def _no_backend(name: str, thing: object) -> str:
-    from hfadapt_kernels.backend import Implementation
-
-    return "" if isinstance(thing, Implementation) else "an Implementation of hfadapt_kernels.backend"
-
-
-_REGISTRIES: dict[str, tuple[str, Callable[[str, object], str]]] = {
-    "register_methods": ("method", _no_method),
-    "register_architectures": ("architecture", _no_function),
-    "register_mixing_strategies": ("mixing strategy", _no_strategy),
-    "register_regularizers": ("regularizer", _no_class),
-    "register_backends": ("backend", _no_backend),
-}
 
 
 @dataclass
@@ -138,26 +89,6 @@ def _strict() -> bool:
 
 
 @contextlib.contextmanager
-def _noticed_interrupts() -> Iterator[list[int]]:
-    """Note the interrupts that the process is sent, to tell them from a KeyboardInterrupt that code raises."""
-    seen: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def note(number: int, frame: Any) -> Any:
-        seen.append(number)
-        return before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
 def _isolated(record: PluginRecord, doing: str, *, strict: bool = True) -> Iterator[None]:
     """Run code of a plugin: whatever it raises, it is named and skipped, and nothing of it gets any further.
 
@@ -169,7 +100,7 @@ def _isolated(record: PluginRecord, doing: str, *, strict: bool = True) -> Itera
         doing: What it does.
         strict: Strict loading makes a failure fatal.
     """
-    with _noticed_interrupts() as interrupts:
+    with noticed_interrupts() as interrupts:
         try:
             yield
         except BaseException as error:
@@ -249,7 +180,7 @@ def _load_entry_point(pm: pluggy.PluginManager, entry: EntryPoint, selected: set
 
 def _fill_registries(loaded: _Loaded) -> None:
     """Call each plugin's register hooks one by one, so that a failure is named and undone for that plugin alone."""
-    loaded.registries = {hook: Registry(kind, refuse) for hook, (kind, refuse) in _REGISTRIES.items()}
+    loaded.registries = {hook: Registry(kind, refuse) for hook, (kind, refuse) in REGISTRIES.items()}
     for record in loaded.records:
         if record.status != "loaded":
             continue
