@@ -77,6 +77,8 @@ class GrowOutput(Hook):
 
 def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> dict[str, tuple[int, ...]]:
     """Put the hooks that grow the batch in front of those of deltas; return, by stack, the layers with deltas."""
+    # Before the hooks of an earlier ``Parallel`` make room, which would look like places that are gone.
+    lost = () if attachment.watch is None else attachment.watch.lost()
     layers: dict[str, set[int]] = {}
     counts = {stack.path: stack.num_layers for stack in attachment.arch.stacks}
     for name in dict.fromkeys(adapter_names(node)):
@@ -93,7 +95,7 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
         last = stack.layer_paths[-1]
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
-    watch(model, attachment, () if attachment.watch is None else attachment.watch.lost())
+    watch(model, attachment, lost)
     # A copy of the embeddings, say, is below every layer.
     below = any(attachment.adapters[name].modules for name in adapter_names(node))
     attachment.rereads_input = below or _rereads_input(model, attachment)

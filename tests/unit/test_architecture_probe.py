@@ -145,10 +145,10 @@ def test_names_play_no_part():
     )
 
 
-def _swapped(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+def _swapped(self, *args, **kwargs):
     self.query, self.value = self.value, self.query
     try:
-        return type(self).forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
+        return type(self).forward(self, *args, **kwargs)
     finally:
         self.query, self.value = self.value, self.query
 
