@@ -147,7 +147,7 @@ class IdleTaskGuard(TrainerCallback):
 
 
 def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of each task's adapter at each place, of each shared module, fusion layer and head."""
+    """Return the parameters of each task's adapter at each place, of each copy, shared module, fusion layer, head."""
     found: list[list[nn.Parameter]] = []
     state = find_attachment(model)
     base = adapted_model(model)
@@ -157,7 +157,8 @@ def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
         if shared is not None and name in shared:
             found.append(list(shared[name].parameters()))
     if state is not None:
-        found += [list(fusion.parameters()) for _, slot in slots_of(base) for fusion in slot.fusions.values()]
+        for _, slot in slots_of(base):  # those of a fusion layer have copies in its name
+            found += [list(own.parameters()) for own in (*slot.fusions.values(), *slot.copies.values())]
     heads = getattr(model, "heads", None)
     if isinstance(heads, torch.nn.ModuleDict):
         found += [list(head.parameters()) for head in heads.values()]
