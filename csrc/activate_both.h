@@ -8,7 +8,7 @@ struct Activated {
 // normal() with relative errors below 2e-4: Phi(-a) exp(a^2 / 2) is a polynomial of 1 / (1 + a / 4) here, fitted for a up to
 // 14.5, beyond which exp(-a^2 / 2) is 0 in float32.
 static HFK_INLINE Normal rough_normal(V x) {
-  const V a = vmin(vabs(x), broadcast(14.5f)), d = fma(broadcast(0.25f), a, broadcast(1.f));
+  const V a = vmin(broadcast(14.5f), vabs(x)), d = fma(broadcast(0.25f), a, broadcast(1.f));
   const V e = exp2_nonpositive<false>(a * a * (-0.5f * kLog2e));
 #if defined(__AVX512F__)
   const V s = (V)_mm512_rcp14_ps((__m512)d) - 0.5f;

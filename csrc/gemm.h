@@ -106,6 +106,8 @@ struct Put {
 template <bool side, bool add, class More = Ahead>
 static HFK_INLINE void gemm_pieces(int64_t M, int64_t N, int64_t K, const float* A, int64_t as, const float* B, int64_t ldb,
                                    int64_t panel_stride, float* C, int64_t ldc, More ahead = {}) {
+  if (!add && K == 0)  // an empty sum
+    for (int64_t m = 0; m < M; m++) memset(C + m * ldc, 0, size_t(round_up(N, VL)) * 4);
   const int64_t parts = imax(1, ceil_div(N, PW) * ceil_div(K, kPieceK));
   int64_t part = 0;
   for (int64_t n0 = 0; n0 < N; n0 += PW, B += panel_stride)

@@ -2,7 +2,7 @@
 // dropout hash. Errors are a few units in the last place on the ranges where the result matters.
 
 static HFK_INLINE V vexp(V x) {
-  V clamped = vmin(vmax(x, broadcast(-87.3f)), broadcast(88.7f));
+  V clamped = vmin(broadcast(88.7f), vmax(broadcast(-87.3f), x));
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   V magic = broadcast(12582912.f);
   V shifted = fma(clamped, broadcast(1.44269504088896341f), magic);
@@ -30,7 +30,7 @@ struct Normal {
 };
 static HFK_INLINE Normal normal(V x) {
   // Beyond 14.5 the tail is 0 in float32; without the bound a large square would be infinite.
-  V a = vmin(vabs(x), broadcast(14.5f)), square = a * a;
+  V a = vmin(broadcast(14.5f), vabs(x)), square = a * a;
   // What the square lost to rounding: an error of the exponent is a relative one of its exponential.
   V lost = fma(a, a, -square);
   V e = vexp(-0.5f * square);
@@ -53,7 +53,7 @@ static HFK_INLINE Normal normal(V x) {
 
 // Rational approximation x P(x^2) / Q(x^2) on a clamped range.
 static HFK_INLINE V vtanh(V x) {
-  V c = vmin(vmax(x, broadcast(-7.99881172180175781f)), broadcast(7.99881172180175781f)), s = c * c;
+  V c = vmin(broadcast(7.99881172180175781f), vmax(broadcast(-7.99881172180175781f), x)), s = c * c;
   V p = broadcast(-2.76076847742355e-16f);
   p = fma(p, s, broadcast(2.00018790482477e-13f));
   p = fma(p, s, broadcast(-8.60467152213735e-11f));
@@ -73,7 +73,7 @@ enum Activation : int { kIdentity = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSil
 
 static HFK_INLINE V activate(int code, V x) {
   switch (code) {
-    case kRelu: return vmax(x, zero());
+    case kRelu: return vmax(zero(), x);
     case kGelu: return x * normal(x).below;
     // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), which does not cancel for large negative u.
     case kGeluTanh: return x / (1.f + vexp(-1.59576912160573071f * (x + 0.044715f * x * x * x)));
@@ -84,7 +84,7 @@ static HFK_INLINE V activate(int code, V x) {
 }
 static HFK_INLINE V activate_derivative(int code, V x) {
   switch (code) {
-    case kRelu: return x > zero() ? broadcast(1.f) : zero();
+    case kRelu: return x <= zero() ? zero() : broadcast(1.f);  // as torch: what came to a NaN goes on
     case kGelu: {
       Normal f = normal(x);
       return f.below + x * 0.39894228040143268f * f.density;

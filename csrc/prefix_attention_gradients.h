@@ -126,7 +126,7 @@ static __attribute__((noinline)) void gradient_row(const PrefixAttentionBackward
     score_gradient(s + PP, t + PP, end, factor, !low_s);
     if (PP && a.form == PrefixForm::no_gating) score_gradient(s, t, PP, 1.f, !low_s);
     if (PP && a.form == PrefixForm::relu)
-      for (int64_t n = 0; n < PP; n += VL) store(t + n, load(s + n) > zero() ? load(t + n) : zero());
+      for (int64_t n = 0; n < PP; n += VL) store(t + n, load(s + n) <= zero() ? zero() : load(t + n));
   }
   if (a.dropout_on) drop_both(drop, hash, s, PP, end);
   if (a.grad_scores) {

@@ -25,6 +25,10 @@ static void panels_product_in_double(int64_t M, int64_t N, int64_t K, const floa
 template <class E>
 static HFK_INLINE void panels_product(int64_t M, int64_t N, int64_t K, const E* A, int64_t am, const E* B, int64_t panel,
                                       float* C, int64_t ldc, FetchAhead& ahead) {
+  if (K == 0) {  // nothing is seen: the sums are empty, and no product would write them
+    for (int64_t m = 0; m < M; m++) memset(C + m * ldc, 0, size_t(round_up(N, VL)) * 4);
+    return;
+  }
   if constexpr (sizeof(E) == 4) {
 #if defined(__x86_64__) && !defined(__FMA__)
     panels_product_in_double(M, N, K, A, am, B, panel, C, ldc);

@@ -278,7 +278,7 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
   // A NaN among the scores stays one.
   const V inverse = total == zero() ? zero() : 1.f / total;
   store(out.factor, inverse);
-  store(out.gate, prefix * inverse);
+  store(out.gate, joint ? prefix * inverse : zero());  // 0 without a prefix, whatever the scores are
   if (a.form == PrefixForm::softmax || P == 0) return;
   for (int64_t r = 0; r < count; r++) {
     float* s = scores + r * width;
@@ -288,7 +288,7 @@ static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a,
       const float highest = hmax(finish_scores(s, P, PP, scaling, nullptr));
       scale_row(s, PP, 1.f / hsum(exponentials<fine>(s, PP, kLog2e, highest)));
     } else {
-      for (int64_t n = 0; n < P; n += VL) store(s + n, vmax(load(s + n) * scaling, zero()));
+      for (int64_t n = 0; n < P; n += VL) store(s + n, vmax(zero(), load(s + n) * scaling));
       for (int64_t n = P; n < PP; n++) s[n] = 0.f;
     }
   }

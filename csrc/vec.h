@@ -17,6 +17,7 @@ static HFK_INLINE V zero() { return V{}; }
 static HFK_INLINE V broadcast(float x) { return x - V{}; }
 static HFK_INLINE V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 static HFK_INLINE void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+// Of a NaN and a number the second argument: a bound that must let NaN through stands first.
 static HFK_INLINE V vmax(V a, V b) { return a > b ? a : b; }
 static HFK_INLINE V vmin(V a, V b) { return a < b ? a : b; }
 static HFK_INLINE V vabs(V a) { return (V)((VI)a & 0x7fffffff); }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .hooks import TapInput
@@ -40,7 +41,12 @@ class FusedNorm:
             return type(leaf).forward(leaf, input)
         delta, source, rows = deferred
         norm: dict[str, Any] = {"norm": "layer", "norm_weight": leaf.weight, "norm_bias": leaf.bias, "eps": leaf.eps}
-        return apply_rows(delta, input, source, rows, **norm)
+        normed = apply_rows(delta, input, source, rows, **norm)
+        if not rows.batch.idle:
+            return normed
+        # The op rounds otherwise than torch's norm, which rows without an adapter have when they are among themselves.
+        idle = rows.batch.expand(input.shape[0] // rows.batch.batch_size).ids < 0
+        return torch.where(idle.view(-1, *(1,) * (input.dim() - 1)), type(leaf).forward(leaf, input), normed)
 
 
 def fuse_norm(leaf: nn.Module, delta: Delta) -> None:

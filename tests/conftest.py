@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
+
+# Workspaces of the C++ kernels begin full of NaN, so that what is read before it is written shows. Read once, when the
+# first kernel runs.
+os.environ.setdefault("HFADAPT_POISON", "1")
 
 HERE = Path(__file__).parent
 # What takes longest, most of it in processes of its own. Two workers share the tests by moving those that have not
@@ -19,6 +24,16 @@ LONGEST = (
     "cli/test_commands.py",
     "unit/test_multitask_folder.py",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="thousands of random cases where a sample runs otherwise")
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether to try as many random cases as find what fails once in hundreds."""
+    return bool(request.config.getoption("--thorough"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

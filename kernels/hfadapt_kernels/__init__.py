@@ -8,12 +8,14 @@ from .activations import ACTIVATIONS, get_activation
 from .adapter_fusion import adapter_fusion
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
+from .dropout import draw_seed
 from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
 from .frozen_linear import PackedLinear, frozen_linear
 from .grouped_lora import grouped_lora, lora_linear
 from .pal_attention import pal_attention
 from .parallel_adapter_norm import parallel_adapter_norm
 from .prefix_attention import prefix_attention
+from .rows import drop_rows, row_linear, rowwise
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +28,8 @@ __all__ = [
     "TaskBatch",
     "UnsupportedError",
     "adapter_fusion",
+    "draw_seed",
+    "drop_rows",
     "explain",
     "frozen_linear",
     "get_activation",
@@ -35,5 +39,7 @@ __all__ = [
     "parallel_adapter_norm",
     "prefix_attention",
     "requested_backend",
+    "row_linear",
+    "rowwise",
     "use_backend",
 ]

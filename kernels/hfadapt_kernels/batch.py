@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import RowIdError, ShapeError
 
-__all__ = ["Segment", "TaskBatch", "segments_of", "tasks_with_rows"]
+__all__ = ["Segment", "TaskBatch", "check_ids", "segments_of", "tasks_with_rows"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ def tasks_with_rows(ids: Tensor | None, num_tasks: int) -> list[bool]:
     return [task in seen for task in range(num_tasks)]
 
 
+def check_ids(op: str, ids: Tensor | None, num_tasks: int) -> None:
+    """Raise `RowIdError` for an id that is out of range; ids of other devices are not looked at."""
+    if ids is None or ids.device.type != "cpu":
+        return
+    for row, task in enumerate(ids.tolist()):
+        if not -1 <= task < num_tasks:
+            allowed = f"-1 (no task) or 0..{num_tasks - 1}"
+            raise RowIdError(op, f"ids[{row}] is out of range", expected=allowed, got=str(task))
+
+
 class TaskBatch:
     """The task of every row of a batch.
 
@@ -60,12 +70,15 @@ class TaskBatch:
         ids: int64 [B], local index into the per-task lists given to ops; -1 means that the row has none.
         num_tasks: Length of those lists.
         uniform: Known without looking at device memory that there is one task and every row has it.
+        idle: Known without looking at device memory that some row has no task.
     """
 
-    def __init__(self, ids: Tensor, num_tasks: int, *, uniform: bool = False) -> None:
+    def __init__(self, ids: Tensor, num_tasks: int, *, uniform: bool = False, idle: bool = False) -> None:
         self.ids = ids
         self.num_tasks = num_tasks
         self.uniform = uniform
+        self.idle = idle
+        self._checked = uniform
         self._segments: list[Segment] | None = None
         self._expanded: dict[int, TaskBatch] = {}
 
@@ -84,22 +97,17 @@ class TaskBatch:
             ids = torch.tensor(list(ids), dtype=torch.int64)
         if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
             raise ShapeError("TaskBatch", "ids", expected="an integer tensor [B]", got=f"{ids.dtype} {list(ids.shape)}")
-        ids = ids.to(torch.int64)
+        ids = ids.to(torch.int64).contiguous()
         if torch.compiler.is_compiling():
             return cls(ids, num_tasks)
         if ids.device.type != "cpu":
             torch._assert_async(((ids >= -1) & (ids < num_tasks)).all())
             return cls(ids, num_tasks)
+        check_ids("TaskBatch", ids, num_tasks)
         values = ids.tolist()
-        for row, task in enumerate(values):
-            if not -1 <= task < num_tasks:
-                raise RowIdError(
-                    "TaskBatch",
-                    f"ids[{row}] is out of range",
-                    expected=f"-1 (no task) or 0..{num_tasks - 1}",
-                    got=str(task),
-                )
-        batch = cls(ids, num_tasks, uniform=num_tasks == 1 and len(values) > 0 and -1 not in values)
+        idle = -1 in values
+        batch = cls(ids, num_tasks, uniform=num_tasks == 1 and len(values) > 0 and not idle, idle=idle)
+        batch._checked = True
         return batch
 
     @classmethod
@@ -116,6 +124,12 @@ class TaskBatch:
     def op_ids(self) -> Tensor | None:
         """What opaque ops take: ``None`` when uniform (the plain path), else the ids."""
         return None if self.uniform else self.ids
+
+    def check(self, op: str) -> None:
+        """Raise `RowIdError` in the name of ``op`` for ids out of range; those of `from_ids` were looked at before."""
+        if not self._checked and not torch.compiler.is_compiling():
+            check_ids(op, self.ids, self.num_tasks)
+            self._checked = True
 
     def segments(self) -> list[Segment]:
         """Rows grouped by task (see `segments_of`), computed once. Not traceable: call it in eager code only."""
@@ -144,7 +158,9 @@ class TaskBatch:
             return self
         found = self._expanded.get(repeats)
         if found is None:
-            found = TaskBatch(self.ids.repeat_interleave(repeats), self.num_tasks, uniform=self.uniform)
+            ids = self.ids.repeat_interleave(repeats)
+            found = TaskBatch(ids, self.num_tasks, uniform=self.uniform, idle=self.idle)
+            found._checked = self._checked
             self._expanded[repeats] = found
         return found
 

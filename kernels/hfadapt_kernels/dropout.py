@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import ShapeError
 
-__all__ = ["check_probability", "draw_seed", "dropout_threshold", "keep_scale"]
+__all__ = ["check_probability", "choose_dropout", "draw_seed", "dropout_threshold", "keep_scale"]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
@@ -64,3 +64,24 @@ def check_probability(op: str, p: float) -> None:
     """Refuse a dropout probability outside of [0, 1)."""
     if not 0.0 <= p < 1.0:
         raise ShapeError(op, "dropout is not a probability", expected="0 <= dropout < 1", got=str(p))
+
+
+def choose_dropout(
+    op: str, p: float, training: bool, seed: Tensor | None, device: torch.device
+) -> tuple[float, Tensor | None]:
+    """The probability and the seed that a call uses: 0 and ``None`` where nothing is dropped.
+
+    Raises:
+        ShapeError: ``seed`` is not one integer on ``device``.
+    """
+    if not training or p == 0.0:
+        return 0.0, None
+    if seed is None:
+        return p, draw_seed(device)
+    integer = isinstance(seed, Tensor) and not (
+        seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool
+    )
+    if not integer or seed.numel() != 1 or seed.device != device:
+        got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, Tensor) else repr(seed)
+        raise ShapeError(op, "seed", expected=f"int64 [1] on {device}", got=got)
+    return p, seed.reshape(1).to(torch.int64)

@@ -4,25 +4,12 @@ import os
 
 import pytest
 
-import hfadapt
 from hfadapt import plugins
 from hfadapt.method import MethodConfig, expand
 from hfadapt.report.claims import claims
 from hfadapt.testing import conformance
+from tests.conformance.small import SMALL
 
-# Sizes are small where a method's own are for large models: hundreds of ReLU units would put many kinks into every
-# difference quotient, and most of the time would go into random numbers.
-SMALL = {
-    "design": hfadapt.Design(r=4, modified=("ffn", "query"), non_linearity="gelu"),
-    "low_rank": hfadapt.LowRank(8),
-    "mam": hfadapt.MAM({"num_virtual_tokens": 3, "mlp_size": 8}, {"r": 8, "non_linearity": "gelu"}),
-    "pal": hfadapt.PAL(8, num_heads=2),
-    "parallel": hfadapt.ParallelConfig(8, non_linearity="gelu"),
-    "prefix": hfadapt.PrefixConfig(3, mlp_size=8),
-    "top_attention": hfadapt.TopAttention(8, 2, num_heads=2),
-    "top_ffn": hfadapt.TopFFN(8, 2),
-    "unipelt": hfadapt.UniPELT({"num_virtual_tokens": 3, "mlp_size": 8}, {"non_linearity": "gelu"}, {"r": 2}),
-}
 # Two names of the same configs (houlsby and double_seq_bn) are one case.
 NAMES: dict[tuple[MethodConfig, ...] | str, list[str]] = {}
 for _name in plugins.methods():

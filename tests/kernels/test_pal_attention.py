@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 import hfadapt_kernels as hk
 from hfadapt_kernels import native, pal_attention
 from hfadapt_kernels.dropout import keep_scale
-from hfadapt_kernels.testing import assert_as_good_as_eager_nearby, nan_poisoned, rel_error, threads
+from hfadapt_kernels.testing import (
+    assert_as_good_as_eager,
+    assert_as_good_as_eager_nearby,
+    nan_poisoned,
+    rel_error,
+    threads,
+)
 
 BACKENDS = ["reference"] + (["cpu"] if native.available() else [])
 IDS = [1, -1, 0, 1, 2]
@@ -270,14 +276,17 @@ def test_a_task_without_rows_gets_no_gradient(backend):
 def test_views_of_any_stride_are_accepted(backend):
     x, grad, weights = make(IDS, 6, 16, 8, REQUIRED)
     plain = run(lambda t: call(t[0], weights, IDS), [x], torch.float32, grad)
+    doubled = {name: [w.double() for w in own] for name, own in weights.items()}
+    with hk.use_backend("reference"):
+        exact = run(lambda t: call(t[0], doubled, IDS), [x], torch.float64, grad)
     wide = torch.zeros(6, 5, 16, 2)
     wide[..., 1] = x.transpose(0, 1)
     view = wide[..., 1].transpose(0, 1).detach().requires_grad_()
     transposed = {name: [w.t().contiguous().t() for w in own] for name, own in weights.items()}
     out = call(view, transposed, IDS)
     grads = torch.autograd.grad(out, view, grad.transpose(1, 2).contiguous().transpose(1, 2))
-    for got, want in zip([out, *grads], plain, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    for got, want, truth in zip([out, *grads], plain, exact, strict=True):
+        assert_as_good_as_eager(got, want, truth)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the C++ library")

@@ -78,7 +78,14 @@ def compare(args, ids, backend, dtype, **options):
         ours = run(args, batch, backend, dtype, grad, **options)
     eager = run(args, batch, "reference", dtype, grad, **options)
     exact = run(args, batch, "reference", torch.float64, grad, **options)
+    # Of a gradient of a few numbers, eager's error is luck: those of all tasks are judged as one.
+    few = [n for n, e in exact.items() if e is not None and 1 < e.numel() < 16 and e.abs().max() > 0]
+    for kind in {n.partition("[")[0] for n in few}:
+        pool = [n for n, e in exact.items() if n.partition("[")[0] == kind and e is not None]
+        assert_as_good_as_eager(*(torch.cat([r[n].flatten() for n in pool]) for r in (ours, eager, exact)), kind)
     for name, expected in exact.items():
+        if name in few:
+            continue  # above
         if expected is None or expected.abs().max() == 0:
             # The norm of a single element is constant; 1 / sqrt(eps) = 316 multiplies what rounding leaves.
             noise = 400 * torch.finfo(dtype).eps if args["x"].shape[-1] == 1 else 0.0
@@ -388,7 +395,7 @@ def test_bad_arguments_are_refused_by_name(what):
 def test_ids_out_of_range_never_reach_memory():
     args = list(op_arguments())
     args[11] = torch.tensor([1, 7, 0])
-    with torch.no_grad(), hk.use_backend("cpu"), pytest.raises(RuntimeError, match=r"ids\[1\]: expected -1..1, got 7"):
+    with torch.no_grad(), hk.use_backend("cpu"), pytest.raises(hk.RowIdError, match=r"ids\[1\].*0..1, got 7"):
         torch.ops.hfadapt.parallel_adapter_norm(*args)
     with torch.no_grad(), hk.use_backend("reference"), pytest.raises(hk.RowIdError, match=r"ids\[1\]"):
         torch.ops.hfadapt.parallel_adapter_norm(*args)

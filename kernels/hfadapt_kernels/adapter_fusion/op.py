@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import opaque
-from ..dropout import check_probability, draw_seed
+from ..dropout import check_probability, choose_dropout
 from .checks import check_arguments
 from .rank_space import CoreInputs, fusion_core_reference, join_up_projections, mix, score_products
 from .schema import forward_op, select
@@ -80,11 +80,7 @@ def adapter_fusion(
         qb, kb = (None if t is None else t.float() for t in (qb, kb))
         hidden, up = [z.float() for z in hidden], [u.float() for u in up]
         up_bias = None if up_bias is None else [b.float() for b in up_bias]
-    dropout = dropout if training else 0.0
-    if dropout == 0.0:
-        seed = None
-    elif seed is None:
-        seed = draw_seed(x.device)
+    dropout, seed = choose_dropout("adapter_fusion", dropout, training, seed, x.device)
 
     tokens = x.reshape(-1, x.shape[-1])
     columns = join_up_projections(up, up_bias, scale)

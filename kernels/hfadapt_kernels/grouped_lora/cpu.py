@@ -25,6 +25,7 @@ def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
 
 def _add(x: Tensor, y: Tensor | None, out: Tensor, low: Tensor, args: tuple[Any, ...]) -> None:
     a, b, learned, scale, ids, dropout, seed = args
+    ids = None if ids is None else ids.contiguous()
     rows = None if y is None else as_rows(y)
     torch.ops.hfadapt_cpu.grouped_lora_forward(
         as_rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
@@ -74,6 +75,7 @@ def _gradients(
         dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, widen(lora), needs)
         return dx.half(), [t.half() for t in da], [t.half() for t in db], [t.half() for t in dlearned]
     a, b, learned, scale, ids, dropout, seed = lora
+    ids = None if ids is None else ids.contiguous()
     dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs, empty_result)
     add = weight is not None and needs[0]
     if weight is not None and needs[0]:

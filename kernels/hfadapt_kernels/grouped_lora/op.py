@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import opaque
 from ..backend import FusedOp
 from ..batch import TaskBatch
-from ..dropout import check_probability, draw_seed
+from ..dropout import check_probability, choose_dropout
 from ..errors import ShapeError
 from ..frozen_linear import PackedLinear, frozen_linear
 from . import cpu
@@ -68,7 +68,7 @@ def grouped_lora(
         return x.new_zeros(x.shape) if base is None else base.clone()
     # A base of another dtype (a bfloat16 model with float32 updates) keeps its dtype.
     inside = base if base is None or base.dtype == x.dtype else None
-    rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    rest = (learned, numbers, batch.op_ids, *choose_dropout("grouped_lora", dropout, training, seed, x.device))
     if not torch.compiler.is_compiling() and _select(OP, x).backend == "reference":
         out = grouped_lora_reference(x, inside, down, up, *rest)
     else:
@@ -122,7 +122,7 @@ def lora_linear(
         return grouped_lora(x, a, b, scales, batch, y=y, dropout=dropout, training=training, seed=seed)
     check_arguments("lora_linear", x, None, a, b, batch)
     _check_base(x, base, bias, b[0])
-    rest = (learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    rest = (learned, numbers, batch.op_ids, *choose_dropout("lora_linear", dropout, training, seed, x.device))
     if not torch.compiler.is_compiling() and _select(LINEAR, x).backend == "reference":
         return lora_linear_reference(x, base, bias, a, b, *rest)
     out, _ = linear_op(x, base, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
@@ -150,7 +150,8 @@ def _packed(
         return grouped_lora(x, a, b, scale, batch, y=y, dropout=dropout, training=training, seed=seed)
     a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
     check_arguments("lora_linear", x, y, a, b, batch)
-    cpu.add_in_place(y, x, a, b, learned, numbers, batch.op_ids, *_dropout(x, dropout, training, seed))
+    chosen = choose_dropout("lora_linear", dropout, training, seed, x.device)
+    cpu.add_in_place(y, x, a, b, learned, numbers, batch.op_ids, *chosen)
     return y
 
 
@@ -158,6 +159,7 @@ def _prepare(
     op: str, a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale, batch: TaskBatch, x: Tensor, dropout: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
     check_probability(op, dropout)
+    batch.check(op)
     return list(a), list(b), *split_scale(op, scale, batch.num_tasks, x)
 
 
@@ -179,12 +181,6 @@ def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> N
     if not fits or (bias is not None and bias.shape != shape[:1]):
         got = f"{weight.dtype} {list(weight.shape)}, bias {None if bias is None else list(bias.shape)}"
         raise ShapeError("lora_linear", "weight or bias", expected=f"{x.dtype} {list(shape)} and [{shape[0]}]", got=got)
-
-
-def _dropout(x: Tensor, dropout: float, training: bool, seed: Tensor | None) -> tuple[float, Tensor | None]:
-    if not training or dropout == 0.0:
-        return 0.0, None
-    return dropout, draw_seed(x.device) if seed is None else seed
 
 
 def _wants_gradient(x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], learned: list[Tensor]) -> bool:

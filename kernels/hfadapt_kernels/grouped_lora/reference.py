@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dropout import keep_scale
+from ..rows import row_linear
 
 __all__ = ["drop_elements", "grouped_lora_reference", "lora_linear_reference"]
 
@@ -49,8 +50,8 @@ def grouped_lora_reference(
     """
 
     def delta(rows: Tensor, task: int) -> Tensor:
-        low = F.linear(rows, a[task]) * scale[task]
-        return F.linear(low * learned[task].reshape(()) if learned else low, b[task])
+        low = row_linear(rows, a[task]) * scale[task]
+        return row_linear(low * learned[task].reshape(()) if learned else low, b[task])
 
     kept = drop_elements(x, dropout, seed)
     if ids is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import opaque
 from ..backend import FusedOp
-from ..batch import tasks_with_rows
+from ..batch import check_ids, tasks_with_rows
 
 __all__ = ["LINEAR", "OP", "empty_gradients", "empty_low", "forward_op", "linear_op"]
 
@@ -63,6 +63,7 @@ def empty_gradients(
 
 
 def _kernel(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    check_ids("grouped_lora", args[5], len(args[1]))
     return OP.select(x.device.type, x.dtype).forward(x, *args)
 
 
@@ -71,6 +72,7 @@ def _backward_kernel(grad: Tensor, x: Tensor, *args: Any) -> Gradients:
 
 
 def _linear_kernel(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    check_ids("lora_linear", args[6], len(args[2]))
     return LINEAR.select(x.device.type, x.dtype).forward(x, *args)
 
 

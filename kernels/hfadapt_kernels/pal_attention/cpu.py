@@ -31,6 +31,7 @@ def _arguments(x: Tensor, weights: list[Tensor], present: list[bool], *options: 
     ids, mask, num_heads, causal, activation, dropout, seed = options
     code = ACTIVATIONS[activation].code
     flags = [int(here) for here in present]
+    ids = None if ids is None else ids.contiguous()
     return (as_rows(x), x.shape[0], weights, flags, ids, _additive(mask), num_heads, causal, code, dropout, seed)
 
 

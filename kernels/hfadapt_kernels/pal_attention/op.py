@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import opaque
 from ..activations import get_activation
 from ..batch import TaskBatch
-from ..dropout import check_probability, draw_seed
+from ..dropout import check_probability, choose_dropout
 from .checks import canonical_mask, check_arguments
 from .reference import pal_attention_reference
 from .schema import forward_op, select
@@ -82,6 +82,7 @@ def pal_attention(
         BackendError: A backend asked for by name cannot run.
     """
     check_probability("pal_attention", dropout)
+    batch.check("pal_attention")
     activation = get_activation(activation, "pal_attention").name
     families = (
         encoder, query, key, value, decoder, output,
@@ -93,10 +94,7 @@ def pal_attention(
     mask = canonical_mask(mask, x)
     if batch.num_tasks == 0:
         return torch.zeros_like(x)
-    if not training or dropout == 0.0:
-        dropout, seed = 0.0, None
-    elif seed is None:
-        seed = draw_seed(x.device)
+    dropout, seed = choose_dropout("pal_attention", dropout, training, seed, x.device)
     options = (batch.op_ids, mask, num_heads, causal, activation, dropout, seed)
     if not torch.compiler.is_compiling() and select(x, weights, present, num_heads).backend == "reference":
         return pal_attention_reference(x, unflatten(weights, present), *options)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import get_activation
 from ..dropout import keep_scale
+from ..rows import row_linear, rowwise
 from .weights import PalWeights
 
 __all__ = ["pal_attention_reference", "projected_attention"]
@@ -31,12 +31,13 @@ def projected_attention(
     ``rows`` int64 [B] are the rows' positions in the whole batch: the dropout mask hangs on them.
     """
     batch, tokens, _ = x.shape
-    low = F.linear(x, w.encoder, w.encoder_bias)
+    low = row_linear(x, w.encoder, w.encoder_bias)
     q, k, v = (
-        F.linear(low, weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        row_linear(low, weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for weight, bias in ((w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias))
     )
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(x.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    scores = rowwise(lambda one, other: one @ other.transpose(-1, -2), q, k)
+    scores = scores.to(torch.promote_types(x.dtype, torch.float32)) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     if causal:
@@ -44,17 +45,17 @@ def projected_attention(
         scores = scores.masked_fill(future, float("-inf"))
     # A token that may see nothing gets zeros, forward and backward, instead of NaN.
     blind = (scores == float("-inf")).all(-1, keepdim=True)
-    weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+    weights = rowwise(lambda one: one.softmax(-1), scores.masked_fill(blind, 0.0)).masked_fill(blind, 0.0)
     if seed is not None:
         rows = torch.arange(batch, device=x.device) if rows is None else rows
         heads, queries = torch.arange(num_heads, device=x.device), torch.arange(tokens, device=x.device)
         position = (rows.view(-1, 1, 1, 1) * num_heads + heads.view(-1, 1, 1)) * tokens + queries.view(-1, 1)
         keep = keep_scale(seed, position, queries, dropout, weights.dtype)
         weights = weights if keep is None else weights * keep
-    mixed = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    mixed = rowwise(torch.matmul, weights.to(v.dtype), v).transpose(1, 2).flatten(2)
     if w.output is not None:
-        mixed = F.linear(mixed, w.output, w.output_bias)
-    return get_activation(activation).fn(F.linear(mixed, w.decoder, w.decoder_bias))
+        mixed = row_linear(mixed, w.output, w.output_bias)
+    return rowwise(get_activation(activation).fn, row_linear(mixed, w.decoder, w.decoder_bias))
 
 
 def pal_attention_reference(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import opaque
 from ..backend import FusedOp
-from ..batch import tasks_with_rows
+from ..batch import check_ids, tasks_with_rows
 from .weights import FAMILIES
 
 __all__ = ["OP", "empty_gradients", "empty_results", "forward_op"]
@@ -63,6 +63,7 @@ def empty_gradients(x: Tensor, weights: list[Tensor], needs: list[bool]) -> tupl
 
 
 def _kernel(*args: Any) -> Results:
+    check_ids("pal_attention", args[3], len(args[1]) // sum(args[2]))
     return select(args[0], args[1], args[2], args[5]).forward(*args)
 
 

@@ -20,6 +20,10 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.reshape(-1, tensor.shape[-1]).contiguous()
 
 
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 def _plain(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
@@ -47,9 +51,9 @@ def forward(
     kept = save and norm > 0
     torch.ops.hfadapt_cpu.adapter_norm_forward(
         _rows(x), _rows(residual), _rows(h), _plain(down), _plain(up), _plain(down_bias), _plain(up_bias),
-        _plain(scale), scale_values, norm_weight, norm_bias, ids, seed, activation, norm, eps, norm_offset, dropout,
-        out.view(-1, x.shape[-1]), z if kept else None, pre if save else None, mean if kept else None,
-        rstd if kept else None,
+        _plain(scale), scale_values, _flat(norm_weight), _flat(norm_bias), _flat(ids), seed, activation,
+        norm, eps, norm_offset, dropout, out.view(-1, x.shape[-1]), z if kept else None, pre if save else None,
+        mean if kept else None, rstd if kept else None,
     )  # fmt: skip
     return out, z, pre, mean, rstd
 
@@ -70,7 +74,7 @@ def backward(
     dz, dh, grads = empty_grads(grad, h, down, up, scale, norm, needs, empty_result)
     torch.ops.hfadapt_cpu.adapter_norm_backward(
         _rows(grad), z if norm else None, pre, mean if norm else None, rstd if norm else None, _rows(h), _plain(down),
-        _plain(up), _plain(up_bias), _plain(scale), scale_values, norm_weight, ids, seed, activation, norm, norm_offset,
-        dropout, dz if norm else None, dh if dh.numel() else None, grads,
+        _plain(up), _plain(up_bias), _plain(scale), scale_values, _flat(norm_weight), _flat(ids), seed, activation,
+        norm, norm_offset, dropout, dz if norm else None, dh if dh.numel() else None, grads,
     )  # fmt: skip
     return dz, dh, grads

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..activations import get_activation
-from ..batch import Segment, segments_of
-from ..errors import RowIdError
+from ..batch import Segment, check_ids, segments_of
 from ..opaque import autograd_inside
+from ..rows import row_linear, rowwise
 from .checks import NAME, NORMS
 from .reference import adapter_delta, keep_factor, normalise, per_segment
 from .saved import NEED_H, empty_grads, saved_shapes, stat_dtype
@@ -24,12 +24,8 @@ _NORM_NAMES = {code: name for name, code in NORMS.items()}
 def _segments(ids: Tensor | None, rows: int, tasks: int) -> list[Segment]:
     if ids is None:
         return [Segment(0, slice(0, rows))]
-    values = ids.tolist()
-    bad = [row for row, task in enumerate(values) if not -1 <= task < tasks]
-    if bad:
-        what = f"ids[{bad[0]}] is out of range"
-        raise RowIdError(NAME, what, expected=f"-1..{tasks - 1}", got=str(values[bad[0]]))
-    return segments_of(values, ids.device)
+    check_ids(NAME, ids, tasks)
+    return segments_of(ids.tolist(), ids.device)
 
 
 def forward(
@@ -49,7 +45,7 @@ def forward(
             return base[rows]
         bias = down_bias[t] if down_bias else None
         if save:
-            by_row[rows, ..., : down[t].shape[0]] = torch.nn.functional.linear(h[rows], down[t], bias)
+            by_row[rows, ..., : down[t].shape[0]] = row_linear(h[rows], down[t], bias)
         keep = keep_factor(h, rows, down[t].shape[0], dropout, seed)
         s = scale[t] if scale else scale_values[t]
         delta = adapter_delta(h[rows], down[t], up[t], bias, up_bias[t] if up_bias else None, s, activation, keep)
@@ -112,7 +108,7 @@ def backward(
         dpre, dup = found[0], found[1]
         flat = dpre.reshape(-1, dpre.shape[-1])
         if needs & NEED_H:
-            dh[rows] = dpre @ down[t]
+            dh[rows] = row_linear(dpre, down[t].t())
         _assign(grads[5 * t], flat.t() @ h[rows].reshape(-1, h.shape[-1]))
         _assign(grads[5 * t + 1], dup)
         _assign(grads[5 * t + 2], flat.sum(0))
@@ -124,8 +120,8 @@ def backward(
 
 
 def _from_pre(pre, up, up_bias, scale, activation, keep):  # type: ignore[no-untyped-def]
-    hidden = get_activation(activation).fn(pre)
-    return torch.nn.functional.linear(hidden if keep is None else hidden * keep, up, up_bias) * scale
+    hidden = rowwise(get_activation(activation).fn, pre)
+    return row_linear(hidden if keep is None else hidden * keep, up, up_bias) * scale
 
 
 def _assign(target: Tensor, value: Tensor) -> None:

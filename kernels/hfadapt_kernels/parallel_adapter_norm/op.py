@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..activations import get_activation
 from ..batch import TaskBatch
-from ..dropout import check_probability, draw_seed
+from ..dropout import check_probability, choose_dropout
 from ..errors import UnsupportedError
 from ..opaque import autocast_inputs
 from .checks import NAME, NORMS, check, split_scale
@@ -74,6 +74,7 @@ def parallel_adapter_norm(
         BackendError: A backend asked for by name cannot run.
     """
     check_probability(NAME, dropout)
+    batch.check(NAME)
     code = get_activation(activation, NAME).code
     if norm not in NORMS:
         raise UnsupportedError(NAME, "norm", expected="None, 'layer' or 'rms'", got=repr(norm))
@@ -91,10 +92,7 @@ def parallel_adapter_norm(
             x, h, (), (), (), residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias, eps=eps,
             norm_offset=norm_offset,
         )  # fmt: skip
-    if not training or dropout == 0.0:
-        dropout, seed = 0.0, None
-    elif seed is None:
-        seed = draw_seed(x.device)
+    dropout, seed = choose_dropout(NAME, dropout, training, seed, x.device)
     if not torch.compiler.is_compiling() and OP.select(x.device.type, x.dtype).backend == "reference":
         return parallel_adapter_norm_reference(
             x, h, downs, ups, batch.segments(), down_bias=down_biases, up_bias=up_biases, activation=code,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..activations import get_activation
 from ..batch import Segment
 from ..dropout import keep_scale
+from ..rows import row_linear, rowwise
 
 __all__ = ["adapter_delta", "keep_factor", "normalise", "parallel_adapter_norm_reference", "per_segment"]
 
@@ -26,10 +27,10 @@ def adapter_delta(
     keep: Tensor | None,
 ) -> Tensor:
     """``s * (act(h W_d^T + b) W_u^T + b')`` of one task: [..., Dh] to [..., D]. ``keep`` is the dropout factor."""
-    hidden = get_activation(activation).fn(F.linear(h, down, down_bias))
+    hidden = rowwise(get_activation(activation).fn, row_linear(h, down, down_bias))
     if keep is not None:
         hidden = hidden * keep
-    return F.linear(hidden, up, up_bias) * scale
+    return row_linear(hidden, up, up_bias) * scale
 
 
 def normalise(

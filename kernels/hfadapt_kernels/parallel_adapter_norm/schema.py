@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backend import FusedOp
-from ..batch import tasks_with_rows
+from ..batch import check_ids, tasks_with_rows
 from ..errors import KernelError
 from ..opaque import define
 from . import cpu, eager, triton
@@ -53,6 +53,7 @@ _BACKWARD = (
 
 
 def _forward_kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    check_ids(NAME, args[10], len(args[2]))
     return OP.select(x.device.type, x.dtype).forward(x, *args)
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..batch import TaskBatch
-from ..errors import RowIdError, ShapeError, UnsupportedError
+from ..errors import ShapeError, UnsupportedError
 from .reference import FORMS
 
-__all__ = ["check_arguments", "check_ids"]
+__all__ = ["check_arguments"]
 
 _NAME = "prefix_attention"
 
@@ -87,13 +87,3 @@ def check_arguments(
         raise UnsupportedError(
             _NAME, "return_gate", expected="form='softmax': the other forms have no gate", got=repr(form)
         )
-
-
-def check_ids(ids: Tensor | None, tasks: int) -> None:
-    """Raise `RowIdError` for an id out of range; ids built inside ``torch.compile`` were not checked before."""
-    if ids is None or ids.numel() == 0 or ids.device.type != "cpu":
-        return
-    lowest, highest = ids.min().item(), ids.max().item()
-    if lowest < -1 or highest >= tasks:
-        got = lowest if lowest < -1 else highest
-        raise RowIdError(_NAME, "task id", expected=f"-1 (no prefix) or 0..{tasks - 1}", got=str(got))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import opaque
 from ..backend import FusedOp
-from ..batch import TaskBatch
-from ..dropout import check_probability, draw_seed
+from ..batch import TaskBatch, check_ids
+from ..dropout import check_probability, choose_dropout
 from .checks import check_arguments
 from .reference import prefix_attention_reference
 
@@ -73,6 +73,7 @@ def prefix_attention(
         BackendError: A backend asked for by name cannot run.
     """
     check_probability("prefix_attention", dropout)
+    batch.check("prefix_attention")
     factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     tensors = (query, key, value, list(prefix_key), list(prefix_value))
     query, key, value, pk, pv = opaque.autocast_inputs(query.device.type, *tensors)
@@ -82,11 +83,7 @@ def prefix_attention(
     check_arguments(query, key, value, pk, pv, batch, mask, position_bias, form, return_gate)
     if position_bias is not None and position_bias.dim() == 4 and position_bias.shape[1:] != _score_shape(query, key):
         position_bias = position_bias.expand(-1, *_score_shape(query, key))
-    dropout = dropout if training else 0.0
-    if dropout > 0.0 and seed is None:
-        seed = draw_seed(query.device)
-    if dropout == 0.0:
-        seed = None
+    dropout, seed = choose_dropout("prefix_attention", dropout, training, seed, query.device)
     rest = (batch.op_ids, mask, position_bias, causal, factor, form, dropout, seed)
     if not torch.compiler.is_compiling() and _select(query, form).backend == "reference":
         out, gate = prefix_attention_reference(query, key, value, pk, pv, *rest)
@@ -116,6 +113,7 @@ _BACKWARD_SCHEMA = (
 
 
 def _kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_ids("prefix_attention", args[5], len(args[3]))
     return _select(args[0], args[10]).forward(*args)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..batch import segments_of
 from ..dropout import keep_scale
+from ..rows import rowwise
 
 __all__ = ["FORMS", "PREFIX_COLUMN", "prefix_attention_reference"]
 
@@ -24,12 +25,12 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
     n, heads, tokens, _ = rows.shape
     groups, size = columns.shape[1], columns.shape[3]
     folded = rows.reshape(n, groups, heads // groups * tokens, rows.shape[3])
-    return (folded @ columns).reshape(n, heads, tokens, size)
+    return rowwise(torch.matmul, folded, columns.expand(n, -1, -1, -1)).reshape(n, heads, tokens, size)
 
 
 def _exponentials(scores: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    exponentials = (scores - peak).exp()
-    return exponentials, exponentials.sum(-1, keepdim=True)
+    exponentials = rowwise(torch.exp, scores - peak)
+    return exponentials, rowwise(lambda one: one.sum(-1, keepdim=True), exponentials)
 
 
 def _peak(scores: Tensor) -> Tensor:

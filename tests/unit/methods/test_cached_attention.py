@@ -12,6 +12,7 @@ import hfadapt
 from hfadapt.errors import RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from hfadapt_kernels import row_linear
 from tests.unit.releases import CACHE
 
 METHODS = {
@@ -99,29 +100,20 @@ def test_robust_depths_need_the_same_layers_at_every_step():
     assert torch.equal(written(model, inputs), want)
 
 
-class Projections:
-    """Stands in for ``torch.nn.functional`` in a module; notes how many tokens each projection reads."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-
-    def __getattr__(self, name):
-        return getattr(torch.nn.functional, name)
-
-    def linear(self, x, *weights):
-        self.tokens.append(x.shape[1])
-        return torch.nn.functional.linear(x, *weights)
-
-
 @torch.no_grad()
 def test_a_step_projects_its_own_token_only(monkeypatch):
     model, inputs = generator("gpt2", "pal")
     hfadapt.activate(model, "one")
-    seen = Projections()
-    monkeypatch.setattr("hfadapt_plugins.methods.pal.delta.F", seen)
+    tokens = []
+
+    def project(x, *weights):
+        tokens.append(x.shape[1])
+        return row_linear(x, *weights)
+
+    monkeypatch.setattr("hfadapt_plugins.methods.pal.delta.row_linear", project)
     written(model, inputs)
     prompt = inputs["input_ids"].shape[1]
-    assert seen.tokens == 2 * 5 * [prompt] + 5 * 2 * 5 * [1]  # two layers, five projections; five further tokens
+    assert tokens == 2 * 5 * [prompt] + 5 * 2 * 5 * [1]  # two layers, five projections; five further tokens
 
 
 @pytest.mark.parametrize("method", ["pal", "top_attention"])

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hfadapt import ArchitectureMap, Capabilities, Delta, Method, Place, Rows, Site, Weights, select_layers, sites
 from hfadapt.architecture import StackMap
+from hfadapt_kernels import rowwise
 
 from ..shared import change_rows
 from .config import Invertible
@@ -29,7 +30,8 @@ class InvertibleDelta(Delta):
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
-            return self.shared(rows.names[index])(pick(value), self.inverse)
+            function = self.shared(rows.names[index])
+            return rowwise(lambda x: function(x, self.inverse), pick(value))
 
         return change_rows(rows.batch, value, compute)
 

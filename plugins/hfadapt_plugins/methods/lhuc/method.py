@@ -23,8 +23,9 @@ class LHUCDelta(Delta):
         weights.contribution = self.parameter((self.site.width,))
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
-        factor = 2 * torch.sigmoid(rows.gather(self.weights("contribution", rows.names), 0.0))
-        return value * over_tokens(factor, value)
+        # Each adapter's on its own: how sigmoid rounds the last elements depends on how many there are.
+        factors = [2 * torch.sigmoid(c) for c in self.weights("contribution", rows.names)]
+        return value * over_tokens(rows.gather(factors, 1.0), value)
 
 
 class LHUCMethod(Method):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
-from hfadapt_kernels import get_activation, pal_attention
+from hfadapt_kernels import draw_seed, get_activation, pal_attention, row_linear, rowwise
 
 from ..shared import change_rows, init_projection
 from ..shared.attention import attend
+from ..shared.dropout import RowDropout
 from ..shared.mask import attention_mask
 from ..shared.memory import Memory, memory_of
 from ..shared.norms import add_norm, keep_without_adapter, norm_eps, over_tokens, own_norm
@@ -141,17 +141,19 @@ class PALAttentionDelta(_PALDelta):
         """Return TS of the new tokens ``source`` ``[B, T, D]``, which attend to what ``memory`` holds as well."""
         names, act = rows.names, get_activation(config.activation).fn
         ends = {name: self.ends(name, names) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")}
+        places = torch.arange(source.shape[0], device=source.device)
+        seed = draw_seed(source.device) if self.training and self.dropout else None
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             first, first_bias, last, last_bias = (None if e is None else e[index] for e in ends.values())
             assert first is not None and last is not None
             own, kept = self.own(names[index]), memory.own(index, pick)
-            z = F.linear(pick(source), first, first_bias)
-            query, key, value = (F.linear(z, getattr(own, n), getattr(own, f"{n}_bias", None)) for n in INNER)
+            z = row_linear(pick(source), first, first_bias)
+            query, key, value = (row_linear(z, getattr(own, n), getattr(own, f"{n}_bias", None)) for n in INNER)
             key, value = kept.extend("self", key, value)
-            dropout = self.dropout if self.training else 0.0
-            mixed = attend(query, key, value, config.num_heads, kept.seen, dropout=dropout)
-            return act(F.linear(mixed, last, last_bias))
+            drop = None if seed is None else RowDropout(seed, pick(places)).with_probability(self.dropout)
+            mixed = attend(query, key, value, config.num_heads, kept.seen, drop=drop)
+            return rowwise(act, row_linear(mixed, last, last_bias))
 
         change = change_rows(rows.batch, torch.zeros_like(source), compute)
         memory.keep()
@@ -177,9 +179,9 @@ class PALFFNDelta(_PALDelta):
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             w = self.own(names[index])
             before, after = (None if bias is None else bias[index] for bias in biases)
-            z = F.linear(pick(source), encoder[index], before)
-            z = inner(F.linear(z, w.inner, getattr(w, "inner_bias", None)))
-            z = F.linear(z, w.outer, getattr(w, "outer_bias", None))
-            return outer(F.linear(z, decoder[index], after))
+            z = row_linear(pick(source), encoder[index], before)
+            z = rowwise(inner, row_linear(z, w.inner, getattr(w, "inner_bias", None)))
+            z = row_linear(z, w.outer, getattr(w, "outer_bias", None))
+            return rowwise(outer, row_linear(z, decoder[index], after))
 
         return change_rows(rows.batch, torch.zeros_like(source), compute)

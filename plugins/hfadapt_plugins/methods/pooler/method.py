@@ -24,7 +24,8 @@ class PoolerDelta(Delta):
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
-            return self.shared(rows.names[index])(pick(source))
+            # Of the whole batch, as the base's own does: how its product rounds depends on the number of rows.
+            return pick(self.shared(rows.names[index])(source))
 
         return change_rows(rows.batch, value, compute)
 

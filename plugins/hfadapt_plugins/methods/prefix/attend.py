@@ -82,14 +82,24 @@ class PrefixAttention:
         added = [p for p in self.parts if p.form in ("no_gating", "relu")]
         gated = [p for p in self.parts if p.form == "gate_add"]
         kernel = _Kernel(self.name, module, query, key, value, mask, scaling, options)
+
+        def keep_idle(out: Tensor, parts: Sequence[Part]) -> Tensor:
+            """Rows without a prefix are those of the stock function, as when no row has one."""
+            if not all(part.batch.idle for part in parts):
+                return out
+            stock, _ = self.stock(module, query, key, value, mask, **options)
+            idle = torch.stack([part.batch.ids < 0 for part in parts]).all(0)
+            return torch.where(idle.view(-1, 1, 1, 1), stock, out)
+
         if fits and len(self.parts) == 1 and not gated and self.parts[0].query is None:
             only = self.parts[0]
-            return kernel(only, "softmax" if plain else only.form), None
+            return keep_idle(kernel(only, "softmax" if plain else only.form), self.parts), None
         weights = None
         if plain and fits:
-            out = kernel(_joined(plain), "softmax")
+            out = keep_idle(kernel(_joined(plain), "softmax"), plain)
         elif plain:
             out, weights = self._longer(_joined(plain), module, query, key, value, mask, options)
+            out = keep_idle(out, plain)
         else:
             out, weights = self.stock(module, query, key, value, mask, **options)
         for part in gated:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import AttentionCall, AttentionDelta, Rows, Weights
-from hfadapt_kernels import TaskBatch
+from hfadapt_kernels import TaskBatch, draw_seed, drop_rows
 
 from ..shared.gating import add_gate, gate_of_rows
 from .attend import Part, PrefixAttention
@@ -70,12 +70,21 @@ class PrefixDelta(AttentionDelta):
         keys, values = [k for k, _ in pairs], [v for _, v in pairs]
         drop = config.dropout
         if drop and self.training:
-            keys, values = ([nn.functional.dropout(t, drop) for t in side] for side in (keys, values))
+            keys, values = self.dropped(keys, values, drop)
         if config.query_norm:
             return Part(keys, values, rows.batch, config.form, self.normed_query(call, rows))
         if config.gate == "none":
             return Part(keys, values, rows.batch, config.form)
         return self.gated(keys, values, rows, config.form)
+
+    def dropped(self, keys: list[Tensor], values: list[Tensor], p: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Prefixes with entries dropped: the masks do not depend on which adapters have rows."""
+        seed = draw_seed(keys[0].device)
+
+        def one(tensor: Tensor, stream: int) -> Tensor:
+            return drop_rows(tensor, p, seed, torch.arange(tensor.shape[0], device=tensor.device), stream)
+
+        return [one(t, 0) for t in keys], [one(t, 1) for t in values]
 
     def gated(self, keys: list[Tensor], values: list[Tensor], rows: Rows, form: str) -> Part:
         """Prefixes times their row's gate: every row gets a prefix of its own."""

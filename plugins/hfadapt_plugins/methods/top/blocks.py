@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfadapt_kernels import get_activation
+from hfadapt_kernels import get_activation, row_linear, rowwise
 
 from ..shared import init_projection
 from ..shared.attention import attend
+from ..shared.dropout import RowDropout
 from ..shared.memory import OwnMemory
 
-__all__ = ["EPS", "AttentionBlock", "FFNBlock", "TransformerLayer", "linear"]
+__all__ = ["EPS", "AttentionBlock", "FFNBlock", "TransformerLayer", "apply_linear", "linear"]
 
 
 EPS = 1e-12
@@ -27,6 +27,12 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     init_projection(made.weight.data)
     nn.init.zeros_(made.bias)
     return made
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply what `linear` returned to ``[b, T, inputs]``, each row alone."""
+    assert isinstance(layer, nn.Linear)
+    return row_linear(x, layer.weight, layer.bias)
 
 
 class AttentionBlock(nn.Module):
@@ -47,7 +53,13 @@ class AttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(size, eps=EPS) if norm else None
 
     def forward(
-        self, z: Tensor, mask: Tensor | None, causal: bool, memory: OwnMemory | None = None, name: str = ""
+        self,
+        z: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        memory: OwnMemory | None = None,
+        name: str = "",
+        drop: RowDropout | None = None,
     ) -> Tensor:
         """Return ``[B, T, S]``.
 
@@ -57,16 +69,17 @@ class AttentionBlock(nn.Module):
             causal: A token sees only those before it, and itself.
             memory: In a decoding call, the keys and values of earlier tokens; then there is no ``mask``.
             name: Of this block in ``memory``.
+            drop: Dropout, in training.
         """
-        query, key, value = (project(z) for project in (self.query, self.key, self.value))
+        query, key, value = (apply_linear(project, z) for project in (self.query, self.key, self.value))
         seen = None if mask is None else mask.unsqueeze(1)
         if memory is not None:
             (key, value), seen = memory.extend(name, key, value), memory.seen
         elif causal and seen is not None:
             seen = seen & torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).tril()
-        dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, self.num_heads, seen, causal=causal, dropout=dropout)
-        out = F.dropout(self.output(mixed), self.dropout, self.training)
+        inside = None if drop is None else drop.with_probability(self.dropout)
+        out = apply_linear(self.output, attend(query, key, value, self.num_heads, seen, causal=causal, drop=inside))
+        out = out if drop is None else drop(out, self.dropout)
         out = z + out if self.residual else out
         return out if self.norm is None else self.norm(out)
 
@@ -90,13 +103,13 @@ class FFNBlock(nn.Module):
         self.activation, self.dropout, self.residual = activation, dropout, residual
         self.norm = nn.LayerNorm(size, eps=EPS) if norm else None
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, drop: RowDropout | None = None) -> Tensor:
         """Return ``[B, T, S]``."""
         act = get_activation(self.activation).fn
-        out = self.linears[0](z)
+        out = apply_linear(self.linears[0], z)
         for one in self.linears[1:]:
-            out = one(act(out))
-        out = F.dropout(out, self.dropout, self.training)
+            out = apply_linear(one, rowwise(act, out))
+        out = out if drop is None else drop(out, self.dropout)
         out = z + out if self.residual else out
         return out if self.norm is None else self.norm(out)
 
@@ -109,6 +122,13 @@ class TransformerLayer(nn.Module):
         self.attention = AttentionBlock(size, num_heads, dropout)
         self.ffn = FFNBlock(size, inner, 1, activation, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool, memory: OwnMemory | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        memory: OwnMemory | None = None,
+        drop: RowDropout | None = None,
+    ) -> Tensor:
         """Return ``[B, T, D]``; arguments as of ``AttentionBlock``."""
-        return self.ffn(self.attention(x, mask, causal, memory, "layer"))
+        return self.ffn(self.attention(x, mask, causal, memory, "layer", drop), drop)

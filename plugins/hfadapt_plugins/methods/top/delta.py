@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
 from hfadapt.architecture import StackMap
-from hfadapt_kernels import get_activation
+from hfadapt_kernels import draw_seed, get_activation, rowwise
 
 from ..shared import change_rows
+from ..shared.dropout import RowDropout
 from ..shared.mask import attention_mask
 from ..shared.memory import OwnMemory, memory_of
-from .blocks import AttentionBlock, FFNBlock, TransformerLayer, linear
+from .blocks import AttentionBlock, FFNBlock, TransformerLayer, apply_linear, linear
 from .config import TopAttention, TopFFN, TopLayer, TopLinear
 
 __all__ = ["TopAttentionDelta", "TopDelta", "TopFFNDelta", "TopLayerDelta", "TopLayers", "TopLinearDelta"]
@@ -28,11 +30,16 @@ class TopDelta(Delta):
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         memory = memory_of(rows, self.site, value) if self.uses_attention else None
         mask = attention_mask(rows, value, self.site) if self.uses_attention and memory is None else None
+        places = torch.arange(value.shape[0], device=value.device)
+        # Drawn whichever of the adapters have rows: what is drawn after it does not depend on that.
+        drops = self.training and any(getattr(self.config(name), "dropout", 0.0) for name in self.names)
+        seed = draw_seed(value.device) if drops else None
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             kept = None if memory is None else memory.own(index, pick)
             own = None if mask is None else pick(mask)
-            return self.task_function(self.weights_of(rows.names[index]), pick(value), own, kept)
+            drop = None if seed is None else RowDropout(seed, pick(places))
+            return self.task_function(self.weights_of(rows.names[index]), pick(value), own, kept, drop)
 
         changed = change_rows(rows.batch, value, compute)
         if memory is not None:
@@ -43,7 +50,9 @@ class TopDelta(Delta):
         """Return the module with the parameters of the adapter ``name``."""
         return self.own(name)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
+    def task_function(
+        self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None, drop: RowDropout | None
+    ) -> Tensor:
         """Return TS(x) ``[B, T, D]`` of one task.
 
         Args:
@@ -51,6 +60,7 @@ class TopDelta(Delta):
             x: ``[B, T, D]``.
             mask: Bool ``[B, T]`` of the tokens that are no padding, or None.
             memory: In a decoding call, what the task's rows attended to before; then there is no ``mask``.
+            drop: Dropout, in training.
         """
         raise NotImplementedError
 
@@ -84,8 +94,10 @@ class TopLayerDelta(TopDelta):
         assert isinstance(shared, TopLayers)
         return shared.layer_of(self.site)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
-        return weights(x, mask, self.site.causal, memory)
+    def task_function(
+        self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None, drop: RowDropout | None
+    ) -> Tensor:
+        return weights(x, mask, self.site.causal, memory, drop)
 
 
 class _Projected(TopDelta):
@@ -106,11 +118,13 @@ class TopAttentionDelta(_Projected):
         options = (config.size, config.num_heads, config.dropout, config.residual, config.norm)
         self.project(weights, config.size, [AttentionBlock(*options) for _ in range(config.num_layers)])
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
-        z = weights.encoder(x)
+    def task_function(
+        self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None, drop: RowDropout | None
+    ) -> Tensor:
+        z = apply_linear(weights.encoder, x)
         for number, block in enumerate(weights.blocks):
-            z = block(z, mask, self.site.causal, memory, str(number))
-        return weights.decoder(z)
+            z = block(z, mask, self.site.causal, memory, str(number), drop)
+        return apply_linear(weights.decoder, z)
 
 
 class TopFFNDelta(_Projected):
@@ -121,11 +135,13 @@ class TopFFNDelta(_Projected):
         blocks = [FFNBlock(config.size, config.hidden, *options) for _ in range(config.num_layers)]
         self.project(weights, config.size, blocks)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
-        z = weights.encoder(x)
+    def task_function(
+        self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None, drop: RowDropout | None
+    ) -> Tensor:
+        z = apply_linear(weights.encoder, x)
         for block in weights.blocks:
-            z = block(z)
-        return weights.decoder(z)
+            z = block(z, drop)
+        return apply_linear(weights.decoder, z)
 
 
 class TopLinearDelta(TopDelta):
@@ -136,5 +152,7 @@ class TopLinearDelta(TopDelta):
         if config.init == "identity":
             nn.init.eye_(weights.linear.weight)
 
-    def task_function(self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None) -> Tensor:
-        return get_activation(weights.config.activation).fn(weights.linear(x))
+    def task_function(
+        self, weights: Any, x: Tensor, mask: Tensor | None, memory: OwnMemory | None, drop: RowDropout | None
+    ) -> Tensor:
+        return rowwise(get_activation(weights.config.activation).fn, apply_linear(weights.linear, x))
