@@ -167,7 +167,7 @@ static void score_rows(int64_t R, int64_t n, int64_t D, const float* q, int64_t 
       }
       if (d < D)
 #pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) acc[i] = fma(load(q + r * qs + d), load_first(key[i] + d, D - d), acc[i]);
+        for (int i = 0; i < VL; i++) acc[i] = fma(load_first(q + r * qs + d, D - d), load_first(key[i] + d, D - d), acc[i]);
 #pragma GCC unroll 16
       for (int i = 0; i < VL; i++) store(products + i * VL, acc[i]);
       store(s + r * width + j, sum_of_each(products));

@@ -85,13 +85,22 @@ struct PrefixBackward {
     const E* q = near_rows<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token, w.query_rows, &qm);
     const E* o = near_rows<E>(mb, D, head_at<const T>(a.grad_out, b, h) + m0 * a.grad_out.token, a.grad_out.token,
                               w.grad_rows, &gm);
+    // Few queries: products that are summed as forward sums them, in many short sums. One row has no others in which the
+    // roundings of one long sum would average out, and an error of a score is a relative one of its probability.
+    const bool few = !low && !kProductsInDouble && a.Tq * z.rep <= 8;
+    const auto product = [&](const E* left, int64_t stride, const T* rows, int64_t row_stride, const E* packed, int64_t n,
+                             float* out) {
+      if constexpr (!low)
+        if (few) return score_rows(mb, n, D, left, stride, rows, row_stride, out, width);
+      panels_product(mb, n, D, left, stride, packed, columns_panel<E>(D), out, width, w.ahead);
+    };
     if (PP) {
-      panels_product(mb, P, D, q, qm, prefix_keys.at(task, g), columns_panel<E>(D), w.scores, width, w.ahead);
-      panels_product(mb, P, D, o, gm, prefix_values.at(task, g), columns_panel<E>(D), w.gradients, width, w.ahead);
+      product(q, qm, static_cast<const T*>(a.prefix_key[task]) + g * P * D, D, prefix_keys.at(task, g), P, w.scores);
+      product(o, gm, static_cast<const T*>(a.prefix_value[task]) + g * P * D, D, prefix_values.at(task, g), P, w.gradients);
     }
     if (seen) {
-      panels_product(mb, seen, D, q, qm, w.keys, columns_panel<E>(D), w.scores + PP, width, w.ahead);
-      panels_product(mb, seen, D, o, gm, w.values, columns_panel<E>(D), w.gradients + PP, width, w.ahead);
+      product(q, qm, head_at<const T>(a.key, b, g), a.key.token, w.keys, seen, w.scores + PP);
+      product(o, gm, head_at<const T>(a.value, b, g), a.value.token, w.values, seen, w.gradients + PP);
     }
     for (int64_t m = 0; m < mb; m += VL) {
       const int64_t count = imin(VL, mb - m);

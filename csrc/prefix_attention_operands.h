@@ -6,6 +6,7 @@ template <class E>
 constexpr int64_t kColumns = sizeof(E) == 2 ? 32 : PW;
 
 #if defined(__x86_64__) && !defined(__FMA__)
+constexpr bool kProductsInDouble = true;
 // Without FMA every term is rounded before it is added, and an error of a score is a relative one of its exponential: these
 // processors add in double.
 static void panels_product_in_double(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B,
@@ -19,6 +20,8 @@ static void panels_product_in_double(int64_t M, int64_t N, int64_t K, const floa
       store(C + m * ldc + n, __builtin_convertvector(sum, V));
     }
 }
+#else
+constexpr bool kProductsInDouble = false;
 #endif
 
 // C[M][N] = A B for B in panels of `panel` elements.

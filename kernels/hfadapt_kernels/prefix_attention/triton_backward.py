@@ -34,10 +34,12 @@ def prefix_attention_dq_kernel(
     do_ptr += b * o_b + h * o_h
     q = load_rows(q_ptr, rows, q_t, TQ, d, D, EVEN)
     do = load_rows(do_ptr, rows, o_t, TQ, d, D, EVEN)
-    o = load_rows(out_ptr + b * o_b + h * o_h, rows, o_t, TQ, d, D, EVEN)
-    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     lse = shift(tl.load(lse_ptr + line, mask=live, other=0.0))
     prefix_lse = shift(tl.load(lse_ptr + plane + line, mask=live, other=0.0))
+    delta = tl.zeros((BM,), tl.float32)
+    if FORM == SOFTMAX:
+        o = load_rows(out_ptr + b * o_b + h * o_h, rows, o_t, TQ, d, D, EVEN)
+        delta += tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     dgate = tl.zeros((BM,), tl.float32)
     if DGATE:
         dgate = tl.load(dgate_ptr + line, mask=live, other=0.0)
@@ -52,7 +54,7 @@ def prefix_attention_dq_kernel(
         pk = task_pointer(pk_table, task, q_ptr) + g.to(tl.int64) * P * D
         pv = task_pointer(pv_table, task, q_ptr) + g.to(tl.int64) * P * D
         if FORM != SOFTMAX:
-            # dO . (prefix part of the output): no_gating's prefix subtracts it, the real keys the rest.
+            # dO . (prefix part of the output): no_gating's prefix subtracts it.
             prefix_delta = tl.zeros((BM,), tl.float32)
             for n in range(0, P, BN):
                 cols = n + tl.arange(0, BN)
@@ -63,7 +65,6 @@ def prefix_attention_dq_kernel(
                 dp = dot_rows(do, do_ptr, rows, o_t, TQ, x, pv, cols, D, P, D, PRECISION, WIDE)
                 dp *= factor(seed_ptr, threshold, keep, line, cols.to(tl.int64) + PREFIX_COLUMN, DROPOUT)
                 prefix_delta += tl.sum(tl.where((cols < P)[None, :], p * dp, 0.0), 1)
-            delta -= prefix_delta
         for n in range(0, P, BN):
             cols = n + tl.arange(0, BN)
             x = load_rows(pk, cols, D, P, d, D, EVEN)
@@ -77,14 +78,32 @@ def prefix_attention_dq_kernel(
                 ds = tl.exp2((s - prefix_lse[:, None]) * LOG2E) * (dp + dgate[:, None] - prefix_delta[:, None])
             ds = tl.where((cols < P)[None, :] & live[:, None], ds, 0.0)
             acc += dot(ds.to(x.dtype), x, PRECISION)
-    tl.store(delta_ptr + line, delta, mask=live)
-    tl.store(delta_ptr + plane + line, prefix_delta, mask=live)
     k_ptr += b * k_b + g * k_h
     v_ptr += b * v_b + g * v_h
     dscores_ptr += bh.to(tl.int64) * TQ * TK
-    end = TK
-    if CAUSAL and not DSCORES:
-        end = tl.minimum(TK, tl.maximum(0, (tl.program_id(0) + 1) * BM + TK - TQ))
+    seen_end = TK
+    if CAUSAL:
+        seen_end = tl.minimum(TK, tl.maximum(0, (tl.program_id(0) + 1) * BM + TK - TQ))
+    end = seen_end
+    if DSCORES:
+        end = TK
+    if FORM != SOFTMAX:
+        # dO . (what the real keys give): a sum of its own. The output has the prefix's part in it, which may be much
+        # the larger, and the difference of the two would cancel.
+        for n in range(0, seen_end, BN):
+            cols = n + tl.arange(0, BN)
+            x = load_rows(k_ptr, cols, k_t, TK, d, D, EVEN)
+            s = dot_rows(q, q_ptr, rows, q_t, TQ, x, k_ptr, cols, k_t, TK, D, PRECISION, WIDE) * scaling
+            s = real_scores(
+                s, rows, cols, b, h, TQ, TK, mask_ptr, mask_b, mask_h, mask_q, mask_k, bias_ptr, bias_b, bias_h, bias_q,
+                bias_k, CAUSAL, MASK, BIAS,
+            )  # fmt: skip
+            x = load_rows(v_ptr, cols, v_t, TK, d, D, EVEN)
+            dp = dot_rows(do, do_ptr, rows, o_t, TQ, x, v_ptr, cols, v_t, TK, D, PRECISION, WIDE)
+            dp *= factor(seed_ptr, threshold, keep, line, cols, DROPOUT)
+            delta += tl.sum(tl.exp2((s - lse[:, None]) * LOG2E) * dp, 1)
+    tl.store(delta_ptr + line, delta, mask=live)
+    tl.store(delta_ptr + plane + line, prefix_delta, mask=live)
     for n in range(0, end, BN):
         cols = n + tl.arange(0, BN)
         x = load_rows(k_ptr, cols, k_t, TK, d, D, EVEN)
