@@ -192,12 +192,17 @@ def token_rows(model: PreTrainedModel) -> dict[str, Tensor]:
             )
     if not original or original >= size:
         return {}
-    inputs = model.get_input_embeddings().weight
+    inputs = _weight(model.get_input_embeddings())
     rows = {f"{TOKENS}input": inputs.detach()[original:]}
     outputs = model.get_output_embeddings()
-    if outputs is not None and outputs.weight is not inputs:
-        rows[f"{TOKENS}output"] = outputs.weight.detach()[original:]
+    if outputs is not None and _weight(outputs) is not inputs:
+        rows[f"{TOKENS}output"] = _weight(outputs).detach()[original:]
     return rows
+
+
+def _weight(embeddings: Any) -> Tensor:
+    """Return the weight of embeddings; ``nn.Module`` does not say which of its attributes are tensors."""
+    return embeddings.weight
 
 
 def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Any) -> None:
@@ -224,6 +229,6 @@ def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Map
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         if rows is not None and size > here:
-            model.get_input_embeddings().weight[here:] = rows
+            _weight(model.get_input_embeddings())[here:] = rows
             if f"{TOKENS}output" in tensors:
-                model.get_output_embeddings().weight[here:] = tensors[f"{TOKENS}output"]
+                _weight(model.get_output_embeddings())[here:] = tensors[f"{TOKENS}output"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Proof:
         if isinstance(found, AttentionDelta):
             wrong = _wrong_attention(given, output)
         else:
-            wrong = _wrong(found, given, *args, kwargs, output)
+            wrong = _wrong(found, given, *args, norm=kwargs, output=output)
         if wrong:
             raise self.error(found, wrong)
 
@@ -97,7 +97,7 @@ def check_place(place: Place, method: str) -> None:
         )
 
 
-def _can_look_at(module: nn.Module) -> bool:
+def _can_look_at(module: nn.Module) -> TypeGuard[Delta]:
     """No copy of a module of the base; and no layer that was compiled, whose graph a look at numbers would cut."""
     return isinstance(module, Delta) and not torch.compiler.is_compiling()
 

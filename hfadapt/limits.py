@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from .errors import ConfigError, HFAdaptError, problem
 
@@ -19,7 +19,8 @@ def finite(value: object) -> bool:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     # a whole number may be too long for a float: compared, never converted
-    return abs(value) <= _LARGEST if isinstance(value, numbers.Integral) else abs(float(value)) <= _LARGEST
+    size = cast(Any, abs(value) if isinstance(value, numbers.Integral) else abs(float(value)))  # abs may be of any type
+    return size <= _LARGEST
 
 
 def require_number(
@@ -58,13 +59,14 @@ def require_number(
         return value
     if finite(value) and value in also:
         return value
+    number = cast(Any, value)  # compared only where it is finite, and so not None
     fits = finite(value) and (not whole or isinstance(value, numbers.Integral))
     if (
         fits
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
     ):
         return value
     words = "a whole number" if whole else "a finite number"

@@ -29,7 +29,7 @@ def check_column() -> None:
     while frame is not None:
         name = _DATA_OF.get(frame.f_code.co_name)
         trainer = frame.f_locals.get("self") if name is not None else None
-        if name is not None and isinstance(trainer, module.Trainer):  # type: ignore[union-attr]
+        if name is not None and trainer is not None and isinstance(trainer, module.Trainer):  # type: ignore[union-attr]
             data = frame.f_locals.get(name)
             if _has_column(getattr(trainer, name, None) if data is None else data):
                 raise RoutingError(

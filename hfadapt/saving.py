@@ -52,7 +52,8 @@ class SavePretrained:
     """
 
     def __init__(self, model: nn.Module, slim: bool = False) -> None:
-        self.model = model
+        # `Any`: what `install` asks of it is a method that nn.Module lacks
+        self.model: Any = model
         self.slim = slim
 
     def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +64,7 @@ class SavePretrained:
         """
         from .checkpoint import save
 
-        model: Any = self.model
+        model = self.model
         stock = type(model).save_pretrained
         options = {**dict(zip(list(inspect.signature(stock).parameters)[2:], args, strict=False)), **kwargs}
         push = options.pop("push_to_hub", False)

@@ -8,8 +8,8 @@ identities. Where something changed and every slot is still there, the proof is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from .slots import Slot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .delta import Delta
     from .state import Attachment
 
 __all__ = ["Lost", "Watch", "require_intact", "watch"]
@@ -155,7 +156,7 @@ def _is_ours(module: nn.Module) -> bool:
     return isinstance(module, Slot) or any(map(_ours, hooks))
 
 
-def _attention_configs(model: PreTrainedModel, needed: dict[str, nn.Module]) -> Iterator[tuple[Any, str]]:
+def _attention_configs(model: PreTrainedModel, needed: Mapping[str, nn.Module]) -> Iterator[tuple[Any, str]]:
     """Yield the configs that say which attention function the adapted attentions call."""
     found: dict[int, Any] = {}
     for path, slot in needed.items():
@@ -180,7 +181,8 @@ def _adapters_at(module: nn.Module) -> tuple[str, ...]:
     slot = _slot_at(module)
     if slot is None:
         return ()
-    return tuple(dict.fromkeys([*(n for d in slot.deltas.values() for n in d.names), *_with_copies(slot)]))
+    deltas = cast("Iterable[Delta]", slot.deltas.values())  # which Slot makes, and a ModuleDict cannot say
+    return tuple(dict.fromkeys([*(n for d in deltas for n in d.names), *_with_copies(slot)]))
 
 
 def _with_copies(slot: Slot) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -172,7 +172,8 @@ def _declared(
             "" if low is not None and high is not None else ", and averaged with no other metric, having no range",
             _ADVICE,
         )
-    return RegisteredMetric(name, metric, better is not False, low, high)
+    # that a metric returns a number, its calls check
+    return RegisteredMetric(name, cast(Metric, metric), better is not False, low, high)
 
 
 def accuracy(scored: Scored) -> float:
