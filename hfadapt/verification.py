@@ -63,7 +63,8 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     try:
         model.eval()
         state.drop = {}
-        with torch.no_grad():
+        # Outside of autocast, which gives a delta another dtype than what it changes.
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             for name in representatives:
                 _run(model, state, name, proof)
     finally:
