@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from . import generating, resuming, saving
+from .checkpointing import CheckpointWithRouting
 from .choice import Choice
 from .composition import Composition, adapter_names
 from .embedding_hooks import give_back
 from .fused_norm import unfuse_norm
-from .hooks import CheckpointWithRouting, InputHook, OutputHook, remove_hooks
+from .hooks import InputHook, OutputHook, remove_hooks
 from .own_copies import drop_copies
 from .root import take_forward
 from .shared_tables import uninstall

@@ -6,17 +6,15 @@ copy: everything they need they find as the child ``hfadapt`` of the module that
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from .routing import Routing, current, use_routing
+from .routing import current
 from .slots import run_slot
 
 __all__ = [
     "CallCounter",
-    "CheckpointWithRouting",
     "InputHook",
     "OutputHook",
     "TapInput",
@@ -92,33 +90,6 @@ class CallCounter(Hook):
         routing = current()
         if routing is not None:
             routing.calls[self.key] = routing.calls.get(self.key, 0) + 1
-
-
-class CheckpointWithRouting:
-    """Carries the routing into the re-run of a checkpointed layer.
-
-    The re-run happens during backward, when the root hook has put the routing away, and on CUDA in a thread of
-    autograd's own; without this the deltas are missing there and gradients are silently wrong.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.function(_WithRouting(layer, current()), *args, **kwargs)
-
-
-class _WithRouting:
-    def __init__(self, layer: Callable[..., Any], routing: Routing | None) -> None:
-        self.layer = layer
-        self.routing = routing
-        self.calls = dict(routing.calls) if routing is not None else {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.routing is not None:
-            self.routing.calls = dict(self.calls)
-        with use_routing(self.routing):
-            return self.layer(*args, **kwargs)
 
 
 def add_hook(module: nn.Module, hook: Hook) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .call import Call, parameters_of
+from .checkpointing import CheckpointWithRouting
 from .choice import Choice, chosen
 from .embedding_hooks import let_backward_stop
 from .errors import RoutingError, problem
 from .generating import running
 from .histories import check_steps, tokens_in
-from .hooks import CheckpointWithRouting, tensor_batch_size
+from .hooks import tensor_batch_size
 from .lost_column import check_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
