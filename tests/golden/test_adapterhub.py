@@ -19,8 +19,8 @@ FILES = runs.available()
 FUSED = [f for f in FILES if any(t.startswith("fuse") for t in read(f).tags)]
 PARALLEL = [f for f in FILES if "par_bn" in f]
 SHIFTED = [f for f in FILES if f.startswith("t5") and ("prefix" in f or "mam" in f)]
-# torch sums a softmax in float32 lane by lane. With its prefix a row here has 9 keys or more, past the 8 lanes of AVX2, so
-# that its sums are those of the goldens (made with AVX-512) to the bit on such processors, and elsewhere as float32 has them.
+# The goldens hold a softmax in float32, which torch sums lane by lane. With its prefix a row has 9 keys or more, past
+# the 8 lanes of AVX2: its sums are those of the goldens to the bit with AVX-512, and elsewhere as float32 rounds them.
 MORE_KEYS_THAN_LANES = TOLERANCE if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-6
 CASES = [
     (file, tag)

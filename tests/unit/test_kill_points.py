@@ -252,16 +252,20 @@ def foreign_folders():
     yield "adapter weights alone", lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"x")
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in foreign_folders()])
 def test_what_others_saved_is_never_replaced(make, tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
     make(folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     for write in (lambda: hfadapt.save(lora(16, 1.0), folder), lambda: toy_model(toy_tasks()).save_pretrained(folder)):
         with pytest.raises(CheckpointError, match=r"that hfadapt did not write"):
             write()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 def test_a_twin_of_older_weights_goes_with_them(tmp_path):
@@ -292,7 +296,9 @@ def test_the_last_checkpoint_is_of_one_run(kind, tmp_path):
             checkpoint_of_trainer(folder, models[1], 1)
         if last_checkpoint(tmp_path) is not None:
             tensors = load_file(folder / "model.safetensors")
-            ours = {float(t.flatten()[0]) for key, t in tensors.items() if "hfadapt" in key or key.startswith("heads.")}
+            ours = {
+                float(t.flatten()[0]) for key, t in tensors.items() if ".hfadapt." in key or key.startswith("heads.")
+            }
             numbers = {json.loads((folder / f).read_text())["number"] for f in ("optimizer.pt", "trainer_state.json")}
             assert ours == numbers, f"dead at call {last}"
         if count[0] < last:
