@@ -67,8 +67,7 @@ oldest: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
 # All tests on the newest releases, in a copy of what git tracks: the C++ part is built there against that torch, and not
-# over the one that is in use here. PyTorch's own index has CPU builds, which pip takes before PyPI's of the same release,
-# and PyPI's may be CUDA builds of several GB: where that index cannot be reached, name the build, TORCH='torch==2.14.1'.
+# over the one that is in use here. A plain "torch" may be a CUDA build of several GB: TORCH='torch==2.14.1' names another.
 NEWEST = build/newest
 newest: TORCH_NEWEST = $(if $(filter file,$(origin TORCH)),torch,$(TORCH))
 newest:
