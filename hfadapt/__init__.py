@@ -8,188 +8,131 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import auto, releases
+from .errors import moved, releases
+from .errors.version import __version__ as __version__
+from .multitask import auto
 
 if TYPE_CHECKING:
     # what a type checker sees; __getattr__ below loads the same names on first use
-    from .activation import activate as activate
-    from .activation import active as active
-    from .activation import compose as compose
-    from .activation import set_adapter_drop as set_adapter_drop
+    from .adapters.activate import activate as activate
+    from .adapters.activate import active as active
+    from .adapters.activate import compose as compose
+    from .adapters.activate import set_adapter_drop as set_adapter_drop
+    from .adapters.attach import Handle as Handle
+    from .adapters.attach import attach as attach
+    from .adapters.detach import detach as detach
+    from .adapters.folder_config import HFAdaptConfig as HFAdaptConfig
+    from .adapters.folder_config import MultiTaskOutput as MultiTaskOutput
+    from .adapters.freeze import freeze as freeze
+    from .adapters.freeze import trainable_parameters as trainable_parameters
+    from .adapters.freeze import unfreeze as unfreeze
+    from .adapters.merge import merge as merge
+    from .adapters.own_copies import own_modules as own_modules
+    from .adapters.save import load as load
+    from .adapters.save import save as save
+    from .adapters.save_hooks import slim_checkpoints as slim_checkpoints
+    from .adapters.verify import verify as verify
     from .architecture import ArchitectureMap as ArchitectureMap
-    from .attaching import Handle as Handle
-    from .attaching import attach as attach
-    from .attention import AttentionCall as AttentionCall
-    from .attention import AttentionDelta as AttentionDelta
-    from .checkpoint import load as load
-    from .checkpoint import save as save
-    from .composition import Average as Average
-    from .composition import Fuse as Fuse
-    from .composition import Parallel as Parallel
-    from .composition import Stack as Stack
     from .data import MixingStrategy as MixingStrategy
-    from .data import TaskMixture as TaskMixture
-    from .delta import Delta as Delta
-    from .delta import Weights as Weights
-    from .detaching import detach as detach
     from .errors import HFAdaptError as HFAdaptError
-    from .freezing import freeze as freeze
-    from .freezing import trainable_parameters as trainable_parameters
-    from .freezing import unfreeze as unfreeze
-    from .heads import Classification as Classification
-    from .heads import Head as Head
-    from .heads import MultiLabel as MultiLabel
-    from .heads import OwnHead as OwnHead
-    from .heads import Regression as Regression
-    from .heads import Span as Span
-    from .heads import TokenClassification as TokenClassification
-    from .hookspecs import hookimpl as hookimpl
-    from .inference.packing import pack as pack
-    from .inference.packing import unpack as unpack
-    from .merging import merge as merge
     from .method import Capabilities as Capabilities
+    from .method import Delta as Delta
     from .method import Method as Method
     from .method import MethodConfig as MethodConfig
     from .method import MethodPreset as MethodPreset
     from .method import Place as Place
+    from .method import Weights as Weights
     from .method import select_layers as select_layers
-    from .model import MultiTaskModel as MultiTaskModel
-    from .multitask_config import HFAdaptConfig as HFAdaptConfig
-    from .multitask_config import MultiTaskOutput as MultiTaskOutput
-    from .own_copies import own_modules as own_modules
+    from .method.sites import Site as Site
+    from .multitask.heads import Classification as Classification
+    from .multitask.heads import Head as Head
+    from .multitask.heads import MultiLabel as MultiLabel
+    from .multitask.heads import OwnHead as OwnHead
+    from .multitask.heads import Regression as Regression
+    from .multitask.heads import Span as Span
+    from .multitask.heads import TokenClassification as TokenClassification
+    from .multitask.model import MultiTaskModel as MultiTaskModel
+    from .multitask.task import Task as Task
+    from .plugins.hookspecs import hookimpl as hookimpl
+    from .routing import Average as Average
+    from .routing import Fuse as Fuse
+    from .routing import Parallel as Parallel
     from .routing import Rows as Rows
-    from .saving import slim_checkpoints as slim_checkpoints
-    from .slots import Site as Site
-    from .state import Adapter as Adapter
-    from .state import attachment as attachment
-    from .state import parameters_of as parameters_of
-    from .tasks import Task as Task
+    from .routing import Stack as Stack
+    from .runtime.attachment import Adapter as Adapter
+    from .runtime.attachment import attachment as attachment
+    from .runtime.attachment import parameters_of as parameters_of
+    from .runtime.attention import AttentionCall as AttentionCall
+    from .runtime.attention import AttentionDelta as AttentionDelta
+    from .runtime.packing import pack as pack
+    from .runtime.packing import unpack as unpack
     from .training import EpochSync as EpochSync
     from .training import IdleTaskGuard as IdleTaskGuard
     from .training import RobustAdapterDrop as RobustAdapterDrop
-    from .verification import verify as verify
-
-__version__ = "0.1.0"
+    from .training import TaskMixture as TaskMixture
 
 _NAMES = {
-    "Adapter": "state",
+    "Adapter": "runtime.attachment",
     "ArchitectureMap": "architecture",
-    "AttentionCall": "attention",
-    "AttentionDelta": "attention",
-    "Average": "composition",
+    "AttentionCall": "runtime.attention",
+    "AttentionDelta": "runtime.attention",
+    "Average": "routing",
     "Capabilities": "method",
-    "Classification": "heads",
-    "Delta": "delta",
+    "Classification": "multitask.heads",
+    "Delta": "method",
     "EpochSync": "training",
-    "Fuse": "composition",
-    "HFAdaptConfig": "multitask_config",
+    "Fuse": "routing",
+    "HFAdaptConfig": "adapters.folder_config",
     "HFAdaptError": "errors",
-    "Handle": "attaching",
-    "Head": "heads",
+    "Handle": "adapters.attach",
+    "Head": "multitask.heads",
     "IdleTaskGuard": "training",
     "Method": "method",
     "MethodConfig": "method",
     "MethodPreset": "method",
     "MixingStrategy": "data",
-    "MultiLabel": "heads",
-    "MultiTaskModel": "model",
-    "MultiTaskOutput": "multitask_config",
-    "OwnHead": "heads",
-    "Parallel": "composition",
+    "MultiLabel": "multitask.heads",
+    "MultiTaskModel": "multitask.model",
+    "MultiTaskOutput": "adapters.folder_config",
+    "OwnHead": "multitask.heads",
+    "Parallel": "routing",
     "Place": "method",
-    "Regression": "heads",
+    "Regression": "multitask.heads",
     "RobustAdapterDrop": "training",
     "Rows": "routing",
-    "Site": "slots",
-    "Span": "heads",
-    "Stack": "composition",
-    "Task": "tasks",
-    "TaskMixture": "data",
-    "TokenClassification": "heads",
-    "Weights": "delta",
-    "activate": "activation",
-    "active": "activation",
-    "attach": "attaching",
-    "attachment": "state",
-    "compose": "activation",
-    "detach": "detaching",
-    "freeze": "freezing",
-    "hookimpl": "hookspecs",
-    "load": "checkpoint",
-    "merge": "merging",
-    "pack": "inference.packing",
-    "own_modules": "own_copies",
-    "parameters_of": "state",
-    "save": "checkpoint",
+    "Site": "method.sites",
+    "Span": "multitask.heads",
+    "Stack": "routing",
+    "Task": "multitask.task",
+    "TaskMixture": "training",
+    "TokenClassification": "multitask.heads",
+    "Weights": "method",
+    "activate": "adapters.activate",
+    "active": "adapters.activate",
+    "attach": "adapters.attach",
+    "attachment": "runtime.attachment",
+    "compose": "adapters.activate",
+    "detach": "adapters.detach",
+    "freeze": "adapters.freeze",
+    "hookimpl": "plugins.hookspecs",
+    "load": "adapters.save",
+    "merge": "adapters.merge",
+    "own_modules": "adapters.own_copies",
+    "pack": "runtime.packing",
+    "parameters_of": "runtime.attachment",
+    "save": "adapters.save",
     "select_layers": "method",
-    "set_adapter_drop": "activation",
-    "slim_checkpoints": "saving",
-    "trainable_parameters": "freezing",
-    "unfreeze": "freezing",
-    "unpack": "inference.packing",
-    "verify": "verification",
+    "set_adapter_drop": "adapters.activate",
+    "slim_checkpoints": "adapters.save_hooks",
+    "trainable_parameters": "adapters.freeze",
+    "unfreeze": "adapters.freeze",
+    "unpack": "runtime.packing",
+    "verify": "adapters.verify",
 }
+__all__ = ["__version__", *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
-__all__ = [
-    "Adapter",
-    "ArchitectureMap",
-    "AttentionCall",
-    "AttentionDelta",
-    "Average",
-    "Capabilities",
-    "Classification",
-    "Delta",
-    "EpochSync",
-    "Fuse",
-    "HFAdaptConfig",
-    "HFAdaptError",
-    "Handle",
-    "Head",
-    "IdleTaskGuard",
-    "Method",
-    "MethodConfig",
-    "MethodPreset",
-    "MixingStrategy",
-    "MultiLabel",
-    "MultiTaskModel",
-    "MultiTaskOutput",
-    "OwnHead",
-    "Parallel",
-    "Place",
-    "Regression",
-    "RobustAdapterDrop",
-    "Rows",
-    "Site",
-    "Span",
-    "Stack",
-    "Task",
-    "TaskMixture",
-    "TokenClassification",
-    "Weights",
-    "__version__",
-    "activate",
-    "active",
-    "attach",
-    "attachment",
-    "compose",
-    "detach",
-    "freeze",
-    "hookimpl",
-    "load",
-    "merge",
-    "own_modules",
-    "pack",
-    "parameters_of",
-    "save",
-    "select_layers",
-    "set_adapter_drop",
-    "slim_checkpoints",
-    "trainable_parameters",
-    "unfreeze",
-    "unpack",
-    "verify",
-]
-
+# so that names of modules that users and pickles may hold say where these stand now, or still lead there
+moved.install()
 # so that AutoModel.from_pretrained knows the folders that MultiTaskModel.save_pretrained writes; imports nothing heavy
 auto.install()
 releases.say_if_transformers_is_newer()
@@ -203,6 +146,8 @@ def __getattr__(name: str) -> Any:
     else:
         try:
             return importlib.import_module(f".{name}", __name__)
+        except moved.MovedModuleError as error:
+            raise AttributeError(str(error)) from None
         except ModuleNotFoundError as error:
             if error.name != f"{__name__}.{name}":
                 raise

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hfadapt.atomic import write_whole
-from hfadapt.releases import FILE, installed, tested
+from hfadapt.adapters.atomic import write_whole
+from hfadapt.errors.releases import FILE, installed, tested
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hfadapt.config import load_recipe
-from hfadapt.report.table import to_markdown
-from hfadapt.run.main import Run
+from hfadapt.recipes.config import load_recipe
+from hfadapt.recipes.report.table import to_markdown
+from hfadapt.recipes.run import Run
 
 RECIPE = Path(__file__).resolve().parents[1] / "examples" / "minisuite-pals.yaml"
 # A head on a frozen encoder has one learning rate, that of the heads.

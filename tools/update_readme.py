@@ -15,12 +15,12 @@ import re
 import sys
 from pathlib import Path
 
-from hfadapt.atomic import write_whole
-from hfadapt.report import conditions, markdown_table, proof_lines
-from hfadapt.report.claims import markdown_capabilities, markdown_claims
-from hfadapt.report.methods import markdown_families, markdown_methods
-from hfadapt.report.op_figures import markdown_figures
-from hfadapt.run import RunResult
+from hfadapt.adapters.atomic import write_whole
+from hfadapt.cli.claims_table import markdown_capabilities, markdown_claims
+from hfadapt.cli.method_table import markdown_families, markdown_methods
+from hfadapt.cli.op_figures import markdown_figures
+from hfadapt.recipes import RunResult
+from hfadapt.recipes.report import conditions, markdown_table, proof_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "docs" / "methods.md"

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .choice import Block, Choice, choose
-from .composition import Composition, Node, Parallel, steps_of
-from .delta import check_adapter_name
-from .errors import AttachError, problem
-from .growing import install
-from .state import attachment, uncompiled
-from .steps import plan
-from .task_ids import BASE, parse
+from ..errors import AttachError, problem
+from ..method.delta import check_adapter_name
+from ..routing.choice import Block, Choice, choose
+from ..routing.composition import Composition, Node, Parallel, steps_of
+from ..routing.steps import plan
+from ..routing.task_ids import BASE, parse
+from ..runtime.attachment import attachment, uncompiled
+from ..runtime.parallel_hooks import install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

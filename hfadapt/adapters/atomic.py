@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, problem
+from ..errors import CheckpointError, problem
 
 __all__ = ["atomic_folder", "replace_folder", "settle", "target_folder", "write_json", "write_whole"]
 

@@ -9,39 +9,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import generating, plugins, resuming, saving
-from .architecture import resolve
-from .delta import check_adapter_name
+from .. import plugins
+from ..architecture import resolve
+from ..errors import AttachError, problem
+from ..errors.names import names_of
+from ..method.delta import check_adapter_name
+from ..method.method import Method, MethodConfig, MethodPreset, Place, expand
+from ..runtime import generate as generating
+from ..runtime.attachment import Adapter, Attachment, device_and_dtype, find_attachment, parameters_of, shared_modules
+from ..runtime.fused_norm import fuse_norm
+from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add_hook
+from ..runtime.parallel_hooks import count_calls
+from ..runtime.relative_positions import install
+from ..runtime.root_hooks import put_forward
+from ..runtime.slot import Site, Slot, slot_of
+from ..runtime.watch import require_intact, watch
+from . import resume as resuming
+from . import save_hooks as saving
 from .delta_proof import check_place
-from .detaching import CHUNKS, detach
-from .errors import AttachError, problem
-from .freezing import freeze_base as freeze_all
-from .freezing import head_modules
-from .fused_norm import fuse_norm
-from .growing import count_calls
-from .hooks import (
-    InputHook,
-    OutputHook,
-    TapInput,
-    TapOutput,
-    add_hook,
-)
-from .method import Method, MethodConfig, MethodPreset, Place, expand
-from .names import names_of
+from .detach import CHUNKS, detach
+from .freeze import freeze_base as freeze_all
+from .freeze import head_modules
 from .own_copies import add_copies, find_modules
-from .root import put_forward
-from .shared_tables import install
-from .slots import Site, Slot, slot_of
-from .state import (
-    Adapter,
-    Attachment,
-    device_and_dtype,
-    find_attachment,
-    parameters_of,
-    shared_modules,
-)
-from .verification import verify as verify_slots
-from .watching import require_intact, watch
+from .verify import verify as verify_slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -311,7 +301,7 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
     site = place.site
     leaf = model.get_submodule(site.leaf)
     if site.side == "attention":
-        from . import attention
+        from ..runtime import attention
 
         before = attention.enable(model)
         if state.original_attention is None:

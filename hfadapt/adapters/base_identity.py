@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import CheckpointError, problem
+from ..errors import CheckpointError, problem
 from .saved_tensors import require_finite
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from hfadapt_kernels import TaskBatch
 
-from . import plugins
-from .attention import AttentionCall, AttentionDelta
-from .delta import Delta
-from .errors import AttachError, problem
-from .routing import Rows
+from .. import plugins
+from ..errors import AttachError, problem
+from ..method.delta import Delta
+from ..routing.routing import Rows
+from ..runtime.attention import AttentionCall, AttentionDelta
 
 if TYPE_CHECKING:
-    from .method import Place
+    from ..method.method import Place
 
 __all__ = ["Proof", "check_place"]
 

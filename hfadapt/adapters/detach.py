@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import generating, resuming, saving
-from .checkpointing import CheckpointWithRouting
-from .choice import Choice
-from .composition import Composition, adapter_names
-from .embedding_hooks import give_back
-from .fused_norm import unfuse_norm
-from .hooks import InputHook, OutputHook, remove_hooks
+from ..routing.choice import Choice
+from ..routing.composition import Composition, adapter_names
+from ..runtime import generate as generating
+from ..runtime.attachment import Attachment, attachment, deltas_of, slots_of, uncompiled
+from ..runtime.checkpointing import CheckpointWithRouting
+from ..runtime.embedding_hooks import give_back
+from ..runtime.fused_norm import unfuse_norm
+from ..runtime.leaf_hooks import InputHook, OutputHook, remove_hooks
+from ..runtime.relative_positions import uninstall
+from ..runtime.root_hooks import take_forward
+from ..runtime.slot import fused_node
+from ..runtime.watch import watch
+from . import resume as resuming
+from . import save_hooks as saving
 from .own_copies import drop_copies
-from .root import take_forward
-from .shared_tables import uninstall
-from .slots import fused_node
-from .state import Attachment, attachment, deltas_of, slots_of, uncompiled
-from .watching import watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +115,7 @@ def _end(model: PreTrainedModel, state: Attachment) -> None:
     if hasattr(model, "hfadapt_shared"):
         del model.hfadapt_shared
     if state.original_attention is not None:
-        from . import attention
+        from ..runtime import attention
 
         attention.disable(model, state.original_attention)
     for path, size in state.original_chunk_sizes.items():

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import CheckpointError, problem
 from .atomic import settle, target_folder
-from .errors import CheckpointError, problem
-from .multitask_config import is_marked
+from .folder_config import is_marked
 
 __all__ = [
     "CONFIG_FILE",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .state import attachment, parameters_of
+from ..runtime.attachment import attachment, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .architecture import ArchitectureMap, LayerMap, StackMap, resolve
-from .architecture.explain import LeafRow, explain, leaves_of
-from .errors import ArchitectureError, HFAdaptError
+from ..architecture import ArchitectureMap, LayerMap, StackMap, resolve
+from ..architecture.explain import LeafRow, explain, leaves_of
+from ..errors import ArchitectureError, HFAdaptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,8 +132,8 @@ def describe(model: PreTrainedModel, *, layer: int = 0, methods: bool = True) ->
 
 def method_fits(model: PreTrainedModel) -> Iterator[MethodFit]:
     """Try every registered method with its default options, each attached and taken off again."""
-    from . import plugins
-    from .attaching import attach
+    from .. import plugins
+    from .attach import attach
 
     base = sum(parameter.numel() for parameter in model.parameters())
     for name in plugins.methods():
@@ -168,7 +168,7 @@ def _stack(model: nn.Module, arch: ArchitectureMap, stack: StackMap, index: int)
 
 
 def _slots(arch: ArchitectureMap, layer: LayerMap) -> Iterator[SlotRow]:
-    from . import sites
+    from ..method import sites
 
     found = [
         sites.attention_output(layer),

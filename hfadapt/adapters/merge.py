@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from . import plugins
-from .attaching import attach
-from .detaching import detach
-from .errors import AttachError, problem
-from .state import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
-from .watching import require_intact
+from .. import plugins
+from ..errors import AttachError, problem
+from ..runtime.attachment import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
+from ..runtime.watch import require_intact
+from .attach import attach
+from .detach import detach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .delta import Delta
+    from ..method.delta import Delta
 
 __all__ = ["Merged", "merge"]
 

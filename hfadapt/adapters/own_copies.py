@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .choice import Block, Choice
-from .errors import AttachError, did_you_mean, problem
-from .own_forward import RoutedForward, bare_copy, route, unroute
-from .slots import Slot, slot_of
-from .state import Attachment, attachment, copies_of, device_and_dtype, slots_of
+from ..errors import AttachError, did_you_mean, problem
+from ..routing.choice import Block, Choice
+from ..runtime.attachment import Attachment, attachment, copies_of, device_and_dtype, slots_of
+from ..runtime.own_forward import RoutedForward, bare_copy, route, unroute
+from ..runtime.slot import Slot, slot_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -193,7 +193,7 @@ def _has_own_tensors(module: nn.Module) -> bool:
 
 def _find_rows(model: PreTrainedModel, state: Attachment, routed: dict[str, RoutedForward]) -> None:
     """Note whether the first axis of what each module reads is the batch's: run the base with two and three rows."""
-    from .example_inputs import example_inputs
+    from ..architecture.inputs import example_inputs
 
     if any(p.is_meta for p in model.parameters()):
         return
@@ -225,7 +225,7 @@ class _Note:
         self.sizes = sizes
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        from .hooks import tensor_batch_size
+        from ..runtime.leaf_hooks import tensor_batch_size
 
         found = tensor_batch_size(args, kwargs)
         if found is not None:

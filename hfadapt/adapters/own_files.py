@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .adapter_files import FIRST_VERSION, FORMAT_VERSION
-from .freezing import head_modules
+from ..runtime.attachment import Attachment, attachment, copies_of
+from .files import FIRST_VERSION, FORMAT_VERSION
+from .freeze import head_modules
 from .own_copies import own_tensors, resize_outputs
-from .state import Attachment, attachment, copies_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .detaching import CHUNKS, detach
-from .errors import CheckpointError, HFAdaptError, problem
-from .hooks import Hook
-from .state import find_attachment
-from .watching import watch
+from ..errors import CheckpointError, HFAdaptError, problem
+from ..runtime.attachment import find_attachment
+from ..runtime.leaf_hooks import Hook
+from ..runtime.watch import watch
+from .detach import CHUNKS, detach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .state import Attachment
+    from ..runtime.attachment import Attachment
 
 __all__ = ["all_or_nothing", "as_described", "meta_copy", "rehearsal"]
 
@@ -141,7 +141,7 @@ _OF_ALL = ("choice", "compositions", "fusions", "rereads_input", "call_counters"
 def _reset(model: PreTrainedModel, state: Attachment, before: dict[str, Any]) -> None:
     """Take back what adapters that are gone again changed for the model as a whole."""
     if before["original_attention"] is None and state.original_attention is not None:
-        from . import attention
+        from ..runtime import attention
 
         attention.disable(model, state.original_attention)
         state.original_attention = None

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .adapter_files import CONFIG_FILE, read_config
-from .errors import CheckpointError, HFAdaptError, problem
-from .method import expand
-from .state import find_attachment
+from ..errors import CheckpointError, HFAdaptError, problem
+from ..method.method import expand
+from ..runtime.attachment import find_attachment
+from .files import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
-    from .model import MultiTaskModel
+    from ..multitask.model import MultiTaskModel
 
 __all__ = ["install", "require_same_shapes", "require_same_tasks", "uninstall"]
 

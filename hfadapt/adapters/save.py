@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .activation import compose
-from .adapter_files import check_digest, outdated, read_config, read_tensors, refuse_foreign, write_files
+from ..errors import CheckpointError, problem
+from ..errors.names import names_of
+from ..routing.composition import Fuse, parse, to_json
+from ..runtime.attachment import attachment, find_attachment, parameters_of, uncompiled
+from ..runtime.watch import require_intact
+from .activate import compose
 from .atomic import atomic_folder
-from .attaching import attach
+from .attach import attach
 from .base_identity import TOKENS, check_base, describe_base, label_options, restore_tokens, token_rows
-from .composition import Fuse, parse, to_json
-from .errors import CheckpointError, problem
-from .multitask_config import HFAdaptConfig
-from .names import names_of
+from .files import check_digest, outdated, read_config, read_tensors, refuse_foreign, write_files
+from .folder_config import HFAdaptConfig
 from .own_files import autocast_of, describe_own, fit_heads, options_of, own_targets, own_to_save, without_heads
-from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
+from .restore import all_or_nothing, as_described, meta_copy, rehearsal
+from .save_hooks import SIDE_FOLDER, base_beside, is_whole
 from .saved_tensors import check_tensors, fill
-from .saving import SIDE_FOLDER, base_beside, is_whole
-from .state import attachment, find_attachment, parameters_of, uncompiled
-from .watching import require_intact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ def _versions() -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            from . import __version__
+            from ..errors.version import __version__
 
             found[package] = __version__ if package == "hfadapt" else "unknown"
     return found
@@ -89,8 +89,8 @@ def state_of(
 
 
 def _fusions(model: PreTrainedModel, names: Iterable[str] | None = None) -> list[tuple[str, nn.Module]]:
-    from .slots import fused_node
-    from .state import slots_of
+    from ..runtime.attachment import slots_of
+    from ..runtime.slot import fused_node
 
     names = None if names is None else tuple(names)
     return [
@@ -103,7 +103,7 @@ def _fusions(model: PreTrainedModel, names: Iterable[str] | None = None) -> list
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
     """Make the fusion layers that ``adapter_config.json`` names."""
-    from . import plugins
+    from .. import plugins
 
     for entry in data.get("fusions", ()):
         fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
@@ -133,7 +133,7 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
 
 
 def _covered(node: Any, names: list[str]) -> bool:
-    from .composition import adapter_names
+    from ..routing.composition import adapter_names
 
     return all(n in names for n in adapter_names(node))
 
@@ -223,7 +223,7 @@ def load(
     data = read_config(folder)
     tensors = read_tensors(folder, data.get("weights_sha256"))
     if "multi_task" in data:
-        from .model import MultiTaskModel
+        from ..multitask.model import MultiTaskModel
 
         if model is None or isinstance(model, MultiTaskModel):
             return MultiTaskModel.from_pretrained(str(folder))
@@ -319,7 +319,7 @@ def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
 
 def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:
     """Raise ``CheckpointError`` unless ``model`` is the base that the folder's adapters belong to."""
-    from .architecture import resolve
+    from ..architecture import resolve
 
     found = find_attachment(model)
     kind = found.arch.model_type if found is not None else resolve(model).model_type

@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapter_files import (
+from ..errors import CheckpointError, problem
+from .atomic import atomic_folder, target_folder
+from .files import (
     CONFIG_FILE,
     TRAINER_FILE,
     WEIGHTS_FILE,
@@ -29,8 +31,6 @@ from .adapter_files import (
     refuse_foreign,
     settle_for_reading,
 )
-from .atomic import atomic_folder, target_folder
-from .errors import CheckpointError, problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ class SavePretrained:
         Raises:
             CheckpointError: the files cannot be written, or a frozen base would be left out of a folder that holds one.
         """
-        from .checkpoint import save
+        from .save import save
 
         model = self.model
         stock = type(model).save_pretrained
@@ -94,7 +94,7 @@ class SavePretrained:
 
 
 def _save_whole(model: Any, folder: Path, given: Mapping[str, Tensor] | None, options: Mapping[str, Any]) -> None:
-    from .checkpoint import write
+    from .save import write
 
     weights = model.state_dict() if given is None else given
     # a quantizer takes no state dict, and makes its own
@@ -151,7 +151,7 @@ def slim_checkpoints(model: PreTrainedModel, slim: bool = True) -> None:
     Raises:
         AttachError: nothing is attached.
     """
-    from .state import attachment
+    from ..runtime.attachment import attachment
 
     attachment(model)
     found = model.__dict__.get("save_pretrained")
@@ -164,7 +164,7 @@ def _is_adapter(key: str) -> bool:
 
 
 def _head_keys(model: Any) -> tuple[str, ...]:
-    from .state import attachment
+    from ..runtime.attachment import attachment
 
     return tuple(f"{path}." for path in attachment(model).head_paths)
 
@@ -183,7 +183,7 @@ def _frozen_base(model: Any) -> dict[str, Tensor]:
 
 
 def _save_slim(model: Any, folder: Path, given: Mapping[str, Tensor] | None) -> None:
-    from .checkpoint import write
+    from .save import write
 
     dropped = outdated(folder)
     if is_whole(folder):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, problem
+from ..errors import CheckpointError, problem
 
 __all__ = ["check_tensors", "fill", "require_finite"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import plugins
+from .. import plugins
+from ..errors import AttachError, HFAdaptError, RoutingError, problem
+from ..errors.names import names_of
+from ..runtime.attachment import Attachment, attachment, copies_of, deltas_of
 from .delta_proof import Proof
-from .errors import AttachError, HFAdaptError, RoutingError, problem
-from .names import names_of
-from .state import Attachment, attachment, copies_of, deltas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
 
 
 def _run(model: PreTrainedModel, state: Attachment, name: str, proof: Proof) -> None:
-    from .example_inputs import example_inputs
+    from ..architecture.inputs import example_inputs
 
     inputs = example_inputs(model)
     if _can_mix(state, name):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfadapt.atomic import write_json
+from hfadapt.adapters.atomic import write_json
 from hfadapt.cli.output import json_option, print_json, print_table, read_table
 
 __all__ = ["ops"]
@@ -61,7 +61,7 @@ def ops(
         on_row=None if as_json else _show_progress,
     )
     if out is not None:
-        from hfadapt.report.bench import write_bench_plots
+        from hfadapt.cli.bench_plots import write_bench_plots
 
         write_json(out / "ops.json", result)
         write_bench_plots(result, out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hfadapt.atomic import write_json
+from hfadapt.adapters.atomic import write_json
 from hfadapt.cli.output import json_option, print_json, print_table, read_table
 
 __all__ = ["triton_static"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hfadapt.report.table import to_markdown
+from hfadapt.recipes.report.table import to_markdown
 from hfadapt.testing.tiny import ALL_TINY_TYPES
 
 __all__ = ["CLAIMED_TYPES", "claims", "markdown_capabilities", "markdown_claims"]
@@ -30,7 +30,7 @@ def claims() -> dict[str, dict[str, str]]:
 
     from hfadapt import plugins
     from hfadapt.architecture import resolve
-    from hfadapt.report.methods import default_configs
+    from hfadapt.cli.method_table import default_configs
     from hfadapt.testing.tiny import tiny_config
 
     found: dict[str, dict[str, str]] = {}

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from hfadapt import releases
 from hfadapt.cli.output import json_option, print_json, print_table
 from hfadapt.cli.plugins import plugin_records
+from hfadapt.errors import releases
 
 __all__ = ["doctor"]
 
@@ -77,7 +77,7 @@ def _versions() -> dict[str, str]:
 def _machine() -> dict[str, str]:
     import torch
 
-    from hfadapt.run.results import machine
+    from hfadapt.recipes.results import machine
     from hfadapt_kernels import native
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -23,7 +23,7 @@ def evaluate(
     folder: Path, given: tuple[str, ...], tasks: tuple[str, ...], split: str, batch_size: int, as_json: bool
 ) -> None:
     """Score the adapter in FOLDER on its tasks' data."""
-    from hfadapt.run.evaluate import evaluate_folder
+    from hfadapt.recipes.evaluate import evaluate_folder
 
     data = {}
     for assignment in given:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.report.table import to_markdown
+from hfadapt.recipes.report.table import to_markdown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,7 @@ __all__ = ["methods"]
 def methods(name: str | None, markdown: bool, as_json: bool) -> None:
     """List adaptation methods, or show the options of the method NAME."""
     from hfadapt import plugins
-    from hfadapt.report.methods import MARKDOWN_COLUMNS, markdown_methods, method_rows
+    from hfadapt.cli.method_table import MARKDOWN_COLUMNS, markdown_methods, method_rows
 
     registry = plugins.methods()
     if name is not None:
@@ -43,8 +43,8 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
 
 
 def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:
-    from hfadapt.config.check import fields_of
-    from hfadapt.report.methods import page_of
+    from hfadapt.cli.method_table import page_of
+    from hfadapt.recipes.config.check import fields_of
 
     takes = entry.config_class if hasattr(entry, "config_class") else entry.build
     defaults = _defaults(takes)

@@ -12,13 +12,13 @@ from hfadapt.cli.output import json_option, print_json, print_table
 __all__ = ["plugin_records", "plugins"]
 
 if TYPE_CHECKING:
-    from hfadapt.plugins import PluginRecord
+    from hfadapt.plugins.loading import PluginRecord
 
 
 def plugin_records() -> list[PluginRecord]:
     """What became of every plugin, their commands included."""
     from hfadapt.cli.group import LazyGroup
-    from hfadapt.plugins import add_commands, report
+    from hfadapt.plugins.loading import add_commands, report
 
     add_commands(LazyGroup())
     return report()

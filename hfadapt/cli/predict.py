@@ -26,7 +26,7 @@ def predict(
 
     Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
     """
-    from hfadapt.run.predict import Predictor, takes_pairs, to_dict
+    from hfadapt.inference.predict import Predictor, takes_pairs, to_dict
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if pairs and len(pairs) != len(lines):

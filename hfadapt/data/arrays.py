@@ -11,7 +11,7 @@ from ..errors import DataError, problem
 if TYPE_CHECKING:
     import datasets
 
-    from ..tasks import Task
+    from ..multitask.task import Task
 
 __all__ = ["ROLES", "Arrays", "find_arrays"]
 

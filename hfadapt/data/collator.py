@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, problem
-from ..heads import IGNORE
-from ..heads.span import WINDOW
+from ..multitask.heads import IGNORE
+from ..multitask.heads.span import WINDOW
 from .arrays import ROLES
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError, did_you_mean, problem
-from ..heads import IGNORE, Classification, OwnHead, Regression, Span, TokenClassification
+from ..multitask.heads import IGNORE, Classification, OwnHead, Regression, Span, TokenClassification
 from .arrays import Arrays, find_arrays
 
 if TYPE_CHECKING:
     import datasets
 
-    from ..tasks import Task
+    from ..multitask.task import Task
 
 __all__ = ["Columns", "read_columns"]
 

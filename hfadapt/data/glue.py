@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 
 from ..errors import TaskError, did_you_mean, problem
-from ..heads import Classification, Regression
-from ..tasks import Task
+from ..multitask.heads import Classification, Regression
+from ..multitask.task import Task
 
 __all__ = ["GLUE", "glue_task", "glue_tasks"]
 

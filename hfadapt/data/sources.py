@@ -12,7 +12,7 @@ from ..errors import DataError, did_you_mean, problem
 if TYPE_CHECKING:
     import datasets
 
-    from ..tasks import Task
+    from ..multitask.task import Task
 
 __all__ = ["SPLITS", "load_splits", "read_file"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError, problem
-from ..heads import IGNORE, Span, TokenClassification
+from ..multitask.heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
 from .columns import Columns, no_label
 from .windows import check_stride, window_labels
@@ -23,7 +23,7 @@ from .windows import check_stride, window_labels
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-    from ..tasks import Task
+    from ..multitask.task import Task
 
 __all__ = ["Ragged", "TokenTable", "default_max_length", "tokenize"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DataError, problem
-from ..heads import IGNORE
-from ..heads.span import Window
+from ..multitask.heads import IGNORE
+from ..multitask.heads.span import Window
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Any, TypeVar, cast
 
-from .errors import ConfigError, HFAdaptError, problem
+from . import ConfigError, HFAdaptError, problem
 
 __all__ = ["finite", "require_number"]
 

@@ -1,5 +1,5 @@
 """Running adapted models: the frozen base packed once for this machine."""
 
-from .packing import is_packed, pack, unpack
+from ..runtime.packing import is_packed, pack, unpack
 
 __all__ = ["is_packed", "pack", "unpack"]

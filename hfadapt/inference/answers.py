@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.data.columns import Columns
-from hfadapt.heads import Classification, MultiLabel, Regression, Span, TokenClassification
+from hfadapt.multitask.heads import Classification, MultiLabel, Regression, Span, TokenClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hfadapt.tasks import Task
+    from hfadapt.multitask.task import Task
 
 __all__ = ["ANSWERED", "answer_of", "columns_of"]
 

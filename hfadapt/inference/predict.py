@@ -15,15 +15,15 @@ import torch
 from hfadapt.data import MultiTaskCollator
 from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import DataError, did_you_mean, problem
-from hfadapt.heads import IGNORE
-from hfadapt.names import names_of
-from hfadapt.run.answers import ANSWERED, answer_of, columns_of
+from hfadapt.errors.names import names_of
+from hfadapt.inference.answers import ANSWERED, answer_of, columns_of
+from hfadapt.multitask.heads import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hfadapt.model import MultiTaskModel
-    from hfadapt.tasks import Task
+    from hfadapt.multitask.model import MultiTaskModel
+    from hfadapt.multitask.task import Task
 
 __all__ = ["Prediction", "Predictor", "takes_pairs", "to_dict"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import AttachError, problem
+from ..errors import AttachError, problem
 
 if TYPE_CHECKING:
+    from ..routing.routing import Rows
+    from ..runtime.slot import Site
     from .method import MethodConfig
-    from .routing import Rows
-    from .slots import Site
 
 __all__ = [
     "NAME_RULE",

@@ -7,8 +7,8 @@ import functools
 import numbers
 from typing import Any, ClassVar, TypeVar
 
-from .errors import ConfigError, HFAdaptError, did_you_mean, problem
-from .limits import finite
+from ..errors import ConfigError, HFAdaptError, did_you_mean, problem
+from ..errors.limits import finite
 
 __all__ = ["KnownFields"]
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .errors import AttachError, ConfigError, did_you_mean, problem
-from .known_fields import KnownFields
+from ..errors import AttachError, ConfigError, did_you_mean, problem
+from .fields import KnownFields
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from .architecture import ArchitectureMap, LayerMap, StackMap
+    from ..architecture import ArchitectureMap, LayerMap, StackMap
+    from ..runtime.slot import Site
     from .delta import Delta
-    from .slots import Site
 
 __all__ = ["Capabilities", "Method", "MethodConfig", "MethodPreset", "Place", "expand", "select_layers"]
 
@@ -209,7 +209,7 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
         RegistryError: no method has that name.
         ConfigError: a field is unknown or holds a value that is not allowed.
     """
-    from . import plugins
+    from .. import plugins
 
     if isinstance(method, MethodConfig):
         return (method,)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .architecture import linear_sizes
-from .errors import AttachError, problem
-from .slots import Site, Tap
+from ..architecture import linear_sizes
+from ..errors import AttachError, problem
+from ..runtime.slot import Site, Tap
 
 if TYPE_CHECKING:
-    from .architecture import LayerMap, StackMap
+    from ..architecture import LayerMap, StackMap
 
 __all__ = [
     "attention_core",

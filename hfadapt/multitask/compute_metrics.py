@@ -13,7 +13,7 @@ from .macro import macro_of
 from .metrics import Scored, find_metric
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from .task import Task
 
 __all__ = ["MultiTaskMetrics"]
 

@@ -6,13 +6,13 @@ import inspect
 from typing import TYPE_CHECKING
 
 from ..errors import TaskError, problem
-from ..state import find_attachment
-from .base import Pooling
+from ..runtime.attachment import find_attachment
+from .heads.base import Pooling
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ..tasks import Task
+    from .task import Task
 
 __all__ = ["hidden_size", "settle_pooling"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .metrics import find_metric
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from .task import Task
 
 __all__ = ["Macro", "macro_of"]
 

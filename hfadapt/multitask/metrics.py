@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..errors import TaskError, did_you_mean, problem
-from ..limits import finite
+from ..errors.limits import finite
 
 __all__ = [
     "BUILTIN_METRICS",

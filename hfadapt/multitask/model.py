@@ -12,23 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import auto, penalties
-from . import multitask_checkpoint as checkpoint
-from .activation import compose_as
-from .attaching import attach
-from .choice import chosen
-from .composition import Composition, Node
-from .errors import TaskError, problem
+from ..adapters.activate import compose_as
+from ..adapters.attach import attach
+from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
+from ..adapters.resume import require_same_shapes, require_same_tasks
+from ..errors import TaskError, problem
+from ..routing.choice import chosen
+from ..routing.composition import Composition, Node
+from ..routing.task_ids import TaskIds, task_number, task_rows
+from ..runtime import loss_terms as penalties
+from ..runtime.attachment import attachment, find_attachment
+from ..runtime.zero_gradients import take_part
+from . import auto
+from . import save as checkpoint
+from .fit_heads import hidden_size, settle_pooling
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
-from .heads.fit import hidden_size, settle_pooling
 from .heads.run import run_heads
-from .multitask_config import HFAdaptConfig, MultiTaskOutput
-from .resuming import require_same_shapes, require_same_tasks
-from .state import attachment, find_attachment
-from .taking_part import take_part
-from .task_ids import TaskIds, task_number, task_rows
-from .tasks import Task, check_tasks
+from .task import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
 

@@ -1,6 +1,6 @@
 """Saving and loading of ``MultiTaskModel``: one folder for hfadapt, for ``AutoModel`` and for Trainer.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``hfadapt.checkpoint`` with heads and, where
+``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``hfadapt.adapters.save`` with heads and, where
 the base was trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. ``model.safetensors``,
 the only file from which Trainer resumes or reloads the best model, is a hard link to the adapter file (a copy where the
 file system knows no links), so nothing is stored twice.
@@ -19,21 +19,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import adapter_files, checkpoint, own_files
-from .activation import compose
-from .atomic import atomic_folder
-from .attaching import attach
-from .base_identity import TOKENS, describe_base, label_options, restore_tokens, token_rows
-from .composition import Composition, parse
-from .errors import CheckpointError, TaskError, problem
-from .freezing import head_modules
-from .multitask_config import HFAdaptConfig, is_marked
-from .own_copies import units_of
-from .own_forward import train_in_float32
-from .restoring import all_or_nothing, as_described, meta_copy, rehearsal
-from .saved_tensors import check_tensors, fill
-from .state import find_attachment, parameters_of
-from .tasks import Task, check_tasks
+from ..adapters import files as adapter_files
+from ..adapters import own_files
+from ..adapters import save as checkpoint
+from ..adapters.activate import compose
+from ..adapters.atomic import atomic_folder
+from ..adapters.attach import attach
+from ..adapters.base_identity import TOKENS, describe_base, label_options, restore_tokens, token_rows
+from ..adapters.folder_config import HFAdaptConfig, is_marked
+from ..adapters.freeze import head_modules
+from ..adapters.own_copies import units_of
+from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
+from ..adapters.saved_tensors import check_tensors, fill
+from ..errors import CheckpointError, TaskError, problem
+from ..routing.composition import Composition, parse
+from ..runtime.attachment import find_attachment, parameters_of
+from ..runtime.own_forward import train_in_float32
+from .task import Task, check_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 
-from .delta import NAME_RULE, is_adapter_name, nearest_name
-from .errors import HFAdaptError, TaskError, did_you_mean, problem
+from ..errors import HFAdaptError, TaskError, did_you_mean, problem
+from ..errors.limits import require_number
+from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
+from ..method.fields import KnownFields
 from .heads import Classification, Head, OwnHead, head_from_dict
-from .known_fields import KnownFields
-from .limits import require_number
-from .training.metrics import BUILTIN_METRICS, METRICS
+from .metrics import BUILTIN_METRICS, METRICS
 
 __all__ = ["Task", "check_tasks"]
 

@@ -8,7 +8,7 @@ __all__ = ["REGISTRIES"]
 
 
 def _no_method(name: str, thing: object) -> str:
-    from .method import Capabilities, Method, MethodConfig, MethodPreset
+    from ..method.method import Capabilities, Method, MethodConfig, MethodPreset
 
     config = getattr(thing, "config_class", None)
     if isinstance(thing, MethodPreset):
@@ -31,7 +31,7 @@ def _no_function(name: str, thing: object) -> str:
 
 
 def _no_strategy(name: str, thing: object) -> str:
-    from .data import MixingStrategy
+    from ..data import MixingStrategy
 
     fits = isinstance(thing, type) and issubclass(thing, MixingStrategy)
     return "" if fits else "a subclass of hfadapt.data.MixingStrategy"

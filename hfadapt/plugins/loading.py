@@ -22,10 +22,10 @@ from typing import Any
 
 import pluggy
 
+from ..errors import PluginError, problem
 from . import hookspecs
-from .errors import PluginError, problem
+from .checks import REGISTRIES
 from .interrupts import noticed_interrupts
-from .plugin_checks import REGISTRIES
 from .registry import Registry
 
 __all__ = [
@@ -297,7 +297,7 @@ def _loaded() -> _Loaded:
     for name in _names(os.environ.get("HFADAPT_BLOCK_PLUGINS", "")):
         pm.set_blocked(name)
     records: list[PluginRecord] = []
-    from . import __version__
+    from ..errors.version import __version__
 
     for name in BUILTIN_PLUGINS:
         record = PluginRecord(name, "hfadapt", __version__)

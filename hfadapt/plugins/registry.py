@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from .errors import RegistryError, did_you_mean, problem
+from ..errors import RegistryError, did_you_mean, problem
 
 __all__ = ["Registry"]
 

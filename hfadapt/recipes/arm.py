@@ -13,15 +13,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfadapt.errors import DataError, problem
-from hfadapt.run.progress import ProgressLines
-from hfadapt.run.results import ArmResult
+from hfadapt.recipes.progress import ProgressLines
+from hfadapt.recipes.results import ArmResult
 from hfadapt.training import macro_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.data import TaskMixture
-    from hfadapt.tasks import Task
+    from hfadapt.multitask.task import Task
 
 __all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "train_arm"]
 

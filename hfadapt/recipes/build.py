@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfadapt.config import Recipe, TaskSection
 from hfadapt.data import TaskMixture, bundled
 from hfadapt.data.columns import read_columns
 from hfadapt.data.glue import GLUE
 from hfadapt.data.sources import load_splits
 from hfadapt.errors import DataError, TaskError, problem
-from hfadapt.heads import Classification, Head, Regression
-from hfadapt.tasks import Task
+from hfadapt.multitask.heads import Classification, Head, Regression
+from hfadapt.multitask.task import Task
+from hfadapt.recipes.config import Recipe, TaskSection
 from hfadapt.training import MultiTaskMetrics
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def check_scorable(tasks: Sequence[Task]) -> None:
     Raises:
         TaskError: a task has no metric, or a name or a result's name that Trainer uses itself.
     """
-    from hfadapt.training.agreement import require_names
+    from hfadapt.training.checks import require_names
 
     require_names(tasks)
     MultiTaskMetrics(tasks)

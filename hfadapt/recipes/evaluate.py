@@ -34,9 +34,9 @@ def evaluate_folder(
 
     from hfadapt.data import TaskMixture
     from hfadapt.data.sources import load_splits
-    from hfadapt.run.arm import score
-    from hfadapt.run.build import known_task
-    from hfadapt.run.predict import Predictor
+    from hfadapt.inference.predict import Predictor
+    from hfadapt.recipes.arm import score
+    from hfadapt.recipes.build import known_task
 
     predictor = Predictor.from_folder(folder)
     names = [task.name for task in predictor.tasks]

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from hfadapt.atomic import replace_folder
-from hfadapt.config import Recipe
+from hfadapt.adapters.atomic import replace_folder
 from hfadapt.errors import ConfigError, problem
-from hfadapt.run.written import (
+from hfadapt.recipes.config import Recipe
+from hfadapt.recipes.written import (
     MARKER,
     all_files,
     ended,

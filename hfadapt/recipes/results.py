@@ -12,13 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import __version__
-from hfadapt.atomic import write_json
+from hfadapt.adapters.atomic import write_json
 from hfadapt.errors import DataError, problem
-from hfadapt.training.metrics import METRICS, find_metric
+from hfadapt.multitask.metrics import METRICS, find_metric
+
+from ..errors.version import __version__
 
 if TYPE_CHECKING:
-    from hfadapt.tasks import Task
+    from hfadapt.multitask.task import Task
 
 __all__ = ["FORMAT_VERSION", "RESULTS_FILE", "ArmResult", "RunResult", "directions", "machine"]
 
@@ -83,7 +84,7 @@ class RunResult:
         tasks: Task to the name of its first metric.
         arms: The adapted model first.
         sampling: The schedule, as ``TaskMixture.preview().to_dict()`` gives it.
-        proof: What was checked after training; see ``hfadapt.run.proof``.
+        proof: What was checked after training; see ``hfadapt.recipes.checks``.
         seconds: Of the whole run; of one that was cut off, since its last start.
         machine: Device, threads and versions.
         recipe: The recipe's text.

@@ -11,21 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.config import Baseline, Recipe
 from hfadapt.data.tokenizer import load_tokenizer
 from hfadapt.errors import ConfigError, problem
-from hfadapt.run.build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
-from hfadapt.run.ended import EndedArms
-from hfadapt.run.output import OutputFolder
-from hfadapt.run.results import ArmResult, RunResult, directions, machine
-from hfadapt.run.source import model_path
+from hfadapt.recipes.build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
+from hfadapt.recipes.config import Baseline, Recipe
+from hfadapt.recipes.finished_arms import EndedArms
+from hfadapt.recipes.model_source import model_path
+from hfadapt.recipes.output import OutputFolder
+from hfadapt.recipes.results import ArmResult, RunResult, directions, machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.data import TaskMixture
-    from hfadapt.run.arm import Trained
-    from hfadapt.tasks import Task
+    from hfadapt.multitask.task import Task
+    from hfadapt.recipes.arm import Trained
 
 __all__ = ["ADAPTER_FOLDER", "Run"]
 
@@ -125,7 +125,7 @@ class Run:
 
         Each arm's result is kept when it ends: ``resume`` trains none of them again.
         """
-        from hfadapt.run.arm import by_split
+        from hfadapt.recipes.arm import by_split
         from hfadapt.training import macro_of
 
         start = time.perf_counter()
@@ -175,7 +175,7 @@ class Run:
             ConfigError: ``resume`` was asked for, and there is no checkpoint.
         """
         from hfadapt.inference import unpack
-        from hfadapt.run.arm import train_arm
+        from hfadapt.recipes.arm import train_arm
 
         checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
@@ -201,7 +201,7 @@ class Run:
 
     def _save_and_check(self, model: PreTrainedModel) -> dict[str, Any]:
         from hfadapt import MultiTaskModel, plugins
-        from hfadapt.run.proof import check_mixed_batch, check_reload
+        from hfadapt.recipes.checks import check_mixed_batch, check_reload
 
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
@@ -263,7 +263,7 @@ class Run:
             name: Of the baseline.
             ended: Where results are kept, and looked for before anything is trained; nowhere by default.
         """
-        from hfadapt.run.arm import merge
+        from hfadapt.recipes.arm import merge
 
         self.say(f"Baseline: {TITLES[name]}")
         if name == "frozen_head":
@@ -280,7 +280,7 @@ class Run:
         self, name: Baseline, tasks: list[Task], epoch_steps: int | None, ended: EndedArms | None
     ) -> ArmResult:
         """Train one model of a baseline, whole where it is for one task alone, unless that was done before."""
-        from hfadapt.run.arm import train_arm
+        from hfadapt.recipes.arm import train_arm
 
         alone = name == "full_finetuning"
         key, title = (f"{name}-{tasks[0].name}", f"{TITLES[name]}: {tasks[0].name}") if alone else (name, TITLES[name])
@@ -313,8 +313,8 @@ class Run:
             CheckpointError: the saved adapter is not the trained one; everything is written before.
             RoutingError: mixed batches are answered otherwise than each task alone.
         """
-        from hfadapt.report import write_report
-        from hfadapt.run.proof import require_proof
+        from hfadapt.recipes.checks import require_proof
+        from hfadapt.recipes.report import write_report
 
         files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
         reload = {**result.proof["reload"], "folder": str(self.output / ADAPTER_FOLDER)}

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from hfadapt import __version__
-from hfadapt.atomic import write_json
-from hfadapt.run.results import RESULTS_FILE
+from hfadapt.adapters.atomic import write_json
+from hfadapt.recipes.results import RESULTS_FILE
+
+from ..errors.version import __version__
 
 __all__ = [
     "MARKER",

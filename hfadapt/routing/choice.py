@@ -11,7 +11,7 @@ from .composition import Composition, Parallel
 from .steps import Step
 
 if TYPE_CHECKING:
-    from .state import Attachment
+    from ..runtime.attachment import Attachment
 
 __all__ = ["Block", "Choice", "choose", "chosen"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
-from .errors import CompositionError, problem
-from .limits import require_number
+from ..errors import CompositionError, problem
+from ..errors.limits import require_number
 
 __all__ = [
     "Average",

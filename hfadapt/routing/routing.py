@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hfadapt_kernels import TaskBatch
 
-from .errors import RoutingError, problem
+from ..errors import RoutingError, problem
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .parallel import Growth
+    from ..runtime.parallel import Growth
     from .steps import Step
 
 __all__ = ["Routing", "Rows", "all_tasks_take_part", "current", "use_routing"]

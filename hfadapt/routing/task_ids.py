@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import RoutingError, did_you_mean, problem
 from .composition import Composition
-from .errors import RoutingError, did_you_mean, problem
 from .routing import all_tasks_take_part
 
 __all__ = ["BASE", "TaskIds", "parse", "task_number", "task_rows"]

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .choice import Choice
-from .composition import Fuse, Node, adapter_names, fuse_nodes
-from .delta import Delta
-from .errors import AttachError, CompositionError, did_you_mean, problem
-from .routing import Routing
-from .slots import Slot
-from .steps import Step, plan
+from ..errors import AttachError, CompositionError, did_you_mean, problem
+from ..method.delta import Delta
+from ..routing.choice import Choice
+from ..routing.composition import Fuse, Node, adapter_names, fuse_nodes
+from ..routing.routing import Routing
+from ..routing.steps import Step, plan
+from .slot import Slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .architecture import ArchitectureMap
-    from .method import MethodConfig
-    from .watching import Watch
+    from ..architecture import ArchitectureMap
+    from ..method.method import MethodConfig
+    from .watch import Watch
 
 __all__ = [
     "Adapter",

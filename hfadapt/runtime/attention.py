@@ -20,11 +20,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfadapt_kernels import TaskBatch
 
-from .delta import Delta
-from .errors import AttachError, problem
-from .routing import Routing, Rows, current
-from .slots import applies
-from .steps import Step
+from ..errors import AttachError, problem
+from ..method.delta import Delta
+from ..routing.routing import Routing, Rows, current
+from ..routing.steps import Step
+from .slot import applies
 
 __all__ = ["SUPPORTED", "AttentionCall", "AttentionDelta", "disable", "enable", "implementation"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .routing import Routing, current, use_routing
+from ..routing.routing import Routing, current, use_routing
 
 __all__ = ["CheckpointWithRouting"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .routing import current
+from ..routing.routing import current
 
 __all__ = ["WithoutAdapters", "give_back", "let_backward_stop"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import TapInput
-from .routing import current
-from .slots import apply_rows, slot_of
+from ..routing.routing import current
+from .leaf_hooks import TapInput
+from .slot import apply_rows, slot_of
 
 if TYPE_CHECKING:
-    from .delta import Delta
+    from ..method.delta import Delta
 
 __all__ = ["FusedNorm", "fuse_norm", "unfuse_norm"]
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..errors import RoutingError, problem
+from ..routing.choice import Choice, chosen
+from ..routing.task_ids import TaskIds, parse
 from .call import cache_in
-from .choice import Choice, chosen
-from .errors import RoutingError, problem
-from .hooks import INPUTS
+from .leaf_hooks import INPUTS
 from .parallel import copies, repeat_rows
-from .task_ids import TaskIds, parse
 
 if TYPE_CHECKING:
-    from .state import Attachment
+    from .attachment import Attachment
 
 __all__ = ["Generate", "Generation", "install", "running", "uninstall"]
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import RoutingError, problem
 from .call import length_of_past
-from .errors import RoutingError, problem
 
 if TYPE_CHECKING:
-    from .routing import Routing
-    from .slots import Site
+    from ..routing.routing import Routing
+    from .slot import Site
 
 __all__ = ["Shelf", "check_steps", "needs_earlier_tokens", "shelf_of", "tokens_in"]
 

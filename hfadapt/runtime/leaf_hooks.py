@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .routing import current
-from .slots import run_slot
+from ..routing.routing import current
+from .slot import run_slot
 
 __all__ = [
     "CallCounter",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..routing.routing import Routing
     from .call import Call
-    from .routing import Routing
 
 __all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total", "warn_of_other_losses"]
 

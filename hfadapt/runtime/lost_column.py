@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import RoutingError, problem
+from ..errors import RoutingError, problem
 
 __all__ = ["check_column"]
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from hfadapt_kernels import TaskBatch
 
-from .errors import RoutingError, problem
+from ..errors import RoutingError, problem
+from ..routing.routing import Routing, Rows, current
+from ..routing.steps import Average, Fuse, Select, Step
 from .fused_norm import unfuse_norm
-from .hooks import tensor_batch_size
-from .routing import Routing, Rows, current
-from .slots import Slot, slot_of
-from .steps import Average, Fuse, Select, Step
+from .leaf_hooks import tensor_batch_size
+from .slot import Slot, slot_of
 
 __all__ = ["RoutedForward", "bare_copy", "refuse_loss", "route", "train_in_float32", "unroute"]
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hfadapt_kernels import PackedLinear, frozen_linear
 
 from ..errors import ConfigError, problem
-from ..own_forward import RoutedForward
+from .own_forward import RoutedForward
 
 __all__ = ["PackedForward", "is_packed", "pack", "unpack"]
 

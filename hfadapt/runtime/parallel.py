@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..errors import RoutingError, problem
+from ..routing.routing import Routing
+from ..routing.steps import plan
 from .call import Call
-from .errors import RoutingError, problem
-from .routing import Routing
-from .steps import plan
 
 if TYPE_CHECKING:
-    from .choice import Choice
-    from .state import Attachment
+    from ..routing.choice import Choice
+    from .attachment import Attachment
 
 __all__ = ["Growth", "check_output", "copies", "fit_call", "parallel_routing", "repeat_rows"]
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .composition import Parallel, adapter_names
-from .hooks import CallCounter, Hook, add_hook
-from .routing import current
-from .state import deltas_of
-from .watching import watch
+from ..routing.composition import Parallel, adapter_names
+from ..routing.routing import current
+from .attachment import deltas_of
+from .leaf_hooks import CallCounter, Hook, add_hook
+from .watch import watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .state import Attachment
+    from .attachment import Attachment
 
 __all__ = ["count_calls", "install"]
 

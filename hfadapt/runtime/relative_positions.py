@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import join
-from .routing import all_tasks_take_part, current, use_routing
+from ..architecture import join
+from ..routing.routing import all_tasks_take_part, current, use_routing
 
 if TYPE_CHECKING:
-    from .architecture import ArchitectureMap
+    from ..architecture import ArchitectureMap
 
 __all__ = ["OncePerAdapter", "install", "uninstall"]
 

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RoutingError, problem
+from ..routing.choice import Choice, chosen
+from ..routing.routing import Routing, all_tasks_take_part, current, set_current
+from ..routing.task_ids import TaskIds, parse
 from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
-from .choice import Choice, chosen
 from .embedding_hooks import let_backward_stop
-from .errors import RoutingError, problem
-from .generating import running
-from .histories import check_steps, tokens_in
-from .hooks import tensor_batch_size
+from .generate import running
+from .kv_history import check_steps, tokens_in
+from .leaf_hooks import tensor_batch_size
+from .loss_terms import add_to_output, loss_share
 from .lost_column import check_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
-from .penalties import add_to_output, loss_share
-from .routing import Routing, all_tasks_take_part, current, set_current
-from .taking_part import take_part
-from .task_ids import TaskIds, parse
-from .watching import require_intact
+from .watch import require_intact
+from .zero_gradients import take_part
 
 if TYPE_CHECKING:
-    from .state import Attachment
+    from .attachment import Attachment
 
 __all__ = ["Forward", "make_routing", "put_forward", "take_forward"]
 
@@ -251,7 +251,7 @@ def make_routing(
 
     Args:
         attachment: The adapters of the model.
-        task_ids: What `hfadapt.task_ids.parse` reads, or None for what is active.
+        task_ids: What `hfadapt.routing.task_ids.parse` reads, or None for what is active.
         found: Batch size and device of the call's inputs.
         call: The call.
         choice: What is active, where it is not this thread's (``nn.DataParallel`` runs copies in threads of its own).

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .delta import Delta
-from .errors import AttachError, problem
-from .routing import Routing, Rows, current
-from .steps import Fuse, Select, Step
+from ..errors import AttachError, problem
+from ..method.delta import Delta
+from ..routing.routing import Routing, Rows, current
+from ..routing.steps import Fuse, Select, Step
 
 if TYPE_CHECKING:
     from hfadapt_kernels import TaskBatch
 
-    from .method import Place
+    from ..method.method import Place
 
 _FUSION_KEY = re.compile(r"__(input|output)(__d\d+)?$")
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from .errors import AttachError, problem
-from .hooks import Hook
-from .routing import Routing
-from .slots import Slot
+from ..errors import AttachError, problem
+from ..routing.routing import Routing
+from .leaf_hooks import Hook
+from .slot import Slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .delta import Delta
-    from .state import Attachment
+    from ..method.delta import Delta
+    from .attachment import Attachment
 
 __all__ = ["Lost", "Watch", "require_intact", "watch"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..heads import Classification, Head, Regression
-from ..tasks import Task
+from ..multitask.heads import Classification, Head, Regression
+from ..multitask.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from ..model import MultiTaskModel
+    from ..multitask.model import MultiTaskModel
 
 __all__ = ["every_toy_task", "tiny_tokenizer", "toy_batch", "toy_model", "toy_rows", "toy_tasks"]
 

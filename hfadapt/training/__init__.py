@@ -1,4 +1,4 @@
-"""What a plain Trainer needs for several tasks: callbacks, corpus metrics, resuming."""
+"""What a plain Trainer needs for several tasks: the mixture, callbacks, metrics of a whole evaluation, resuming."""
 
 from __future__ import annotations
 
@@ -6,47 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .callbacks import EpochSync, IdleTaskGuard, RobustAdapterDrop
-    from .macro import Macro, macro_of
-    from .metrics import METRICS, Metric, RegisteredMetric, Scored, find_metric, register_metric
-    from .multitask import MultiTaskMetrics
-    from .resume import last_checkpoint
+    from ..multitask.compute_metrics import MultiTaskMetrics as MultiTaskMetrics
+    from ..multitask.macro import Macro as Macro
+    from ..multitask.macro import macro_of as macro_of
+    from ..multitask.metrics import METRICS as METRICS
+    from ..multitask.metrics import Metric as Metric
+    from ..multitask.metrics import RegisteredMetric as RegisteredMetric
+    from ..multitask.metrics import Scored as Scored
+    from ..multitask.metrics import find_metric as find_metric
+    from ..multitask.metrics import register_metric as register_metric
+    from .callbacks import EpochSync as EpochSync
+    from .callbacks import IdleTaskGuard as IdleTaskGuard
+    from .callbacks import RobustAdapterDrop as RobustAdapterDrop
+    from .mixture import TaskMixture as TaskMixture
+    from .resume import last_checkpoint as last_checkpoint
 
-# callbacks import transformers' trainer, which takes seconds: names are resolved on first use
+# callbacks import transformers' trainer, which takes seconds: names are loaded on first use
 _HOMES = {
-    "EpochSync": "callbacks",
-    "IdleTaskGuard": "callbacks",
-    "RobustAdapterDrop": "callbacks",
-    "METRICS": "metrics",
-    "Macro": "macro",
-    "macro_of": "macro",
-    "Metric": "metrics",
-    "RegisteredMetric": "metrics",
-    "find_metric": "metrics",
-    "Scored": "metrics",
-    "register_metric": "metrics",
-    "MultiTaskMetrics": "multitask",
-    "last_checkpoint": "resume",
+    "EpochSync": ".callbacks",
+    "IdleTaskGuard": ".callbacks",
+    "RobustAdapterDrop": ".callbacks",
+    "TaskMixture": ".mixture",
+    "last_checkpoint": ".resume",
+    "METRICS": "..multitask.metrics",
+    "Metric": "..multitask.metrics",
+    "RegisteredMetric": "..multitask.metrics",
+    "Scored": "..multitask.metrics",
+    "find_metric": "..multitask.metrics",
+    "register_metric": "..multitask.metrics",
+    "Macro": "..multitask.macro",
+    "macro_of": "..multitask.macro",
+    "MultiTaskMetrics": "..multitask.compute_metrics",
 }
-
-__all__ = [
-    "METRICS",
-    "EpochSync",
-    "IdleTaskGuard",
-    "Macro",
-    "Metric",
-    "MultiTaskMetrics",
-    "RegisteredMetric",
-    "RobustAdapterDrop",
-    "Scored",
-    "find_metric",
-    "last_checkpoint",
-    "macro_of",
-    "register_metric",
-]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..limits import require_number
+from ..errors.limits import require_number
 
 __all__ = ["RANGES", "require_arguments"]
 

@@ -15,27 +15,20 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 
 from .. import routing
-from ..activation import set_adapter_drop
+from ..adapters.activate import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, problem
-from ..limits import require_number
-from ..state import adapted_model, attachment, deltas_of, find_attachment, slots_of
-from .agreement import (
-    base_name,
-    require_names,
-    require_order,
-    require_same_tasks,
-    settle_best_metric,
-    takes_task_ids,
-)
+from ..errors.limits import require_number
+from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
+from .checks import base_name, require_names, require_order, require_same_tasks, settle_best_metric, takes_task_ids
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..data.mixture import TaskMixture
+    from .mixture import TaskMixture
 
 __all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from ..errors import ConfigError, DataError, TaskError, problem
-from ..heads import IGNORE, OwnHead
+from ..multitask.heads import IGNORE, OwnHead
 from .arguments import require_arguments
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..data.columns import Columns
-    from ..data.mixture import TaskMixture
-    from ..tasks import Task
-    from .multitask import MultiTaskMetrics
+    from ..multitask.compute_metrics import MultiTaskMetrics
+    from ..multitask.task import Task
+    from .mixture import TaskMixture
 
 __all__ = [
     "base_name",

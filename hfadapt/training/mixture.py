@@ -7,22 +7,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 
+from ..data.collator import MultiTaskCollator
+from ..data.columns import Columns, read_columns
+from ..data.datasets import MixtureDataset, SplitDataset, Tables
+from ..data.mixing import MixingStrategy, make_strategy
+from ..data.preview import Preview
+from ..data.schedule import BatchForm, Layout, Schedule
+from ..data.sources import load_splits
+from ..data.tokenizer import check_tokenizer, load_tokenizer
+from ..data.tokens import tokenize
 from ..errors import ConfigError, DataError, did_you_mean, problem
-from ..heads import OwnHead
-from ..limits import require_number
-from ..tasks import Task, check_tasks
-from ..training.multitask import MultiTaskMetrics
-from .collator import MultiTaskCollator
-from .columns import Columns, read_columns
-from .mixing import MixingStrategy, make_strategy
-from .preview import Preview
-from .rows import MixtureDataset, SplitDataset, Tables
-from .schedule import BatchForm, Layout, Schedule
-from .sources import load_splits
-from .tokenizer import check_tokenizer, load_tokenizer
-from .tokens import tokenize
+from ..errors.limits import require_number
+from ..multitask.compute_metrics import MultiTaskMetrics
+from ..multitask.heads import OwnHead
+from ..multitask.task import Task, check_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -167,7 +167,7 @@ class TaskMixture:
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that the Trainer needs."""
         if self._callbacks is None:
-            from ..training.callbacks import EpochSync, IdleTaskGuard
+            from .callbacks import EpochSync, IdleTaskGuard
 
             self._callbacks = [EpochSync(self), IdleTaskGuard()]
         return list(self._callbacks)

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from ..multitask_config import is_marked
+from ..adapters.folder_config import is_marked
 
 __all__ = ["last_checkpoint"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from hfadapt.data.mixing import MixingStrategy, UniformStream, power_probabilities
-from hfadapt.hookspecs import hookimpl
-from hfadapt.limits import require_number
-from hfadapt.registry import Registry
+from hfadapt.errors.limits import require_number
+from hfadapt.plugins.hookspecs import hookimpl
+from hfadapt.plugins.registry import Registry
 
 __all__ = ["Annealed", "Proportional", "RoundRobin", "SquareRoot", "Temperature"]
 

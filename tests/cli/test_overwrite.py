@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hfadapt.errors import ConfigError, HFAdaptError
-from hfadapt.run import RunResult, main
-from hfadapt.run.written import MARKER, foreign_files
+from hfadapt.recipes import RunResult
+from hfadapt.recipes import run as main
+from hfadapt.recipes.written import MARKER, foreign_files
 
 SHORT = ("--fast", "baselines=[]", "training.max_steps=1")
 

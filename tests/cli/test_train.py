@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import ConfigError
-from hfadapt.report import markdown_table
-from hfadapt.run import RunResult
+from hfadapt.recipes import RunResult
+from hfadapt.recipes.report import markdown_table
 
 
 def test_a_run_leaves_adapter_report_table_and_plots(finished: Path) -> None:

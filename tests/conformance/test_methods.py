@@ -5,8 +5,8 @@ import os
 import pytest
 
 from hfadapt import plugins
+from hfadapt.cli.claims_table import claims
 from hfadapt.method import MethodConfig, expand
-from hfadapt.report.claims import claims
 from hfadapt.testing import conformance
 from tests.conformance.small import SMALL
 

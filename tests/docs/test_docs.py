@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict
 
-from hfadapt import hookspecs, plugins
-from hfadapt.config import load_recipe, read_recipe
+from hfadapt import plugins
 from hfadapt.data import bundled
+from hfadapt.plugins import hookspecs
+from hfadapt.recipes.config import load_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -120,7 +121,7 @@ def test_the_figures_of_the_ops_are_up_to_date(generator: types.ModuleType) -> N
 
 
 def test_every_built_in_method_links_its_page_and_its_tests() -> None:
-    from hfadapt.report.methods import page_of
+    from hfadapt.cli.method_table import page_of
 
     for name, entry in plugins.methods().items():
         assert (ROOT / page_of(name)).is_file(), f"{name} has no README"

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hfadapt
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt_plugins.methods.bottleneck import Bottleneck, LayerNorms
 from hfadapt_plugins.methods.fusion.adding import fusion_layers
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hfadapt
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt_plugins.methods.bottleneck import LayerNorms
 
 DATA = ALL_DATA / "unify"

@@ -53,7 +53,7 @@ def test_task_function_alone(name: str) -> None:
     model = Reference(golden)
     state = hfadapt.attachment(model.bert)
     from hfadapt.routing import Routing, Rows
-    from hfadapt.state import deltas_of
+    from hfadapt.runtime.attachment import deltas_of
     from hfadapt_kernels import TaskBatch
 
     source = golden.output("module.ts.in")

@@ -10,7 +10,7 @@ from golden_files import tensors_of
 
 import hfadapt
 from hfadapt.routing import Routing, Rows
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt_kernels import TaskBatch
 
 DATA = tensors_of(ALL_DATA / "formula" / "pals_ts_variants.safetensors")

@@ -13,7 +13,7 @@ from golden_unify import Golden, adapt, outputs_of, parameter_map, read
 from golden_unify_base import base_model
 
 import hfadapt
-from hfadapt.state import copies_of
+from hfadapt.runtime.attachment import copies_of
 
 INDEX = json.loads((golden_unify.DATA / "index.json").read_text())
 CRASHES = {"roberta/prefix_gate_add", "roberta/prefix_nogating", "roberta/mh_pa", "bart/pfeiffer"}

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import hfadapt
-from hfadapt.adapter_files import CONFIG_FILE
+from hfadapt.adapters.files import CONFIG_FILE
 from hfadapt.errors import CheckpointError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model

@@ -71,8 +71,8 @@ def test_the_cache_is_found_however_it_is_given(method, given):
 def test_a_step_whose_cache_is_not_recognised_is_an_error(method, sign, monkeypatch):
     model, cache = adapted(KEEP_STATE[method]), Wrapped()
     if sign != "argument":  # a name and a type that say nothing: the mask shows it, or else what the model returns
-        monkeypatch.setattr("hfadapt.call.Call.other_past", "")
-        monkeypatch.setattr("hfadapt.call.cache_in", lambda *values: None)
+        monkeypatch.setattr("hfadapt.runtime.call.Call.other_past", "")
+        monkeypatch.setattr("hfadapt.runtime.call.cache_in", lambda *values: None)
         cache = DynamicCache()
         model(torch.tensor([[5, 6, 7, 8]]), **{CACHE: cache})
     masks = {"mask": torch.ones(1, 5), "mask of four axes": torch.ones(1, 1, 1, 5, dtype=torch.bool)}

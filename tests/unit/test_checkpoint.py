@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import hfadapt
-from hfadapt import adapter_files
-from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from hfadapt.adapters import files as adapter_files
+from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model

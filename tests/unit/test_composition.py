@@ -2,10 +2,11 @@
 
 import pytest
 
-from hfadapt import Average, Fuse, Parallel, Stack, steps
-from hfadapt.composition import adapter_names, parse, to_json
+from hfadapt import Average, Fuse, Parallel, Stack
 from hfadapt.errors import CompositionError
-from hfadapt.steps import plan
+from hfadapt.routing import steps
+from hfadapt.routing.composition import adapter_names, parse, to_json
+from hfadapt.routing.steps import plan
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hfadapt
-from hfadapt.fused_norm import FusedNorm
+from hfadapt.runtime.fused_norm import FusedNorm
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 

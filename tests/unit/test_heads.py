@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hfadapt.errors import TaskError
-from hfadapt.heads import (
+from hfadapt.multitask.heads import (
     HEADS,
     Classification,
     HeadFeatures,

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from hfadapt import Method, MethodConfig, plugins
+from hfadapt.adapters.inspect import describe, skeleton
 from hfadapt.architecture import explain
-from hfadapt.inspect import describe, skeleton
-from hfadapt.registry import Registry
+from hfadapt.plugins.registry import Registry
 from hfadapt.testing.tiny import TINY_TYPES, tiny_config, tiny_model
 
 

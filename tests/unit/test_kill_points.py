@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 import hfadapt
-from hfadapt import adapter_files, atomic
-from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_config, read_tensors
+from hfadapt.adapters import atomic
+from hfadapt.adapters import files as adapter_files
+from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_config, read_tensors
 from hfadapt.errors import CheckpointError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
@@ -186,7 +187,7 @@ def test_json_files_are_the_old_or_the_new(tmp_path):
 def test_a_process_that_is_really_killed_leaves_nothing_for_long(tmp_path):
     code = f"""
 import os, time
-from hfadapt.atomic import atomic_folder, write_whole
+from hfadapt.adapters.atomic import atomic_folder, write_whole
 with atomic_folder({str(tmp_path / "out")!r}) as temporary:
     (temporary / "a").write_text("half")
     print("ready", flush=True)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfadapt
-from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError, HFAdaptError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
@@ -232,7 +232,7 @@ def test_mutated_folders_load_or_are_refused_and_leave_the_model_alone(kind, sav
 
 @pytest.mark.parametrize("first", [False, True], ids=["bare", "adapted"])
 def test_an_interrupted_load_is_undone(first, folder, monkeypatch):
-    from hfadapt import checkpoint
+    from hfadapt.adapters import save as checkpoint
 
     model = base()
     if first:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import hfadapt
 from hfadapt import MultiTaskModel, OwnHead, Task
-from hfadapt.adapter_files import WEIGHTS_FILE
+from hfadapt.adapters.files import WEIGHTS_FILE
 from hfadapt.errors import AttachError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model

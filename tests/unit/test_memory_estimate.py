@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfadapt import MultiTaskModel
-from hfadapt.run.plan import estimate_memory
+from hfadapt.recipes.plan import estimate_memory
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_tasks
 

@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(model, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfadapt.adapter_files.save_file", full)
+    monkeypatch.setattr("hfadapt.adapters.files.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         model.save_pretrained(tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

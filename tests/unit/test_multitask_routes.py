@@ -38,7 +38,7 @@ def test_rows_meet_the_composition_and_then_the_tasks_own_head(model, choice):
     with hfadapt.active(model.base, choice):
         hidden = model.base(**inputs)[0]
     model.use("topic", choice)
-    from hfadapt.heads import HeadFeatures
+    from hfadapt.multitask.heads import HeadFeatures
 
     want = model.heads["topic"](HeadFeatures(hidden, batch["attention_mask"]))
     torch.testing.assert_close(logits(model, ["topic", "topic"])[:, :2], want, rtol=0, atol=0)

@@ -6,9 +6,9 @@ import pytest
 
 import hfadapt
 from hfadapt import Classification, RobustAdapterDrop, Task
-from hfadapt.checkpoint import save
+from hfadapt.adapters.save import save
 from hfadapt.data.glue import glue_tasks
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 from hfadapt.testing.tiny import tiny_model
 
 

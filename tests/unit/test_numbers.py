@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from hfadapt import Annealed, Average, RobustAdapterDrop, Task, TaskMixture, Temperature, plugins
-from hfadapt.config import read_recipe
 from hfadapt.data import MixingStrategy
 from hfadapt.errors import CompositionError, ConfigError, HFAdaptError, TaskError
-from hfadapt.heads import HEADS
-from hfadapt.limits import require_number
+from hfadapt.errors.limits import require_number
 from hfadapt.method import MethodConfig, MethodPreset
+from hfadapt.multitask.heads import HEADS
+from hfadapt.recipes.config import read_recipe
 from hfadapt.testing.toy import tiny_tokenizer, toy_tasks
 
 #: No option of any kind takes one of these.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt.config import Recipe, TaskSection
 from hfadapt.errors import ConfigError
-from hfadapt.run import output
-from hfadapt.run.output import OutputFolder
-from hfadapt.run.written import MARKER
+from hfadapt.recipes import output
+from hfadapt.recipes.config import Recipe, TaskSection
+from hfadapt.recipes.output import OutputFolder
+from hfadapt.recipes.written import MARKER
 
 
 @pytest.fixture(autouse=True)

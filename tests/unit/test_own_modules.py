@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfadapt
-from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import AttachError, RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model

@@ -15,10 +15,10 @@ from torch import nn
 
 import hfadapt
 from hfadapt import hookimpl, plugins
-from hfadapt.attention import AttentionDelta
 from hfadapt.cli.group import LazyGroup, cli, main
 from hfadapt.errors import AttachError, PluginError
 from hfadapt.method import Method, Place
+from hfadapt.runtime.attention import AttentionDelta
 from hfadapt.testing.tiny import tiny_model
 
 
@@ -239,7 +239,7 @@ def test_commands_of_a_plugin_that_fails_on_the_way_are_taken_out(install, secon
 
 @pytest.mark.parametrize("result", [5, [5], "text", ValueError("no"), SystemExit(1)], ids=kind_of)
 def test_a_hook_that_raises_or_returns_something_else_is_left_out(install, monkeypatch, result):
-    from hfadapt.run.main import _no_sections
+    from hfadapt.recipes.run import _no_sections
 
     def model_card_sections(model):
         if isinstance(result, BaseException):
@@ -284,7 +284,7 @@ class OddMethod(Method):
 
     def place(self, config, arch, model):
         for layer in hfadapt.select_layers(config, arch):
-            yield Place(hfadapt.sites.ffn_output(layer), OddDelta)
+            yield Place(hfadapt.method.sites.ffn_output(layer), OddDelta)
 
 
 def one_for_all(value, changed, rows):
@@ -347,7 +347,7 @@ class OddAttention(AttentionDelta):
 class OddAttentionMethod(OddMethod):
     def place(self, config, arch, model):
         for layer in hfadapt.select_layers(config, arch):
-            yield Place(hfadapt.sites.attention_core(layer), OddAttention)
+            yield Place(hfadapt.method.sites.attention_core(layer), OddAttention)
 
 
 ATTENTION_FAULTS = {
@@ -387,7 +387,7 @@ def test_a_head_that_takes_one_row_alone_is_no_fault_of_an_adapters(install, met
 def test_a_place_with_no_delta_is_refused(install, makes):
     class Wrong(OddMethod):
         def place(self, config, arch, model):
-            yield Place(hfadapt.sites.ffn_output(hfadapt.select_layers(config, arch)[0]), makes)
+            yield Place(hfadapt.method.sites.ffn_output(hfadapt.select_layers(config, arch)[0]), makes)
 
     install(Entry("mine", plugin(register_methods=lambda registry: registry.add("odd", Wrong()))))
     model = tiny_model("bert")

@@ -10,7 +10,7 @@ import torch
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import PluginError, RegistryError
 from hfadapt.method import Method, MethodConfig
-from hfadapt.registry import Registry
+from hfadapt.plugins.registry import Registry
 from hfadapt_kernels import BackendError, use_backend
 from hfadapt_kernels import backend as kernels
 from hfadapt_kernels.backend import Implementation

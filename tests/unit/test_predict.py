@@ -10,7 +10,7 @@ from torch import nn
 
 from hfadapt import Classification, OwnHead, Span, Task, TokenClassification
 from hfadapt.errors import DataError
-from hfadapt.run.predict import Predictor
+from hfadapt.inference.predict import Predictor
 from hfadapt.testing.toy import every_toy_task, tiny_tokenizer, toy_model
 
 WORDS = [f"w{i}" for i in range(40)]

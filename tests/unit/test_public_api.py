@@ -47,7 +47,7 @@ def test_modules_list_the_public_names_taken_from_them(name):
     assert public <= set(module.__all__)
 
 
-@pytest.mark.parametrize("module", ["hfadapt", "hfadapt.cli", "hfadapt.auto"])
+@pytest.mark.parametrize("module", ["hfadapt", "hfadapt.cli", "hfadapt.multitask.auto"])
 def test_imports_load_no_torch(module):
     heavy = ("torch", "transformers", "datasets", "peft")
     code = f"import {module}; print(sorted(m for m in {heavy!r} if m in sys.modules))"

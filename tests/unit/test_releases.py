@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import hfadapt
-from hfadapt import releases
 from hfadapt.cli.doctor import doctor
+from hfadapt.errors import releases
 
 ROOT = Path(hfadapt.__file__).parents[1]
 
@@ -71,7 +71,7 @@ def test_the_record_is_rewritten_with_what_is_installed(tmp_path, monkeypatch):
     tools.mkdir()
     record.parent.mkdir()
     record.write_text('{"transformers": "1.0", "pluggy": "1.0"}')
-    for path in ("hfadapt/releases.py", "tools/tested_releases.py"):
+    for path in ("hfadapt/errors/releases.py", "tools/tested_releases.py"):
         (tmp_path / path).write_text((ROOT / path).read_text("utf-8"))
     record.parent.joinpath("__init__.py").write_text("")
     subprocess.run([sys.executable, str(tools / "tested_releases.py")], check=True, capture_output=True)

@@ -192,7 +192,7 @@ def test_a_save_that_fails_leaves_the_older_one(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "x")
     before = logits(model)
     randomize(model)
-    monkeypatch.setattr("hfadapt.checkpoint.write_files", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("hfadapt.adapters.save.write_files", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(CheckpointError, match="nothing was changed"):
         model.save_pretrained(tmp_path / "x")
     assert torch.equal(logits(hfadapt.load(tmp_path / "x")), before)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import Capabilities, Delta, Method, MethodConfig, Place, Rows, Weights, hookimpl, select_layers
-from hfadapt.sites import ffn_hidden, linear
+from hfadapt.method.sites import ffn_hidden, linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.architecture import ArchitectureMap
-    from hfadapt.registry import Registry
+    from hfadapt.plugins.registry import Registry
 
 __all__ = ["IA3", "IA3Config"]
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfadapt.atomic import write_whole
+from hfadapt.adapters.atomic import write_whole
 from hfadapt.data.minisuite import sources, wordnet
 from hfadapt.data.minisuite.archives import Archives
 from hfadapt.data.minisuite.rows import Row, row_key
 from hfadapt.errors import DataError, problem
-from hfadapt.names import names_of
+from hfadapt.errors.names import names_of
 
 __all__ = ["SEED", "SUITE", "Source", "build"]
 

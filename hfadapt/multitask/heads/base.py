@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import HFAdaptError, TaskError, did_you_mean, problem
-from ..known_fields import KnownFields
+from ...errors import HFAdaptError, TaskError, did_you_mean, problem
+from ...method.fields import KnownFields
 
 __all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "fit_labels", "head_from_dict", "masked_mean"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, problem
+from ...errors import DataError, problem
 
 __all__ = ["read_label_sets"]
 

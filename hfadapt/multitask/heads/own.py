@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError, TaskError, did_you_mean, problem
+from ...errors import DataError, TaskError, did_you_mean, problem
 from .base import IGNORE, Head, Pooling
 
 __all__ = ["OwnHead"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import TaskError, problem
+from ...errors import TaskError, problem
 from .base import HeadFeatures, Pooling
 
 __all__ = ["SequenceModule", "pair_features", "pool"]

@@ -13,7 +13,7 @@ from .base import IGNORE, HeadFeatures
 from .own import flatten_logits
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from ..task import Task
 
 __all__ = ["run_heads"]
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError, TaskError, did_you_mean, problem
-from ..limits import require_number
+from ...errors import DataError, TaskError, did_you_mean, problem
+from ...errors.limits import require_number
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .label_sets import read_label_sets
 from .pooling import SequenceModule

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError, TaskError, problem
+from ...errors import DataError, TaskError, problem
 from .base import Head, Pooling, fit_labels, masked_mean
 from .token import TokenModule
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DataError, TaskError, problem
+from ...errors import DataError, TaskError, problem
 from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
 from .sequence import check_smoothing, class_index
 

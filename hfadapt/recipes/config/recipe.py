@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from hfadapt.data.mixing import MixingStrategy
-    from hfadapt.heads import Head
-    from hfadapt.method import MethodConfig
+    from hfadapt.method.method import MethodConfig
+    from hfadapt.multitask.heads import Head
 
 __all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]
 

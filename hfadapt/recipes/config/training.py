@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hfadapt.config.check import BAD, fields_of, in_range, known_keys, value_of
-from hfadapt.config.recipe import BASELINES
-from hfadapt.config.tree import Node, Problems
+from hfadapt.recipes.config.check import BAD, fields_of, in_range, known_keys, value_of
+from hfadapt.recipes.config.recipe import BASELINES
+from hfadapt.recipes.config.tree import Node, Problems
 from hfadapt.training.arguments import RANGES
 
 __all__ = ["baselines", "training"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfadapt.report.table import conditions, legend, markdown_table, proof_lines
+from hfadapt.recipes.report.table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hfadapt.run.results import RunResult
+    from hfadapt.recipes.results import RunResult
 
 __all__ = ["model_card"]
 

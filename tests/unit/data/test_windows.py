@@ -10,7 +10,7 @@ import torch
 
 from hfadapt import Span, Task, TaskMixture
 from hfadapt.errors import DataError, TaskError
-from hfadapt.heads.span import Window
+from hfadapt.multitask.heads.span import Window
 from hfadapt.testing.toy import tiny_tokenizer, toy_model
 
 WORDS = [f"w{i}" for i in range(40)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import hfadapt
 from hfadapt.errors import AttachError
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt_plugins.methods.bottleneck import LayerNorms
 

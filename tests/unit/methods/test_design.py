@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import hfadapt
-from hfadapt.config import load_recipe
 from hfadapt.errors import AttachError, ConfigError
-from hfadapt.state import deltas_of
+from hfadapt.recipes.config import load_recipe
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hfadapt
-from hfadapt import penalties
-from hfadapt.state import deltas_of
+from hfadapt.runtime import loss_terms as penalties
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt.testing.toy import toy_batch, toy_model, toy_tasks

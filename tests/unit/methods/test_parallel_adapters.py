@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import hfadapt
 from hfadapt.errors import AttachError, ConfigError
-from hfadapt.fused_norm import unfuse_norm
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
+from hfadapt.runtime.fused_norm import unfuse_norm
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification, DynamicCache
 
 import hfadapt
 from hfadapt.errors import AttachError, ConfigError, RoutingError
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from tests.unit.releases import CACHE
 

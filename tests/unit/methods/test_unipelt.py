@@ -7,7 +7,7 @@ import torch
 
 import hfadapt
 from hfadapt.errors import AttachError, RoutingError
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 

@@ -11,9 +11,9 @@ import pytest
 
 from hfadapt import Classification, Regression, Task
 from hfadapt.errors import ConfigError, TaskError
-from hfadapt.report import legend, result_rows
-from hfadapt.run.arm import macro_average, merge
-from hfadapt.run.results import ArmResult, RunResult, directions
+from hfadapt.recipes.arm import macro_average, merge
+from hfadapt.recipes.report import legend, result_rows
+from hfadapt.recipes.results import ArmResult, RunResult, directions
 from hfadapt.training import METRICS, MultiTaskMetrics, Scored, find_metric, macro_of, register_metric
 
 TASKS = (

@@ -9,8 +9,8 @@ import pytest
 
 from hfadapt import Classification, Regression, Task, TokenClassification
 from hfadapt.errors import DataError, TaskError
+from hfadapt.multitask.metrics import entities
 from hfadapt.training import METRICS, MultiTaskMetrics, Scored, register_metric
-from hfadapt.training.metrics import entities
 
 STREAM = np.random.default_rng(0)
 

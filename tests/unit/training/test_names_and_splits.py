@@ -8,8 +8,8 @@ from torch import nn
 import hfadapt
 from hfadapt import Classification, OwnHead, Regression, Task
 from hfadapt.errors import AttachError, CheckpointError, DataError, RoutingError, TaskError
-from hfadapt.run.build import check_scorable, hold_out
-from hfadapt.run.proof import require_proof
+from hfadapt.recipes.build import check_scorable, hold_out
+from hfadapt.recipes.checks import require_proof
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.training import METRICS, MultiTaskMetrics, register_metric
 

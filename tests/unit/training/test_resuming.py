@@ -11,8 +11,8 @@ from transformers import Trainer
 
 import hfadapt
 from hfadapt import Classification, MultiTaskModel, OwnHead, Task
+from hfadapt.adapters.resume import resumed_folder
 from hfadapt.errors import CheckpointError
-from hfadapt.resuming import resumed_folder
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_rows, toy_tasks
 

@@ -206,7 +206,7 @@ def test_a_task_without_a_row_does_not_move_under_momentum_and_decay(make_traine
     trainer = make_trainer(callbacks=[Compare()], mixture={"strategy": "round_robin"}, num_train_epochs=1)
     schedule = trainer.train_dataset.schedule
     if everyone:
-        for module in ("hfadapt.routing", "hfadapt.task_ids", "hfadapt_plugins.methods.shared.rows"):
+        for module in ("hfadapt.routing", "hfadapt.routing.task_ids", "hfadapt_plugins.methods.shared.rows"):
             monkeypatch.setattr(f"{module}.all_tasks_take_part", lambda: True)
     trainer.train()
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Method, Place, Site, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, Site, select_layers
 from hfadapt.architecture import LayerMap
+from hfadapt.method import sites
 
 from ..shared import UpDownDelta, updown_variant
 from ..shared.across import SharedUpDown

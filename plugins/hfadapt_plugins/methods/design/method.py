@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hfadapt import Capabilities, Method, Place, Site, select_layers, sites
+from hfadapt import Capabilities, Method, Place, Site, select_layers
 from hfadapt.architecture import LayerMap
+from hfadapt.method import sites
 
 from ..lora.targets import find_targets
 from ..parallel import ByHeadDelta

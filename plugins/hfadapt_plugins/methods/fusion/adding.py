@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hfadapt import Fuse, activate, attachment, freeze, sites
+from hfadapt import Fuse, activate, attachment, freeze
+from hfadapt.adapters.own_copies import add_copies
 from hfadapt.errors import CompositionError, problem
-from hfadapt.hooks import TapInput, add_hook
-from hfadapt.own_copies import add_copies
-from hfadapt.slots import Site, Tap, fusion_key
-from hfadapt.state import Fusion, adapted_model, deltas_of
+from hfadapt.method import sites
+from hfadapt.runtime.attachment import Fusion, adapted_model, deltas_of
+from hfadapt.runtime.leaf_hooks import TapInput, add_hook
+from hfadapt.runtime.slot import Site, Tap, fusion_key
 
 from .config import FusionConfig, read_config
 from .layer import FusionLayer, deltas_with
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
-    from hfadapt.state import Attachment
+    from hfadapt.runtime.attachment import Attachment
 
 __all__ = ["add_fusion", "fusion_layers", "make_layers"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfadapt.penalties import ask
-from hfadapt.slots import Tap, applies, shape_like_batch, source_of
+from hfadapt.runtime.loss_terms import ask
+from hfadapt.runtime.slot import Tap, applies, shape_like_batch, source_of
 from hfadapt_kernels import TaskBatch, adapter_fusion
 
 if TYPE_CHECKING:
     from hfadapt import Delta
-    from hfadapt.delta import FusionPart
+    from hfadapt.method.delta import FusionPart
     from hfadapt.routing import Routing
 
     from .config import FusionConfig

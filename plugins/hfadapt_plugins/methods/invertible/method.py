@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Delta, Method, Place, Rows, Site, Weights, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Delta, Method, Place, Rows, Site, Weights, select_layers
 from hfadapt.architecture import StackMap
+from hfadapt.method import sites
 from hfadapt_kernels import rowwise
 
 from ..shared import change_rows

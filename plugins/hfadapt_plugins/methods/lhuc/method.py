@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Delta, Method, Place, Rows, Weights, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Delta, Method, Place, Rows, Weights, select_layers
+from hfadapt.method import sites
 
 from ..shared.norms import over_tokens
 from .config import LHUC

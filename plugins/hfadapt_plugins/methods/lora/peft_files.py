@@ -6,14 +6,14 @@ import os
 from typing import TYPE_CHECKING
 
 from hfadapt import Handle, attach, attachment
-from hfadapt.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
-from hfadapt.atomic import atomic_folder, target_folder
+from hfadapt.adapters.atomic import atomic_folder, target_folder
+from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
+from hfadapt.adapters.freeze import head_modules
+from hfadapt.adapters.own_copies import own_modules, own_tensors, resize_outputs
+from hfadapt.adapters.restore import all_or_nothing, as_described
+from hfadapt.adapters.saved_tensors import check_tensors, fill, require_finite
 from hfadapt.errors import AttachError, CheckpointError, problem
-from hfadapt.freezing import head_modules
-from hfadapt.own_copies import own_modules, own_tensors, resize_outputs
-from hfadapt.restoring import all_or_nothing, as_described
-from hfadapt.saved_tensors import check_tensors, fill, require_finite
-from hfadapt.state import deltas_of
+from hfadapt.runtime.attachment import deltas_of
 
 from .config import LoRA
 from .peft_config import read_peft_config

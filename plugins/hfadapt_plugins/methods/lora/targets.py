@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from hfadapt import Site, select_layers, sites
+from hfadapt import Site, select_layers
 from hfadapt.architecture import is_linear, linear_sizes
 from hfadapt.errors import AttachError, did_you_mean, problem
+from hfadapt.method import sites
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, MethodConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hfadapt import Capabilities, Method, Place, select_layers, sites
+from hfadapt import Capabilities, Method, Place, select_layers
+from hfadapt.method import sites
 
 from ..shared import UpDownDelta, updown_variant
 from .config import ParallelConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfadapt import Capabilities, Method, Place, select_layers, sites
+from hfadapt import Capabilities, Method, Place, select_layers
+from hfadapt.method import sites
 
 from ..shared.gating import gate_variant
 from .config import PrefixConfig

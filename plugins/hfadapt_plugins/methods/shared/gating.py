@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt.errors import RoutingError, problem
-from hfadapt.histories import needs_earlier_tokens
 from hfadapt.method import MethodConfig
+from hfadapt.runtime.kv_history import needs_earlier_tokens
 
 from .mask import real_tokens
 

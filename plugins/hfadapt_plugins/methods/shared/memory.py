@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfadapt import Rows, Site
-from hfadapt.histories import Shelf, shelf_of
+from hfadapt.runtime.kv_history import Shelf, shelf_of
 from hfadapt_kernels import TaskBatch
 
 from .mask import padding_mask

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hfadapt import Site, sites
+from hfadapt import Site
 from hfadapt.architecture import LayerMap
+from hfadapt.method import sites
 
 __all__ = ["POSITIONS", "task_function_site"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hfadapt import Site, sites
+from hfadapt import Site
 from hfadapt.architecture import LayerMap
-from hfadapt.slots import Tap
+from hfadapt.method import sites
+from hfadapt.runtime.slot import Tap
 
 __all__ = ["sublayer_output", "sublayer_residual"]
 

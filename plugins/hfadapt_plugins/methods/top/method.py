@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers, sites
+from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers
 from hfadapt.architecture import StackMap
+from hfadapt.method import sites
 
 from .config import TopAttention, TopConfig, TopFFN, TopLayer, TopLinear
 from .delta import TopAttentionDelta, TopDelta, TopFFNDelta, TopLayerDelta, TopLayers, TopLinearDelta

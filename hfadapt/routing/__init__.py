@@ -1,0 +1,37 @@
+"""Which adapter each row of a batch uses: compositions, task ids, and the routing of a forward pass."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .composition import Average as Average
+    from .composition import Fuse as Fuse
+    from .composition import Parallel as Parallel
+    from .composition import Stack as Stack
+    from .routing import Routing as Routing
+    from .routing import Rows as Rows
+    from .routing import all_tasks_take_part as all_tasks_take_part
+    from .routing import current as current
+    from .routing import use_routing as use_routing
+
+# compositions are read from recipes without torch, which the routing of a pass needs
+_HOMES = {
+    "Average": ".composition",
+    "Fuse": ".composition",
+    "Parallel": ".composition",
+    "Stack": ".composition",
+    "Routing": ".routing",
+    "Rows": ".routing",
+    "all_tasks_take_part": ".routing",
+    "current": ".routing",
+    "use_routing": ".routing",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
