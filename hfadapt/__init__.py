@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .method import Place as Place
     from .method import Weights as Weights
     from .method import select_layers as select_layers
-    from .method.sites import Site as Site
+    from .method.site import Site as Site
     from .multitask.heads import Classification as Classification
     from .multitask.heads import Head as Head
     from .multitask.heads import MultiLabel as MultiLabel
@@ -100,7 +100,7 @@ _NAMES = {
     "Regression": "multitask.heads",
     "RobustAdapterDrop": "training",
     "Rows": "routing",
-    "Site": "method.sites",
+    "Site": "method.site",
     "Span": "multitask.heads",
     "Stack": "routing",
     "Task": "multitask.task",

@@ -13,8 +13,10 @@ from .. import plugins
 from ..architecture import resolve
 from ..errors import AttachError, problem
 from ..errors.names import names_of
+from ..method.config import MethodConfig
 from ..method.delta import check_adapter_name
-from ..method.method import Method, MethodConfig, MethodPreset, Place, expand
+from ..method.method import Method, MethodPreset, Place, expand
+from ..method.site import Site
 from ..runtime import generate as generating
 from ..runtime.attachment import Adapter, Attachment, device_and_dtype, find_attachment, parameters_of, shared_modules
 from ..runtime.fused_norm import fuse_norm
@@ -22,7 +24,7 @@ from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add
 from ..runtime.parallel_hooks import count_calls
 from ..runtime.relative_positions import install
 from ..runtime.root_hooks import put_forward
-from ..runtime.slot import Site, Slot, slot_of
+from ..runtime.slot import Slot, slot_of
 from ..runtime.watch import require_intact, watch
 from . import resume as resuming
 from . import save_hooks as saving

@@ -1,7 +1,8 @@
 """What the author of a method writes: a config, the places it wants, and the deltas that sit there."""
 
+from .config import MethodConfig
 from .delta import Delta, Weights
-from .method import Capabilities, Method, MethodConfig, MethodPreset, Place, expand, select_layers
+from .method import Capabilities, Method, MethodPreset, Place, expand, select_layers
 
 __all__ = [
     "Capabilities",

@@ -14,8 +14,8 @@ from ..errors import AttachError, problem
 
 if TYPE_CHECKING:
     from ..routing.routing import Rows
-    from ..runtime.slot import Site
-    from .method import MethodConfig
+    from .config import MethodConfig
+    from .site import Site
 
 __all__ = [
     "NAME_RULE",

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..architecture import linear_sizes
 from ..errors import AttachError, problem
-from ..runtime.slot import Site, Tap
+from .site import Site, Tap
 
 if TYPE_CHECKING:
     from ..architecture import LayerMap, StackMap

@@ -8,7 +8,8 @@ __all__ = ["REGISTRIES"]
 
 
 def _no_method(name: str, thing: object) -> str:
-    from ..method.method import Capabilities, Method, MethodConfig, MethodPreset
+    from ..method.config import MethodConfig
+    from ..method.method import Capabilities, Method, MethodPreset
 
     config = getattr(thing, "config_class", None)
     if isinstance(thing, MethodPreset):

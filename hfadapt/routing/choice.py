@@ -5,13 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .composition import Composition, Parallel
 from .steps import Step
-
-if TYPE_CHECKING:
-    from ..runtime.attachment import Attachment
 
 __all__ = ["Block", "Choice", "choose", "chosen"]
 
@@ -50,6 +47,12 @@ class Choice:
         return self.task_ids if self.node is None else self.node
 
 
+class Chooses(Protocol):
+    """What has a choice: the state of an adapted model."""
+
+    choice: Choice
+
+
 class Block:
     """A choice of this thread's own, for the time of a ``with`` block.
 
@@ -61,7 +64,7 @@ class Block:
         choice: What calls use in the block.
     """
 
-    def __init__(self, attachment: Attachment, choice: Choice) -> None:
+    def __init__(self, attachment: Chooses, choice: Choice) -> None:
         self.attachment = attachment
         self.choice = choice
 
@@ -77,7 +80,7 @@ def _blocks() -> tuple[Block, ...]:
     return getattr(_STATE, "blocks", ())
 
 
-def chosen(attachment: Attachment) -> Choice:
+def chosen(attachment: Chooses) -> Choice:
     """Return what calls of this thread use: the innermost block's choice, else the model's."""
     for block in reversed(_blocks()):
         if block.attachment is attachment:
@@ -85,7 +88,7 @@ def chosen(attachment: Attachment) -> Choice:
     return attachment.choice
 
 
-def choose(attachment: Attachment, choice: Choice) -> None:
+def choose(attachment: Chooses, choice: Choice) -> None:
     """Make a choice: the innermost block's of this thread, until it ends; outside of blocks the model's."""
     for block in reversed(_blocks()):
         if block.attachment is attachment:

@@ -21,7 +21,7 @@ from ..errors import RoutingError, problem
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..runtime.parallel import Growth
+    from .growth import Growth
     from .steps import Step
 
 __all__ = ["Routing", "Rows", "all_tasks_take_part", "current", "use_routing"]

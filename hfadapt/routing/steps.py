@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,21 @@ from .composition import Node, steps_of
 if TYPE_CHECKING:
     from hfadapt_kernels import TaskBatch
 
-    from .routing import Routing
-
 __all__ = ["Average", "Fuse", "Select", "Step", "plan"]
 
 Run = Callable[[tuple[str, ...], "TaskBatch"], Tensor]
+
+
+class RowsOfPass(Protocol):
+    """What a step asks of the routing of a forward pass, which is `Routing`: the rows of the batch that it is for."""
+
+    def rows(
+        self, index: int, available: tuple[str, ...], device: torch.device
+    ) -> tuple[tuple[str, ...], TaskBatch] | None: ...
+
+    def together(self, index: int, device: torch.device) -> TaskBatch: ...
+
+    def members(self, index: int, device: torch.device, size: int | None = None) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Step:
 
     def apply(
         self,
-        routing: Routing,
+        routing: RowsOfPass,
         index: int,
         device: torch.device,
         available: tuple[str, ...],
@@ -83,7 +93,7 @@ class Select(Step):
 
     def apply(
         self,
-        routing: Routing,
+        routing: RowsOfPass,
         index: int,
         device: torch.device,
         available: tuple[str, ...],
@@ -106,7 +116,7 @@ class Average(Step):
 
     def apply(
         self,
-        routing: Routing,
+        routing: RowsOfPass,
         index: int,
         device: torch.device,
         available: tuple[str, ...],
@@ -140,7 +150,7 @@ class Fuse(Step):
 
     def apply(
         self,
-        routing: Routing,
+        routing: RowsOfPass,
         index: int,
         device: torch.device,
         available: tuple[str, ...],

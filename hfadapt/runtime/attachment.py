@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..architecture import ArchitectureMap
-    from ..method.method import MethodConfig
+    from ..method.config import MethodConfig
     from .watch import Watch
 
 __all__ = [

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import RoutingError, problem
 from ..routing.choice import Choice, chosen
+from ..routing.growth import copies, repeat_rows
 from ..routing.task_ids import TaskIds, parse
 from .call import cache_in
 from .leaf_hooks import INPUTS
-from .parallel import copies, repeat_rows
 
 if TYPE_CHECKING:
     from .attachment import Attachment

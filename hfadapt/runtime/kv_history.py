@@ -18,8 +18,8 @@ from ..errors import RoutingError, problem
 from .call import length_of_past
 
 if TYPE_CHECKING:
+    from ..method.site import Site
     from ..routing.routing import Routing
-    from .slot import Site
 
 __all__ = ["Shelf", "check_steps", "needs_earlier_tokens", "shelf_of", "tokens_in"]
 

@@ -1,14 +1,9 @@
-"""The slots of a transformer layer: what each reads and changes, and the module that runs deltas there.
-
-A slot is a place of the papers' design space ("the FFN's output, from the FFN's input"); a ``Site`` is that slot in one
-layer of one model: a leaf module, which side of it is changed, and which other tensor is read.
-"""
+"""The module that runs the deltas of a leaf: at its input, at its output, and in its attention."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import AttachError, problem
 from ..method.delta import Delta
+from ..method.sites import Site
 from ..routing.routing import Routing, Rows, current
 from ..routing.steps import Fuse, Select, Step
 
@@ -26,78 +22,7 @@ if TYPE_CHECKING:
 
 _FUSION_KEY = re.compile(r"__(input|output)(__d\d+)?$")
 
-__all__ = ["Site", "Slot", "Tap", "run_slot"]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A tensor that a slot reads but does not change.
-
-    Args:
-        leaf: Path of the module whose tensor is kept.
-        side: ``"input"`` (its first argument) or ``"output"``.
-    """
-
-    leaf: str
-    side: str = "input"
-
-    @property
-    def key(self) -> str:
-        """The name of the tensor in ``Routing.taps``."""
-        return f"{self.leaf}:{self.side}"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One slot in one layer of one model.
-
-    Args:
-        slot: The slot's name, e.g. ``"ffn_output"``.
-        stack: Path of the stack of layers.
-        layer: Depth in that stack, counted by calls (ALBERT calls one module for many depths).
-        leaf: Path of the module at which the tensor is changed.
-        side: ``"input"``, ``"output"`` or ``"attention"`` (the core of attention, through AttentionInterface).
-        width: Size of the last axis of the changed tensor.
-        source: The tensor that is read when it is neither the changed one nor the leaf's input.
-        reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).
-        source_width: Size of the last axis of what is read.
-        shared_layer: Path of the layer module when one module is called for several depths, else "".
-        call: Which call of that module this depth is, from 0.
-        causal: The stack's self-attention is causal.
-        part: Only these entries of the last axis change: ``(blocks, start, stop)``, from start to stop in each of equal
-            blocks (the queries of a fused projection); None for all.
-        reads_memory: What is read are the encoder's states, in a decoder's cross-attention.
-        query_heads: Heads of the attention whose heads or core are changed.
-        kv_heads: Key-value heads of the attention whose core is changed.
-    """
-
-    slot: str
-    stack: str
-    layer: int
-    leaf: str
-    side: str
-    width: int
-    source: Tap | None = None
-    reads_leaf_input: bool = False
-    source_width: int = 0
-    shared_layer: str = ""
-    call: int = 0
-    causal: bool = False
-    part: tuple[int, int, int] | None = None
-    reads_memory: bool = False
-    query_heads: int = 0
-    kv_heads: int = 0
-
-    @property
-    def read_width(self) -> int:
-        """Size of the last axis of the tensor that is read."""
-        return self.source_width or self.width
-
-    @property
-    def changed_width(self) -> int:
-        """How many entries of the last axis change."""
-        blocks, start, stop = self.part or (1, 0, self.width)
-        return blocks * (stop - start)
+__all__ = ["Slot", "run_slot"]
 
 
 class Slot(nn.Module):

@@ -30,7 +30,8 @@ from transformers import PreTrainedModel
 import hfadapt
 from hfadapt import plugins
 from hfadapt.errors import AttachError
-from hfadapt.method.method import MethodConfig, expand
+from hfadapt.method.config import MethodConfig
+from hfadapt.method.method import expand
 from hfadapt.testing.tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
 
 __all__ = ["CHECKS", "COMPILED_TYPES", "Case", "cases", "check_compile"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from hfadapt.data.mixing import MixingStrategy
-    from hfadapt.method.method import MethodConfig
+    from hfadapt.method.config import MethodConfig
     from hfadapt.multitask.heads import Head
 
 __all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]

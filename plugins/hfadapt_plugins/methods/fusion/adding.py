@@ -11,9 +11,10 @@ from hfadapt import Fuse, activate, attachment, freeze
 from hfadapt.adapters.own_copies import add_copies
 from hfadapt.errors import CompositionError, problem
 from hfadapt.method import sites
+from hfadapt.method.site import Site, Tap
 from hfadapt.runtime.attachment import Fusion, adapted_model, deltas_of
 from hfadapt.runtime.leaf_hooks import TapInput, add_hook
-from hfadapt.runtime.slot import Site, Tap, fusion_key
+from hfadapt.runtime.slot import fusion_key
 
 from .config import FusionConfig, read_config
 from .layer import FusionLayer, deltas_with

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hfadapt.method.site import Tap
 from hfadapt.runtime.loss_terms import ask
-from hfadapt.runtime.slot import Tap, applies, shape_like_batch, source_of
+from hfadapt.runtime.slot import applies, shape_like_batch, source_of
 from hfadapt_kernels import TaskBatch, adapter_fusion
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hfadapt import Site
 from hfadapt.architecture import LayerMap
 from hfadapt.method import sites
-from hfadapt.runtime.slot import Tap
+from hfadapt.method.site import Tap
 
 __all__ = ["sublayer_output", "sublayer_residual"]
 
