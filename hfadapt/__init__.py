@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .adapters.freeze import unfreeze as unfreeze
     from .adapters.merge import merge as merge
     from .adapters.own_copies import own_modules as own_modules
-    from .adapters.save import load as load
     from .adapters.save import save as save
     from .adapters.save_hooks import slim_checkpoints as slim_checkpoints
     from .adapters.verify import verify as verify
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from .multitask.heads import Regression as Regression
     from .multitask.heads import Span as Span
     from .multitask.heads import TokenClassification as TokenClassification
+    from .multitask.load import load as load
     from .multitask.model import MultiTaskModel as MultiTaskModel
     from .multitask.task import Task as Task
     from .plugins.hookspecs import hookimpl as hookimpl
@@ -115,7 +115,7 @@ _NAMES = {
     "detach": "adapters.detach",
     "freeze": "adapters.freeze",
     "hookimpl": "plugins.hookspecs",
-    "load": "adapters.save",
+    "load": "multitask.load",
     "merge": "adapters.merge",
     "own_modules": "adapters.own_copies",
     "pack": "runtime.packing",

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,10 +22,16 @@ from ..method.method import expand
 from ..runtime.attachment import find_attachment
 from .files import CONFIG_FILE, read_config
 
-if TYPE_CHECKING:
-    from ..multitask.model import MultiTaskModel
-
-__all__ = ["install", "require_same_shapes", "require_same_tasks", "uninstall"]
+__all__ = [
+    "install",
+    "record_of",
+    "refused",
+    "require_names",
+    "require_same_adapters",
+    "require_same_shapes",
+    "resumed_folder",
+    "uninstall",
+]
 
 # Trainer's method that loads a model's weights before it loads the optimizer's state, and its argument: the folder.
 _RESUMES = ("_load_from_checkpoint", "resume_from_checkpoint")
@@ -46,59 +52,14 @@ def resumed_folder() -> Path | None:
     return None
 
 
-def require_same_tasks(model: MultiTaskModel) -> None:
-    """Where a Trainer is resuming, refuse a checkpoint of other tasks or adapters, or of another order.
-
-    Raises:
-        CheckpointError: names, order, kinds of heads or methods differ, or the folder's record cannot be read.
-    """
-    folder = resumed_folder()
-    record = _record(folder)
-    if folder is None or record is None:
-        return
-    saved = record.get("multi_task")
-    if not isinstance(saved, dict):
-        names = ", ".join(task.name for task in model.tasks)
-        raise _refused(folder, "the checkpoint is of adapters alone", "no tasks", names)
-    tasks = {str(task["name"]): _kind(task.get("head")) for task in saved.get("tasks", ())}
-    here = {task.name: _kind(json.loads(json.dumps(task.head.to_dict()))) for task in model.tasks}
-    _require_names("tasks", tuple(tasks), tuple(here), folder)
-    others = [name for name in here if here[name] != tasks[name]]
-    if others:
-        raise _refused(
-            folder,
-            "the checkpoint is of tasks with other heads",
-            ", ".join(f"{name}: {_shown(tasks[name])}" for name in others),
-            ", ".join(f"{name}: {_shown(here[name])}" for name in others),
-        )
-    if bool(saved.get("train_base")) != model.config.train_base:
-        raise _refused(
-            folder,
-            "the checkpoint is of another way of training",
-            f"train_base={bool(saved.get('train_base'))}",
-            f"train_base={model.config.train_base}",
-        )
-    _require_same_adapters(model.base, record, folder)
-
-
-def _kind(head: Any) -> tuple[tuple[str, Any], ...]:
-    """What decides a head's parameters and loss: its kind and its number of outputs."""
-    fields = head if isinstance(head, Mapping) else {}
-    return tuple((key, fields[key]) for key in ("kind", "num_labels", "labels") if key in fields)
-
-
-def _shown(kind: Iterable[tuple[str, Any]]) -> str:
-    return " ".join(str(value) for _, value in kind)
-
-
-def _require_same_adapters(model: nn.Module, record: Mapping[str, Any], folder: Path) -> None:
+def require_same_adapters(model: nn.Module, record: Mapping[str, Any], folder: Path) -> None:
     attached = find_attachment(model)
     adapters = {} if attached is None else {name: one.configs for name, one in attached.adapters.items()}
     saved = record.get("adapters", {})
-    _require_names("adapters", tuple(saved), tuple(adapters), folder)
+    require_names("adapters", tuple(saved), tuple(adapters), folder)
     for name, configs in adapters.items():
         if _configs(saved[name]) != configs:
-            raise _refused(
+            raise refused(
                 folder,
                 f"the checkpoint's adapter {name!r} is of another method",
                 json.dumps(saved[name]),
@@ -106,7 +67,7 @@ def _require_same_adapters(model: nn.Module, record: Mapping[str, Any], folder: 
             )
     fused = () if attached is None else tuple(fuse.key for fuse in attached.fusions)
     saved_fused = tuple(",".join(map(str, entry["adapters"])) for entry in record.get("fusions", ()))
-    _require_names("fusion layers", saved_fused, fused, folder)
+    require_names("fusion layers", saved_fused, fused, folder)
 
 
 def _configs(saved: Any) -> Any:
@@ -117,11 +78,11 @@ def _configs(saved: Any) -> Any:
         return saved
 
 
-def _require_names(what: str, saved: Sequence[str], here: Sequence[str], folder: Path) -> None:
+def require_names(what: str, saved: Sequence[str], here: Sequence[str], folder: Path) -> None:
     if saved == here:
         return
     order = sorted(saved) == sorted(here)
-    raise _refused(
+    raise refused(
         folder,
         f"the checkpoint has its {what} in another order, and an optimizer's state goes by order"
         if order
@@ -131,7 +92,7 @@ def _require_names(what: str, saved: Sequence[str], here: Sequence[str], folder:
     )
 
 
-def _refused(folder: Path, what: str, got: str, allowed: str) -> CheckpointError:
+def refused(folder: Path, what: str, got: str, allowed: str) -> CheckpointError:
     return CheckpointError(
         problem(
             what,
@@ -144,7 +105,7 @@ def _refused(folder: Path, what: str, got: str, allowed: str) -> CheckpointError
     )
 
 
-def _record(folder: Path | None) -> dict[str, Any] | None:
+def record_of(folder: Path | None) -> dict[str, Any] | None:
     """Return what a checkpoint says of itself; None where it says nothing."""
     for place in () if folder is None else (folder / one for one in _RECORDS):
         if (place / CONFIG_FILE).is_file():
@@ -193,9 +154,9 @@ class _RequireSame:
         folder = None if attached is None or attached.inside else resumed_folder()
         if folder is None:
             return
-        record = _record(folder)
+        record = record_of(folder)
         if record is not None:
-            _require_same_adapters(module, record, folder)
+            require_same_adapters(module, record, folder)
         targets = module.state_dict(keep_vars=True)
         given = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
         # tied ones are written once, under any of their names

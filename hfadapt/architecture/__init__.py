@@ -6,9 +6,8 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from hfadapt.architecture.build import stack_map
 from hfadapt.architecture.explain import explain
-from hfadapt.architecture.layer import AttentionMap, LayerMap, join
 from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, StackMap
+from hfadapt.architecture.maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from hfadapt.architecture.resolve import resolve
 
 __all__ = [

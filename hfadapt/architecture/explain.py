@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.layer import LayerMap
 from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import StackMap
+from hfadapt.architecture.maps import LayerMap, StackMap
 from hfadapt.architecture.resolve import resolve
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.layer import join
+from hfadapt.architecture.maps import join
 
 if TYPE_CHECKING:
     from torch import nn

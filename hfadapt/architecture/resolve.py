@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfadapt.architecture.interface import uses_interface
-from hfadapt.architecture.layer import join
-from hfadapt.architecture.maps import ArchitectureMap, StackMap
+from hfadapt.architecture.maps import ArchitectureMap, StackMap, join
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,14 @@ import numpy as np
 
 from ..errors import ConfigError, did_you_mean, problem
 
-__all__ = ["MixingStrategy", "UniformStream", "checked_probabilities", "make_strategy", "power_probabilities"]
+__all__ = [
+    "MixingStrategy",
+    "UniformStream",
+    "checked_probabilities",
+    "make_strategy",
+    "no_strategy",
+    "power_probabilities",
+]
 
 
 class UniformStream(Protocol):
@@ -125,3 +132,9 @@ def make_strategy(strategy: MixingStrategy | str | None) -> MixingStrategy:
             )
         )
     return strategy
+
+
+def no_strategy(name: str, thing: object) -> str:
+    """Say what ought to be registered in the place of ``thing``; "" for a class of strategies."""
+    fits = isinstance(thing, type) and issubclass(thing, MixingStrategy)
+    return "" if fits else "a subclass of hfadapt.data.MixingStrategy"

@@ -65,7 +65,7 @@ class Predictor:
     @classmethod
     def from_folder(cls, folder: str | Path) -> Predictor:
         """Load an adapter folder onto its base."""
-        from hfadapt import MultiTaskModel
+        from ..multitask.model import MultiTaskModel
 
         model = MultiTaskModel.from_pretrained(folder)
         has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()

@@ -6,6 +6,7 @@ once when transformers' auto classes are loaded already, and otherwise right aft
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -15,19 +16,20 @@ from typing import Any
 
 __all__ = ["install", "register"]
 
+_MODEL = f"{__package__}.model"
 _MODULE = "transformers.models.auto.modeling_auto"
 
 
 def register() -> None:
     """Register config and model with ``AutoConfig`` and the ``AutoModel`` classes that suit several tasks."""
-    module = sys.modules.get(f"{__package__}.model")
+    module = sys.modules.get(_MODEL)
     if module is not None and not hasattr(module, "MultiTaskModel"):
         return  # it is being imported right now, and registers when it is done
 
     import transformers as tf
 
-    from .model import HFAdaptConfig, MultiTaskModel
-
+    model = importlib.import_module(_MODEL)  # by name: the model's module imports this one
+    HFAdaptConfig, MultiTaskModel = model.HFAdaptConfig, model.MultiTaskModel
     tf.AutoConfig.register(HFAdaptConfig.model_type, HFAdaptConfig, exist_ok=True)
     for auto in (tf.AutoModel, tf.AutoModelForSequenceClassification, tf.AutoModelForTokenClassification):
         auto.register(HFAdaptConfig, MultiTaskModel, exist_ok=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..adapters.activate import compose_as
 from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
-from ..adapters.resume import require_same_shapes, require_same_tasks
+from ..adapters.resume import require_same_shapes
 from ..errors import TaskError, problem
 from ..routing.choice import chosen
 from ..routing.composition import Composition, Node
@@ -24,11 +24,13 @@ from ..runtime import loss_terms as penalties
 from ..runtime.attachment import attachment, find_attachment
 from ..runtime.zero_gradients import take_part
 from . import auto
-from . import save as checkpoint
 from .fit_heads import hidden_size, settle_pooling
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.run import run_heads
+from .restore import load_base, load_multi_task, train_own_head
+from .resume import require_same_tasks
+from .save import apply, is_partial, is_saved, save_multi_task
 from .task import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
@@ -117,7 +119,7 @@ class MultiTaskModel(PreTrainedModel):
         if method is None:
             base.requires_grad_(train_base)
             if own:
-                checkpoint.train_own_head(base, autocast_adapter_dtype and not train_base)
+                train_own_head(base, autocast_adapter_dtype and not train_base)
         else:
             # the tasks of one model share the head that its base has
             attach(
@@ -128,7 +130,7 @@ class MultiTaskModel(PreTrainedModel):
                 train_head=False,
                 autocast_adapter_dtype=autocast_adapter_dtype,
             )
-            checkpoint.train_own_head(base, autocast_adapter_dtype and not train_base)
+            train_own_head(base, autocast_adapter_dtype and not train_base)
         config = HFAdaptConfig(
             base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
             tasks=[task.to_dict() for task in tasks],
@@ -164,7 +166,7 @@ class MultiTaskModel(PreTrainedModel):
             CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
             TaskError: ``tasks`` is missing, or given for a saved folder.
         """
-        if checkpoint.is_saved(pretrained_model_name_or_path):
+        if is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(
                     problem(
@@ -175,7 +177,7 @@ class MultiTaskModel(PreTrainedModel):
                 )
             # AutoModel adds what it found out about the folder; the base has a place and a revision of its own
             options = {name: value for name, value in kwargs.items() if name not in _OF_THE_FOLDER}
-            return checkpoint.load_multi_task(cls, pretrained_model_name_or_path, base, options)
+            return load_multi_task(cls, pretrained_model_name_or_path, base, options)
         if tasks is None:
             raise TaskError(
                 problem(
@@ -186,7 +188,7 @@ class MultiTaskModel(PreTrainedModel):
             )
         tasks = check_tasks(tasks)
         own = isinstance(tasks[0].head, OwnHead)
-        stock = checkpoint.load_base(str(pretrained_model_name_or_path), own, kwargs)
+        stock = load_base(str(pretrained_model_name_or_path), own, kwargs)
         return cls.from_base(stock, tasks, method, train_base=train_base, autocast_adapter_dtype=autocast_adapter_dtype)
 
     def use(self, task: str, choice: Node | None) -> None:
@@ -376,9 +378,9 @@ class MultiTaskModel(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write adapters, heads and what was trained of the base; see ``multitask_checkpoint``."""
+        """Write adapters, heads and what was trained of the base; see ``multitask/save.py``."""
         if is_main_process:
-            checkpoint.save_multi_task(self, save_directory, state_dict)
+            save_multi_task(self, save_directory, state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load a full state dict, or the weights of a saved folder, which hold no frozen base weight.
@@ -387,11 +389,11 @@ class MultiTaskModel(PreTrainedModel):
             CheckpointError: the weights do not fit this model, or a Trainer resumes from a checkpoint of other tasks,
                 heads or methods, or of another order; nothing is loaded then.
         """
-        require_same_tasks(self)
-        if not checkpoint.is_partial(self, state_dict):
+        require_same_tasks(self.base, self.tasks, self.config.train_base)
+        if not is_partial(self, state_dict):
             require_same_shapes(self.state_dict(), state_dict, "the state dict")
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        checkpoint.apply(self, state_dict, "the state dict")
+        apply(self, state_dict, "the state dict")
         return nn.modules.module._IncompatibleKeys([], [])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from ..architecture import ArchitectureMap
     from ..method.config import MethodConfig
-    from .watch import Watch
 
 __all__ = [
     "Adapter",
@@ -39,6 +38,21 @@ __all__ = [
 ]
 
 _Model = TypeVar("_Model", bound=nn.Module)
+
+Lost = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""Places that are gone: path, what became of it, and the adapters that need it (none known: any)."""
+
+
+class Watched(Protocol):
+    """What notices that a place of a delta was replaced or bypassed: `Watch`."""
+
+    lost_before: Lost
+
+    def holds(self) -> bool: ...
+
+    def lost(self) -> Lost: ...
+
+    def look_again(self, attachment: Attachment, names: Collection[str]) -> None: ...
 
 
 class Token:
@@ -125,7 +139,7 @@ class Attachment:
     inside: bool = False
     shared: nn.ModuleDict | None = None
     steps: tuple[Step, ...] = ()
-    watch: Watch | None = None
+    watch: Watched | None = None
     prove: Callable[[Any], Any] | None = None
 
     @property

@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..method.delta import Delta
-    from .attachment import Attachment
+    from .attachment import Attachment, Lost
 
-__all__ = ["Lost", "Watch", "require_intact", "watch"]
+__all__ = ["Watch", "require_intact", "watch"]
 
 _SHOWN = 3
-
-Lost = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""Places that are gone: path, what became of it, and the adapters that need it (none known: any)."""
 
 
 class Watch:

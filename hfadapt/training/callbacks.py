@@ -23,12 +23,18 @@ from ..data.schedule import Layout
 from ..errors import ConfigError, problem
 from ..errors.limits import require_number
 from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
-from .checks import base_name, require_names, require_order, require_same_tasks, settle_best_metric, takes_task_ids
+from .checks import (
+    Mixture,
+    base_name,
+    require_names,
+    require_order,
+    require_same_tasks,
+    settle_best_metric,
+    takes_task_ids,
+)
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from .mixture import TaskMixture
 
 __all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
 
@@ -42,7 +48,7 @@ class EpochSync(TrainerCallback):
         mixture: Whose training set the Trainer was given.
     """
 
-    def __init__(self, mixture: TaskMixture) -> None:
+    def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainingArguments
 
@@ -16,12 +16,15 @@ from .arguments import require_arguments
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..data.collator import MultiTaskCollator
     from ..data.columns import Columns
+    from ..data.datasets import MixtureDataset
+    from ..data.schedule import Layout, Schedule
     from ..multitask.compute_metrics import MultiTaskMetrics
     from ..multitask.task import Task
-    from .mixture import TaskMixture
 
 __all__ = [
+    "Mixture",
     "base_name",
     "require_names",
     "require_order",
@@ -31,6 +34,37 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class Mixture(Protocol):
+    """What the callbacks ask of the data of several tasks, which is `TaskMixture`."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def reads_text(self) -> bool: ...
+
+    @property
+    def train(self) -> MixtureDataset: ...
+
+    @property
+    def collator(self) -> MultiTaskCollator: ...
+
+    @property
+    def metrics(self) -> MultiTaskMetrics: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def bind(self, tokenizer: Any) -> Any: ...
+
+    def plan(self, layout: Layout, seed: int | None = None) -> Any: ...
+
+    def texts(self, task: str, split: str) -> Columns: ...
+
+    def untrained(self, steps: int) -> list[str]: ...
+
+    def with_layout(self, layout: Layout) -> Schedule: ...
 
 
 def require_order(args: TrainingArguments) -> None:
@@ -101,7 +135,7 @@ def require_order(args: TrainingArguments) -> None:
         )
 
 
-def require_same_tasks(model: Any, mixture: TaskMixture) -> None:
+def require_same_tasks(model: Any, mixture: Mixture) -> None:
     """Refuse a model of other tasks than the mixture's.
 
     Raises:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hfadapt.architecture.layer import AttentionMap
 from hfadapt.architecture.linears import is_linear, linear_sizes
+from hfadapt.architecture.maps import AttentionMap
 from hfadapt.architecture.probe.replay import Call, Replay, same
 
 

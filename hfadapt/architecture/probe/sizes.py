@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.layer import AttentionMap
 from hfadapt.architecture.linears import linear_sizes
+from hfadapt.architecture.maps import AttentionMap
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,8 +6,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from hfadapt.architecture.layer import join
-from hfadapt.architecture.maps import ArchitectureMap, StackMap
+from hfadapt.architecture.maps import ArchitectureMap, StackMap, join
 from hfadapt.architecture.probe.uniform import differences, linears_of
 from hfadapt.errors import ArchitectureError, problem
 

@@ -1,0 +1,168 @@
+"""Reading the folder of adapters that ``save`` wrote: tried on an empty copy first, then put on the base whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import CheckpointError, problem
+from ..routing.composition import Fuse, parse
+from ..runtime.attachment import attachment, find_attachment, parameters_of
+from .activate import compose
+from .attach import attach
+from .base_identity import TOKENS, check_base, label_options, restore_tokens
+from .files import check_digest, read_config, read_tensors
+from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
+from .restore import all_or_nothing, as_described, meta_copy, rehearsal
+from .saved_tensors import check_tensors, fill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from .save import fusions_of, prefix_of
+
+__all__ = ["check_base_of", "load_adapters", "model_class", "restore_fusions"]
+
+
+def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
+    """Make the fusion layers that ``adapter_config.json`` names."""
+    from .. import plugins
+
+    for entry in data.get("fusions", ()):
+        fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
+        plugins.methods()[entry["method"]].restore_fusion(model, Fuse(*entry["adapters"]), fields, entry["kept"])
+
+
+def load_adapters(
+    folder: str | os.PathLike[str], model: PreTrainedModel | None = None, *, strict: bool = True
+) -> PreTrainedModel:
+    """Put the adapters of an adapter folder on a base.
+
+    Args:
+        folder: Written by ``save``.
+        model: The base; by default the one named in the folder, with ``from_pretrained``.
+        strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
+            that decides shapes and computation. Otherwise fields may differ that no stock code reads.
+
+    Returns:
+        ``model`` (or the new one), adapted; adapters that were there stay.
+
+    Raises:
+        CheckpointError: the files are damaged, belong to another base, or differ from what the configs make.
+    """
+    data = read_config(folder)
+    tensors = read_tensors(folder, data.get("weights_sha256"))
+    if model is None:
+        model = _base(data, folder)
+        with as_described(folder):
+            restore_tokens(model, data, tensors, folder)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
+    check_base_of(data, model, folder, strict)
+    had = find_attachment(model)
+    clash = [n for n in data["adapters"] if had is not None and n in had.names]
+    if clash:
+        raise CheckpointError(
+            problem(
+                "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
+            )
+        )
+    names = list(data["adapters"])
+    with rehearsal(folder):
+        twin = meta_copy(model)
+        _restore(twin, data, tensors)
+        theirs = without_heads(data, tensors, model)
+        check_tensors(_targets(twin, theirs, names), theirs, folder, strict=strict)
+    check_digest(data, folder)
+    with all_or_nothing(model):
+        _restore(model, data, tensors)
+        fill(_targets(model, theirs, names), theirs)
+    return model.eval()
+
+
+def _restore(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Attach what ``adapter_config.json`` describes; its weights are still to come."""
+    groups: dict[str, list[str]] = {}
+    for name, configs in data["adapters"].items():
+        groups.setdefault(json.dumps([configs, options_of(data, name, model)], sort_keys=True), []).append(name)
+    autocast = autocast_of(model, tensors.values()) if find_attachment(model) is None else None
+    for group, names in groups.items():
+        configs, options = json.loads(group)
+        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, **options)
+    restore_fusions(model, data)
+    for name, tree in data.get("compositions", {}).items():
+        compose(model, name, parse(tree))  # type: ignore[arg-type]
+    fit_heads(model, list(data["adapters"]), tensors)
+    if data.get("active") in attachment(model).routable:
+        attachment(model).active = data["active"]
+
+
+def model_class(name: str, folder: Any) -> type[PreTrainedModel]:
+    """Return the class of transformers' that a folder names.
+
+    Raises:
+        CheckpointError: it has none of that name, or the name is no model's.
+    """
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            problem(
+                "the base's class is no model of transformers",
+                where=str(folder),
+                got=repr(name),
+                try_="hfadapt.load(folder, model=base)",
+            )
+        )
+    return found
+
+
+def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
+    name = data.get("base_model_name_or_path")
+    cls = model_class(data["model_class"], folder)
+    if not name:
+        raise CheckpointError(
+            problem(
+                "the base is not known",
+                where=str(folder),
+                got=f"base {name!r}, class {data.get('model_class')!r}",
+                try_="hfadapt.load(folder, model=base)",
+            )
+        )
+    try:
+        return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            problem(
+                "the base cannot be loaded",
+                where=str(folder),
+                got=f"{name!r}: {error}",
+                try_="hfadapt.load(folder, model=base)",
+            )
+        ) from error
+
+
+def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:
+    """Raise ``CheckpointError`` unless ``model`` is the base that the folder's adapters belong to."""
+    from ..architecture import resolve
+
+    found = find_attachment(model)
+    kind = found.arch.model_type if found is not None else resolve(model).model_type
+    check_base(data, model, kind, folder, strict)
+
+
+def _targets(model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str]) -> dict[str, list[Tensor]]:
+    """Return what the saved tensors of attached adapters and their own modules go into, by their keys in the file."""
+    prefix = prefix_of(model)
+    targets: dict[str, list[Tensor]] = {**own_targets(model, names, tensors, prefix)}
+    for name in names:
+        for key, parameter in parameters_of(model, name, own_modules=False).items():
+            targets[key.removeprefix(prefix)] = [parameter]
+    for path, fusion in fusions_of(model, names):
+        for key, parameter in fusion.named_parameters():
+            targets[f"{path.removeprefix(prefix)}.{key}"] = [parameter]
+    return targets
