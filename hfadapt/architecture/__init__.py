@@ -4,11 +4,11 @@ An adaptation method never asks what kind of model it is given; it asks a map. `
 model: in the registry by ``config.model_type``, else by watching the model's data flow.
 """
 
-from hfadapt.architecture.build import stack_map
-from hfadapt.architecture.explain import explain
-from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
-from hfadapt.architecture.resolve import resolve
+from .build import stack_map
+from .explain import explain
+from .linears import is_linear, linear_sizes
+from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
+from .resolve import resolve
 
 __all__ = [
     "KINDS",

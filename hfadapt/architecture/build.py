@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.architecture.maps import StackMap
+from .maps import StackMap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

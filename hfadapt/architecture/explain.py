@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import LayerMap, StackMap
-from hfadapt.architecture.resolve import resolve
+from .linears import is_linear, linear_sizes
+from .maps import LayerMap, StackMap
+from .resolve import resolve
 
 if TYPE_CHECKING:
     from torch import nn

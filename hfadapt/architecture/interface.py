@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.maps import join
+from .maps import join
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfadapt.architecture.maps import StackMap
+    from .maps import StackMap
 
 
 def uses_interface(model: nn.Module, stacks: Sequence[StackMap]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.linears import is_linear
+from .linears import is_linear
 
 if TYPE_CHECKING:
     from torch import nn

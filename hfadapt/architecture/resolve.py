@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.interface import uses_interface
-from hfadapt.architecture.maps import ArchitectureMap, StackMap, join
+from .interface import uses_interface
+from .maps import ArchitectureMap, StackMap, join
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +28,12 @@ def resolve(model: nn.Module) -> ArchitectureMap:
     Raises:
         ArchitectureError: The structure could not be told; the message lists what was found and what is missing.
     """
-    from hfadapt import plugins
+    from .. import plugins
 
     found = table_map(model, plugins.architectures())
     if found is not None:
         return found
-    from hfadapt.architecture.probe import probe
+    from .probe import probe
 
     return probe(model)
 

@@ -1,5 +1,5 @@
 """The command line ``hfadapt``: one small file per command, imported when the command is used."""
 
-from hfadapt.cli.group import cli, main
+from .group import cli, main
 
 __all__ = ["cli", "main"]

@@ -1,5 +1,5 @@
 """``python -m hfadapt``."""
 
-from hfadapt.cli import main
+from . import main
 
 main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from hfadapt.cli.bench_ops import ops
-from hfadapt.cli.bench_static import triton_static
+from .bench_ops import ops
+from .bench_static import triton_static
 
 __all__ = ["bench"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from hfadapt.adapters.atomic import write_json
-from hfadapt.cli.output import json_option, print_json, print_table, read_table
+from ..adapters.atomic import write_json
+from .output import json_option, print_json, print_table, read_table
 
 __all__ = ["ops"]
 
@@ -41,8 +41,9 @@ def ops(
 
     All ops, or those that are named, or the cases whose names hold one of the words.
     """
-    from hfadapt.errors import HFAdaptError, problem
     from hfadapt_kernels import bench
+
+    from ..errors import HFAdaptError, problem
 
     known = bench.all_cases()
     for pattern in patterns:
@@ -61,7 +62,7 @@ def ops(
         on_row=None if as_json else _show_progress,
     )
     if out is not None:
-        from hfadapt.cli.bench_plots import write_bench_plots
+        from .bench_plots import write_bench_plots
 
         write_json(out / "ops.json", result)
         write_bench_plots(result, out)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.recipes.report.plots import COLORS, require_matplotlib, save_figure
+from ..recipes.report.plots import COLORS, require_matplotlib, save_figure
 
 __all__ = ["write_bench_plots"]
 

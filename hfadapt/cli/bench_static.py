@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from hfadapt.adapters.atomic import write_json
-from hfadapt.cli.output import json_option, print_json, print_table, read_table
+from ..adapters.atomic import write_json
+from .output import json_option, print_json, print_table, read_table
 
 __all__ = ["triton_static"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hfadapt.recipes.report.table import to_markdown
-from hfadapt.testing.tiny import ALL_TINY_TYPES
+from ..recipes.report.table import to_markdown
+from ..testing.tiny import ALL_TINY_TYPES
 
 __all__ = ["CLAIMED_TYPES", "claims", "markdown_capabilities", "markdown_claims"]
 
@@ -28,10 +28,10 @@ def claims() -> dict[str, dict[str, str]]:
     import torch
     from transformers import AutoModel
 
-    from hfadapt import plugins
-    from hfadapt.architecture import resolve
-    from hfadapt.cli.method_table import default_configs
-    from hfadapt.testing.tiny import tiny_config
+    from .. import plugins
+    from ..architecture import resolve
+    from ..testing.tiny import tiny_config
+    from .method_table import default_configs
 
     found: dict[str, dict[str, str]] = {}
     models = {}
@@ -49,8 +49,8 @@ def claims() -> dict[str, dict[str, str]]:
 
 def _refusal(configs: tuple[Any, ...], model: Any, arch: Any) -> str:
     """Why one of the configs does not fit a model, without the names of both; "" when all fit."""
-    from hfadapt import plugins
-    from hfadapt.errors import AttachError
+    from .. import plugins
+    from ..errors import AttachError
 
     for config in configs:
         method: Any = plugins.methods()[config.method]
@@ -84,7 +84,7 @@ def markdown_claims() -> str:
 
 def markdown_capabilities() -> str:
     """What each method can do, with the reason where it cannot; presets have what all their parts have."""
-    from hfadapt import plugins
+    from .. import plugins
 
     rows = []
     for name, method in sorted(plugins.methods().items()):

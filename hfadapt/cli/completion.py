@@ -12,7 +12,7 @@ __all__ = ["completion"]
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a completion script; for example: hfadapt completion bash >> ~/.bashrc"""
-    from hfadapt.cli.group import cli
+    from .group import cli
 
     cls = get_completion_class(shell)
     if cls is None:

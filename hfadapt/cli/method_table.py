@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.recipes.report.table import to_markdown
+from ..recipes.report.table import to_markdown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 def method_rows() -> list[dict[str, Any]]:
     """One row a method or preset, built-in families first to last by name."""
-    from hfadapt import plugins
+    from .. import plugins
 
     rows = []
     counted = _bert_base()
@@ -87,7 +87,7 @@ def _family(page: str, rows: list[dict[str, Any]]) -> list[str]:
 
 def _package_line(name: str) -> str:
     """What the package of a method says of itself."""
-    from hfadapt import plugins
+    from .. import plugins
 
     entry = plugins.methods()[name]
     package = getattr(entry, "build", type(entry)).__module__.rpartition(".")[0]
@@ -105,7 +105,7 @@ def _test_link(path: str, root: str = "") -> str:
 
 def page_of(name: str) -> str:
     """The path of a method's README from the repository's root, or "" where its module has none beside it."""
-    from hfadapt import plugins
+    from .. import plugins
 
     entry = plugins.methods()[name]
     module = getattr(entry, "build", type(entry)).__module__
@@ -145,8 +145,8 @@ def _added(configs: tuple[Any, ...] | None, model: PreTrainedModel) -> str:
         return "-"
     import torch
 
-    from hfadapt import attach
-    from hfadapt.errors import AttachError
+    from .. import attach
+    from ..errors import AttachError
 
     base = model.num_parameters()
     try:

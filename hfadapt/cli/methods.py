@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table
 
 __all__ = ["methods"]
 
@@ -18,8 +18,8 @@ __all__ = ["methods"]
 @json_option
 def methods(name: str | None, markdown: bool, as_json: bool) -> None:
     """List adaptation methods, or show the options of the method NAME."""
-    from hfadapt import plugins
-    from hfadapt.cli.method_table import MARKDOWN_COLUMNS, markdown_methods, method_rows
+    from .. import plugins
+    from .method_table import MARKDOWN_COLUMNS, markdown_methods, method_rows
 
     registry = plugins.methods()
     if name is not None:
@@ -43,8 +43,8 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
 
 
 def _details(name: str, entry: Any, origin: str) -> dict[str, Any]:
-    from hfadapt.cli.method_table import page_of
-    from hfadapt.recipes.config.check import fields_of
+    from ..recipes.config.check import fields_of
+    from .method_table import page_of
 
     takes = entry.config_class if hasattr(entry, "config_class") else entry.build
     defaults = _defaults(takes)

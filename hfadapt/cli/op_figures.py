@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hfadapt.recipes.report.table import to_markdown
+from ..recipes.report.table import to_markdown
 
 __all__ = ["markdown_figures"]
 

@@ -45,7 +45,7 @@ def read_table(path: Path, keys: Iterable[str], where: str) -> dict[str, Any] | 
     Raises:
         HFAdaptError: another program wrote the file.
     """
-    from hfadapt.errors import HFAdaptError, problem
+    from ..errors import HFAdaptError, problem
 
     try:
         table = json.loads(path.read_text("utf-8"))

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table
 
 __all__ = ["plugin_records", "plugins"]
 
 if TYPE_CHECKING:
-    from hfadapt.plugins.loading import PluginRecord
+    from ..plugins.loading import PluginRecord
 
 
 def plugin_records() -> list[PluginRecord]:
     """What became of every plugin, their commands included."""
-    from hfadapt.cli.group import LazyGroup
-    from hfadapt.plugins.loading import add_commands, report
+    from ..plugins.loading import add_commands, report
+    from .group import LazyGroup
 
     add_commands(LazyGroup())
     return report()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfadapt.cli.output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table
 
 __all__ = ["predict"]
 
@@ -26,7 +26,7 @@ def predict(
 
     Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
     """
-    from hfadapt.inference.predict import Predictor, takes_pairs, to_dict
+    from ..inference.predict import Predictor, takes_pairs, to_dict
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if pairs and len(pairs) != len(lines):

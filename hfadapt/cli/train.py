@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfadapt.cli.output import console, json_option, print_json, print_table
+from .output import console, json_option, print_json, print_table
 
 __all__ = ["train"]
 
@@ -41,17 +41,17 @@ def train(
     Any value of the recipe can be changed: training.learning_rate=1e-4, tasks.sms_spam.max_length=32,
     method.size=64. Fields of TrainingArguments stand under training, by their own names.
     """
-    from hfadapt.recipes.config import load_recipe
+    from ..recipes.config import load_recipe
 
     if output is not None:
         # quoted, for a folder that YAML would read as a number or a list
         overrides = (*overrides, f"output={json.dumps(output)}")
     loaded = load_recipe(recipe, overrides, fast=fast)
-    from hfadapt.recipes.run import Run
+    from ..recipes.run import Run
 
     run = Run(loaded, say=lambda line: click.secho(line, fg="cyan", bold=True, err=True))
     if dry_run:
-        from hfadapt.recipes.plan import plan_of
+        from ..recipes.plan import plan_of
 
         plan = plan_of(run)
         print_json(plan) if as_json else _show_plan(plan, run)
@@ -64,7 +64,7 @@ def train(
     if as_json:
         print_json({"output": str(run.output), "files": [str(file) for file in files], **_summary(result)})
         return
-    from hfadapt.recipes.report import conditions, legend, proof_lines, rich_table
+    from ..recipes.report import conditions, legend, proof_lines, rich_table
 
     console().print(rich_table(result))
     click.echo(f"{legend(result)} {conditions(result)}")

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hfadapt.errors.names import names_of
-
 from ..errors import TaskError, did_you_mean, problem
+from ..errors.names import names_of
 from ..multitask.heads import Classification, Regression
 from ..multitask.task import Task
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfadapt.data.columns import Columns
-from hfadapt.multitask.heads import Classification, MultiLabel, Regression, Span, TokenClassification
+from ..data.columns import Columns
+from ..multitask.heads import Classification, MultiLabel, Regression, Span, TokenClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hfadapt.multitask.task import Task
+    from ..multitask.task import Task
 
 __all__ = ["ANSWERED", "answer_of", "columns_of"]
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt.data import MultiTaskCollator
-from hfadapt.data.tokenizer import load_tokenizer
-from hfadapt.errors import DataError, did_you_mean, problem
-from hfadapt.errors.names import names_of
-from hfadapt.inference.answers import ANSWERED, answer_of, columns_of
-from hfadapt.multitask.heads import IGNORE
+from ..data import MultiTaskCollator
+from ..data.tokenizer import load_tokenizer
+from ..errors import DataError, did_you_mean, problem
+from ..errors.names import names_of
+from ..multitask.heads import IGNORE
+from .answers import ANSWERED, answer_of, columns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hfadapt.multitask.model import MultiTaskModel
-    from hfadapt.multitask.task import Task
+    from ..multitask.model import MultiTaskModel
+    from ..multitask.task import Task
 
 __all__ = ["Prediction", "Predictor", "takes_pairs", "to_dict"]
 
@@ -122,7 +122,7 @@ class Predictor:
         return names.index(name)
 
     def _rows(self, text: str, pair: str | None, index: int) -> list[dict[str, Any]]:
-        from hfadapt.data.tokens import tokenize
+        from ..data.tokens import tokenize
 
         task = self.tasks[index]
         where = f"task {task.name!r}"

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hfadapt.errors.names import names_of
-
 from ..errors import HFAdaptError, TaskError, did_you_mean, problem
 from ..errors.limits import require_number
+from ..errors.names import names_of
 from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
 from ..method.fields import KnownFields
 from .heads import Classification, Head, OwnHead, head_from_dict

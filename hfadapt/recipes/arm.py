@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hfadapt.errors import DataError, problem
-from hfadapt.recipes.progress import ProgressLines
-from hfadapt.recipes.results import ArmResult
-from hfadapt.training import macro_of
+from ..errors import DataError, problem
+from ..training import macro_of
+from .progress import ProgressLines
+from .results import ArmResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfadapt.data import TaskMixture
-    from hfadapt.multitask.task import Task
+    from ..data import TaskMixture
+    from ..multitask.task import Task
 
 __all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "train_arm"]
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfadapt.data import TaskMixture, bundled
-from hfadapt.data.columns import read_columns
-from hfadapt.data.glue import GLUE
-from hfadapt.data.sources import load_splits
-from hfadapt.errors import DataError, TaskError, problem
-from hfadapt.multitask.heads import Classification, Head, Regression
-from hfadapt.multitask.task import Task
-from hfadapt.recipes.config import Recipe, TaskSection
-from hfadapt.training import MultiTaskMetrics
+from ..data import TaskMixture, bundled
+from ..data.columns import read_columns
+from ..data.glue import GLUE
+from ..data.sources import load_splits
+from ..errors import DataError, TaskError, problem
+from ..multitask.heads import Classification, Head, Regression
+from ..multitask.task import Task
+from ..training import MultiTaskMetrics
+from .config import Recipe, TaskSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -158,7 +158,7 @@ def check_scorable(tasks: Sequence[Task]) -> None:
     Raises:
         TaskError: a task has no metric, or a name or a result's name that Trainer uses itself.
     """
-    from hfadapt.training.checks import require_names
+    from ..training.checks import require_names
 
     require_names(tasks)
     MultiTaskMetrics(tasks)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hfadapt.errors import CheckpointError, RoutingError, problem
+from ..errors import CheckpointError, RoutingError, problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfadapt.data import TaskMixture
+    from ..data import TaskMixture
 
 __all__ = ["check_mixed_batch", "check_reload", "require_proof"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfadapt.errors import DataError, did_you_mean, problem
+from ..errors import DataError, did_you_mean, problem
 
 __all__ = ["evaluate_folder"]
 
@@ -32,11 +32,11 @@ def evaluate_folder(
     """
     from transformers import Trainer, TrainingArguments
 
-    from hfadapt.data import TaskMixture
-    from hfadapt.data.sources import load_splits
-    from hfadapt.inference.predict import Predictor
-    from hfadapt.recipes.arm import score
-    from hfadapt.recipes.build import known_task
+    from ..data import TaskMixture
+    from ..data.sources import load_splits
+    from ..inference.predict import Predictor
+    from .arm import score
+    from .build import known_task
 
     predictor = Predictor.from_folder(folder)
     names = [task.name for task in predictor.tasks]

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapters.atomic import write_json
-from hfadapt.recipes.config import Recipe
-from hfadapt.recipes.results import FORMAT_VERSION, ArmResult
+from ..adapters.atomic import write_json
+from .config import Recipe
+from .results import FORMAT_VERSION, ArmResult
 
 __all__ = ["EndedArms"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from hfadapt.errors import ConfigError, problem
+from ..errors import ConfigError, problem
 
 __all__ = ["PACKAGE_PREFIX", "model_path"]
 

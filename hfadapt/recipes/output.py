@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from hfadapt.adapters.atomic import replace_folder
-from hfadapt.errors import ConfigError, problem
-from hfadapt.recipes.config import Recipe
-from hfadapt.recipes.written import (
+from ..adapters.atomic import replace_folder
+from ..errors import ConfigError, problem
+from .config import Recipe
+from .written import (
     MARKER,
     all_files,
     ended,

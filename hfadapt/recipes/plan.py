@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.recipes.arm import count_parameters
+from .arm import count_parameters
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfadapt.data import TaskMixture
-    from hfadapt.recipes.run import Run
+    from ..data import TaskMixture
+    from .run import Run
 
 __all__ = ["Memory", "decode_batch", "estimate_memory", "plan_of"]
 

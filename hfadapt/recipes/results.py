@@ -12,14 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters.atomic import write_json
-from hfadapt.errors import DataError, problem
-from hfadapt.multitask.metrics import METRICS, find_metric
-
+from ..adapters.atomic import write_json
+from ..errors import DataError, problem
 from ..errors.version import __version__
+from ..multitask.metrics import METRICS, find_metric
 
 if TYPE_CHECKING:
-    from hfadapt.multitask.task import Task
+    from ..multitask.task import Task
 
 __all__ = ["FORMAT_VERSION", "RESULTS_FILE", "ArmResult", "RunResult", "directions", "machine"]
 

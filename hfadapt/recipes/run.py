@@ -11,21 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.data.tokenizer import load_tokenizer
-from hfadapt.errors import ConfigError, problem
-from hfadapt.recipes.build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
-from hfadapt.recipes.config import Baseline, Recipe
-from hfadapt.recipes.finished_arms import EndedArms
-from hfadapt.recipes.model_source import model_path
-from hfadapt.recipes.output import OutputFolder
-from hfadapt.recipes.results import ArmResult, RunResult, directions, machine
+from ..data.tokenizer import load_tokenizer
+from ..errors import ConfigError, problem
+from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
+from .config import Baseline, Recipe
+from .finished_arms import EndedArms
+from .model_source import model_path
+from .output import OutputFolder
+from .results import ArmResult, RunResult, directions, machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfadapt.data import TaskMixture
-    from hfadapt.multitask.task import Task
-    from hfadapt.recipes.arm import Trained
+    from ..data import TaskMixture
+    from ..multitask.task import Task
+    from .arm import Trained
 
 __all__ = ["ADAPTER_FOLDER", "Run"]
 
@@ -110,7 +110,7 @@ class Run:
         """
         from transformers import set_seed
 
-        from hfadapt import MultiTaskModel
+        from .. import MultiTaskModel
 
         set_seed(self.recipe.seed)
         return MultiTaskModel.from_pretrained(
@@ -125,8 +125,8 @@ class Run:
 
         Each arm's result is kept when it ends: ``resume`` trains none of them again.
         """
-        from hfadapt.recipes.arm import by_split
-        from hfadapt.training import macro_of
+        from ..training import macro_of
+        from .arm import by_split
 
         start = time.perf_counter()
         for task, (rows, of) in self.held_out.items():
@@ -174,8 +174,8 @@ class Run:
         Raises:
             ConfigError: ``resume`` was asked for, and there is no checkpoint.
         """
-        from hfadapt.inference import unpack
-        from hfadapt.recipes.arm import train_arm
+        from ..inference import unpack
+        from .arm import train_arm
 
         checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
@@ -200,13 +200,14 @@ class Run:
         return trained
 
     def _save_and_check(self, model: PreTrainedModel) -> dict[str, Any]:
-        from hfadapt import MultiTaskModel, plugins
-        from hfadapt.recipes.checks import check_mixed_batch, check_reload
+        from .. import MultiTaskModel
+        from ..plugins import loading
+        from .checks import check_mixed_batch, check_reload
 
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
         # The adapter is trained and saved: whatever a plugin has to say of it, or fails to, changes nothing in that.
-        written = plugins.call_each("model_card_sections", _no_sections, strict=False, model=model)
+        written = loading.call_each("model_card_sections", _no_sections, strict=False, model=model)
         self._card_sections = tuple(section for _, found in written for section in found)
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
@@ -218,7 +219,7 @@ class Run:
         }
 
     def _checkpoint(self) -> str:
-        from hfadapt.training import last_checkpoint
+        from ..training import last_checkpoint
 
         folder = str(self.arguments.output_dir)
         found = last_checkpoint(folder)
@@ -233,10 +234,10 @@ class Run:
         return found
 
     def _callbacks(self, model: PreTrainedModel) -> list[Any]:
-        from hfadapt import plugins
-        from hfadapt.training import RobustAdapterDrop
+        from ..plugins import loading
+        from ..training import RobustAdapterDrop
 
-        found = plugins.call_each(
+        found = loading.call_each(
             "configure_training", _no_callbacks, args=self.arguments, model=model, tasks=self.tasks
         )
         callbacks = [callback for _, group in found for callback in group]
@@ -263,7 +264,7 @@ class Run:
             name: Of the baseline.
             ended: Where results are kept, and looked for before anything is trained; nowhere by default.
         """
-        from hfadapt.recipes.arm import merge
+        from .arm import merge
 
         self.say(f"Baseline: {TITLES[name]}")
         if name == "frozen_head":
@@ -280,7 +281,7 @@ class Run:
         self, name: Baseline, tasks: list[Task], epoch_steps: int | None, ended: EndedArms | None
     ) -> ArmResult:
         """Train one model of a baseline, whole where it is for one task alone, unless that was done before."""
-        from hfadapt.recipes.arm import train_arm
+        from .arm import train_arm
 
         alone = name == "full_finetuning"
         key, title = (f"{name}-{tasks[0].name}", f"{TITLES[name]}: {tasks[0].name}") if alone else (name, TITLES[name])
@@ -313,8 +314,8 @@ class Run:
             CheckpointError: the saved adapter is not the trained one; everything is written before.
             RoutingError: mixed batches are answered otherwise than each task alone.
         """
-        from hfadapt.recipes.checks import require_proof
-        from hfadapt.recipes.report import write_report
+        from .checks import require_proof
+        from .report import write_report
 
         files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
         reload = {**result.proof["reload"], "folder": str(self.output / ADAPTER_FOLDER)}
@@ -340,7 +341,7 @@ def _no_callbacks(found: Any) -> str:
 
 def _pack_frozen(model: PreTrainedModel) -> None:
     """Pack the linears of a frozen base for this machine's fastest product; a base that trains is left as it is."""
-    from hfadapt.inference import pack
+    from ..inference import pack
 
     if any(not parameter.requires_grad for parameter in model.parameters()):
         pack(model)

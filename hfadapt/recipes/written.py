@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from hfadapt.adapters.atomic import write_json
-from hfadapt.recipes.results import RESULTS_FILE
-
+from ..adapters.atomic import write_json
 from ..errors.version import __version__
+from .results import RESULTS_FILE
 
 __all__ = [
     "MARKER",

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hfadapt
-from hfadapt import plugins
-from hfadapt.errors import AttachError
-from hfadapt.method.config import MethodConfig
-from hfadapt.method.method import expand
-from hfadapt.testing.tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
+
+from .. import plugins
+from ..errors import AttachError
+from ..method.config import MethodConfig
+from ..method.method import expand
+from .tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
 
 __all__ = ["CHECKS", "COMPILED_TYPES", "Case", "cases", "check_compile"]
 

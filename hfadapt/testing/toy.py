@@ -106,7 +106,7 @@ def toy_tasks(sizes: Sequence[int] = (64, 32, 16), validation: int = 8) -> list[
 
 def every_toy_task() -> list[Task]:
     """The toy tasks and one of each further kind: token labels, spans, several labels a row."""
-    from hfadapt import MultiLabel, Span, TokenClassification
+    from .. import MultiLabel, Span, TokenClassification
 
     span = {"text": "w1", "text_pair": "w2 w3", "label": {"text": ["w3"], "answer_start": [3]}}
     return [
@@ -133,8 +133,8 @@ def toy_model(
         seed: Of the weights.
         options: Passed to ``MultiTaskModel.from_base``.
     """
-    from hfadapt import MultiTaskModel
-    from hfadapt.testing.tiny import tiny_model
+    from .. import MultiTaskModel
+    from .tiny import tiny_model
 
     torch.manual_seed(seed)
     model = MultiTaskModel.from_base(tiny_model(model_type), tasks or every_toy_task(), method, **options)
@@ -149,7 +149,7 @@ def toy_batch(
     tasks: Sequence[Task] | None = None, names: Sequence[str] | None = None, padding_side: str = "right"
 ) -> dict[str, Any]:
     """One collated batch with the first training row of each task in ``names`` (all tasks by default)."""
-    from hfadapt import TaskMixture
+    from .. import TaskMixture
 
     mix = TaskMixture(tasks or every_toy_task(), tiny_tokenizer(padding_side))
     return mix.collator([mix.dataset("train", [name])[0] for name in names or [task.name for task in mix.tasks]])

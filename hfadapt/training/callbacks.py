@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfadapt.errors.names import names_of
-
 from .. import routing
 from ..adapters.activate import set_adapter_drop
 from ..data.schedule import Layout
 from ..errors import ConfigError, problem
 from ..errors.limits import require_number
+from ..errors.names import names_of
 from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
 from .checks import (
     Mixture,

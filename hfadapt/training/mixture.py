@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfadapt.errors.names import names_of
-
 from ..data.collator import MultiTaskCollator
 from ..data.columns import Columns, read_columns
 from ..data.datasets import MixtureDataset, SplitDataset, Tables
@@ -20,6 +18,7 @@ from ..data.tokenizer import check_tokenizer, load_tokenizer
 from ..data.tokens import tokenize
 from ..errors import ConfigError, DataError, did_you_mean, problem
 from ..errors.limits import require_number
+from ..errors.names import names_of
 from ..multitask.compute_metrics import MultiTaskMetrics
 from ..multitask.heads import OwnHead
 from ..multitask.task import Task, check_tasks

@@ -14,7 +14,7 @@ from datasets import DatasetDict
 
 from hfadapt import plugins
 from hfadapt.data import bundled
-from hfadapt.plugins import hookspecs
+from hfadapt.plugins import hookspecs, loading
 from hfadapt.recipes.config import load_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
             # Blank lines in front make a traceback show the page's own line numbers.
             exec(compile("\n" * line + match.group(1), str(page), "exec"), vars(module))
     finally:
-        for name in list(plugins._ADDED):
+        for name in list(loading._ADDED):
             plugins.unregister(name)
 
 

@@ -18,6 +18,7 @@ from hfadapt import hookimpl, plugins
 from hfadapt.cli.group import LazyGroup, cli, main
 from hfadapt.errors import AttachError, PluginError
 from hfadapt.method import Method, Place
+from hfadapt.plugins import loading
 from hfadapt.runtime.attention import AttentionDelta
 from hfadapt.testing.tiny import tiny_model
 
@@ -46,7 +47,7 @@ def kind_of(value):
 def install(monkeypatch):
     def put(*entries):
         found = lambda group: [e for e in entries if group == "hfadapt"]  # noqa: E731
-        monkeypatch.setattr(plugins, "entry_points", found)
+        monkeypatch.setattr(loading, "entry_points", found)
         monkeypatch.setattr("hfadapt.cli.group.entry_points", found)
         monkeypatch.setattr(LazyGroup, "_plugins_asked", False)
         monkeypatch.setattr(cli, "commands", {})
@@ -54,7 +55,7 @@ def install(monkeypatch):
         plugins.reload()
 
     yield put
-    monkeypatch.setattr(plugins, "entry_points", importlib.metadata.entry_points)
+    monkeypatch.setattr(loading, "entry_points", importlib.metadata.entry_points)
     cli.__dict__.pop("_plugins_asked", None)
     plugins.reload()
 

@@ -10,6 +10,7 @@ import torch
 from hfadapt import hookimpl, plugins
 from hfadapt.errors import PluginError, RegistryError
 from hfadapt.method import Method, MethodConfig
+from hfadapt.plugins import loading
 from hfadapt.plugins.registry import Registry
 from hfadapt_kernels import BackendError, use_backend
 from hfadapt_kernels import backend as kernels
@@ -32,11 +33,11 @@ class Entry:
 @pytest.fixture
 def install(monkeypatch):
     def put(*entries):
-        monkeypatch.setattr(plugins, "entry_points", lambda group: [e for e in entries if group == "hfadapt"])
+        monkeypatch.setattr(loading, "entry_points", lambda group: [e for e in entries if group == "hfadapt"])
         plugins.reload()
 
     yield put
-    monkeypatch.setattr(plugins, "entry_points", importlib.metadata.entry_points)
+    monkeypatch.setattr(loading, "entry_points", importlib.metadata.entry_points)
     plugins.reload()
 
 

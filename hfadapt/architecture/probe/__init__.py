@@ -5,6 +5,6 @@ single leaves are interfered with; what changes tells queries from keys from val
 parts, and norms by role. Names play no part, and a layer whose output the found parts do not add up to is refused.
 """
 
-from hfadapt.architecture.probe.probe import probe
+from .probe import probe
 
 __all__ = ["probe"]

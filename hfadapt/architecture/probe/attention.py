@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import AttentionMap
-from hfadapt.architecture.probe.replay import Call, Replay, same
+from ..linears import is_linear, linear_sizes
+from ..maps import AttentionMap
+from .replay import Call, Replay, same
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.errors import ArchitectureError, problem
+from ...errors import ArchitectureError, problem
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

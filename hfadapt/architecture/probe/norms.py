@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from hfadapt.architecture.probe.attention import Parts
-from hfadapt.architecture.probe.replay import Call, Replay, is_norm, same
+from .attention import Parts
+from .replay import Call, Replay, is_norm, same
 
 
 @dataclass

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from hfadapt.architecture.interface import uses_interface
-from hfadapt.architecture.linears import linear_sizes
-from hfadapt.architecture.maps import ArchitectureMap, StackMap
-from hfadapt.architecture.probe.attention import find_parts, with_layout
-from hfadapt.architecture.probe.inputs import example_inputs
-from hfadapt.architecture.probe.norms import find_residual
-from hfadapt.architecture.probe.replay import Replay
-from hfadapt.architecture.probe.sizes import attention_sizes, stack_kind
-from hfadapt.architecture.probe.skeleton import probe_skeleton
-from hfadapt.architecture.probe.stacks import layer_lists, outermost_list
-from hfadapt.architecture.probe.surroundings import Forward, after_stack, watch_forward, word_embedding
-from hfadapt.architecture.probe.uniform import differences, linears_of
-from hfadapt.errors import ArchitectureError, problem
+from ...errors import ArchitectureError, problem
+from ..interface import uses_interface
+from ..linears import linear_sizes
+from ..maps import ArchitectureMap, StackMap
+from .attention import find_parts, with_layout
+from .inputs import example_inputs
+from .norms import find_residual
+from .replay import Replay
+from .sizes import attention_sizes, stack_kind
+from .skeleton import probe_skeleton
+from .stacks import layer_lists, outermost_list
+from .surroundings import Forward, after_stack, watch_forward, word_embedding
+from .uniform import differences, linears_of
 
 if TYPE_CHECKING:
     from torch import nn

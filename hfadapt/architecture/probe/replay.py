@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hfadapt.architecture.linears import is_linear
-from hfadapt.architecture.probe.stacks import first_tensor
+from ..linears import is_linear
+from .stacks import first_tensor
 
 _TOLERANCE = 1e-4
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.linears import linear_sizes
-from hfadapt.architecture.maps import AttentionMap
+from ..linears import linear_sizes
+from ..maps import AttentionMap
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfadapt.architecture.probe.replay import Trace
+    from .replay import Trace
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "encoder_attention_heads")
 _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head")

@@ -6,9 +6,9 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from hfadapt.architecture.maps import ArchitectureMap, StackMap, join
-from hfadapt.architecture.probe.uniform import differences, linears_of
-from hfadapt.errors import ArchitectureError, problem
+from ...errors import ArchitectureError, problem
+from ..maps import ArchitectureMap, StackMap, join
+from .uniform import differences, linears_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

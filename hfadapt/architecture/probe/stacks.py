@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hfadapt.architecture.linears import is_linear
+from ..linears import is_linear
 
 _FEWEST_LINEARS = 3
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfadapt.architecture.linears import is_linear
-from hfadapt.architecture.probe.replay import is_norm, same
-from hfadapt.architecture.probe.stacks import first_tensor
+from ..linears import is_linear
+from .replay import is_norm, same
+from .stacks import first_tensor
 
 
 @dataclass

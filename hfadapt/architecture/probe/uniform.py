@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from hfadapt.architecture.linears import is_linear, linear_sizes
-from hfadapt.architecture.maps import AttentionMap, join
+from ..linears import is_linear, linear_sizes
+from ..maps import AttentionMap, join
 
 if TYPE_CHECKING:
     from torch import nn

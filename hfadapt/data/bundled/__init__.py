@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.errors import DataError, problem
+from ...errors import DataError, problem
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

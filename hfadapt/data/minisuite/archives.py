@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfadapt.errors import DataError, problem
+from ...errors import DataError, problem
 
 __all__ = ["PACKAGES", "Archives", "Package"]
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapters.atomic import write_whole
-from hfadapt.data.minisuite import sources, wordnet
-from hfadapt.data.minisuite.archives import Archives
-from hfadapt.data.minisuite.rows import Row, row_key
-from hfadapt.errors import DataError, problem
-from hfadapt.errors.names import names_of
+from ...adapters.atomic import write_whole
+from ...errors import DataError, problem
+from ...errors.names import names_of
+from . import sources, wordnet
+from .archives import Archives
+from .rows import Row, row_key
 
 __all__ = ["SEED", "SUITE", "Source", "build"]
 

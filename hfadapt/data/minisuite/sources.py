@@ -9,8 +9,8 @@ import random
 import re
 import sys
 
-from hfadapt.data.minisuite.archives import Archives
-from hfadapt.data.minisuite.rows import Row, Splits, clean, finish, split_given
+from .archives import Archives
+from .rows import Row, Splits, clean, finish, split_given
 
 __all__ = ["TREC", "Built", "hedge", "lee_similarity", "news20", "rt_sentiment", "sms_spam", "trec6", "tweet_valence"]
 

@@ -7,9 +7,9 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from hfadapt.data.minisuite.archives import Archives
-from hfadapt.data.minisuite.rows import Row, Splits, clean, row_key
-from hfadapt.data.minisuite.sources import Built
+from .archives import Archives
+from .rows import Row, Splits, clean, row_key
+from .sources import Built
 
 __all__ = ["WordNet", "wn_relation"]
 

@@ -10,9 +10,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from hfadapt.errors import ConfigError, did_you_mean
-from hfadapt.errors.limits import finite, require_number
-from hfadapt.recipes.config.tree import Node, Problems
+from ...errors import ConfigError, did_you_mean
+from ...errors.limits import finite, require_number
+from .tree import Node, Problems
 
 __all__ = ["BAD", "fields_of", "in_range", "known_keys", "mapping_of", "to_dataclass", "value_of"]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hfadapt.errors import ConfigError, HFAdaptError, did_you_mean, problem
-from hfadapt.recipes.config.check import BAD, in_range, known_keys, mapping_of, value_of
-from hfadapt.recipes.config.recipe import MixingSection, Recipe, TaskSection
-from hfadapt.recipes.config.training import baselines, training
-from hfadapt.recipes.config.tree import Node, Problems, override, parse
+from ...errors import ConfigError, HFAdaptError, did_you_mean, problem
+from .check import BAD, in_range, known_keys, mapping_of, value_of
+from .recipe import MixingSection, Recipe, TaskSection
+from .training import baselines, training
+from .tree import Node, Problems, override, parse
 
 __all__ = ["load_recipe", "read_recipe"]
 
@@ -145,7 +145,7 @@ def _task(node: Node, problems: Problems) -> Any:
 
 
 def _head(node: Node, problems: Problems) -> Any:
-    from hfadapt.multitask.heads import HEADS
+    from ...multitask.heads import HEADS
 
     return _named(node, "kind", HEADS, problems, "head")
 
@@ -161,8 +161,8 @@ def _method(root: Node, problems: Problems) -> Any:
 
 
 def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
-    from hfadapt import plugins
-    from hfadapt.method.method import MethodPreset, expand
+    from ... import plugins
+    from ...method.method import MethodPreset, expand
 
     if isinstance(node.value, str):
         node = Node({"method": node}, node.path, node.line)
@@ -190,7 +190,7 @@ def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
 
 
 def _mixing(root: Node, problems: Problems) -> Any:
-    from hfadapt import plugins
+    from ... import plugins
 
     node = root.value.get("mixing", Node({}, "mixing"))
     if isinstance(node.value, str):

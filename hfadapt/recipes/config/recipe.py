@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from hfadapt.data.mixing import MixingStrategy
-    from hfadapt.method.config import MethodConfig
-    from hfadapt.multitask.heads import Head
+    from ...data.mixing import MixingStrategy
+    from ...method.config import MethodConfig
+    from ...multitask.heads import Head
 
 __all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hfadapt.recipes.config.check import BAD, fields_of, in_range, known_keys, value_of
-from hfadapt.recipes.config.recipe import BASELINES
-from hfadapt.recipes.config.tree import Node, Problems
-from hfadapt.training.arguments import RANGES
+from ...training.arguments import RANGES
+from .check import BAD, fields_of, in_range, known_keys, value_of
+from .recipe import BASELINES
+from .tree import Node, Problems
 
 __all__ = ["baselines", "training"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hfadapt.errors import ConfigError, did_you_mean, problem
+from ...errors import ConfigError, did_you_mean, problem
 
 __all__ = ["Node", "Problems", "override", "parse"]
 

@@ -1,9 +1,9 @@
 """Reports of runs: tables, plots, ``report.html`` and the adapter's model card."""
 
-from hfadapt.recipes.report.card import model_card
-from hfadapt.recipes.report.html import html_report
-from hfadapt.recipes.report.plots import write_plots
-from hfadapt.recipes.report.table import (
+from .card import model_card
+from .html import html_report
+from .plots import write_plots
+from .table import (
     conditions,
     legend,
     markdown_table,
@@ -12,7 +12,7 @@ from hfadapt.recipes.report.table import (
     rich_table,
     to_markdown,
 )
-from hfadapt.recipes.report.write import write_report
+from .write import write_report
 
 __all__ = [
     "conditions",

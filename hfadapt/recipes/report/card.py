@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfadapt.recipes.report.table import conditions, legend, markdown_table, proof_lines
+from .table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hfadapt.recipes.results import RunResult
+    from ..results import RunResult
 
 __all__ = ["model_card"]
 

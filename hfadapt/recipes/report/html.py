@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.recipes.report.table import conditions, legend, proof_lines, result_rows
+from .table import conditions, legend, proof_lines, result_rows
 
 if TYPE_CHECKING:
-    from hfadapt.recipes.results import RunResult
+    from ..results import RunResult
 
 __all__ = ["html_report"]
 

@@ -6,13 +6,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters.atomic import write_whole
-from hfadapt.errors import HFAdaptError, problem
+from ...adapters.atomic import write_whole
+from ...errors import HFAdaptError, problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hfadapt.recipes.results import RunResult
+    from ..results import RunResult
 
 __all__ = ["COLORS", "require_matplotlib", "save_figure", "write_plots"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hfadapt.recipes.results import ArmResult, RunResult
+    from ..results import ArmResult, RunResult
 
 __all__ = ["conditions", "legend", "markdown_table", "proof_lines", "result_rows", "rich_table", "to_markdown"]
 

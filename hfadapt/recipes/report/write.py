@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfadapt.adapters.atomic import write_whole
-from hfadapt.recipes.report.card import model_card
-from hfadapt.recipes.report.html import html_report
-from hfadapt.recipes.report.plots import write_plots
-from hfadapt.recipes.report.table import conditions, legend, markdown_table, proof_lines
+from ...adapters.atomic import write_whole
+from .card import model_card
+from .html import html_report
+from .plots import write_plots
+from .table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
-    from hfadapt.recipes.results import RunResult
+    from ..results import RunResult
 
 __all__ = ["write_report"]
 
