@@ -1,5 +1,5 @@
 """``python -m hfadapt``."""
 
-from . import main
+from hfadapt.cli import main
 
 main()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .glue import glue_task as glue_task
     from .glue import glue_tasks as glue_tasks
     from .mixing import MixingStrategy as MixingStrategy
+    from .mixing import UniformStream as UniformStream
     from .mixing import make_strategy as make_strategy
     from .mixing import power_probabilities as power_probabilities
     from .preview import Preview as Preview
@@ -32,6 +33,7 @@ _HOMES = {
     "glue_task": ".glue",
     "glue_tasks": ".glue",
     "MixingStrategy": ".mixing",
+    "UniformStream": ".mixing",
     "make_strategy": ".mixing",
     "power_probabilities": ".mixing",
     "Preview": ".preview",

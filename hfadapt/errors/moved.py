@@ -155,7 +155,8 @@ class _Finder(MetaPathFinder):
         if root != _ROOT or not module:
             return None
         if module == "__main__":  # run as a program: it needs the file, not the module
-            return importlib.util.find_spec(f"{_ROOT}.{PUBLIC[module]}")
+            program = importlib.util.find_spec(f"{_ROOT}.{PUBLIC[module]}")
+            return program and importlib.util.spec_from_file_location(fullname, program.origin)
         public = PUBLIC.get(module)
         home = public or where_now(module)
         if home is None:
@@ -166,7 +167,8 @@ class _Finder(MetaPathFinder):
             problem(
                 f"{fullname} is {_ROOT}.{home} now",
                 where="an import, or a pickle or torch.save of a whole model that an earlier version made",
-                try_="for the pickle: load it with hfadapt 0.1, hfadapt.save(model, folder) there, hfadapt.load here",
+                try_=f"import {_ROOT}.{home}; a pickle: load it with hfadapt 0.1, hfadapt.save(model, folder) there, "
+                "and hfadapt.load(folder) here",
             ),
             name=fullname,
         )

@@ -1,16 +1,20 @@
 """What the author of a method writes: a config, the places it wants, and the deltas that sit there."""
 
 from .config import MethodConfig
-from .delta import Delta, Weights
+from .delta import Delta, FusionPart, Weights
 from .method import Capabilities, Method, MethodPreset, Place, expand, select_layers
+from .site import Site, Tap
 
 __all__ = [
     "Capabilities",
     "Delta",
+    "FusionPart",
     "Method",
     "MethodConfig",
     "MethodPreset",
     "Place",
+    "Site",
+    "Tap",
     "Weights",
     "expand",
     "select_layers",

@@ -1,7 +1,7 @@
 """What a save of ``MultiTaskModel`` holds: one folder for hfadapt, for ``AutoModel`` and for Trainer.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``adapters/save.py`` with heads and, where the
-base was trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. ``model.safetensors``,
+``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``adapters/save.py`` with heads and, where
+the base was trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. ``model.safetensors``,
 the only file from which Trainer resumes or reloads the best model, is a hard link to the adapter file (a copy where the
 file system knows no links), so nothing is stored twice.
 """

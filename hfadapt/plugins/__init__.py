@@ -1,5 +1,6 @@
 """Plugins: the hooks that a plugin may implement, how plugins are found and loaded, and what they registered."""
 
+from .hookspecs import hookimpl
 from .loading import (
     BUILTIN_PLUGINS,
     ENTRY_POINT_GROUP,
@@ -15,13 +16,16 @@ from .loading import (
     report,
     unregister,
 )
+from .registry import Registry
 
 __all__ = [
     "BUILTIN_PLUGINS",
     "ENTRY_POINT_GROUP",
     "PluginRecord",
+    "Registry",
     "architectures",
     "backends",
+    "hookimpl",
     "manager",
     "methods",
     "mixing_strategies",

@@ -20,8 +20,8 @@ from .results import ArmResult
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..data import TaskMixture
     from ..multitask.task import Task
+    from ..training import TaskMixture
 
 __all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "train_arm"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import TaskMixture, bundled
+from ..data import bundled
 from ..data.columns import read_columns
 from ..data.glue import GLUE
 from ..data.sources import load_splits
 from ..errors import DataError, TaskError, problem
 from ..multitask.heads import Classification, Head, Regression
 from ..multitask.task import Task
-from ..training import MultiTaskMetrics
+from ..training import MultiTaskMetrics, TaskMixture
 from .config import Recipe, TaskSection
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, RoutingError, problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..data import TaskMixture
+    from ..training import TaskMixture
 
 __all__ = ["check_mixed_batch", "check_reload", "require_proof"]
 

@@ -32,9 +32,9 @@ def evaluate_folder(
     """
     from transformers import Trainer, TrainingArguments
 
-    from ..data import TaskMixture
     from ..data.sources import load_splits
     from ..inference.predict import Predictor
+    from ..training import TaskMixture
     from .arm import score
     from .build import known_task
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import TaskMixture
+    from ..training import TaskMixture
     from .run import Run
 
 __all__ = ["Memory", "decode_batch", "estimate_memory", "plan_of"]

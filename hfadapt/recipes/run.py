@@ -23,8 +23,8 @@ from .results import ArmResult, RunResult, directions, machine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..data import TaskMixture
     from ..multitask.task import Task
+    from ..training import TaskMixture
     from .arm import Trained
 
 __all__ = ["ADAPTER_FOLDER", "Run"]

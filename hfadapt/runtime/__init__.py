@@ -1,1 +1,57 @@
-"""What runs inside a stock model's ``forward``: slots, hooks, and the state of an adapted model."""
+"""What runs inside a stock model's ``forward``: slots, hooks, and the state of an adapted model.
+
+The names here are for authors of methods whose deltas do more than `hfadapt.Delta` asks of them: that keep earlier
+tokens, share modules, read other tensors, or fuse adapters.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attachment import Attachment as Attachment
+    from .attachment import Fusion as Fusion
+    from .attachment import Prepared as Prepared
+    from .attachment import adapted_model as adapted_model
+    from .attachment import deltas_of as deltas_of
+    from .attachment import shared_modules as shared_modules
+    from .kv_history import KVHistory as KVHistory
+    from .kv_history import history_of as history_of
+    from .kv_history import needs_earlier_tokens as needs_earlier_tokens
+    from .leaf_hooks import TapInput as TapInput
+    from .leaf_hooks import add_hook as add_hook
+    from .leaf_hooks import remove_hooks as remove_hooks
+    from .loss_terms import ask_loss_term as ask_loss_term
+    from .slot import applies as applies
+    from .slot import fusion_key as fusion_key
+    from .slot import shape_like_batch as shape_like_batch
+    from .slot import source_of as source_of
+
+# loaded on first use: the state of a model is asked for by code that never runs one
+_HOMES = {
+    "Attachment": ".attachment",
+    "Fusion": ".attachment",
+    "Prepared": ".attachment",
+    "adapted_model": ".attachment",
+    "deltas_of": ".attachment",
+    "shared_modules": ".attachment",
+    "KVHistory": ".kv_history",
+    "history_of": ".kv_history",
+    "needs_earlier_tokens": ".kv_history",
+    "TapInput": ".leaf_hooks",
+    "add_hook": ".leaf_hooks",
+    "remove_hooks": ".leaf_hooks",
+    "ask_loss_term": ".loss_terms",
+    "applies": ".slot",
+    "fusion_key": ".slot",
+    "shape_like_batch": ".slot",
+    "source_of": ".slot",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..method.site import Site
     from ..routing.routing import Routing
 
-__all__ = ["Shelf", "check_steps", "needs_earlier_tokens", "shelf_of", "tokens_in"]
+__all__ = ["KVHistory", "check_steps", "history_of", "needs_earlier_tokens", "tokens_in"]
 
 _KEY = "_hfadapt_histories"
 
@@ -68,7 +68,7 @@ def tokens_in(cache: Any) -> int | Tensor:
 
 
 @dataclass
-class Shelf:
+class KVHistory:
     """The histories of one place, in one call.
 
     Args:
@@ -158,7 +158,7 @@ def _without_cache(where: str, got: str) -> RoutingError:
     )
 
 
-def shelf_of(routing: Routing, site: Site) -> Shelf | None:
+def history_of(routing: Routing, site: Site) -> KVHistory | None:
     """Return the histories of a place, or None in a call without a cache.
 
     Where several deltas are at one place, or one runs several times, each has histories of its own.
@@ -172,7 +172,7 @@ def shelf_of(routing: Routing, site: Site) -> Shelf | None:
         return None
     number = routing.calls[site.leaf + site.slot] = routing.calls.get(site.leaf + site.slot, 0) + 1
     room = _room(cache, site) if getattr(cache, "is_compileable", False) else 0
-    return Shelf(_histories(cache), f"{site.leaf}:{site.slot}:{site.layer}:{number}", routing.cached, room, site)
+    return KVHistory(_histories(cache), f"{site.leaf}:{site.slot}:{site.layer}:{number}", routing.cached, room, site)
 
 
 def _room(cache: Any, site: Site) -> int:

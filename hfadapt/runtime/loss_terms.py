@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..routing.routing import Routing
     from .call import Call
 
-__all__ = ["Penalised", "add_to_output", "ask", "loss_share", "total", "warn_of_other_losses"]
+__all__ = ["Penalised", "add_to_output", "ask_loss_term", "loss_share", "total", "warn_of_other_losses"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Penalised(Protocol):
         ...
 
 
-def ask(routing: Routing, path: str, module: Penalised) -> None:
+def ask_loss_term(routing: Routing, path: str, module: Penalised) -> None:
     """Note that ``module`` runs in this forward pass and wants its term in the loss, once however often it runs."""
     routing.penalised[path] = module
 

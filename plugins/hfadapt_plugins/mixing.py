@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hfadapt.data.mixing import MixingStrategy, UniformStream, power_probabilities
+from hfadapt.data import MixingStrategy, UniformStream, power_probabilities
 from hfadapt.errors.limits import require_number
-from hfadapt.plugins.hookspecs import hookimpl
-from hfadapt.plugins.registry import Registry
+from hfadapt.plugins import Registry, hookimpl
 
 __all__ = ["Annealed", "Proportional", "RoundRobin", "SquareRoot", "Temperature"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt.architecture import ArchitectureMap
-    from hfadapt.plugins.registry import Registry
+    from hfadapt.plugins import Registry
 
 __all__ = ["IA3", "IA3Config"]
 

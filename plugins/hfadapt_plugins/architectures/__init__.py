@@ -12,7 +12,7 @@ from hfadapt import hookimpl
 from hfadapt_plugins.architectures import decoders, encoders, seq2seq, vision
 
 if TYPE_CHECKING:
-    from hfadapt.plugins.registry import Registry
+    from hfadapt.plugins import Registry
 
 __all__ = ["register_architectures"]
 

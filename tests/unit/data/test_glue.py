@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfadapt.data import GLUE, TaskMixture, glue_task, glue_tasks
+from hfadapt import TaskMixture
+from hfadapt.data import GLUE, glue_task, glue_tasks
 from hfadapt.errors import TaskError
 from hfadapt.recipes.build import build_tasks
 from hfadapt.recipes.config import load_recipe

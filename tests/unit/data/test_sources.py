@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import hfadapt
-from hfadapt import Classification, MultiLabel, Regression, Span, Task, TokenClassification
-from hfadapt.data import TaskMixture, load_splits, read_file
+from hfadapt import Classification, MultiLabel, Regression, Span, Task, TaskMixture, TokenClassification
+from hfadapt.data import load_splits, read_file
 from hfadapt.data.columns import read_columns
 from hfadapt.errors import DataError, TaskError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hfadapt import Classification, Regression, Span, Task, TokenClassification
-from hfadapt.data import MultiTaskCollator, TaskMixture, load_splits, tokenize
+from hfadapt import Classification, Regression, Span, Task, TaskMixture, TokenClassification
+from hfadapt.data import MultiTaskCollator, load_splits, tokenize
 from hfadapt.data.columns import read_columns
 from hfadapt.errors import DataError
 from hfadapt.testing.toy import tiny_tokenizer, toy_rows, toy_tasks

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hfadapt import Fuse, activate, attachment, freeze
-from hfadapt.adapters.own_copies import add_copies
+from hfadapt.adapters.formats import add_copies
 from hfadapt.errors import CompositionError, problem
-from hfadapt.method import sites
-from hfadapt.method.site import Site, Tap
-from hfadapt.runtime.attachment import Fusion, adapted_model, deltas_of
-from hfadapt.runtime.leaf_hooks import TapInput, add_hook
-from hfadapt.runtime.slot import fusion_key
+from hfadapt.method import Site, Tap, sites
+from hfadapt.runtime import Fusion, TapInput, adapted_model, add_hook, deltas_of, fusion_key
 
 from .config import FusionConfig, read_config
 from .layer import FusionLayer, deltas_with
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
-    from hfadapt.runtime.attachment import Attachment
+    from hfadapt.runtime import Attachment
 
 __all__ = ["add_fusion", "fusion_layers", "make_layers"]
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfadapt.method.site import Tap
-from hfadapt.runtime.loss_terms import ask
-from hfadapt.runtime.slot import applies, shape_like_batch, source_of
+from hfadapt.method import Tap
+from hfadapt.runtime import applies, ask_loss_term, shape_like_batch, source_of
 from hfadapt_kernels import TaskBatch, adapter_fusion
 
 if TYPE_CHECKING:
     from hfadapt import Delta
-    from hfadapt.method.delta import FusionPart
+    from hfadapt.method import FusionPart
     from hfadapt.routing import Routing
 
     from .config import FusionConfig
@@ -72,7 +71,7 @@ class FusionLayer(nn.Module):
     ) -> Tensor:
         """Return the changed tensor; rows outside the step keep ``value``."""
         if self.training and self.config.value and self.config.regularization:
-            ask(routing, self.path, self)
+            ask_loss_term(routing, self.path, self)
         shaped = _with_tokens(value, routing)
         if not torch.is_autocast_enabled(value.device.type):
             shaped = shaped.to(next(self.parameters(), value).dtype)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
-    from hfadapt.runtime.attachment import Attachment
+    from hfadapt.runtime import Attachment
 
 __all__ = ["FusionMethod"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfadapt import Delta, Rows, Weights
 from hfadapt.architecture import linear_sizes
 from hfadapt.errors import AttachError, problem
-from hfadapt.method.delta import FusionPart
+from hfadapt.method import FusionPart
 from hfadapt_kernels import grouped_lora
 
 from ..shared.gating import add_gate, gate_of_rows

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapters.files import CONFIG_FILE, read_json
+from hfadapt.adapters.formats import CONFIG_FILE, read_json
 from hfadapt.errors import CheckpointError, problem
 
 __all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "read_peft_config"]

@@ -6,14 +6,24 @@ import os
 from typing import TYPE_CHECKING
 
 from hfadapt import Handle, attach, attachment
-from hfadapt.adapters.atomic import atomic_folder, target_folder
-from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
-from hfadapt.adapters.freeze import head_modules
-from hfadapt.adapters.own_copies import own_modules, own_tensors, resize_outputs
-from hfadapt.adapters.restore import all_or_nothing, as_described
-from hfadapt.adapters.saved_tensors import check_tensors, fill, require_finite
+from hfadapt.adapters.formats import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    all_or_nothing,
+    as_described,
+    atomic_folder,
+    check_tensors,
+    fill,
+    head_modules,
+    own_modules,
+    own_tensors,
+    read_tensors,
+    require_finite,
+    resize_outputs,
+    target_folder,
+)
 from hfadapt.errors import AttachError, CheckpointError, problem
-from hfadapt.runtime.attachment import deltas_of
+from hfadapt.runtime import deltas_of
 
 from .config import LoRA
 from .peft_config import read_peft_config

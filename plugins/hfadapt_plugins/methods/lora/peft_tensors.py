@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfadapt.adapters.files import WEIGHTS_FILE
+from hfadapt.adapters.formats import WEIGHTS_FILE
 from hfadapt.architecture import is_linear
 from hfadapt.errors import CheckpointError, did_you_mean, problem
 

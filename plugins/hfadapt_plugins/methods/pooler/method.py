@@ -63,7 +63,7 @@ class PoolerMethod(Method):
         made = copy.deepcopy(self._pooler(arch, model))
         made.requires_grad_(True)
         if hasattr(made, "hfadapt"):  # the copy is of the base's module, without the slot of earlier adapters
-            from hfadapt.runtime.leaf_hooks import remove_hooks
+            from hfadapt.runtime import remove_hooks
 
             remove_hooks(made)
             del made.hfadapt

@@ -9,7 +9,7 @@ import torch
 
 from hfadapt import attachment
 from hfadapt.errors import AttachError, problem
-from hfadapt.runtime.attachment import deltas_of, shared_modules
+from hfadapt.runtime import deltas_of, shared_modules
 
 from .config import PrefixConfig
 from .delta import PrefixDelta

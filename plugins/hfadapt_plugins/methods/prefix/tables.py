@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import select_layers
-from hfadapt.runtime.attachment import Prepared
+from hfadapt.runtime import Prepared
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, Site

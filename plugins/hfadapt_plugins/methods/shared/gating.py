@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hfadapt.errors import RoutingError, problem
 from hfadapt.method import MethodConfig
-from hfadapt.runtime.kv_history import needs_earlier_tokens
+from hfadapt.runtime import needs_earlier_tokens
 
 from .mask import real_tokens
 

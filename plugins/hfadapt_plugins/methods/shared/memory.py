@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfadapt import Rows, Site
-from hfadapt.runtime.kv_history import Shelf, shelf_of
+from hfadapt.runtime import KVHistory, history_of
 from hfadapt_kernels import TaskBatch
 
 from .mask import padding_mask
@@ -32,7 +32,7 @@ class Memory:
     """
 
     def __init__(
-        self, shelf: Shelf, batch: TaskBatch, tokens: int, keys: int, mask: Tensor | None, device: torch.device
+        self, shelf: KVHistory, batch: TaskBatch, tokens: int, keys: int, mask: Tensor | None, device: torch.device
     ) -> None:
         self.shelf = shelf
         self.batch = batch
@@ -122,7 +122,7 @@ def memory_of(rows: Rows, site: Site, source: Tensor) -> Memory | None:
     Raises:
         RoutingError: the cache cannot serve, or the mask does not say which tokens are padding.
     """
-    shelf = shelf_of(rows.routing, site)
+    shelf = history_of(rows.routing, site)
     if shelf is None:
         return None
     tokens = source.shape[1]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hfadapt import Site
 from hfadapt.architecture import LayerMap
-from hfadapt.method import sites
-from hfadapt.method.site import Tap
+from hfadapt.method import Tap, sites
 
 __all__ = ["sublayer_output", "sublayer_residual"]
 

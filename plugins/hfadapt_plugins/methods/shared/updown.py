@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
-from hfadapt.method.delta import FusionPart
+from hfadapt.method import FusionPart
 from hfadapt_kernels import TaskBatch, get_activation, parallel_adapter_norm
 
 from .gating import over_row
