@@ -254,12 +254,12 @@ def test_a_hook_that_raises_or_returns_something_else_is_left_out(install, monke
     install(
         Entry("bad", plugin(model_card_sections=model_card_sections)), Entry("good", plugin(model_card_sections=fine))
     )
-    found = plugins.call_each("model_card_sections", _no_sections, strict=False, model=None)
+    found = loading.call_each("model_card_sections", _no_sections, strict=False, model=None)
     assert [(r.name, sections) for r, sections in found] == [("good", ["## Limits"])]
     assert "model_card_sections" in record("bad").error
     plugins.reload()
     with pytest.raises(PluginError, match="bad-dist"):
-        plugins.call_each("model_card_sections", _no_sections, model=None)
+        loading.call_each("model_card_sections", _no_sections, model=None)
 
 
 class Odd(hfadapt.MethodConfig):
