@@ -2,14 +2,13 @@
 
 ``benchmarks/triton_static/table.json`` holds a row for each: source, configuration and target make its key. A change of
 either leaves a configuration without a row, and `test_every_committed_configuration_has_its_row` asks for a new table.
-One case of every kernel is compiled here again for two targets, and with HFADAPT_TEST_TRITON=1 all cases for all.
+One case of every kernel is compiled here again for two targets, and with ``-m triton`` all cases for all.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,14 @@ def test_nothing_spills_and_everything_fits(table):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target):
+@pytest.mark.parametrize("rows", ["sample", pytest.param("all", marks=pytest.mark.triton)])
+def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target, rows):
     from hfadapt_kernels import triton_static
 
-    of_target = [row for row in table["rows"] if row["target"] == target]
-    if os.environ.get("HFADAPT_TEST_TRITON") == "1":
-        chosen = of_target
-    else:
+    chosen = [row for row in table["rows"] if row["target"] == target]
+    if rows == "sample":
         # Every second kernel: each is compiled for two of the four targets.
-        chosen = triton_static.sample(of_target)[int(target in ("sm_90", "sm_100")) :: 2]
+        chosen = triton_static.sample(chosen)[int(target in ("sm_90", "sm_100")) :: 2]
     fresh = triton_static.run([target], only=[row["key"] for row in chosen], jobs=1)
     assert triton_static.problems(fresh) == []
     if table["versions"] == triton_static.versions():  # another compiler may allocate other registers
