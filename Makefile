@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test check lint imports types packaging plugin sanitize triton compile thorough oldest newest readme \
+.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton compile thorough oldest newest readme \
 	changelog hooks clean
 
 help: ## what can be made, which is this list
@@ -26,7 +26,12 @@ test: $(VENV)/.test ## create .venv, install, run the tests
 	$(PYTEST) -n $(JOBS) --dist worksteal --durations=15 tests
 
 # `make -j2 check` does two at a time; the one that only waits for the compiler begins first.
-check: sanitize lint imports types packaging plugin ## lint, imports, types, packaging, sanitize and plugin: what must hold beside the tests
+check: sanitize headers lint imports types packaging plugin ## headers, lint, imports, types, packaging, sanitize and plugin: what must hold beside the tests
+
+# Those of torch/ need torch's headers, and are built anyway.
+headers: ## every header of the C++ kernels compiled alone, as an editor reads it
+	find csrc -name '*.h' ! -path 'csrc/torch/*' -print0 | \
+		xargs -0 -n 1 -P $(JOBS) $(CXX) -std=c++17 -fsyntax-only -w -x c++
 
 lint: $(VENV)/.test ## style and format, by ruff
 	$(BIN)/ruff check .
@@ -87,7 +92,7 @@ hooks: $(VENV)/.test ## run style, format and import directions before every com
 	$(BIN)/pre-commit install
 
 # Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
-$(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*)
+$(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*/*.* csrc/ops/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) 'setuptools>=77' wheel ninja $(TORCH)
 	$(INSTALL) --no-build-isolation --editable '.[demo]'

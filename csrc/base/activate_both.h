@@ -1,5 +1,10 @@
 // An activation and its derivative, which share most of their work. Results of type bfloat16 are rounded to three digits, and
 // are computed to four.
+#pragma once
+#include "math.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 struct Activated {
   V value, slope;
@@ -35,3 +40,6 @@ static HFK_INLINE Activated activate_both(int code, V x) {
     default: return {activate(code, x), activate_derivative(code, x)};
   }
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

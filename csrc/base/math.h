@@ -1,5 +1,10 @@
 // Element-wise functions on V: exp, the normal distribution, tanh, the activations with their derivatives, and the
 // dropout hash. Errors are a few units in the last place on the ranges where the result matters.
+#pragma once
+#include "vec.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 static HFK_INLINE V vexp(V x) {
   V clamped = vmin(broadcast(88.7f), vmax(broadcast(-87.3f), x));
@@ -132,3 +137,42 @@ static HFK_INLINE V dropout_factor(const Dropout& d, uint32_t row_hash, int64_t 
   VU h = mix_bits<VU>(((lane + uint32_t(col)) * 0x9e3779b9u) + row_hash);
   return h >= d.threshold ? broadcast(d.scale) : zero();
 }
+
+constexpr double kExactLog2e = 1.44269504088896341;
+constexpr float kLog2e = float(kExactLog2e);
+
+// 2^x for x <= 0 and -inf; NaN stays NaN. `fine` has float32 accuracy, else 3e-6: enough under bfloat16 rounding. Below
+// 2^-125 it is 0, without computing anything smaller: a subnormal result costs more than a hundred cycles.
+template <bool fine>
+static HFK_INLINE V exp2_nonpositive(V x) {
+  const V lowest = broadcast(-125.f);
+#if defined(__AVX512F__)
+  const __mmask16 seen = _mm512_cmp_ps_mask((__m512)x, (__m512)lowest, _CMP_NLT_UQ);
+  V n = (V)_mm512_maskz_roundscale_ps(seen, (__m512)x, 8), f = (V)_mm512_maskz_sub_ps(seen, (__m512)x, (__m512)n), p;
+#else
+  V bounded = x < lowest ? lowest : x;
+  V magic = broadcast(12582912.f), shifted = bounded + magic, n = shifted - magic, f = bounded - n, p;
+#endif
+  if (fine) {
+    p = fma(broadcast(1.534581038e-4f), f, broadcast(1.339993121e-3f));
+    p = fma(p, f, broadcast(9.618488963e-3f));
+    p = fma(p, f, broadcast(5.550328777e-2f));
+    p = fma(p, f, broadcast(0.2402264689f));
+    p = fma(p, f, broadcast(0.6931472057f));
+    p = fma(p, f, broadcast(1.f));
+  } else {
+    p = fma(broadcast(9.570100019e-3f), f, broadcast(5.591786017e-2f));
+    p = fma(p, f, broadcast(0.2402474487f));
+    p = fma(p, f, broadcast(0.6931218148f));
+    p = fma(p, f, broadcast(0.9999992614f));
+  }
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)n);
+#else
+  V y = (V)(((VI)shifted - (VI)magic + 127) << 23) * p;
+  return x < lowest ? zero() : y;
+#endif
+}
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

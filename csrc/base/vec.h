@@ -1,5 +1,27 @@
 // One vector type V of VL floats per instruction set, written with GCC vector extensions; intrinsics only where the
-// extension has no word for it. Included inside a namespace per instruction set (isa.h).
+// extension has no word for it. Every header of a kernel is
+// compiled once per instruction set, each time in a namespace of its own.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <cmath>
+
+#include "common.h"
+
+// isa/*.cpp name the namespace. An editor that reads one header alone does not.
+#if !defined(HFK_NAMESPACE)
+#define HFK_NAMESPACE alone
+#endif
+
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+#pragma GCC diagnostic ignored "-Wunused-function"
+// gcc 12 reports its own _mm512_undefined_* headers.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 #if defined(__AVX512F__)
 constexpr int VL = 16;
@@ -120,3 +142,6 @@ static HFK_INLINE float hmax(V v) {
 }
 
 static HFK_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

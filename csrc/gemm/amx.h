@@ -1,6 +1,12 @@
 // bf16 product on AMX tiles: 2 x 2 tiles of 16 x 16 float32 accumulators, K in steps of 32.
 // A: round_up(M, 16) readable rows of padded_k(K) elements (rows at or beyond M may hold anything); k stride 1.
+#pragma once
+#include "pack.h"
 
+namespace hfk {
+namespace HFK_NAMESPACE {
+
+#if defined(__AMX_TILE__)
 // Configures the tile registers for its lifetime and puts back what was there: other libraries use them too.
 struct TileConfig {
   struct alignas(64) Layout {
@@ -101,3 +107,7 @@ static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K
     }
   }
 }
+#endif
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

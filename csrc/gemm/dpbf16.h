@@ -1,4 +1,11 @@
 // bf16 product with vdpbf16ps: A rows of padded_k(K) elements with k stride 1, pairs broadcast as dwords.
+#pragma once
+#include "pack.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
+
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
 template <int MR, int NV, class Epi>
 static HFK_INLINE void tile(int64_t K, const bf16* A, int64_t am, const bf16* B, Epi&& epi) {
   __m512 c[MR][NV];
@@ -48,3 +55,12 @@ static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const bf16* A, int6
     }
   }
 }
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
+                                                 const bf16* B, float* C, int64_t ldc) {
+  gemm(M, N, K, A, am, 1, B,
+       [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
+}
+#endif
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -3,6 +3,11 @@
 // A panel holds PW columns. E = float: [N / PW][K][PW]. E = bf16: pairs along K side by side, as vdpbf16ps and the AMX
 // tile product want them, 32 columns at a time so that what a tile product reads is contiguous (a wider row spreads it
 // over half of the cache's sets): [N / PW][PW / 32][Kp / 2][32][2] with Kp = K rounded up to 32. Padding is zero.
+#pragma once
+#include "../base/vec.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 constexpr int NV_PANEL = VL == 16 ? 4 : 2;
 constexpr int PW = VL * NV_PANEL;
@@ -184,3 +189,6 @@ static void pack(int64_t K, int64_t N, const T* s, int64_t sk, int64_t sn, E* d,
     pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel);
   }
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

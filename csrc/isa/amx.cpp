@@ -1,2 +1,2 @@
 #define HFK_NAMESPACE amx
-#include "isa.h"
+#include "table.h"

@@ -1,2 +1,2 @@
 #define HFK_NAMESPACE avx2
-#include "isa.h"
+#include "table.h"

@@ -1,2 +1,2 @@
 #define HFK_NAMESPACE avx512bf16
-#include "isa.h"
+#include "table.h"

@@ -1,13 +1,13 @@
 // The table of kernels of one instruction set, and the one in use.
 #pragma once
-#include "args.h"
+#include "../ops/ops.h"
 
 namespace hfk {
 
 struct Kernels {
-#define HFK_OP(name, Args) void (*name)(const Args&);
-#include "ops.inc"
-#undef HFK_OP
+#define HFK_ENTRY(name, Args) void (*name)(const Args&);
+  HFK_OPS(HFK_ENTRY)
+#undef HFK_ENTRY
 };
 
 // Ordered from slowest to fastest; the names stand in hfadapt_kernels/native.py.

@@ -1,2 +1,2 @@
 #define HFK_NAMESPACE generic
-#include "isa.h"
+#include "table.h"

@@ -1,31 +1,23 @@
-// Compiles every kernel into the namespace HFK_NAMESPACE and fills its table. Each isa_*.cpp sets the name and is built
-// with its own -m flags.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <cmath>
-
+// Compiles every kernel into the namespace HFK_NAMESPACE and fills its table. The files beside this one set the name and
+// are built with their own -m flags.
+#pragma once
+#include "../ops/adapter_fusion/kernels.h"
+#include "../ops/frozen_linear/kernels.h"
+#include "../ops/grouped_lora/backward.h"
+#include "../ops/pal_attention/backward.h"
+#include "../ops/parallel_adapter_norm/backward.h"
+#include "../ops/prefix_attention/backward.h"
 #include "dispatch.h"
-
-#pragma GCC diagnostic ignored "-Wignored-attributes"
-#pragma GCC diagnostic ignored "-Wunused-function"
-// gcc 12 reports its own _mm512_undefined_* headers.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 
 namespace hfk {
 namespace HFK_NAMESPACE {
-#include "vec.h"
-#include "math.h"
-#include "pack.h"
-#include "gemm.h"
-#include "kernels.inc"
 
 extern const Kernels table;
 const Kernels table = {
-#define HFK_OP(name, Args) name,
-#include "ops.inc"
-#undef HFK_OP
+#define HFK_ENTRY(name, Args) name,
+    HFK_OPS(HFK_ENTRY)
+#undef HFK_ENTRY
 };
+
 }  // namespace HFK_NAMESPACE
 }  // namespace hfk

@@ -1,5 +1,5 @@
 // adapter_fusion: border to torch.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {

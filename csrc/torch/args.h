@@ -1,4 +1,4 @@
-// Reads and checks op arguments at the border to torch (bind_*.cpp only; never in instruction-set files).
+// Reads and checks op arguments at the border to torch (the files beside this one only; never in instruction-set files).
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
+#include "../isa/dispatch.h"
 
 namespace hfk {
 

@@ -1,25 +1,25 @@
 // The schemas of all C++ ops, in one place. They are internal (namespace hfadapt_cpu): hfadapt_kernels/<op>/cpu.py
 // checks arguments, allocates the outputs and calls them below autograd.
-#include "torch_args.h"
+#include "args.h"
 
 STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
   m.def("isa(int wanted) -> int");
   m.def("keeps_results() -> bool");
   m.def("result(Tensor like, int[] shape) -> Tensor");
-  m.def("linear_packed_bytes(int weight_type, int K, int N) -> int");
+  m.def("frozen_linear_packed_bytes(int weight_type, int K, int N) -> int");
   m.def(
-      "linear_pack(Tensor weight, bool transposed, int weight_type, Tensor? scale, Tensor? k_scale, "
+      "frozen_linear_pack(Tensor weight, bool transposed, int weight_type, Tensor? scale, Tensor? k_scale, "
       "Tensor(a!) packed) -> ()");
   m.def(
-      "linear_forward(Tensor x, Tensor packed, int weight_type, Tensor? scale, Tensor? bias, int activation, "
+      "frozen_linear_forward(Tensor x, Tensor packed, int weight_type, Tensor? scale, Tensor? bias, int activation, "
       "Tensor(a!) out) -> ()");
   m.def(
-      "adapter_norm_forward(Tensor x, Tensor? residual, Tensor h, Tensor[] down, Tensor[] up, Tensor[] down_bias, "
+      "parallel_adapter_norm_forward(Tensor x, Tensor? residual, Tensor h, Tensor[] down, Tensor[] up, Tensor[] down_bias, "
       "Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? norm_bias, Tensor? ids, "
       "Tensor? seed, int activation, int norm, float eps, float norm_offset, float dropout, Tensor(a!) out, "
       "Tensor(b!)? z, Tensor(c!)? pre, Tensor(d!)? mean, Tensor(e!)? rstd) -> ()");
   m.def(
-      "adapter_norm_backward(Tensor dout, Tensor? z, Tensor pre, Tensor? mean, Tensor? rstd, Tensor h, Tensor[] down, "
+      "parallel_adapter_norm_backward(Tensor dout, Tensor? z, Tensor pre, Tensor? mean, Tensor? rstd, Tensor h, Tensor[] down, "
       "Tensor[] up, Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? ids, "
       "Tensor? seed, int activation, int norm, float norm_offset, float dropout, Tensor(a!)? dz, Tensor(b!)? dh, "
       "Tensor(c!)[] grads) -> ()");

@@ -1,23 +1,23 @@
 // frozen_linear: border to torch.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {
 
-int64_t linear_packed_bytes(int64_t weight_type, int64_t K, int64_t N) {
+int64_t frozen_linear_packed_bytes(int64_t weight_type, int64_t K, int64_t N) {
   int64_t bytes = 0;
-  kernels().linear_size({WeightType(weight_type), K, N, &bytes});
+  kernels().frozen_linear_size({WeightType(weight_type), K, N, &bytes});
   return bytes;
 }
 
 void check_packed(const Tensor& packed, int64_t weight_type, int64_t K, int64_t N) {
   HFK_CHECK(weight_type >= 0 && weight_type <= 2, "frozen_linear: weight_type: expected 0..2, got ", weight_type);
-  const int64_t bytes = linear_packed_bytes(weight_type, K, N);
+  const int64_t bytes = frozen_linear_packed_bytes(weight_type, K, N);
   HFK_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() && packed.numel() == bytes,
             "frozen_linear: packed: expected ", bytes, " bytes for this instruction set, got ", packed.numel());
 }
 
-void linear_pack(const Tensor& weight, bool transposed, int64_t weight_type, OptTensor scale, OptTensor k_scale,
+void frozen_linear_pack(const Tensor& weight, bool transposed, int64_t weight_type, OptTensor scale, OptTensor k_scale,
                  Tensor packed) {
   HFK_CHECK(weight.dim() == 2, "frozen_linear: weight: expected 2 axes, got ", weight.dim());
   // The operand of x W^T is W^T (K = inputs, N = outputs); that of the gradient is W.
@@ -33,10 +33,10 @@ void linear_pack(const Tensor& weight, bool transposed, int64_t weight_type, Opt
   HFK_CHECK(weight_type != 2 || scale.has_value() || k_scale.has_value(), "frozen_linear: int8 needs a scale");
   a.scale = ptr_of<float>(scale), a.k_scale = ptr_of<float>(k_scale);
   a.packed = packed.data_ptr();
-  kernels().linear_pack(a);
+  kernels().frozen_linear_pack(a);
 }
 
-void linear_forward(const Tensor& x, const Tensor& packed, int64_t weight_type, OptTensor scale, OptTensor bias,
+void frozen_linear_forward(const Tensor& x, const Tensor& packed, int64_t weight_type, OptTensor scale, OptTensor bias,
                     int64_t activation, Tensor out) {
   HFK_CHECK(x.dim() == 2 && out.dim() == 2 && x.size(0) == out.size(0), "frozen_linear: x and out: expected [M, K] "
             "and [M, N]");
@@ -52,16 +52,16 @@ void linear_forward(const Tensor& x, const Tensor& packed, int64_t weight_type, 
   a.weight_type = WeightType(weight_type);
   a.scale = ptr_of<float>(scale), a.bias = ptr_of<float>(bias);
   a.activation = int(activation);
-  if (a.M > 0 && a.N > 0) kernels().linear_forward(a);
+  if (a.M > 0 && a.N > 0) kernels().frozen_linear_forward(a);
 }
 
 }  // namespace
 }  // namespace hfk
 
 STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
-  m.impl("linear_pack", TORCH_BOX(&hfk::linear_pack));
-  m.impl("linear_forward", TORCH_BOX(&hfk::linear_forward));
+  m.impl("frozen_linear_pack", TORCH_BOX(&hfk::frozen_linear_pack));
+  m.impl("frozen_linear_forward", TORCH_BOX(&hfk::frozen_linear_forward));
 }
 STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
-  m.impl("linear_packed_bytes", TORCH_BOX(&hfk::linear_packed_bytes));
+  m.impl("frozen_linear_packed_bytes", TORCH_BOX(&hfk::frozen_linear_packed_bytes));
 }

@@ -1,5 +1,5 @@
 // grouped_lora: border to torch. Sorts the rows by task and cuts them into tiles.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {
@@ -127,7 +127,7 @@ void forward(const Tensor& x, OptTensor y, std::vector<Tensor> a, std::vector<Te
     check_flat(low, rows * args.max_rank, args.type, "grouped_lora: low");
     args.low = low.data_ptr(), args.low_stride = args.max_rank;
   }
-  if (rows > 0 && args.O > 0 && args.Din > 0) kernels().lora_forward(args);
+  if (rows > 0 && args.O > 0 && args.Din > 0) kernels().grouped_lora_forward(args);
 }
 
 void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vector<Tensor> a, std::vector<Tensor> b,
@@ -152,7 +152,7 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vecto
     if (da[t].numel() > 0) check_flat(da[t], a[t].numel(), args.type, "grouped_lora: da"), plan.tasks[t].da = da[t].data_ptr();
     if (db[t].numel() > 0) check_flat(db[t], b[t].numel(), args.type, "grouped_lora: db"), plan.tasks[t].db = db[t].data_ptr();
   }
-  if (args.O > 0 && args.Din > 0) kernels().lora_backward(args);
+  if (args.O > 0 && args.Din > 0) kernels().grouped_lora_backward(args);
 }
 
 }  // namespace

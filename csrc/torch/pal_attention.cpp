@@ -1,5 +1,5 @@
 // pal_attention: border to torch.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {
@@ -128,7 +128,7 @@ void forward(const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vecto
     check_flat(pre, a.B * a.T * a.D, a.type, "pal_attention: pre");
     a.slope = pre.data_ptr();
   }
-  if (a.T > 0 && a.D > 0) kernels().pal_forward(a);
+  if (a.T > 0 && a.D > 0) kernels().pal_attention_forward(a);
 }
 
 void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vector<int64_t> present,
@@ -151,7 +151,7 @@ void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor
     check_flat(dx, a.B * a.T * a.D, a.type, "pal_attention: dx");
     a.dx = dx.data_ptr();
   }
-  if (a.T > 0 && a.D > 0) kernels().pal_backward(a);
+  if (a.T > 0 && a.D > 0) kernels().pal_attention_backward(a);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // parallel_adapter_norm: border to torch.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {
@@ -89,7 +89,7 @@ struct Call {
     }
     a.h = h.data_ptr();
     int64_t block = 0;
-    kernels().adapter_norm_block_rows({a.type, a.max_rank, &block});
+    kernels().parallel_adapter_norm_block_rows({a.type, a.max_rank, &block});
     const int64_t batch = ids.has_value() ? ids->numel() : a.rows;
     plan.emplace(ptr_of<const int64_t>(ids), batch, batch ? a.rows / batch : 1, a.num_tasks, block);
     a.plan = &*plan;
@@ -120,7 +120,7 @@ void forward(const Tensor& x, const OptTensor residual, const Tensor& h, std::ve
   HFK_CHECK(!rstd.has_value() || a.norm != Norm::layer || mean.has_value(), kOp, "mean: missing for a layer norm");
   a.x = x.data_ptr(), a.residual = ptr_of<void>(residual), a.out = out.data_ptr();
   a.z = ptr_of<void>(z), a.pre = ptr_of<void>(pre), a.mean = ptr_of<float>(mean), a.rstd = ptr_of<float>(rstd);
-  if (size > 0) kernels().adapter_norm_forward(a);
+  if (size > 0) kernels().parallel_adapter_norm_forward(a);
 }
 
 // grads: for each task down, up, down_bias, up_bias, scale (a tensor without elements: not wanted), then the norm's
@@ -164,13 +164,13 @@ void backward(const Tensor& dout, OptTensor z, const Tensor& pre, OptTensor mean
   a.z = ptr_of<void>(z), a.pre = pre.data_ptr(), a.mean = ptr_of<float>(mean), a.rstd = ptr_of<float>(rstd);
   g.dout = dout.data_ptr(), g.dz = ptr_of<void>(dz), g.dh = ptr_of<void>(dh);
   g.forward = a;
-  kernels().adapter_norm_backward(g);
+  kernels().parallel_adapter_norm_backward(g);
 }
 
 }  // namespace
 }  // namespace hfk
 
 STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
-  m.impl("adapter_norm_forward", TORCH_BOX(&hfk::forward));
-  m.impl("adapter_norm_backward", TORCH_BOX(&hfk::backward));
+  m.impl("parallel_adapter_norm_forward", TORCH_BOX(&hfk::forward));
+  m.impl("parallel_adapter_norm_backward", TORCH_BOX(&hfk::backward));
 }

@@ -1,5 +1,5 @@
 // prefix_attention: border to torch.
-#include "torch_args.h"
+#include "args.h"
 
 namespace hfk {
 namespace {

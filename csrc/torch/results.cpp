@@ -1,5 +1,5 @@
 // Large results of ops in memory that later calls use again (runtime.cpp).
-#include "torch_args.h"
+#include "args.h"
 
 // torch 2.11 and later; earlier ones cannot be told what to do with memory that is no longer used.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(

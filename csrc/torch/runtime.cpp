@@ -10,7 +10,7 @@
 #include <mutex>
 #include <new>
 
-#include "common.h"
+#include "../base/common.h"
 
 namespace hfk {
 

@@ -1,5 +1,6 @@
 // The core of AdapterFusion: from products [tokens, M] and the bottlenecks z_n to the weights p and p z.
 #pragma once
+#include "../../base/common.h"
 
 namespace hfk {
 

@@ -1,4 +1,10 @@
 // adapter_fusion: scores, dropout, softmax over the adapters and weighting, one pass over each token's M columns.
+#pragma once
+#include "../../base/math.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 template <class T>
 static HFK_INLINE float fusion_dot(const T* a, const T* b, int64_t n) {
@@ -104,3 +110,6 @@ static void adapter_fusion_forward(const AdapterFusionForwardArgs& a) {
 static void adapter_fusion_backward(const AdapterFusionBackwardArgs& a) {
   a.type == DType::f32 ? adapter_fusion_backward_t<float>(a) : adapter_fusion_backward_t<bf16>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -1,5 +1,6 @@
 // out = activation(x W^T * scale + bias) with W packed.
 #pragma once
+#include "../../base/common.h"
 
 namespace hfk {
 
@@ -12,7 +13,7 @@ struct LinearArgs {
   void* out;              // [M, N], contiguous
   int64_t M, N, K, x_stride;
   WeightType weight_type;
-  const void* packed;     // panels, made by linear_pack on the same instruction set
+  const void* packed;     // panels, made by frozen_linear_pack on the same instruction set
   const float* scale;     // [N] per output, or null
   const float* bias;      // [N], or null
   int activation;

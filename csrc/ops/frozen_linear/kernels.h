@@ -1,9 +1,16 @@
 // frozen_linear: the packed product with bias and activation in the epilogue.
+#pragma once
+#include "../../base/math.h"
+#include "../../gemm/gemm.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // The element type that panels of bfloat16 and int8 are multiplied in.
 typedef Elem<bf16> LowElem;
 
-static void linear_size(const LinearSizeArgs& a) {
+static void frozen_linear_size(const LinearSizeArgs& a) {
   switch (a.weight_type) {
     case WeightType::f32: *a.bytes = packed_size<float>(a.K, a.N) * 4; break;
     case WeightType::bf16: *a.bytes = packed_size<LowElem>(a.K, a.N) * int64_t(sizeof(LowElem)); break;
@@ -29,7 +36,7 @@ static void pack_int8_panel(int64_t K, int64_t n0, int64_t N, const T* w, const 
 }
 
 template <class T>
-static void linear_pack_t(const LinearPackArgs& a) {
+static void frozen_linear_pack_t(const LinearPackArgs& a) {
   const T* w = static_cast<const T*>(a.weight);
   parallel(ceil_div(a.N, PW), [&](int64_t p0, int64_t p1) {
     switch (a.weight_type) {
@@ -56,8 +63,8 @@ static void linear_pack_t(const LinearPackArgs& a) {
     }
   });
 }
-static void linear_pack(const LinearPackArgs& a) {
-  a.type == DType::f32 ? linear_pack_t<float>(a) : linear_pack_t<bf16>(a);
+static void frozen_linear_pack(const LinearPackArgs& a) {
+  a.type == DType::f32 ? frozen_linear_pack_t<float>(a) : frozen_linear_pack_t<bf16>(a);
 }
 
 // count is a multiple of VL. Every int8 is exact in bf16, so rounding never happens here.
@@ -114,7 +121,7 @@ static LinearBlocks linear_blocks(int64_t M, int64_t K) {
 }
 
 template <class T, class E>
-static void linear_t(const LinearArgs& a) {
+static void frozen_linear_forward_t(const LinearArgs& a) {
   const LinearBlocks cut = linear_blocks<E>(a.M, a.K);
   const int64_t panels = ceil_div(a.N, PW), blocks = cut.blocks;
   // With few row blocks the panels are shared out as well.
@@ -148,9 +155,12 @@ static void linear_t(const LinearArgs& a) {
   });
 }
 
-static void linear_forward(const LinearArgs& a) {
+static void frozen_linear_forward(const LinearArgs& a) {
   if (a.weight_type == WeightType::f32)
-    a.type == DType::f32 ? linear_t<float, float>(a) : linear_t<bf16, float>(a);
+    a.type == DType::f32 ? frozen_linear_forward_t<float, float>(a) : frozen_linear_forward_t<bf16, float>(a);
   else
-    a.type == DType::f32 ? linear_t<float, LowElem>(a) : linear_t<bf16, LowElem>(a);
+    a.type == DType::f32 ? frozen_linear_forward_t<float, LowElem>(a) : frozen_linear_forward_t<bf16, LowElem>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

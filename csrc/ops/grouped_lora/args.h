@@ -1,5 +1,6 @@
 // out = y + s_t (drop(x) A_t^T) B_t^T for rows of different tasks t, and its gradients.
 #pragma once
+#include "../../base/common.h"
 
 namespace hfk {
 

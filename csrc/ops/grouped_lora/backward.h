@@ -1,5 +1,10 @@
 // grouped_lora backward. First the rows: g = grad B and dx = s g A, tile by tile. Then the weights, cut over their
 // columns so that every element is one sum over the task's rows in order: dA = (s g)^T x and dB^T = (s low)^T grad.
+#pragma once
+#include "forward.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 constexpr int64_t kLoraWeightColumns = 128;  // columns of a weight gradient that one work item sums
 // Rows of x or grad that are summed at a time: rows of 768 floats share few sets of the first-level cache.
@@ -155,7 +160,7 @@ static bool lora_by_task(const LoraArgs& a) {
 
 // Bits are the same either way: an element is one sum over the rows of its task, in their order.
 template <class T, class E>
-static void lora_backward_t(const LoraArgs& a) {
+static void grouped_lora_backward_t(const LoraArgs& a) {
   const LoraBackward<T, E> run(a);
   const int64_t items = lora_weight_items(run);
   const bool needs_weights = run.needs_da || run.needs_db;
@@ -195,6 +200,9 @@ static void lora_backward_t(const LoraArgs& a) {
   }
 }
 
-static void lora_backward(const LoraArgs& a) {
-  a.type == DType::f32 ? lora_backward_t<float, float>(a) : lora_backward_t<bf16, Elem<bf16>>(a);
+static void grouped_lora_backward(const LoraArgs& a) {
+  a.type == DType::f32 ? grouped_lora_backward_t<float, float>(a) : grouped_lora_backward_t<bf16, Elem<bf16>>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

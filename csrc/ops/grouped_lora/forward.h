@@ -1,10 +1,19 @@
 // grouped_lora forward: rows of one task at a time, down to the rank and up again while the rank rows are in cache.
+#pragma once
+#include "../../base/math.h"
+#include "../../base/vectors.h"
+#include "../../gemm/dot8.h"
+#include "../../gemm/gemm.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Rank rows are padded to full vectors, and to what the dot products write.
 constexpr int64_t kRankPad = VL > kDotRank ? VL : kDotRank;
 
 template <class E>
-static HFK_INLINE bool lora_uses_dots(int64_t R) {  // see dot8_rows in adapter_norm.h
+static HFK_INLINE bool lora_uses_dots(int64_t R) {
   return sizeof(E) == 4 && R <= kDotRank;
 }
 // Elements of the operand that takes rows of K values to the rank, and of the one that takes the rank to N values.
@@ -256,7 +265,7 @@ struct LoraPacks {
 };
 
 template <class T, class E>
-static void lora_forward_t(const LoraArgs& a) {
+static void grouped_lora_forward_t(const LoraArgs& a) {
   const LoraPacks<T, E> packs(a, false, true);
   const int64_t ldc = round_up(a.max_rank, kRankPad);
   parallel(a.tiles, [&](int64_t i0, int64_t i1) {
@@ -295,6 +304,9 @@ static void lora_forward_t(const LoraArgs& a) {
   });
 }
 
-static void lora_forward(const LoraArgs& a) {
-  a.type == DType::f32 ? lora_forward_t<float, float>(a) : lora_forward_t<bf16, Elem<bf16>>(a);
+static void grouped_lora_forward(const LoraArgs& a) {
+  a.type == DType::f32 ? grouped_lora_forward_t<float, float>(a) : grouped_lora_forward_t<bf16, Elem<bf16>>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

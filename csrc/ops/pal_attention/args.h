@@ -1,5 +1,6 @@
 // act(V_D MHA(V_E x)) for sequences of different tasks, and its gradients.
 #pragma once
+#include "../../base/common.h"
 
 namespace hfk {
 

@@ -1,14 +1,12 @@
 // pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in the tensors' type, then the
-// weights (pal_attention_weights.h).
+// weights (weights.h).
+#pragma once
+#include "../prefix_attention/backward.h"
+#include "forward.h"
+#include "weights.h"
 
-// Gradients of rank rows, [B * T][Sp] each: projected, mixed, query, key, value, encoded; and of the decoder's output.
-template <class T>
-struct PalGrads {
-  Shared<T> projected, mixed, query, key, value, encoded, decoded;
-  explicit PalGrads(const PalArgs& a)
-      : projected(a.pieces > 5 ? a.B * a.T * a.Sp : 0), mixed(a.B * a.T * a.Sp), query(a.B * a.T * a.Sp),
-        key(a.B * a.T * a.Sp), value(a.B * a.T * a.Sp), encoded(a.B * a.T * a.Sp), decoded(a.slope ? a.B * a.T * a.D : 0) {}
-};
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // grad times the derivative of the activation, for the rows of a tile; returns them as rows of the product.
 template <class T, class E>
@@ -78,11 +76,8 @@ static void pal_encoder_rows(const PalArgs& a, const PalWeight<E>* squares, cons
   }
 }
 
-template <class T, class E>
-static void pal_backward_weights(const PalArgs& a, const PalGrads<T>& g);
-
 template <class T>
-static void pal_backward_t(const PalArgs& a) {
+static void pal_attention_backward_t(const PalArgs& a) {
   typedef Elem<T> E;
   PalGrads<T> g(a);
   T* const own[3] = {g.query, g.key, g.value};
@@ -128,6 +123,9 @@ static void pal_backward_t(const PalArgs& a) {
   pal_backward_weights<T, E>(a, g);
 }
 
-static void pal_backward(const PalArgs& a) {
-  a.type == DType::f32 ? pal_backward_t<float>(a) : pal_backward_t<bf16>(a);
+static void pal_attention_backward(const PalArgs& a) {
+  a.type == DType::f32 ? pal_attention_backward_t<float>(a) : pal_attention_backward_t<bf16>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

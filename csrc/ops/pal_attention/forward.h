@@ -1,5 +1,12 @@
 // pal_attention forward, in three sweeps that each keep their rows in cache: tiles of tokens through encoder, query, key
 // and value; heads of sequences through attention; tiles through output projection, decoder and activation.
+#pragma once
+#include "../../base/activate_both.h"
+#include "../prefix_attention/forward.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Rows of width D that are computed at a time. With fewer, weights pass through the first-level cache more often.
 template <class E>
@@ -168,7 +175,7 @@ static void pal_clear(const PalArgs& a, int64_t b) {
 }
 
 template <class T>
-static void pal_forward_t(const PalArgs& a) {
+static void pal_attention_forward_t(const PalArgs& a) {
   typedef Elem<T> E;
   auto rows_of = [&](int piece, const PalTile& t, int64_t* am) {
     return pal_rank_rows<E>(a, t.rows, pal_hidden<T>(a, piece, t.row), am);
@@ -229,6 +236,9 @@ static void pal_forward_t(const PalArgs& a) {
   });
 }
 
-static void pal_forward(const PalArgs& a) {
-  a.type == DType::f32 ? pal_forward_t<float>(a) : pal_forward_t<bf16>(a);
+static void pal_attention_forward(const PalArgs& a) {
+  a.type == DType::f32 ? pal_attention_forward_t<float>(a) : pal_attention_forward_t<bf16>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

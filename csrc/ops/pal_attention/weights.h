@@ -1,5 +1,19 @@
 // pal_attention backward, the weights: gradient[out][in] = the sum over a task's tokens of coefficient[out] source[in].
 // Cut into squares of the gradient, each one sum over the tokens in order.
+#pragma once
+#include "forward.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
+
+// Gradients of rank rows, [B * T][Sp] each: projected, mixed, query, key, value, encoded; and of the decoder's output.
+template <class T>
+struct PalGrads {
+  Shared<T> projected, mixed, query, key, value, encoded, decoded;
+  explicit PalGrads(const PalArgs& a)
+      : projected(a.pieces > 5 ? a.B * a.T * a.Sp : 0), mixed(a.B * a.T * a.Sp), query(a.B * a.T * a.Sp),
+        key(a.B * a.T * a.Sp), value(a.B * a.T * a.Sp), encoded(a.B * a.T * a.Sp), decoded(a.slope ? a.B * a.T * a.D : 0) {}
+};
 
 constexpr int64_t kPalWeightSide = 256;
 constexpr int64_t kPalWeightTokens = 256;  // that one product sums
@@ -116,3 +130,6 @@ static void pal_backward_weights(const PalArgs& a, const PalGrads<T>& g) {
     }
   });
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

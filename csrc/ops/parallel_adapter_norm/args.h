@@ -1,6 +1,6 @@
 // out = norm(x [+ residual] + s * (up(drop(act(down(h) + down_bias))) + up_bias)), tasks by row.
 #pragma once
-#include "rows.h"
+#include "../../base/rows.h"
 
 namespace hfk {
 

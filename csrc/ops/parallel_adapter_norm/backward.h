@@ -3,6 +3,12 @@
 // Phase 1 goes over blocks of rows: gradient through the norm (dz), bottleneck gradients, dh; sums over rows of a block
 // go to that block's own partial sums. Phase 2 goes over column panels of the weight gradients: each is one product over
 // all rows of a task in their order. Phase 3 adds the partial sums in order. No result depends on the thread count.
+#pragma once
+#include "forward.h"
+#include "weights.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // What phase 1 leaves for the other phases.
 template <class E>
@@ -295,7 +301,7 @@ static void adapter_backward_sums(const AdapterBackward<T>& run) {
 }
 
 template <class T>
-static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
+static void parallel_adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
   const AdapterNormArgs& a = g.forward;
   const AdapterBackward<T> run{g};
   const int64_t D = a.D, Dp = run.Dp, rv = run.rv, blocks = a.plan->count;
@@ -353,6 +359,9 @@ static void adapter_norm_backward_t(const AdapterNormBackwardArgs& g) {
   }
 }
 
-static void adapter_norm_backward(const AdapterNormBackwardArgs& g) {
-  g.forward.type == DType::f32 ? adapter_norm_backward_t<float>(g) : adapter_norm_backward_t<bf16>(g);
+static void parallel_adapter_norm_backward(const AdapterNormBackwardArgs& g) {
+  g.forward.type == DType::f32 ? parallel_adapter_norm_backward_t<float>(g) : parallel_adapter_norm_backward_t<bf16>(g);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -2,6 +2,15 @@
 //
 // Rows are cut into blocks of one task. A block runs down product, activation, up product and the row pass (residual,
 // norm) while its rows are in cache; x, residual and h are read once and out is written once.
+#pragma once
+#include "../../base/math.h"
+#include "../../base/vectors.h"
+#include "../../gemm/gemm.h"
+#include "args.h"
+#include "pack.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Rows of the product up that wait for the pass over them: few floats, so that they stay in the first-level cache, unless
 // the weights, which every such product reads, are large beside that.
@@ -37,26 +46,6 @@ static __attribute__((noinline)) void adapter_activate(const AdapterNormArgs& a,
     }
     for (; n < Kp; n++) from_float(0.f, t[m * Kp + n]);
   }
-}
-
-template <bool B>
-struct Flag {
-  static constexpr bool value = B;
-};
-// body(n, full) over [0, D) in vectors; the last one may be partial (full = false).
-template <class F>
-static HFK_INLINE void for_vectors(int64_t D, F&& body) {
-  int64_t n = 0;
-  for (; n + VL <= D; n += VL) body(n, Flag<true>());
-  if (n < D) body(n, Flag<false>());
-}
-template <bool full, class T>
-static HFK_INLINE V get(const T* p, int64_t left) {
-  return full ? load(p) : load_first(p, left);
-}
-template <bool full, class T>
-static HFK_INLINE void put(T* p, V v, int64_t left) {
-  full ? store(p, v) : store_first(p, v, left);
 }
 
 // Asks for a row that the next block reads: the hardware prefetcher does not see that far.
@@ -176,7 +165,7 @@ static void adapter_up(const AdapterNormArgs& a, const RowBlock& b, const RowBlo
 }
 
 template <class T>
-static void adapter_norm_forward_t(const AdapterNormArgs& a) {
+static void parallel_adapter_norm_forward_t(const AdapterNormArgs& a) {
   typedef Elem<T> E;
   Shared<float> norm_memory(2 * round_up(a.D, VL));
   const NormWeights norm = norm_floats<T>(a, norm_memory);
@@ -218,9 +207,12 @@ static void adapter_norm_forward_t(const AdapterNormArgs& a) {
     }
   });
 }
-static void adapter_norm_forward(const AdapterNormArgs& a) {
-  a.type == DType::f32 ? adapter_norm_forward_t<float>(a) : adapter_norm_forward_t<bf16>(a);
+static void parallel_adapter_norm_forward(const AdapterNormArgs& a) {
+  a.type == DType::f32 ? parallel_adapter_norm_forward_t<float>(a) : parallel_adapter_norm_forward_t<bf16>(a);
 }
-static void adapter_norm_block_rows(const AdapterBlockRows& a) {
+static void parallel_adapter_norm_block_rows(const AdapterBlockRows& a) {
   *a.rows = a.type == DType::f32 ? adapter_block_rows<float>(a.max_rank) : adapter_block_rows<Elem<bf16>>(a.max_rank);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

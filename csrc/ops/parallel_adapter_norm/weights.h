@@ -1,5 +1,11 @@
 // parallel_adapter_norm, backward: the tape of bottleneck rows that the blocks leave, and the products of the weight
 // gradients with it.
+#pragma once
+#include "../../gemm/gemm.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Rows of a tape that the weight products read for a rank. Floats stand in groups of rows, side by side (gemm_add_grouped);
 // bfloat16 along the rows of the task, 16 at a time.
@@ -110,3 +116,6 @@ static void adapter_weight_panels(const TaskRows& rows, int64_t rank, const E* A
     }
   }
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -1,6 +1,7 @@
 // Attention over a per-task prefix and the row's own keys. Shape letters: B rows, H query heads, G key heads, Tq queries,
 // Tk keys, D head dimension, P prefix length.
 #pragma once
+#include "../../base/common.h"
 
 namespace hfk {
 

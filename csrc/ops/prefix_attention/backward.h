@@ -1,8 +1,14 @@
 // prefix_attention backward. One work item is one key head of a unit: up to kPrefixUnitRows batch rows of one task. It
 // recomputes the probabilities, and sums the gradients of its prefix over its rows; units are added in order afterwards,
-// so that nothing depends on the number of threads. A thread takes its heads of a unit row by row (prefix_attention_fetch.h).
+// so that nothing depends on the number of threads. A thread takes its heads of a unit row by row (fetch.h).
 // Gradients of keys and values are summed transposed, [D][columns]:
 //   gK += q^T dS,  gV += dO^T p   for blocks of queries.
+#pragma once
+#include "forward.h"
+#include "gradients.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 template <class T, class E>
 struct PrefixBackward {
@@ -184,3 +190,6 @@ static void prefix_attention_backward_t(const PrefixAttentionBackwardArgs& a) {
 static void prefix_attention_backward(const PrefixAttentionBackwardArgs& a) {
   a.type == DType::f32 ? prefix_attention_backward_t<float, float>(a) : prefix_attention_backward_t<bf16, Elem<bf16>>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

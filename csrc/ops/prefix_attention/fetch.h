@@ -2,6 +2,12 @@
 // every token, each in another page, and arrives several times more slowly than the same bytes as one stream. So some key
 // heads of a row are taken together: while they are computed, one by one, those that come next are fetched token by token,
 // one line at a time: the processor waits for a dozen lines at once, and a burst of more holds up everything else.
+#pragma once
+#include "../../base/vec.h"
+#include "args.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 static HFK_INLINE int64_t row_at(const PrefixAttentionArgs& a, int64_t place) { return a.order ? a.order[place] : place; }
 
@@ -94,3 +100,6 @@ struct FetchMeanwhile {
   }
 };
 static HFK_INLINE FetchMeanwhile steps_of(FetchMeanwhile more, const float*, int64_t, int64_t, int64_t) { return more; }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -1,5 +1,10 @@
 // prefix_attention forward. One work item is one key head of one batch row (or a part of its queries): its keys and
 // values are packed once and serve all query heads of the group; the packed prefixes are shared by the whole call.
+#pragma once
+#include "operands.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 template <class T>
 static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixAttentionForwardArgs& a, int64_t b,
@@ -239,3 +244,6 @@ static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixA
 static void prefix_attention_forward(const PrefixAttentionForwardArgs& a) {
   a.type == DType::f32 ? prefix_attention_forward_t<float, float>(a) : prefix_attention_forward_t<bf16, Elem<bf16>>(a);
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

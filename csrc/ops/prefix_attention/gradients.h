@@ -1,4 +1,9 @@
 // prefix_attention backward, in parts: operands of its products, and the gradient of the scores of one query row.
+#pragma once
+#include "operands.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Rows as the product wants them, side by side: the products below walk down their columns, and rows whole tokens apart
 // would share a few sets of the first-level cache.
@@ -158,3 +163,6 @@ static void add_query_sums(int64_t mb, int64_t D, int64_t PP, int64_t end, const
     if (real) gemm_add(D, end, mb, rows, stride, weights + PP, width, PW, real, width);
   }
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk

@@ -1,4 +1,9 @@
 // prefix_attention: the operands of its products, packed, and the products.
+#pragma once
+#include "rows.h"
+
+namespace hfk {
+namespace HFK_NAMESPACE {
 
 // Packed operands of this op: panels of kColumns<E> columns, [columns / kColumns][height][kColumns]. For bfloat16 that is
 // pack.h's half panel (pairs of rows side by side), which a product may use with any K up to the panel's height.
@@ -113,3 +118,6 @@ template <class T>
 static HFK_INLINE T* head_at(const HeadsView& v, int64_t b, int64_t h) {
   return static_cast<T*>(v.data) + b * v.row + h * v.head;
 }
+
+}  // namespace HFK_NAMESPACE
+}  // namespace hfk
