@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .triton_rows import by_task, pointer_table, precision
-from .triton_targets import target_of
+from .rows import by_task, pointer_table, precision
+from .targets import target_of
 
 if TYPE_CHECKING:
-    from .triton_compile import AotCase
+    from .compile import AotCase
 
 __all__ = ["aot_cases", "weight_products"]
 
@@ -37,7 +37,7 @@ def weight_products(
     """``a^T b`` over the tokens of each task, float32, of the given shapes; rows in the order of `TaskBatch.order`."""
     import triton
 
-    from .triton_weight_grad import weight_grad_kernel
+    from .weight_grad import weight_grad_kernel
 
     out = [torch.empty(shape, dtype=torch.float32, device=a.device) for shape in shapes]
     launch = _config(a.element_size(), target_of(a.device))
@@ -52,8 +52,8 @@ def weight_products(
 
 def aot_cases(target: str) -> list[AotCase]:
     """Every committed configuration for ``target``."""
-    from .triton_compile import AotCase
-    from .triton_weight_grad import weight_grad_kernel
+    from .compile import AotCase
+    from .weight_grad import weight_grad_kernel
 
     types = {"out_table": "*i64", "order_ptr": "*i64", "starts_ptr": "*i64", "rows_ptr": "*i32", "cols_ptr": "*i32"}
     types |= {"T": "i32", "lda": "i32", "ldb": "i32"}

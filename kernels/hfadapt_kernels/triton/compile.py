@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .triton_targets import TARGETS, Target
+from .targets import TARGETS, Target
 
 __all__ = ["AotCase", "compile_case"]
 

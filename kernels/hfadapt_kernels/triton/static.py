@@ -23,10 +23,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .errors import UnsupportedError
-from .triton_compile import AotCase, compile_case, limits
-from .triton_targets import TARGETS
-from .triton_work import floor_us, work
+from ..errors import UnsupportedError
+from .compile import AotCase, compile_case, limits
+from .targets import TARGETS
+from .work import floor_us, work
 
 __all__ = ["collect", "describe", "merge", "missing", "problems", "run", "sample", "versions"]
 
@@ -36,13 +36,13 @@ _BLOCK_NAMES = ("BM", "BN", "BK", "BD", "BR", "BI", "BJ")
 
 
 def collect(target: str) -> list[tuple[str, AotCase]]:
-    """(op, case) of every ``aot_cases`` in this package: its ops' ``triton_configs`` and the shared weight gradient."""
-    package = importlib.import_module(__package__ or "hfadapt_kernels")
+    """(op, case) of every ``aot_cases`` of the kernels: the ops' ``triton_configs`` and the shared weight gradient."""
+    package = importlib.import_module(__name__.rpartition(".triton.")[0])
     found: dict[str, tuple[str, AotCase]] = {}
     folder = Path(package.__path__[0])
     modules = [info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg]
     modules = [name for name in modules if (folder / name / "triton_configs.py").exists()]
-    for op, path in [("every op", "triton_products"), *((name, f"{name}.triton_configs") for name in modules)]:
+    for op, path in [("every op", "triton.products"), *((name, f"{name}.triton_configs") for name in modules)]:
         # Two sizes may share a configuration: one row shows it.
         for case in importlib.import_module(f"{package.__name__}.{path}").aot_cases(target):
             found.setdefault(_key(case, target), (op, case))
