@@ -61,8 +61,8 @@ def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target, rows):
 
 
 def test_a_configuration_that_spills_is_caught():
-    from hfadapt_kernels.triton import static
     from hfadapt_kernels.prefix_attention import triton_configs
+    from hfadapt_kernels.triton import static
     from hfadapt_kernels.triton.compile import compile_case
 
     case = triton_configs.case("dkv", 64, "bf16", triton_configs.launch("dkv", (128, 64, 4, 1), 64, 2))
