@@ -1,10 +1,5 @@
-# make demo          create .venv, install, train three tasks together on a real encoder (at most 8 minutes on 2 cores)
-# make demo FULL=1   the same, to convergence
-# make test          create .venv, install, run the tests
-# make check         ruff, import directions, types, packaging, the example plugin, the C++ kernels under AddressSanitizer
-# make oldest        the unit tests on the oldest releases of the packages that hfadapt stands on
-# make newest        all tests on the newest releases that PyPI serves; writes hfadapt/tested_releases.json when they pass
-# make readme        write the README's generated parts from the last demos
+# `make` alone lists what can be made: every target whose line ends in a comment of two #.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
 # The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
@@ -17,71 +12,87 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint imports types packaging plugin sanitize triton compile oldest newest readme clean
+.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton compile thorough oldest newest readme \
+	changelog hooks clean
 
-demo: $(VENV)/.demo
+help: ## what can be made, which is this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: PYTHON=python3.12 to start from, TORCH=torch==2.12.0, JOBS=4 at once, OUT=folder of the demo.'
+
+demo: $(VENV)/.demo ## create .venv, install, train three tasks on a real encoder in 8 minutes; FULL=1: to convergence
 	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
 
-test: $(VENV)/.test
+test: $(VENV)/.test ## create .venv, install, run the tests
 	$(PYTEST) -n $(JOBS) --dist worksteal --durations=15 tests
 
 # `make -j2 check` does two at a time; the one that only waits for the compiler begins first.
-check: sanitize lint imports types packaging plugin
+check: sanitize headers lint imports types packaging plugin ## headers, lint, imports, types, packaging, sanitize and plugin: what must hold beside the tests
 
-lint: $(VENV)/.test
+# Those of torch/ need torch's headers, and are built anyway.
+headers: ## every header of the C++ kernels compiled alone, as an editor reads it
+	find csrc -name '*.h' ! -path 'csrc/torch/*' -print0 | \
+		xargs -0 -n 1 -P $(JOBS) $(CXX) -std=c++17 -fsyntax-only -w -x c++
+
+lint: $(VENV)/.test ## style and format, by ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-imports: $(VENV)/.test
+imports: $(VENV)/.test ## who may import whom, by import-linter
 	PYTHONPATH=.:kernels:plugins $(BIN)/lint-imports
 
-types: $(VENV)/.test
+types: $(VENV)/.test ## types, by pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-packaging: $(VENV)/.test
-	HFADAPT_TEST_PACKAGING=1 $(PYTEST) tests/packaging/test_distributions.py
+packaging: $(VENV)/.test ## wheel, source distribution and editable install, built and looked into
+	$(PYTEST) -m packaging tests/packaging
 
-# The C++ kernels under AddressSanitizer, in a folder of their own.
-sanitize: $(VENV)/.test
+sanitize: $(VENV)/.test ## the C++ kernels under AddressSanitizer, in a folder of their own
 	tools/asan_kernels.sh $(abspath $(BIN))/python
 
-# Every Triton configuration compiled anew for every card family, which takes minutes; the tests compile some of them.
-triton: $(VENV)/.test
-	HFADAPT_TEST_TRITON=1 $(PYTEST) -n $(JOBS) --dist worksteal tests/kernels/test_triton_static.py
+triton: $(VENV)/.test ## every Triton configuration compiled for every card family, which takes minutes
+	$(PYTEST) -m triton -n $(JOBS) --dist worksteal tests/kernels
 
-# Every method compiled on every architecture, with the graph of its backward pass: half an hour; the tests take a sample.
-compile: $(VENV)/.test
-	HFADAPT_TEST_COMPILE=1 $(PYTEST) -n $(JOBS) --dist worksteal tests/conformance/test_methods.py -k compiles
+compile: $(VENV)/.test ## every method compiled on every architecture, forward and back: half an hour
+	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance
 
-# A third party's distribution: installed, held against the conformance suite, and trained with.
-plugin: $(VENV)/.test
+thorough: $(VENV)/.test ## hundreds of random cases where the tests take a sample: kernels, rows, damaged folders
+	$(PYTEST) -m thorough -n $(JOBS) --dist worksteal tests
+
+plugin: $(VENV)/.test ## a third party's distribution installed, tested and trained with
 	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
 	$(PYTEST) -n $(JOBS) examples/hfadapt-plugin-ia3/tests; status=$$?; \
 	$(PIP) uninstall --quiet --yes hfadapt-plugin-ia3; exit $$status
 
-# The unit tests on the oldest releases that pyproject.toml allows, in an environment of their own.
-oldest: $(VENV)/.demo
+oldest: $(VENV)/.demo ## the unit tests on the oldest releases that pyproject.toml allows, in .venv-oldest
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet $(TORCH) pytest pytest-xdist hypothesis matplotlib
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 
-# All tests on the newest releases, in a copy of what git tracks: the C++ part is built there against that torch, and not
-# over the one that is in use here. A plain "torch" may be a CUDA build of several GB: TORCH='torch==2.14.1' names another.
+# In a copy of what git tracks, so that the C++ part is built there and not over the one that is in use here.
+# A plain "torch" may be a CUDA build of several GB: TORCH='torch==2.14.1' names another.
 NEWEST = build/newest
 newest: TORCH_NEWEST = $(if $(filter file,$(origin TORCH)),torch,$(TORCH))
-newest:
+newest: ## all tests on the newest releases that PyPI serves
 	rm -rf $(NEWEST)
 	git checkout-index --all --prefix=$(NEWEST)/
 	$(MAKE) -C $(NEWEST) test TORCH='$(TORCH_NEWEST)'
 	$(NEWEST)/$(VENV)/bin/python tools/tested_releases.py
 
-# The README's generated parts: the method table, and the results of the last demos, fast and full.
-readme: $(VENV)/.demo
+# From what is registered, and from the results of the last demos, fast and full.
+readme: $(VENV)/.demo ## write the generated parts of README, docs and the ops' pages anew
 	$(BIN)/python tools/update_readme.py $(patsubst %/results.json,%,$(wildcard runs/demo/results.json runs/demo-full/results.json))
 
+changelog: $(VENV)/.test ## show the next release's changes as they will read
+	$(INSTALL) 'towncrier>=24.7'
+	$(BIN)/towncrier build --draft --version next
+
+hooks: $(VENV)/.test ## run style, format and import directions before every commit
+	$(INSTALL) 'pre-commit>=4'
+	$(BIN)/pre-commit install
+
 # Built without isolation: the C++ part is compiled against the torch of this environment, not a second download of it.
-$(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*)
+$(VENV)/.demo: pyproject.toml $(wildcard setup.py csrc/*/*.* csrc/ops/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) 'setuptools>=77' wheel ninja $(TORCH)
 	$(INSTALL) --no-build-isolation --editable '.[demo]'
@@ -91,5 +102,5 @@ $(VENV)/.test: $(VENV)/.demo requirements-test.txt
 	$(INSTALL) -r requirements-test.txt
 	touch $@
 
-clean:
+clean: ## remove what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info

@@ -61,15 +61,16 @@ class BuildKernels(build_ext):
         common += [f"-DHFK_MAX_ISA={len(isas) - 1}"]
         jobs, built = [], []
         # The instruction sets take longest and come first, so that no core is idle at the end.
-        for source in sorted(CSRC.glob("*.cpp"), key=lambda path: (not path.stem.startswith("isa_"), path.name)):
-            isa = source.stem.removeprefix("isa_")
-            if isa != source.stem and (isa not in isas or (isa != "generic" and not x86)):
+        sources = sorted(CSRC.rglob("*.cpp"), key=lambda path: (path.stem not in ISA_FLAGS, path))
+        for source in sources:
+            isa = source.stem if source.stem in ISA_FLAGS else None
+            if isa and (isa not in isas or (isa != "generic" and not x86)):
                 continue
-            target = objects / f"{source.stem}.o"
+            target = objects / f"{source.parent.name}_{source.stem}.o"
             built.append(str(target))
             if self._fresh(source, target):
                 continue
-            flags = ISA_FLAGS[isa] if isa != source.stem else []
+            flags = ISA_FLAGS[isa] if isa else []
             jobs.append([compiler, *common, *flags, "-c", str(source), "-o", str(target)])
         self._run_all(jobs)
         output = Path(self.get_ext_fullpath(ext.name))
@@ -83,7 +84,7 @@ class BuildKernels(build_ext):
     def _fresh(source: Path, target: Path) -> bool:
         if not target.exists():
             return False
-        inputs = [source, Path("setup.py"), *CSRC.glob("*.h"), *CSRC.glob("*.inc")]
+        inputs = [source, Path("setup.py"), *CSRC.rglob("*.h")]
         return target.stat().st_mtime > max(path.stat().st_mtime for path in inputs)
 
     @staticmethod

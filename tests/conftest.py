@@ -27,13 +27,13 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="thousands of random cases where a sample runs otherwise")
+    parser.addoption("--archives", type=Path, metavar="FOLDER", help="package archives for the tests marked so")
 
 
 @pytest.fixture(scope="session")
-def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether to try as many random cases as find what fails once in hundreds."""
-    return bool(request.config.getoption("--thorough"))
+def archives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``--archives`` names; without it an empty one, into which every archive is fetched."""
+    return request.config.getoption("--archives") or tmp_path_factory.mktemp("archives")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,8 +23,8 @@ export OMP_NUM_THREADS=1 PYTHONPATH="$work/kernels" HFADAPT_POISON=1
 unset LD_PRELOAD
 if command -v valgrind >/dev/null; then
   # Without torch, which alone needs gigabytes under valgrind; avx2, because valgrind knows no AVX-512.
-  "$compiler" -std=c++17 -O1 -g -w -DHFK_X86 -mavx2 -mfma -mf16c -c csrc/isa_avx2.cpp -o isa_avx2.o
-  "$compiler" -std=c++17 -O1 -g -w tests/kernels/asan/small_case.cpp csrc/rows.cpp isa_avx2.o -o small_case
+  "$compiler" -std=c++17 -O1 -g -w -DHFK_X86 -mavx2 -mfma -mf16c -c csrc/isa/avx2.cpp -o isa_avx2.o
+  "$compiler" -std=c++17 -O1 -g -w tests/kernels/asan/small_case.cpp csrc/base/rows.cpp isa_avx2.o -o small_case
   valgrind -q --error-exitcode=9 --leak-check=no ./small_case
 fi
 echo "no memory error found"

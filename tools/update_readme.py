@@ -1,44 +1,136 @@
-"""Write the generated parts of README.md, docs/methods.md and the ops' pages.
+"""Write the generated parts of README.md, benchmarks/README.md, docs/methods.md and the ops' pages.
 
-These are the method tables, the results of ``make demo``, and the ops' figures from benchmarks/ops/ops.json.
+These are the method tables, the results of ``make demo``, the ops' figures from benchmarks/ops/ops.json, and what the
+README's lines print.
 
 Usage: python tools/update_readme.py [RUN_FOLDER...]
 
 Results and plots of each run folder (runs/demo, runs/demo-full) are first copied to the folder of that name in
 benchmarks, so that the README's numbers have their source in the repository. Without any, what is there is used again.
+The README's lines run anew, for a minute, when they are others than those whose output stands in benchmarks/example.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from hfadapt.adapters.atomic import write_whole
 from hfadapt.cli.claims_table import markdown_capabilities, markdown_claims
-from hfadapt.cli.method_table import markdown_families, markdown_methods
+from hfadapt.cli.method_table import markdown_methods, method_rows
 from hfadapt.cli.op_figures import markdown_figures
 from hfadapt.recipes import RunResult
-from hfadapt.recipes.report import conditions, markdown_table, proof_lines
+from hfadapt.recipes.report import conditions, markdown_table, proof_lines, result_rows, to_markdown
+from hfadapt.recipes.results import machine
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
 BENCHMARKS = ROOT / "benchmarks"
 OPS = BENCHMARKS / "ops" / "ops.json"
+EXAMPLE = BENCHMARKS / "example" / "output.json"
 KERNELS = ROOT / "kernels" / "hfadapt_kernels"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
 
 
 def generated() -> dict[str, str]:
     """The generated blocks of README.md by name."""
+    return {
+        "example": _printed(json.loads(EXAMPLE.read_text("utf-8"))),
+        "results": _five_rows(RunResult.read(BENCHMARKS / "demo-full")),
+        "kernels": _extremes(json.loads(OPS.read_text("utf-8"))),
+        "methods": _families(),
+    }
+
+
+def generated_measurements() -> dict[str, str]:
+    """The generated blocks of benchmarks/README.md by name."""
     fast, full = RunResult.read(BENCHMARKS / "demo"), RunResult.read(BENCHMARKS / "demo-full")
     curves = ["Macro average on the validation splits after each epoch:", "", *_items(_curves(full))]
     return {
-        "methods": markdown_families(),
-        "results": "\n".join([*_table(fast), *_items(proof_lines(fast))]),
+        "fast": "\n".join([*_table(fast), *_items(proof_lines(fast))]),
         "converged": "\n".join([*_table(full), *curves]),
     }
+
+
+def example_code(readme: str) -> str:
+    """The lines of Python that the README begins with."""
+    return readme.partition("```python\n")[2].partition("```\n")[0]
+
+
+def run_example(code: str) -> dict[str, Any]:
+    """What the README's lines print last, behind Trainer's own logs, and under which conditions."""
+    one_thread = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=folder, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
+    return {"code": code, "output": done.stdout.splitlines()[-1], **machine(), "threads": 1}
+
+
+def _printed(example: dict[str, Any]) -> str:
+    where = (
+        f"It prints, beside Trainer's own logs (validation splits, one seed; {example['device']}, one thread, "
+        f"{example['dtype']}, torch {example['torch']}):"
+    )
+    return f"{_wrapped(where)}\n\n```text\n{example['output']}\n```"
+
+
+def _five_rows(result: RunResult) -> str:
+    """The scores and what must be stored, a column an arm: what a reader compares stands side by side."""
+    columns, rows = result_rows(result)
+    kept = [*columns[1 : columns.index("params a task")], "all tasks / base"]
+    lines = [[name, *(row[columns.index(name)] for row in rows)] for name in kept]
+    steps = " / ".join(dict.fromkeys(str(arm.steps) for arm in result.arms))
+    machine = result.machine
+    about = (
+        "\\* best of the row. Test splits after `make demo FULL=1`; the last row is what is stored to serve all tasks. "
+        f"Base {result.model}, {steps} steps an arm, one seed; {machine['device']}, {machine['threads']} threads, "
+        f"{machine['dtype']}. [All columns, learning curves, and what `make demo` reaches](benchmarks/README.md)."
+    )
+    return f"{to_markdown(['', *(row[0] for row in rows)], lines)}\n\n{_wrapped(about)}"
+
+
+def _extremes(result: dict[str, Any]) -> str:
+    """The best and the worst of the kernels' figures, and where they were measured."""
+    rows = [row for row in result["rows"] if row["allocator"] == "warm"]
+    best, worst = (
+        f"{row['ratio']:.2f}x ({row['case']}, against {row['rival']})"
+        for row in (max(rows, key=lambda row: row["ratio"]), min(rows, key=lambda row: row["ratio"]))
+    )
+    ahead, device = sum(row["ratio"] >= 1 for row in rows), result["device"]
+    where = f"{device['processor']} with {device['isa']}, {rows[0]['threads']} threads, torch {device['torch']}"
+    return _wrapped(
+        f"**Kernels** are at least as fast as their rivals in {ahead} of [{len(rows)} comparisons]"
+        f"(benchmarks/README.md): best {best}, worst {worst}; {where}."
+    )
+
+
+def _families() -> str:
+    """A line a family: its papers, and the names of its methods."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in method_rows():
+        families.setdefault(row["family"], []).append(row)
+    lines = []
+    for family, rows in families.items():
+        papers = dict.fromkeys(number for row in rows for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", row["paper"]))
+        links = ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in papers)
+        lines.append(f"**{family}** ({links}): {', '.join(_code(row['method']) for row in rows)}")
+    return "\n".join(_items(lines))
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(result: RunResult) -> list[str]:
@@ -89,8 +181,13 @@ def main(arguments: list[str]) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for name in ("results.json", *(f"plots/{plot}" for plot in PLOTS)):
             write_whole(kept / Path(name).name, (run / name).read_bytes())
-    readme = ROOT / "README.md"
-    for page, blocks in {readme: generated(), METHODS: generated_methods(), **generated_op_pages()}.items():
+    code = example_code(README.read_text("utf-8"))
+    if not EXAMPLE.is_file() or json.loads(EXAMPLE.read_text("utf-8"))["code"] != code:
+        EXAMPLE.parent.mkdir(exist_ok=True)
+        write_whole(EXAMPLE, (json.dumps(run_example(code), indent=1) + "\n").encode())
+    measurements = {BENCHMARKS / "README.md": generated_measurements()}
+    pages = {README: generated(), **measurements, METHODS: generated_methods(), **generated_op_pages()}
+    for page, blocks in pages.items():
         write_whole(page, fill(page.read_text("utf-8"), blocks).encode())
 
 

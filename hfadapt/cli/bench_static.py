@@ -28,7 +28,7 @@ def triton_static(targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, tab
 
     Takes some minutes. The exit status is 1 when anything spills or does not fit its card.
     """
-    from hfadapt_kernels import triton_static as static
+    from hfadapt_kernels.triton import static
 
     versions, known, done = static.versions(), [], 0
     if table is not None:

@@ -1,10 +1,8 @@
-"""The method table, generated from what is registered: for the terminal, the README and the docs."""
+"""The method table, generated from what is registered: for the terminal and the docs."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +11,9 @@ from ..recipes.report.table import to_markdown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_families", "markdown_methods", "method_rows", "page_of"]
+__all__ = ["MARKDOWN_COLUMNS", "default_configs", "markdown_methods", "method_rows", "page_of"]
 
 MARKDOWN_COLUMNS = ("method", "what it adds", "added", "mixed batch", "merges", "kernels", "paper", "tests")
-FAMILY_COLUMNS = ("family", *MARKDOWN_COLUMNS)
-_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -59,44 +55,6 @@ def markdown_methods(root: str = "") -> str:
         linked = f"[{name}]({root}{row['page']})" if row["page"] else name
         lines.append([linked, *(row[column] for column in MARKDOWN_COLUMNS[1:-1]), _test_link(tests, root)])
     return to_markdown(MARKDOWN_COLUMNS, lines)
-
-
-def markdown_families() -> str:
-    """A shorter table as Markdown, with one row for the methods that share a page; for the README."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in method_rows():
-        groups.setdefault(row["page"] or row["method"], []).append(row)
-    return to_markdown(FAMILY_COLUMNS, [_family(page, rows) for page, rows in groups.items()])
-
-
-def _family(page: str, rows: list[dict[str, Any]]) -> list[str]:
-    first, *others = sorted((row["method"] for row in rows), key=lambda name: (f"/{name}/" not in page, name))
-    papers = dict.fromkeys(_ARXIV.findall(" ".join(row["paper"] for row in rows)))
-    ops = dict.fromkeys(op for row in rows for op in row["kernels"].split(", "))
-    return [
-        rows[0]["family"],
-        " ".join([f"[`{first}`]({page})" if page else f"`{first}`", *(f"`{name}`" for name in others)]),
-        rows[0]["what it adds"] if len(rows) == 1 else _package_line(first),
-        _range([row["added"] for row in rows if row["added"] != "-"]),
-        *(" / ".join(dict.fromkeys(row[column] for row in rows)) for column in ("mixed batch", "merges")),
-        ", ".join(ops),
-        ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in papers) or rows[0]["paper"],
-        _test_link(rows[0]["tests"]),
-    ]
-
-
-def _package_line(name: str) -> str:
-    """What the package of a method says of itself."""
-    from .. import plugins
-
-    entry = plugins.methods()[name]
-    package = getattr(entry, "build", type(entry)).__module__.rpartition(".")[0]
-    return (importlib.import_module(package).__doc__ or "-").partition("\n")[0].rstrip(".")
-
-
-def _range(added: list[str]) -> str:
-    ordered = sorted(added, key=lambda share: float(share.rstrip("%")))
-    return "-" if not ordered else " to ".join(dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def _test_link(path: str, root: str = "") -> str:

@@ -23,7 +23,7 @@ class Activation:
 
     Attributes:
         name: Public name.
-        code: Integer that C++ (``csrc/math.h``) and Triton kernels switch on; never renumbered.
+        code: Integer that C++ (``csrc/base/math.h``) and Triton kernels switch on; never renumbered.
         fn: The function.
         derivative: Its derivative with respect to the input, evaluated at the input.
     """

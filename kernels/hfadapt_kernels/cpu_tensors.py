@@ -36,8 +36,8 @@ def _keeps_results() -> bool:
 def empty_result(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Uninitialised, contiguous, in the dtype of ``like``: what an op returns.
 
-    Large ones lie in memory that later results use again once nobody holds it (``csrc/runtime.cpp``, 256 MiB at most):
-    malloc may give it back to the kernel, and then all its pages are faulted in again by the next call.
+    Large ones lie in memory that later results use again once nobody holds it (``csrc/torch/runtime.cpp``, 256 MiB at
+    most): malloc may give it back to the kernel, and then all its pages are faulted in again by the next call.
     """
     size = like.element_size()
     for extent in shape:

@@ -1,6 +1,7 @@
 """Counter-based dropout: the mask is a hash of (seed, row, column), so nothing is stored and all backends agree.
 
-The same 32-bit arithmetic stands in ``csrc/math.h`` (``dropout_hash``) and ``triton_common.py`` (``dropout_factor``).
+The same 32-bit arithmetic stands in ``csrc/base/math.h`` (``dropout_hash``) and ``triton/common.py``
+(``dropout_factor``).
 Rows and columns are logical positions chosen by each op; they never depend on a row's neighbours, so the mask of a
 row is the same alone and in a mixed batch at the same position.
 """

@@ -17,7 +17,7 @@ __all__ = ["ISA_NAMES", "available", "isa", "torch_product_is_fast", "use_isa", 
 
 _log = logging.getLogger("hfadapt_kernels")
 # only a checkout has them: there the library may be older than the Python code beside it
-_BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "bindings.cpp"
+_BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "torch" / "bindings.cpp"
 _DEFINITION = re.compile(r'm\.def\(((?:\s*"[^"]*")+)\s*\)')
 
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16", "amx")
@@ -53,7 +53,7 @@ def _outdated(bindings: Path) -> str | None:
         built = torch._C._jit_get_schemas_for_operator(name)
         if torch._C.parse_schema(wanted) not in built:
             return (
-                f"the C++ library was built from other sources than {bindings.parent}: {name.partition('::')[2]} "
+                f"the C++ library was built from other sources than {bindings.parents[1]}: {name.partition('::')[2]} "
                 f"{'takes other arguments' if built else 'is missing'}; "
                 "build it again (pip install -e ., or python setup.py build_ext --inplace)"
             )

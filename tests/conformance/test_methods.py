@@ -1,7 +1,5 @@
 """Every registered method on every architecture that its capabilities claim."""
 
-import os
-
 import pytest
 
 from hfadapt import plugins
@@ -45,21 +43,23 @@ def part_of_another(case: conformance.Case) -> bool:
     return any(set(case.method) < set(other) for other in NAMES)
 
 
-# Tracing every pair takes many minutes (`make compile`). Else every method is traced on bert, with the graph of its
-# backward pass: that holds the same ops on every architecture. What differs elsewhere is where the hooks sit, and whole
-# compositions show it for their parts.
-EVERY_PAIR = os.environ.get("HFADAPT_TEST_COMPILE") == "1"
+# Every method is traced on bert, with the graph of its backward pass: that holds the same ops on every architecture.
+# What differs elsewhere is where the hooks sit, and whole compositions show it for their parts.
 COMPILED = [
     case
     for case in CASES
-    if EVERY_PAIR
-    or case.model_type == "bert"
-    or (case.model_type in conformance.COMPILED_TYPES and not part_of_another(case))
+    if case.model_type == "bert" or (case.model_type in conformance.COMPILED_TYPES and not part_of_another(case))
 ]
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=named)
 def test_method_compiles_to_one_graph(case):
     if case.refused() is None:
-        backward = EVERY_PAIR or case.model_type == "bert"
-        conformance.check_compile(case, backend="aot_eager" if backward else "eager")
+        conformance.check_compile(case, backend="aot_eager" if case.model_type == "bert" else "eager")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_every_pair_compiles_to_one_graph_forward_and_back(case):
+    if case.refused() is None:
+        conformance.check_compile(case, backend="aot_eager")

@@ -1,7 +1,7 @@
 """The bits of a row depend neither on the adapters of its neighbours nor on how many rows share its own.
 
 Every method on three models, float32 and bfloat16, evaluation and training, C++ and plain torch: a sample of batches,
-and with ``--thorough`` as many as find what fails once in hundreds.
+and with ``-m thorough`` as many as find what fails once in hundreds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ MIXED = {
     "on top and within": (hfadapt.TopFFN(8, 2), hfadapt.TopFFN(12, 1), hfadapt.LowRank(4)),
     "three ranks": (hfadapt.LoRA(r=8), hfadapt.LoRA(r=3), hfadapt.LowRank(5)),
 }
+DRAWS = pytest.mark.parametrize("draws", [1, pytest.param(40, marks=pytest.mark.thorough)])
 
 
 def adapted(model_type, methods):
@@ -73,27 +74,29 @@ def changed_rows(model, model_type, backend, draw):
     ]
 
 
-def sweep(model, model_type, thorough, modes):
+def sweep(model, model_type, draws, modes):
     draw, failures = random.Random(model_type), []
     for dtype in (torch.float32, torch.bfloat16):
         cast = copy.deepcopy(model).to(dtype)
         for training in modes:
             cast.train(training)
             for backend in BACKENDS:
-                for _ in range(40 if thorough else 1):
+                for _ in range(draws):
                     failures += changed_rows(cast, model_type, backend, draw)
     assert not failures, "\n".join(failures)
 
 
+@DRAWS
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_has_the_same_bits_whoever_its_neighbours_are(method, model_type, thorough):
+def test_a_row_has_the_same_bits_whoever_its_neighbours_are(method, model_type, draws):
     model = adapted(model_type, [SMALL.get(method, method)] * len(NAMES))
-    sweep(model, model_type, thorough, modes=(False, True))
+    sweep(model, model_type, draws, modes=(False, True))
 
 
+@DRAWS
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
 @pytest.mark.parametrize("methods", MIXED)
-def test_a_row_has_the_same_bits_beside_adapters_of_other_methods(methods, model_type, thorough):
+def test_a_row_has_the_same_bits_beside_adapters_of_other_methods(methods, model_type, draws):
     # In evaluation only: in training, what a neighbour's method draws at random moves what the base draws after it.
-    sweep(adapted(model_type, MIXED[methods]), model_type, thorough, modes=(False,))
+    sweep(adapted(model_type, MIXED[methods]), model_type, draws, modes=(False,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import types
@@ -18,7 +19,8 @@ from hfadapt.plugins import hookspecs, loading
 from hfadapt.recipes.config import load_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+README = ROOT / "README.md"
+PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -99,9 +101,42 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_the_generated_parts_of_the_readme_are_up_to_date(generator: types.ModuleType) -> None:
-    """``make readme`` writes them: the method table from the code, the results from benchmarks/demo and demo-full."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert generator.fill(readme, generator.generated()) == readme
+    """``make readme`` writes them: the methods from the code, the results and figures from benchmarks."""
+    readme = README.read_text("utf-8")
+    blocks = generator.generated()
+    assert all(f"<!-- {name} -->" in readme for name in blocks)
+    assert generator.fill(readme, blocks) == readme
+
+
+def test_the_output_under_the_readmes_lines_is_theirs(generator: types.ModuleType) -> None:
+    """``make readme`` runs the lines where they have changed; what they printed stands in benchmarks/example."""
+    code = generator.example_code(README.read_text("utf-8"))
+    assert json.loads(generator.EXAMPLE.read_text("utf-8"))["code"] == code
+    assert len([line for line in code.splitlines() if line]) <= 12
+
+
+def test_the_readmes_first_screen_is_one() -> None:
+    headings, lines, inside_code = 0, [], False
+    for line in README.read_text("utf-8").splitlines():
+        inside_code ^= line.startswith("```")
+        headings += line.startswith("#") and not inside_code
+        if headings == 2:
+            break
+        lines.append(line)
+    assert headings == 2
+    assert len(lines) < 60
+    assert not [line for line in lines if len(line) > 120]
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = README.read_text("utf-8")
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme]
+
+
+def test_the_tables_of_the_demo_are_up_to_date(generator: types.ModuleType) -> None:
+    """``make readme`` writes them into benchmarks/README.md, from benchmarks/demo and demo-full."""
+    page = (generator.BENCHMARKS / "README.md").read_text("utf-8")
+    assert generator.fill(page, generator.generated_measurements()) == page
 
 
 def test_the_tables_of_methods_are_up_to_date(generator: types.ModuleType) -> None:

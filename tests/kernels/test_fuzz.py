@@ -1,6 +1,6 @@
 """Random valid calls of every op through C++, held against float64: results, every gradient, and what is not finite.
 
-A seeded sample by default; ``--thorough`` tries thousands. Workspaces and results are full of NaN beforehand
+A seeded sample by default; ``-m thorough`` tries thousands. Workspaces and results are full of NaN beforehand
 (``HFADAPT_POISON=1``, set for the whole suite), so that what is read before it is written shows.
 """
 
@@ -84,10 +84,11 @@ def check(call: Call, draw: Draw, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("isa", native.ISA_NAMES)
 @pytest.mark.parametrize("make", OPS, ids=lambda make: make.__name__)
-def test_random_calls(make, isa, thorough):
+@pytest.mark.parametrize("calls", [25, pytest.param(600, marks=pytest.mark.thorough)])
+def test_random_calls(make, isa, calls):
     try:
         with native.use_isa(isa):
-            for number in range(600 if thorough else 25):
+            for number in range(calls):
                 draw = Draw(f"{make.__name__} {number}")
                 call, dtype = make(draw), DTYPES[number % 2]
                 try:

@@ -2,14 +2,13 @@
 
 ``benchmarks/triton_static/table.json`` holds a row for each: source, configuration and target make its key. A change of
 either leaves a configuration without a row, and `test_every_committed_configuration_has_its_row` asks for a new table.
-One case of every kernel is compiled here again for two targets, and with HFADAPT_TEST_TRITON=1 all cases for all.
+One case of every kernel is compiled here again for two targets, and with ``-m triton`` all cases for all.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,9 @@ def table():
 
 
 def test_every_committed_configuration_has_its_row(table):
-    from hfadapt_kernels import triton_static
+    from hfadapt_kernels.triton import static
 
-    assert not triton_static.missing(table["rows"]), REMAKE
+    assert not static.missing(table["rows"]), REMAKE
 
 
 def test_all_six_ops_are_covered_on_every_target(table):
@@ -40,38 +39,37 @@ def test_all_six_ops_are_covered_on_every_target(table):
 
 
 def test_nothing_spills_and_everything_fits(table):
-    from hfadapt_kernels import triton_static
+    from hfadapt_kernels.triton import static
 
-    assert triton_static.problems(table["rows"]) == []
+    assert static.problems(table["rows"]) == []
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target):
-    from hfadapt_kernels import triton_static
+@pytest.mark.parametrize("rows", ["sample", pytest.param("all", marks=pytest.mark.triton)])
+def test_a_fresh_compilation_gives_the_rows_of_the_table(table, target, rows):
+    from hfadapt_kernels.triton import static
 
-    of_target = [row for row in table["rows"] if row["target"] == target]
-    if os.environ.get("HFADAPT_TEST_TRITON") == "1":
-        chosen = of_target
-    else:
+    chosen = [row for row in table["rows"] if row["target"] == target]
+    if rows == "sample":
         # Every second kernel: each is compiled for two of the four targets.
-        chosen = triton_static.sample(of_target)[int(target in ("sm_90", "sm_100")) :: 2]
-    fresh = triton_static.run([target], only=[row["key"] for row in chosen], jobs=1)
-    assert triton_static.problems(fresh) == []
-    if table["versions"] == triton_static.versions():  # another compiler may allocate other registers
+        chosen = static.sample(chosen)[int(target in ("sm_90", "sm_100")) :: 2]
+    fresh = static.run([target], only=[row["key"] for row in chosen], jobs=1)
+    assert static.problems(fresh) == []
+    if table["versions"] == static.versions():  # another compiler may allocate other registers
         for before, now in zip(sorted(chosen, key=_key), sorted(fresh, key=_key), strict=True):
             assert {name: now[name] for name in READ_OFF} == {name: before[name] for name in READ_OFF}, now
 
 
 def test_a_configuration_that_spills_is_caught():
-    from hfadapt_kernels import triton_static
     from hfadapt_kernels.prefix_attention import triton_configs
-    from hfadapt_kernels.triton_compile import compile_case
+    from hfadapt_kernels.triton import static
+    from hfadapt_kernels.triton.compile import compile_case
 
     case = triton_configs.case("dkv", 64, "bf16", triton_configs.launch("dkv", (128, 64, 4, 1), 64, 2))
-    row = triton_static.describe("prefix_attention", case, "sm_80") | compile_case(case, "sm_80")
+    row = static.describe("prefix_attention", case, "sm_80") | compile_case(case, "sm_80")
     assert row["spills"] > 0
-    assert any("spills" in line for line in triton_static.problems([row]))
-    assert triton_static.missing([row], ["sm_80"])[-1].startswith("in the table, no longer committed")
+    assert any("spills" in line for line in static.problems([row]))
+    assert static.missing([row], ["sm_80"])[-1].startswith("in the table, no longer committed")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +77,11 @@ def test_a_configuration_that_spills_is_caught():
     [("spills", 4), ("registers", 256), ("shared_bytes", 64 * 1024 + 1), ("tensor_columns", 1), ("error", "refused")],
 )
 def test_what_a_card_lacks_is_a_problem(table, field, value):
-    from hfadapt_kernels import triton_static
+    from hfadapt_kernels.triton import static
 
     row = next(row for row in table["rows"] if row["target"] == ("sm_80" if field == "registers" else "gfx942"))
-    assert triton_static.problems([row]) == []
-    assert len(triton_static.problems([row | {field: value}])) == 1
+    assert static.problems([row]) == []
+    assert len(static.problems([row | {field: value}])) == 1
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_what_a_card_lacks_is_a_problem(table, field, value):
 def test_a_device_takes_the_configurations_of_its_family(monkeypatch, capability, target):
     import torch
 
-    from hfadapt_kernels.triton_targets import target_of
+    from hfadapt_kernels.triton.targets import target_of
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.packaging
 NAMES = {"hfadapt", "hfadapt_kernels", "hfadapt_plugins"}
 DATA = (
     "hfadapt/py.typed",

@@ -80,3 +80,12 @@ def test_the_readme_names_the_oldest_releases_that_the_metadata_allow() -> None:
     for package in ("torch", "transformers"):
         (oldest,) = re.findall(rf'"{package}>=([\d.]+)', project)
         assert f"{package} {oldest} or later" in readme
+
+
+def test_the_source_distribution_holds_every_file_of_the_cpp_kernels() -> None:
+    """A file that MANIFEST.in leaves out makes an install from source go on without the C++ library."""
+    line = re.search(r"^recursive-include csrc (.*)$", (ROOT / "MANIFEST.in").read_text("utf-8"), re.M)
+    assert line is not None
+    suffixes = {pattern.removeprefix("*") for pattern in line[1].split()}
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert files and {path.suffix for path in files} <= suffixes

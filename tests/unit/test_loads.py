@@ -1,6 +1,6 @@
 """Loads are all or nothing: damaged and changed folders are refused with our errors, and the model stays as it was.
 
-``HFADAPT_TEST_LOADS=N`` tries N mutations of each kind of folder in place of a few.
+``-m thorough`` tries hundreds of mutations of each kind of folder in place of a few.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from hfadapt.errors import CheckpointError, HFAdaptError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
 
-MANY = int(os.environ.get("HFADAPT_TEST_LOADS", "12"))
 KINDS = ("load", "multi_task", "peft")
 
 
@@ -213,8 +212,9 @@ def mutate(folder, stream):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_folders_load_or_are_refused_and_leave_the_model_alone(kind, saved, tmp_path):
-    for seed in range(MANY):
+@pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.thorough)])
+def test_mutated_folders_load_or_are_refused_and_leave_the_model_alone(kind, count, saved, tmp_path):
+    for seed in range(count):
         place = tmp_path / str(seed)
         shutil.copytree(saved / kind, place)
         what = mutate(place, random.Random(f"{kind} {seed}"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dropout import dropout_threshold
-from ..triton_rows import aligned, by_task, pointer_table
+from ..triton.rows import aligned, by_task, pointer_table
 from .rank_space import CoreInputs
 from .schema import OP, Gradients, empty_gradients, empty_results
 from .triton_configs import config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["aot_cases", "config"]
 
@@ -30,7 +30,7 @@ def launch(columns: int, bm: int, warps: int) -> dict[str, int]:
 
 def case(kernel: str, rank: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """``kernel`` (``fwd``, ``bwd``) for bottlenecks of ``rank`` with the options of ``flags``, all others on."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from . import triton_kernels as kernels
 
     types = {f"{name}_ptr": f"*{element}" for name in ("y", "g", "dy", "shift", "dshift", "out")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import dropout_factor, task_pointer
+from ..triton.common import dropout_factor, task_pointer
 
 __all__ = ["adapter_fusion_bwd_kernel", "adapter_fusion_fwd_kernel"]
 

@@ -27,6 +27,6 @@ def product(
     rows = as_rows(widen(x))
     out = torch.empty(rows.shape[0], outputs, dtype=rows.dtype)
     bias = None if bias is None else bias.float().contiguous()
-    torch.ops.hfadapt_cpu.linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
+    torch.ops.hfadapt_cpu.frozen_linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
     out = out.view(*x.shape[:-1], outputs)
     return out.to(x.dtype)

@@ -110,9 +110,9 @@ class PackedLinear:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
         kind = WEIGHT_TYPES[self.kind]
-        packed = torch.empty(torch.ops.hfadapt_cpu.linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
+        packed = torch.empty(torch.ops.hfadapt_cpu.frozen_linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
         scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
-        torch.ops.hfadapt_cpu.linear_pack(weight, transposed, kind, scale, k_scale, packed)
+        torch.ops.hfadapt_cpu.frozen_linear_pack(weight, transposed, kind, scale, k_scale, packed)
         return packed
 
     def __getstate__(self) -> dict[str, Any]:

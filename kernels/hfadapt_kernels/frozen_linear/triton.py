@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..triton_rows import aligned, precision
+from ..triton.rows import aligned, precision
 from .reference import int8_scale
 from .triton_configs import config
 

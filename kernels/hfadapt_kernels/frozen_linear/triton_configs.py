@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["aot_cases", "config"]
 
@@ -26,7 +26,7 @@ def launch(bm: int, bn: int, bk: int, warps: int, stages: int) -> dict[str, int]
 
 def case(element: str, weight: str, back: bool, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """A product of ``element`` inputs with ``weight`` panels; ``back``: with W instead of W^T."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from .triton_kernels import frozen_linear_kernel
 
     types = {"x_ptr": f"*{element}", "out_ptr": f"*{element}", "bias_ptr": f"*{element}", "w_ptr": f"*{weight}"}

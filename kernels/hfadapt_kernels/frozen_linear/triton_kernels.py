@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import activate
+from ..triton.common import activate
 
 __all__ = ["frozen_linear_kernel"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..batch import TaskBatch
 from ..dropout import dropout_threshold
-from ..triton_products import weight_products
-from ..triton_rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
+from ..triton.products import weight_products
+from ..triton.rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
 from .reference import drop_elements
 from .schema import LINEAR, OP, Gradients, empty_gradients
 from .triton_configs import config

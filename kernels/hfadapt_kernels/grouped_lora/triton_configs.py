@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["aot_cases", "config"]
 
@@ -29,7 +29,7 @@ def launch(bm: int, bk: int, bn: int, br: int, warps: int, stages: int) -> dict[
 
 def case(backward: bool, rank: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """The kernel for ranks up to ``rank`` with the options of ``flags``, everything else switched on."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from .triton_kernels import lora_rows_kernel
 
     types = {f"{name}_ptr": f"*{element}" for name in ("x", "base", "out", "low")}

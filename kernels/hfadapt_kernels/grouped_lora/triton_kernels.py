@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import add_product, dropout_factor, task_pointer
+from ..triton.common import add_product, dropout_factor, task_pointer
 
 __all__ = ["lora_rows_kernel"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..activations import ACTIVATIONS
 from ..backend import FusedOp, Implementation
 from ..batch import TaskBatch
-from ..triton_products import weight_products
-from ..triton_rows import aligned, membership, pointer_table, precision
+from ..triton.products import weight_products
+from ..triton.rows import aligned, membership, pointer_table, precision
 from .schema import OP, Results, empty_gradients, empty_results
 from .triton_configs import config
 from .weights import FAMILIES, PalWeights, unflatten

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["aot_cases", "config"]
 
@@ -28,7 +28,7 @@ def launch(bm: int, bn: int, bk: int, warps: int, stages: int) -> dict[str, int]
 
 def case(back: bool, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """A product with W_t^T, bias and activation, or ``back``: one with W_t, added to what is there."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from .triton_kernels import pal_linear_kernel
 
     types = {f"{pointer}_ptr": f"*{element}" for pointer in ("x", "out", "pre")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import activate, add_product, task_pointer
+from ..triton.common import activate, add_product, task_pointer
 
 __all__ = ["pal_linear_kernel"]
 

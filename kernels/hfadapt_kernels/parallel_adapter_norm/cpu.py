@@ -49,7 +49,7 @@ def forward(
     mean = x.new_zeros(stats, dtype=stat_dtype(x)) if norm == 2 else x.new_empty(stats, dtype=stat_dtype(x))
     rstd = x.new_empty(stats, dtype=stat_dtype(x))
     kept = save and norm > 0
-    torch.ops.hfadapt_cpu.adapter_norm_forward(
+    torch.ops.hfadapt_cpu.parallel_adapter_norm_forward(
         _rows(x), _rows(residual), _rows(h), _plain(down), _plain(up), _plain(down_bias), _plain(up_bias),
         _plain(scale), scale_values, _flat(norm_weight), _flat(norm_bias), _flat(ids), seed, activation,
         norm, eps, norm_offset, dropout, out.view(-1, x.shape[-1]), z if kept else None, pre if save else None,
@@ -72,7 +72,7 @@ def backward(
         )  # fmt: skip
         return dz.half(), dh.half(), [g.half() for g in grads]
     dz, dh, grads = empty_grads(grad, h, down, up, scale, norm, needs, empty_result)
-    torch.ops.hfadapt_cpu.adapter_norm_backward(
+    torch.ops.hfadapt_cpu.parallel_adapter_norm_backward(
         _rows(grad), z if norm else None, pre, mean if norm else None, rstd if norm else None, _rows(h), _plain(down),
         _plain(up), _plain(up_bias), _plain(scale), scale_values, _flat(norm_weight), _flat(ids), seed, activation,
         norm, norm_offset, dropout, dz if norm else None, dh if dh.numel() else None, grads,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..batch import TaskBatch
 from ..dropout import dropout_threshold
-from ..triton_products import weight_products
-from ..triton_rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
+from ..triton.products import weight_products
+from ..triton.rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
 from .saved import NEED_DOWN, NEED_H, NEED_SCALE, NEED_UP, empty_grads, saved_shapes, stat_dtype
 from .triton_configs import config
 

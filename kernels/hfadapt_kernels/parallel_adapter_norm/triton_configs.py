@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["aot_cases", "config"]
 
@@ -36,7 +36,7 @@ def launch(bm: int, bd: int, br: int, warps: int, stages: int) -> dict[str, int]
 
 def case(kernel: str, rank: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """``kernel`` for bottlenecks of ``rank`` with the options of ``flags``, everything else switched on."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from . import triton_kernels as kernels
 
     tables = "down_table up_table down_bias_table up_bias_table scale_table ids_ptr seed_ptr"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import activate, activate_derivative, add_product, dropout_factor, task_pointer
+from ..triton.common import activate, activate_derivative, add_product, dropout_factor, task_pointer
 
 __all__ = ["adapter_norm_bwd_kernel", "adapter_norm_fwd_kernel"]
 

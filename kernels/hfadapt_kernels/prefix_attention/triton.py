@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..batch import TaskBatch
 from ..dropout import dropout_threshold
-from ..triton_rows import aligned, by_task, pointer_table, precision
-from ..triton_targets import target_of
+from ..triton.rows import aligned, by_task, pointer_table, precision
+from ..triton.targets import target_of
 from .op import OP, empty_gradients, empty_results
 from .reference import FORMS
 from .triton_configs import config

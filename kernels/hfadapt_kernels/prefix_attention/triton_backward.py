@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import task_pointer
+from ..triton.common import task_pointer
 from .triton_scores import LOG2E, PREFIX_COLUMN, RELU, SOFTMAX, dot, dot_rows, factor, load_rows, real_scores, shift
 
 __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "prefix_attention_dq_kernel"]

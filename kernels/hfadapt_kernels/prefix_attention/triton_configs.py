@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
 
 __all__ = ["KERNELS", "aot_cases", "case", "config"]
 
@@ -62,7 +62,7 @@ def launch(kernel: str, chosen: Config, dim: int, size: int) -> dict[str, Any]:
 
 def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: Any) -> AotCase:
     """``kernel`` for heads of ``dim`` with the options of ``flags``, everything else switched on."""
-    from ..triton_compile import AotCase
+    from ..triton.compile import AotCase
     from . import triton_backward, triton_kernels
 
     strides = [f"{t}_{axis}" for t in ("q", "k", "v", "o", "dk") for axis in "bht"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import task_pointer
+from ..triton.common import task_pointer
 from .triton_scores import (
     LN2,
     LOG2E,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import dropout_factor
+from ..triton.common import dropout_factor
 
 __all__ = [
     "LN2",

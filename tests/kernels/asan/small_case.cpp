@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "../../../csrc/dispatch.h"
+#include "../../../csrc/isa/dispatch.h"
 
 namespace hfk {
 
@@ -59,17 +59,17 @@ static double adapter_norm() {
   AdapterNormArgs a = {};
   int64_t block = 0;
   a.type = DType::f32, a.max_rank = 21;
-  avx2::table.adapter_norm_block_rows({a.type, a.max_rank, &block});
+  avx2::table.parallel_adapter_norm_block_rows({a.type, a.max_rank, &block});
   RowPlan plan(ids, B, T, 2, block);
   a.plan = &plan, a.tasks = tasks.data(), a.num_tasks = 2, a.rows = N, a.D = D, a.Dh = Dh, a.activation = 2;
   a.norm = Norm::layer, a.eps = 1e-5f, a.norm_weight = gamma.data(), a.has_dropout = true, a.seed = 5, a.dropout = 0.25;
   a.x = x.data(), a.h = h.data(), a.out = out.data(), a.z = z.data(), a.pre = pre.data(), a.mean = mean.data();
   a.rstd = rstd.data();
-  avx2::table.adapter_norm_forward(a);
+  avx2::table.parallel_adapter_norm_forward(a);
   AdapterNormBackwardArgs g = {};
   g.forward = a, g.dout = dout.data(), g.dz = dz.data(), g.dh = dh.data(), g.grads = grads.data();
   g.dnorm_weight = dgamma.data(), g.dnorm_bias = dbeta.data();
-  avx2::table.adapter_norm_backward(g);
+  avx2::table.parallel_adapter_norm_backward(g);
   double sum = total(out) + total(dz) + total(dh) + total(dgamma) + total(dbeta);
   for (const auto& v : keep) sum += total(v);
   return sum;
@@ -80,15 +80,15 @@ static double frozen_linear() {
   auto x = numbers(M * K), w = numbers(N * K), bias = numbers(N);
   std::vector<float> out(M * N);
   int64_t bytes = 0;
-  avx2::table.linear_size({WeightType::f32, K, N, &bytes});
+  avx2::table.frozen_linear_size({WeightType::f32, K, N, &bytes});
   std::vector<char> packed(static_cast<size_t>(bytes));
   LinearPackArgs p = {};
   p.type = DType::f32, p.weight = w.data(), p.K = K, p.N = N, p.sk = 1, p.sn = K, p.packed = packed.data();
-  avx2::table.linear_pack(p);
+  avx2::table.frozen_linear_pack(p);
   LinearArgs a = {};
   a.type = DType::f32, a.x = x.data(), a.out = out.data(), a.M = M, a.N = N, a.K = K, a.x_stride = K;
   a.packed = packed.data(), a.bias = bias.data(), a.activation = 4;
-  avx2::table.linear_forward(a);
+  avx2::table.frozen_linear_forward(a);
   return total(out);
 }
 

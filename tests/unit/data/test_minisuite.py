@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import random
 from pathlib import Path
 
@@ -90,10 +89,10 @@ def test_near_duplicates_of_held_out_rows_leave_training() -> None:
     assert kept == train[1:]
 
 
-@pytest.mark.skipif("HFADAPT_ARCHIVES" not in os.environ, reason="needs the package archives; set HFADAPT_ARCHIVES")
+@pytest.mark.archives
 @pytest.mark.parametrize("name", bundled.BUNDLED)
-def test_bundled_rows_are_rebuilt_byte_for_byte(name: str, tmp_path: Path) -> None:
-    build(tmp_path, [name], archives=Archives([Path(os.environ["HFADAPT_ARCHIVES"])]))
+def test_bundled_rows_are_rebuilt_byte_for_byte(name: str, tmp_path: Path, archives: Path) -> None:
+    build(tmp_path, [name], archives=Archives([archives]))
     for split in bundled.SPLITS:
         built = gzip.decompress((tmp_path / name / f"{split}.jsonl.gz").read_bytes())
         assert built == gzip.decompress((bundled.folder(name) / f"{split}.jsonl.gz").read_bytes())

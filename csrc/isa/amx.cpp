@@ -1,0 +1,2 @@
+#define HFK_NAMESPACE amx
+#include "table.h"

@@ -1,0 +1,2 @@
+#define HFK_NAMESPACE avx2
+#include "table.h"

@@ -1,0 +1,2 @@
+#define HFK_NAMESPACE avx512
+#include "table.h"

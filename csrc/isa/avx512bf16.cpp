@@ -1,0 +1,2 @@
+#define HFK_NAMESPACE avx512bf16
+#include "table.h"

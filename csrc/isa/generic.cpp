@@ -1,0 +1,2 @@
+#define HFK_NAMESPACE generic
+#include "table.h"

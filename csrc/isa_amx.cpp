@@ -1,2 +1,0 @@
-#define HFK_NAMESPACE amx
-#include "isa.h"

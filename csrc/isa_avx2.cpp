@@ -1,2 +1,0 @@
-#define HFK_NAMESPACE avx2
-#include "isa.h"

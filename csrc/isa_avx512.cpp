@@ -1,2 +1,0 @@
-#define HFK_NAMESPACE avx512
-#include "isa.h"

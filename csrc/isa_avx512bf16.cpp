@@ -1,2 +1,0 @@
-#define HFK_NAMESPACE avx512bf16
-#include "isa.h"

@@ -1,2 +1,0 @@
-#define HFK_NAMESPACE generic
-#include "isa.h"
