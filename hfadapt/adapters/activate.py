@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..method.delta import check_adapter_name
 from ..routing.choice import Block, Choice, choose
 from ..routing.composition import Composition, Node, Parallel, steps_of
@@ -31,7 +31,7 @@ def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
     state = attachment(model)
     check_adapter_name(name)
     if name in state.routable:
-        raise AttachError(problem("that name is taken", got=name, allowed="a name that is not in use"))
+        raise AttachError("that name is taken", got=name, allowed="a name that is not in use")
     replace_composition(model, name, node)
 
 
@@ -131,13 +131,11 @@ def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | N
     for stack, n in wanted.items():
         path = kinds.get(stack, stack)
         if path and path not in stacks:
-            raise AttachError(problem("no such stack", got=stack, allowed=", ".join([*kinds, *stacks])))
+            raise AttachError("no such stack", got=stack, allowed=", ".join([*kinds, *stacks]))
         limit = stacks[path].num_layers if path else max(s.num_layers for s in stacks.values())
         if type(n) is not int or not 0 <= n <= limit:
             raise AttachError(
-                problem(
-                    "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"
-                )
+                "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"
             )
         drop[path] = n
     state.drop = drop

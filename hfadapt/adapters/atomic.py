@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 
 __all__ = ["atomic_folder", "replace_folder", "settle", "target_folder", "write_json", "write_whole"]
 
@@ -47,15 +47,15 @@ def target_folder(folder: str | os.PathLike[str]) -> Path:
     try:
         given = os.fsdecode(folder)
     except TypeError:
-        raise CheckpointError(problem("no folder to save to", got=repr(folder), allowed="a path")) from None
+        raise CheckpointError("no folder to save to", got=repr(folder), allowed="a path") from None
     if not given.strip() or "\0" in given:
         # Path("") is the working folder, which nobody meant
         raise CheckpointError(
-            problem("no folder to save to", got=repr(given), allowed="a path", try_="'.' for the working folder")
+            "no folder to save to", got=repr(given), allowed="a path", try_="'.' for the working folder"
         )
     found = Path(os.path.realpath(given))
     if os.path.lexists(found) and not found.is_dir():
-        raise CheckpointError(problem("cannot save there", got=f"{found} is a file", allowed="a folder"))
+        raise CheckpointError("cannot save there", got=f"{found} is a file", allowed="a folder")
     return found
 
 
@@ -105,12 +105,10 @@ class atomic_folder:
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            problem(
-                "saving failed; nothing was changed",
-                where=str(self.folder),
-                got=f"{type(error).__name__}: {error}",
-                try_="free some space, or save to another folder",
-            )
+            "saving failed; nothing was changed",
+            where=str(self.folder),
+            got=f"{type(error).__name__}: {error}",
+            try_="free some space, or save to another folder",
         )
 
     def _put_in_place(self) -> None:

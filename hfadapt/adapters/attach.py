@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import plugins
 from ..architecture import resolve
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..errors.names import names_of
 from ..method.config import MethodConfig
 from ..method.delta import check_adapter_name
@@ -116,12 +116,10 @@ def attach(
         check_adapter_name(one)
         if one in wanted[:i] or (state is not None and one in state.routable):
             raise AttachError(
-                problem(
-                    "an adapter of that name exists", got=one, try_="choose another name, or detach(model, name) first"
-                )
+                "an adapter of that name exists", got=one, try_="choose another name, or detach(model, name) first"
             )
     if not wanted:
-        raise AttachError(problem("no name given", got="names=()", allowed="one or more adapter names"))
+        raise AttachError("no name given", got="names=()", allowed="one or more adapter names")
     fresh = state is None
     if state is not None:
         _check_dtype(state, autocast_adapter_dtype)
@@ -135,7 +133,7 @@ def attach(
         ]
         for config, found, places in placed:
             if not places:
-                raise AttachError(problem("the method changes nothing in this model", where=found.name, got=config))
+                raise AttachError("the method changes nothing in this model", where=found.name, got=config)
             for place in places:
                 check_place(place, found.name)
         trains_head = freeze_base if train_head is None else train_head
@@ -179,14 +177,12 @@ def _to_copy(
 def _check_model(model: PreTrainedModel) -> None:
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise AttachError(
-            problem(
-                "the model is compiled, and hooks added to a compiled model are ignored silently",
-                where=type(model).__name__,
-                try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
-            )
+            "the model is compiled, and hooks added to a compiled model are ignored silently",
+            where=type(model).__name__,
+            try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise AttachError(problem("not a transformers model", got=type(model).__name__, allowed="a PreTrainedModel"))
+        raise AttachError("not a transformers model", got=type(model).__name__, allowed="a PreTrainedModel")
 
 
 def _method(config: MethodConfig) -> Method:
@@ -238,13 +234,11 @@ def _check_dtype(state: Attachment, autocast_adapter_dtype: bool | None) -> None
     if autocast_adapter_dtype is None or autocast_adapter_dtype == state.autocast_dtype:
         return
     raise AttachError(
-        problem(
-            "the adapters of a model have one dtype",
-            where=f"attached: {', '.join(state.names)}",
-            got=f"autocast_adapter_dtype={autocast_adapter_dtype}",
-            allowed=f"autocast_adapter_dtype={state.autocast_dtype}, as the first was attached with",
-            try_="leave it out, or detach the others first",
-        )
+        "the adapters of a model have one dtype",
+        where=f"attached: {', '.join(state.names)}",
+        got=f"autocast_adapter_dtype={autocast_adapter_dtype}",
+        allowed=f"autocast_adapter_dtype={state.autocast_dtype}, as the first was attached with",
+        try_="leave it out, or detach the others first",
     )
 
 
@@ -269,11 +263,9 @@ def _add(
         delta = slot_of(leaf).delta(place, method.name)
         if name in delta.names:
             raise AttachError(
-                problem(
-                    f"two configs of adapter {name!r} want the same place",
-                    where=f"{method.name} at {place.site.leaf}",
-                    try_="two adapters, and hfadapt.Stack of them",
-                )
+                f"two configs of adapter {name!r} want the same place",
+                where=f"{method.name} at {place.site.leaf}",
+                try_="two adapters, and hfadapt.Stack of them",
             )
         device, dtype = device_and_dtype(leaf, model, state.autocast_dtype)
         delta.add(name, config, shared, device, dtype)
@@ -287,14 +279,12 @@ def _one_shared(model: PreTrainedModel, name: str, method: Method) -> None:
     """Raise when the adapter has a config of this method already: the layers of both would share one set."""
     if method.name in shared_modules(model, name):
         raise AttachError(
-            problem(
-                f"two configs of adapter {name!r} share parameters across layers under one name",
-                where=method.name,
-                got=f"a second config of {method.name} whose layers share parameters",
-                allowed=f"one such config of {method.name} an adapter",
-                try_="one config for all its layers; share=False or reparametrization='flat', which share nothing; "
-                "or two adapters and hfadapt.Stack of them",
-            )
+            f"two configs of adapter {name!r} share parameters across layers under one name",
+            where=method.name,
+            got=f"a second config of {method.name} whose layers share parameters",
+            allowed=f"one such config of {method.name} an adapter",
+            try_="one config for all its layers; share=False or reparametrization='flat', which share nothing; "
+            "or two adapters and hfadapt.Stack of them",
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def label_options(data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         names = {int(i): str(name) for i, name in labels["id2label"].items()}
     except ValueError:
-        raise CheckpointError(problem("labels without numbers", got=labels["id2label"])) from None
+        raise CheckpointError("labels without numbers", got=labels["id2label"]) from None
     # The head comes from the file; the base's own may have been of another size.
     options = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "ignore_mismatched_sizes": True}
     return {**options, **({"problem_type": labels["problem_type"]} if labels.get("problem_type") else {})}
@@ -148,13 +148,11 @@ def check_base(data: Mapping[str, Any], model: PreTrainedModel, model_type: str,
         if not lines:
             return
     raise CheckpointError(
-        problem(
-            "the adapters belong to another base" + (f"; differing: {', '.join(lines)}" if lines else ""),
-            where=str(folder),
-            got=f"{got})",
-            allowed=f"{allowed})",
-            try_=f"load the base that is named in adapter_config.json{cure}",
-        )
+        "the adapters belong to another base" + (f"; differing: {', '.join(lines)}" if lines else ""),
+        where=str(folder),
+        got=f"{got})",
+        allowed=f"{allowed})",
+        try_=f"load the base that is named in adapter_config.json{cure}",
     )
 
 
@@ -217,13 +215,11 @@ def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Map
     rows = tensors.get(f"{TOKENS}input")
     if size > here and (rows is None or rows.dim() != 2 or rows.shape[0] != size - here):
         raise CheckpointError(
-            problem(
-                "the base has fewer tokens than the one that was adapted, and the file lacks their embeddings",
-                where=str(folder),
-                got=f"{here} tokens",
-                allowed=f"{size} tokens",
-                try_="hfadapt.load(folder, model=base), with the vocabulary that was trained",
-            )
+            "the base has fewer tokens than the one that was adapted, and the file lacks their embeddings",
+            where=str(folder),
+            got=f"{here} tokens",
+            allowed=f"{size} tokens",
+            try_="hfadapt.load(folder, model=base), with the vocabulary that was trained",
         )
     require_finite({key: tensor for key, tensor in tensors.items() if key.startswith(TOKENS)}, folder)
     model.resize_token_embeddings(size, mean_resizing=False)

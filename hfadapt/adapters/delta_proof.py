@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfadapt_kernels import TaskBatch
 
 from .. import plugins
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..method.delta import Delta
 from ..routing.routing import Rows
 from ..runtime.attention import AttentionCall, AttentionDelta
@@ -67,14 +67,12 @@ class Proof:
         """Return the error that names a delta, and the plugin that its method is from."""
         method = delta.own(delta.names[0]).config.method
         return AttachError(
-            problem(
-                f"a delta of {', '.join(delta.names)} does not do what a delta may",
-                where=f"{self.paths[id(delta)]} ({type(delta).__name__}; method {method!r} of "
-                f"{plugins.methods().origin(method)})",
-                got=what,
-                allowed="a finite tensor of the shape and dtype of what it changes, other adapters' rows as they were",
-                try_="hfadapt.testing.conformance checks a method on every architecture",
-            )
+            f"a delta of {', '.join(delta.names)} does not do what a delta may",
+            where=f"{self.paths[id(delta)]} ({type(delta).__name__}; method {method!r} of "
+            f"{plugins.methods().origin(method)})",
+            got=what,
+            allowed="a finite tensor of the shape and dtype of what it changes, other adapters' rows as they were",
+            try_="hfadapt.testing.conformance checks a method on every architecture",
         )
 
 
@@ -88,12 +86,10 @@ def check_place(place: Place, method: str) -> None:
         or issubclass(made, AttentionDelta) is not (wanted is AttentionDelta)
     ):
         raise AttachError(
-            problem(
-                "a method chose something that is no delta for a place",
-                where=f"{place.site.leaf} ({place.site.slot}; method {method!r} of {plugins.methods().origin(method)})",
-                got=repr(made),
-                allowed=f"a subclass of {wanted.__name__}",
-            )
+            "a method chose something that is no delta for a place",
+            where=f"{place.site.leaf} ({place.site.slot}; method {method!r} of {plugins.methods().origin(method)})",
+            got=repr(made),
+            allowed=f"a subclass of {wanted.__name__}",
         )
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 from .atomic import settle, target_folder
 from .folder_config import is_marked
 
@@ -80,13 +80,11 @@ def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
     found = _digest_of_config(data) if expected is not None else None
     if found != expected:
         raise CheckpointError(
-            problem(
-                f"{CONFIG_FILE} is not the file that was saved",
-                where=str(folder),
-                got=f"sha256 {found} of its content",
-                allowed=f"sha256 {expected}",
-                try_=f"save again; or take {_CONFIG_DIGEST!r} out of it if you changed it yourself",
-            )
+            f"{CONFIG_FILE} is not the file that was saved",
+            where=str(folder),
+            got=f"sha256 {found} of its content",
+            allowed=f"sha256 {expected}",
+            try_=f"save again; or take {_CONFIG_DIGEST!r} out of it if you changed it yourself",
         )
 
 
@@ -119,12 +117,10 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
     if config.is_file():
         if not is_ours(config):
             raise CheckpointError(
-                problem(
-                    "the folder holds an adapter that hfadapt did not write",
-                    where=str(folder),
-                    got=CONFIG_FILE,
-                    try_="another folder, or delete that one first",
-                )
+                "the folder holds an adapter that hfadapt did not write",
+                where=str(folder),
+                got=CONFIG_FILE,
+                try_="another folder, or delete that one first",
             )
         ours = True
     found = [p.name for pattern in _MODELS for p in place.glob(pattern)] if not is_marked(place) else []
@@ -134,12 +130,10 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
         found.append(WEIGHTS_FILE)
     if found:
         raise CheckpointError(
-            problem(
-                "the folder holds a model that hfadapt did not write; neither would load from there again",
-                where=str(folder),
-                got=", ".join(sorted(found)),
-                try_="another folder, for example one inside it",
-            )
+            "the folder holds a model that hfadapt did not write; neither would load from there again",
+            where=str(folder),
+            got=", ".join(sorted(found)),
+            try_="another folder, for example one inside it",
         )
 
 
@@ -153,12 +147,10 @@ def settle_for_reading(folder: str | os.PathLike[str]) -> None:
         settle(Path(folder))
     except OSError as error:
         raise CheckpointError(
-            problem(
-                "a save that was cut off cannot be finished",
-                where=str(folder),
-                got=str(error),
-                try_="load it once where the folder may be written",
-            )
+            "a save that was cut off cannot be finished",
+            where=str(folder),
+            got=str(error),
+            try_="load it once where the folder may be written",
         ) from None
 
 
@@ -183,13 +175,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
         raise CheckpointError(
-            problem(
-                f"no {CONFIG_FILE}",
-                where=str(folder),
-                got=there,
-                allowed="a folder written by hfadapt.save",
-                try_=_TRY_RESUMING if "model.safetensors" in there else "",
-            )
+            f"no {CONFIG_FILE}",
+            where=str(folder),
+            got=there,
+            allowed="a folder written by hfadapt.save",
+            try_=_TRY_RESUMING if "model.safetensors" in there else "",
         ) from None
     if not isinstance(data, dict) or data.get("format") != "hfadapt":
         kind = (
@@ -198,33 +188,27 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
             else "unknown"
         )
         raise CheckpointError(
-            problem(
-                "not an hfadapt folder",
-                where=str(folder),
-                got=f"a {kind} file",
-                allowed="format 'hfadapt'",
-                try_="hfadapt.load_peft(model, folder)" if kind == "LORA" else "",
-            )
+            "not an hfadapt folder",
+            where=str(folder),
+            got=f"a {kind} file",
+            allowed="format 'hfadapt'",
+            try_="hfadapt.load_peft(model, folder)" if kind == "LORA" else "",
         )
     if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            problem(
-                "written by a newer hfadapt",
-                where=str(folder),
-                got=f"format version {data.get('format_version')}",
-                allowed=f"up to {FORMAT_VERSION}",
-                try_="upgrade hfadapt",
-            )
+            "written by a newer hfadapt",
+            where=str(folder),
+            got=f"format version {data.get('format_version')}",
+            allowed=f"up to {FORMAT_VERSION}",
+            try_="upgrade hfadapt",
         )
     wrong = _wrong_fields(data)
     if wrong:
         raise CheckpointError(
-            problem(
-                f"{CONFIG_FILE} holds what no save writes",
-                where=str(folder),
-                got="; ".join(wrong[:5]),
-                try_="save again; the file was changed",
-            )
+            f"{CONFIG_FILE} holds what no save writes",
+            where=str(folder),
+            got="; ".join(wrong[:5]),
+            try_="save again; the file was changed",
         )
     return data
 
@@ -243,12 +227,10 @@ def read_json(path: Path) -> Any:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
-            problem(
-                f"{path.name} cannot be read",
-                where=str(path.parent),
-                got=str(error)[:300],
-                try_="save again; the file was cut off or changed",
-            )
+            f"{path.name} cannot be read",
+            where=str(path.parent),
+            got=str(error)[:300],
+            try_="save again; the file was cut off or changed",
         ) from None
 
 
@@ -266,7 +248,7 @@ def require_file(path: Path) -> None:
         CheckpointError: it is a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(problem(f"{path.name} is no ordinary file", where=str(path.parent), allowed="a file"))
+        raise CheckpointError(f"{path.name} is no ordinary file", where=str(path.parent), allowed="a file")
 
 
 def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
@@ -335,28 +317,24 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
         require_file(path)
     except OSError:
         raise CheckpointError(
-            problem(f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here")
+            f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here"
         ) from None
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            problem(
-                f"{WEIGHTS_FILE} is damaged",
-                where=str(folder),
-                got=str(error),
-                try_="save again; the file was cut off or changed",
-            )
+            f"{WEIGHTS_FILE} is damaged",
+            where=str(folder),
+            got=str(error),
+            try_="save again; the file was cut off or changed",
         ) from None
     found = _digest(path) if digest is not None else None
     if found != digest:
         raise CheckpointError(
-            problem(
-                f"{WEIGHTS_FILE} is not the file that was saved",
-                where=str(folder),
-                got=f"sha256 {found}",
-                allowed=f"sha256 {digest}, as {CONFIG_FILE} says",
-                try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
-            )
+            f"{WEIGHTS_FILE} is not the file that was saved",
+            where=str(folder),
+            got=f"sha256 {found}",
+            allowed=f"sha256 {digest}, as {CONFIG_FILE} says",
+            try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
         )
     return tensors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 from ..routing.composition import Fuse, parse
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import compose
@@ -66,9 +66,7 @@ def load_adapters(
     clash = [n for n in data["adapters"] if had is not None and n in had.names]
     if clash:
         raise CheckpointError(
-            problem(
-                "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
-            )
+            "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
         )
     names = list(data["adapters"])
     with rehearsal(folder):
@@ -111,12 +109,10 @@ def model_class(name: str, folder: Any) -> type[PreTrainedModel]:
     found = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(
-            problem(
-                "the base's class is no model of transformers",
-                where=str(folder),
-                got=repr(name),
-                try_="hfadapt.load(folder, model=base)",
-            )
+            "the base's class is no model of transformers",
+            where=str(folder),
+            got=repr(name),
+            try_="hfadapt.load(folder, model=base)",
         )
     return found
 
@@ -126,23 +122,19 @@ def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
     cls = model_class(data["model_class"], folder)
     if not name:
         raise CheckpointError(
-            problem(
-                "the base is not known",
-                where=str(folder),
-                got=f"base {name!r}, class {data.get('model_class')!r}",
-                try_="hfadapt.load(folder, model=base)",
-            )
+            "the base is not known",
+            where=str(folder),
+            got=f"base {name!r}, class {data.get('model_class')!r}",
+            try_="hfadapt.load(folder, model=base)",
         )
     try:
         return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            problem(
-                "the base cannot be loaded",
-                where=str(folder),
-                got=f"{name!r}: {error}",
-                try_="hfadapt.load(folder, model=base)",
-            )
+            "the base cannot be loaded",
+            where=str(folder),
+            got=f"{name!r}: {error}",
+            try_="hfadapt.load(folder, model=base)",
         ) from error
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..runtime.attachment import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
 from ..runtime.watch import require_intact
 from .attach import attach
@@ -60,10 +60,8 @@ class Merged:
         """
         if not self.originals:
             raise AttachError(
-                problem(
-                    f"the base's weights from before merging {self.name!r} were not kept",
-                    try_="hfadapt.merge(model, name, keep_original=True), or load the base again",
-                )
+                f"the base's weights from before merging {self.name!r} were not kept",
+                try_="hfadapt.merge(model, name, keep_original=True), or load the base again",
             )
         inside = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
@@ -137,7 +135,7 @@ def _only(state: Attachment, name: str | None) -> str:
     if name is None and len(state.adapters) == 1:
         return next(iter(state.adapters))
     if name is None:
-        raise AttachError(problem("several adapters, and none is named", allowed=", ".join(state.adapters)))
+        raise AttachError("several adapters, and none is named", allowed=", ".join(state.adapters))
     return state.require(name).name
 
 
@@ -151,22 +149,18 @@ def _check(model: PreTrainedModel, state: Attachment, name: str) -> None:
         capabilities = plugins.methods()[config.method].capabilities
         if not capabilities.mergeable:
             why = capabilities.reasons.get("mergeable", "its change is not linear in what one linear reads")
-            raise AttachError(problem(f"{config.method} cannot be merged: {why}", where=where))
+            raise AttachError(f"{config.method} cannot be merged: {why}", where=where)
     others = [n for n in state.adapters if n != name]
     if others:
         raise AttachError(
-            problem(
-                "other adapters are attached, which were made for the base as it is",
-                where=where,
-                got=", ".join(others),
-                try_=f"hfadapt.detach(model, {others}) first, or merge into a copy of the model",
-            )
+            "other adapters are attached, which were made for the base as it is",
+            where=where,
+            got=", ".join(others),
+            try_=f"hfadapt.detach(model, {others}) first, or merge into a copy of the model",
         )
     if any(state.drop.values()):
         raise AttachError(
-            problem(
-                "layers are dropped", where=where, got=state.drop, try_="hfadapt.set_adapter_drop(model, None) first"
-            )
+            "layers are dropped", where=where, got=state.drop, try_="hfadapt.set_adapter_drop(model, None) first"
         )
     for path, delta in deltas_of(model, name):
         _check_place(model, path, delta, where)
@@ -185,12 +179,10 @@ def _check_copy(model: PreTrainedModel, path: str, own: nn.Module, where: str) -
     ]
     if other:
         raise AttachError(
-            problem(
-                "the adapter's own module has another shape than the base's",
-                where=where,
-                got=", ".join(other),
-                try_="a base with as many labels (num_labels=...), or keep the adapter attached",
-            )
+            "the adapter's own module has another shape than the base's",
+            where=where,
+            got=", ".join(other),
+            try_="a base with as many labels (num_labels=...), or keep the adapter attached",
         )
     _check_tied(model, path, where)
 
@@ -198,12 +190,10 @@ def _check_copy(model: PreTrainedModel, path: str, own: nn.Module, where: str) -
 def _check_place(model: PreTrainedModel, path: str, delta: Delta, where: str) -> None:
     if delta.site.shared_layer:
         raise AttachError(
-            problem(
-                "this module serves several depths, each with an adapter of its own",
-                where=where,
-                got=delta.site.leaf,
-                try_="keep the adapter attached",
-            )
+            "this module serves several depths, each with an adapter of its own",
+            where=where,
+            got=delta.site.leaf,
+            try_="keep the adapter attached",
         )
     _check_tied(model, delta.site.leaf, where)
 
@@ -216,10 +206,8 @@ def _check_tied(model: PreTrainedModel, path: str, where: str) -> None:
     for other_path, other in model.named_modules():
         if id(other) not in inside and any(id(p) in own for p in other.parameters(recurse=False)):
             raise AttachError(
-                problem(
-                    "the weight is tied to another module's, which would change too",
-                    where=where,
-                    got=f"{path} and {other_path}",
-                    try_="keep the adapter attached, or leave this module out of target_modules or modules_to_save",
-                )
+                "the weight is tied to another module's, which would change too",
+                where=where,
+                got=f"{path} and {other_path}",
+                try_="keep the adapter attached, or leave this module out of target_modules or modules_to_save",
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttachError, did_you_mean, problem
+from ..errors import AttachError, did_you_mean
 from ..routing.choice import Block, Choice
 from ..runtime.attachment import Attachment, attachment, copies_of, device_and_dtype, slots_of
 from ..runtime.own_forward import RoutedForward, bare_copy, route, unroute
@@ -64,13 +64,11 @@ def find_modules(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
         if not found:
             ends = {path.rpartition(".")[2] for path in paths} - {path for path in paths if path.isdigit()}
             raise AttachError(
-                problem(
-                    "no module of that name to give the adapter a copy of",
-                    where=type(model).__name__,
-                    got=repr(name),
-                    allowed="a path, or its last parts, of a module with parameters",
-                    try_=did_you_mean(str(name), sorted(ends)),
-                )
+                "no module of that name to give the adapter a copy of",
+                where=type(model).__name__,
+                got=repr(name),
+                allowed="a path, or its last parts, of a module with parameters",
+                try_=did_you_mean(str(name), sorted(ends)),
             )
         chosen.update(dict.fromkeys(found))
     return tuple(path for path in chosen if not any(path.startswith(f"{other}.") for other in chosen))
@@ -127,12 +125,10 @@ def _add(model: PreTrainedModel, state: Attachment, owner: str, path: str) -> Ro
     within = [f"{path}.{name}" for name, m in leaf.named_modules() if name != "hfadapt" and isinstance(m, Slot)]
     if within:
         raise AttachError(
-            problem(
-                "a module that is to be trained whole has adapters inside",
-                where=path,
-                got=", ".join(p.removesuffix(".hfadapt") for p in within[:3]),
-                try_="modules_to_save without it, or target_modules that leave it out",
-            )
+            "a module that is to be trained whole has adapters inside",
+            where=path,
+            got=", ".join(p.removesuffix(".hfadapt") for p in within[:3]),
+            try_="modules_to_save without it, or target_modules that leave it out",
         )
     made = bare_copy(leaf)
     device, dtype = device_and_dtype(leaf, model, state.autocast_dtype)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, HFAdaptError, problem
+from ..errors import CheckpointError, HFAdaptError
 from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
 from ..runtime.watch import watch
@@ -48,12 +48,10 @@ def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
             memo[id(table)].update(copy.deepcopy(ours, memo))
     except Exception as error:
         raise CheckpointError(
-            problem(
-                "the model cannot be copied, and what is loaded is tried on a copy first",
-                where=type(model).__name__,
-                got=f"{type(error).__name__}: {error}"[:300],
-                try_="load before the model is given what cannot be copied",
-            )
+            "the model cannot be copied, and what is loaded is tried on a copy first",
+            where=type(model).__name__,
+            got=f"{type(error).__name__}: {error}"[:300],
+            try_="load before the model is given what cannot be copied",
         ) from error
     return twin
 
@@ -89,12 +87,10 @@ def as_described(folder: Any) -> Iterator[None]:
     except Exception as error:
         # The same code makes every valid folder's model, so what fails here is what the folder says.
         raise CheckpointError(
-            problem(
-                "what the folder describes cannot be built",
-                where=str(folder),
-                got=f"{type(error).__name__}: {error}"[:500],
-                try_="save again; adapter_config.json was changed, or belongs to another version",
-            )
+            "what the folder describes cannot be built",
+            where=str(folder),
+            got=f"{type(error).__name__}: {error}"[:500],
+            try_="save again; adapter_config.json was changed, or belongs to another version",
         ) from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, HFAdaptError, problem
+from ..errors import CheckpointError, HFAdaptError
 from ..method.method import expand
 from ..runtime.attachment import find_attachment
 from .files import CONFIG_FILE, read_config
@@ -94,14 +94,12 @@ def require_names(what: str, saved: Sequence[str], here: Sequence[str], folder: 
 
 def refused(folder: Path, what: str, got: str, allowed: str) -> CheckpointError:
     return CheckpointError(
-        problem(
-            what,
-            where=str(folder),
-            got=got,
-            allowed=f"{allowed}, as this model has",
-            try_="resume with the tasks, order and methods of the run that was cut off; or start a new run, whose "
-            "model hfadapt.load or MultiTaskModel.from_pretrained reads from the checkpoint",
-        )
+        what,
+        where=str(folder),
+        got=got,
+        allowed=f"{allowed}, as this model has",
+        try_="resume with the tasks, order and methods of the run that was cut off; or start a new run, whose "
+        "model hfadapt.load or MultiTaskModel.from_pretrained reads from the checkpoint",
     )
 
 
@@ -136,12 +134,10 @@ def require_same_shapes(
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise CheckpointError(
-            problem(
-                f"{len(found)} tensors differ from this model's",
-                where=where,
-                got="; ".join(found[:_SHOWN]) + more,
-                try_="the adapters, methods and heads of the run that was cut off; nothing was loaded",
-            )
+            f"{len(found)} tensors differ from this model's",
+            where=where,
+            got="; ".join(found[:_SHOWN]) + more,
+            try_="the adapters, methods and heads of the run that was cut off; nothing was loaded",
         )
 
 

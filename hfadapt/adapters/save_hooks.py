@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 from .atomic import atomic_folder, target_folder
 from .files import (
     CONFIG_FILE,
@@ -204,11 +204,9 @@ def _keep_own_base(model: Any, folder: Path) -> None:
     name = getattr(model.config, "_name_or_path", "")
     if name and target_folder(name) == folder:
         raise CheckpointError(
-            problem(
-                "the folder holds the base of this very model, which slim_checkpoints leaves out",
-                where=str(folder),
-                try_="another folder, or hfadapt.slim_checkpoints(model, False)",
-            )
+            "the folder holds the base of this very model, which slim_checkpoints leaves out",
+            where=str(folder),
+            try_="another folder, or hfadapt.slim_checkpoints(model, False)",
         )
 
 
@@ -237,7 +235,7 @@ def base_beside(folder: str | os.PathLike[str], model: PreTrainedModel | None) -
     kind = getattr(transformers, str(data.get("model_class")), None)
     if kind is None:
         got = data.get("model_class")
-        raise CheckpointError(problem("the base's class is not in transformers", where=str(folder), got=got))
+        raise CheckpointError("the base's class is not in transformers", where=str(folder), got=got)
     return _base_of(kind, folder)
 
 
@@ -253,17 +251,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         try:
             names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise CheckpointError(problem(f"{_INDEX} is damaged", where=str(folder), got=str(error))) from None
+            raise CheckpointError(f"{_INDEX} is damaged", where=str(folder), got=str(error)) from None
     found: dict[str, Tensor] = {}
     for name in names:
         found |= _read(folder, name)
     if _LEFT_OUT not in found and not any(_is_adapter(key) for key in found):
         raise CheckpointError(
-            problem(
-                f"the adapters in {SIDE_FOLDER}/ are of an earlier save than the model, which was saved without any",
-                where=str(folder),
-                try_=f"hfadapt.load(folder + '/{SIDE_FOLDER}', model=base), if they still belong to it",
-            )
+            f"the adapters in {SIDE_FOLDER}/ are of an earlier save than the model, which was saved without any",
+            where=str(folder),
+            try_=f"hfadapt.load(folder + '/{SIDE_FOLDER}', model=base), if they still belong to it",
         )
     return found
 
@@ -293,12 +289,10 @@ def _check_same_base(
     ]
     if differing:
         raise CheckpointError(
-            problem(
-                "the folder holds another base than this one",
-                where=str(folder),
-                got=f"{len(differing)} tensors differ, such as {differing[0]}",
-                try_="hfadapt.load(folder), which takes the base from the folder",
-            )
+            "the folder holds another base than this one",
+            where=str(folder),
+            got=f"{len(differing)} tensors differ, such as {differing[0]}",
+            try_="hfadapt.load(folder), which takes the base from the folder",
         )
 
 
@@ -316,4 +310,4 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(str(folder / name))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(problem(f"{name} is missing or damaged", where=str(folder), got=str(error))) from None
+        raise CheckpointError(f"{name} is missing or damaged", where=str(folder), got=str(error)) from None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, problem
+from ..errors import CheckpointError
 
 __all__ = ["check_tensors", "fill", "require_finite"]
 
@@ -51,9 +51,7 @@ def check_tensors(
     if found:
         total = len(missing) + len(extra) + len(shapes) + len(kinds)
         raise CheckpointError(
-            problem(
-                f"{total} tensors differ from what the configs make", where=str(where), got="; ".join(found), try_=try_
-            )
+            f"{total} tensors differ from what the configs make", where=str(where), got="; ".join(found), try_=try_
         )
     require_finite(tensors, where, {key: here for key, (_, here) in pairs.items()})
 
@@ -76,12 +74,10 @@ def require_finite(
     wrong = [f"{key}: {why}" for key, here in chosen.items() if (why := _why_not(tensors[key], here))]
     if wrong:
         raise CheckpointError(
-            problem(
-                f"{len(wrong)} tensors of weights are not finite numbers",
-                where=str(where),
-                got="; ".join(wrong[:5]),
-                try_="a checkpoint from before the training diverged",
-            )
+            f"{len(wrong)} tensors of weights are not finite numbers",
+            where=str(where),
+            got="; ".join(wrong[:5]),
+            try_="a checkpoint from before the training diverged",
         )
 
 

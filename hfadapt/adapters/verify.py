@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
-from ..errors import AttachError, HFAdaptError, RoutingError, problem
+from ..errors import AttachError, HFAdaptError, RoutingError
 from ..errors.names import names_of
 from ..runtime.attachment import Attachment, attachment, copies_of, deltas_of
 from .delta_proof import Proof
@@ -76,14 +76,12 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     silent = [path for key, (path, _) in deltas.items() if key not in proof.fired]
     if silent:
         raise AttachError(
-            problem(
-                "some deltas would never run in this model",
-                where=type(model).__name__,
-                got=f"{len(silent)} silent, e.g. {silent[0]}",
-                allowed="every slot fires in a forward pass",
-                try_="another method or other layers; fused kernels that bypass these modules must be switched off; "
-                "train_head=False where the model's head does not run",
-            )
+            "some deltas would never run in this model",
+            where=type(model).__name__,
+            got=f"{len(silent)} silent, e.g. {silent[0]}",
+            allowed="every slot fires in a forward pass",
+            try_="another method or other layers; fused kernels that bypass these modules must be switched off; "
+            "train_head=False where the model's head does not run",
         )
     return len(proof.fired)
 

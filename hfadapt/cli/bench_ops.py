@@ -43,13 +43,13 @@ def ops(
     """
     from hfadapt_kernels import bench
 
-    from ..errors import HFAdaptError, problem
+    from ..errors import HFAdaptError
 
     known = bench.all_cases()
     for pattern in patterns:
         if not any(bench.matches(case, pattern) for case in known):
             ops_known = ", ".join(sorted({case.op for case in known}))
-            raise HFAdaptError(problem("no case matches", where="bench ops", got=pattern, allowed=ops_known))
+            raise HFAdaptError("no case matches", where="bench ops", got=pattern, allowed=ops_known)
     if out is not None:
         # before minutes of timing, not after them
         out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from .output import json_option, print_json, print_table
 
 __all__ = ["evaluate"]
@@ -29,7 +29,7 @@ def evaluate(
     for assignment in given:
         name, equals, path = assignment.partition("=")
         if not equals:
-            raise DataError(problem("not TASK=PATH", got=repr(assignment), try_="--data my_task=test.csv"))
+            raise DataError("not TASK=PATH", got=repr(assignment), try_="--data my_task=test.csv")
         data[name] = path
     scores = evaluate_folder(folder, data, tasks, split, batch_size)
     if as_json:

@@ -12,7 +12,7 @@ import click
 
 import hfadapt
 
-from ..errors import HFAdaptError, PluginError, did_you_mean, problem
+from ..errors import HFAdaptError, PluginError, did_you_mean
 
 __all__ = ["cli", "main"]
 
@@ -52,12 +52,10 @@ class LazyGroup(click.Group):
             if origin is None:
                 raise
             raise PluginError(
-                problem(
-                    f"the command {ctx.invoked_subcommand!r} failed",
-                    where=f"plugin {origin}",
-                    got=f"{type(error).__name__}: {error}",
-                    try_="HFADAPT_DEBUG=1 shows the traceback; it is the plugin's to mend",
-                )
+                f"the command {ctx.invoked_subcommand!r} failed",
+                where=f"plugin {origin}",
+                got=f"{type(error).__name__}: {error}",
+                try_="HFADAPT_DEBUG=1 shows the traceback; it is the plugin's to mend",
             ) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:

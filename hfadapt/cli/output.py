@@ -45,7 +45,7 @@ def read_table(path: Path, keys: Iterable[str], where: str) -> dict[str, Any] | 
     Raises:
         HFAdaptError: another program wrote the file.
     """
-    from ..errors import HFAdaptError, problem
+    from ..errors import HFAdaptError
 
     try:
         table = json.loads(path.read_text("utf-8"))
@@ -55,9 +55,7 @@ def read_table(path: Path, keys: Iterable[str], where: str) -> dict[str, Any] | 
         table = None
     if not isinstance(table, dict) or not set(keys) <= set(table):
         raise HFAdaptError(
-            problem(
-                "the command did not write this file, and leaves it", where=where, got=str(path), try_="another name"
-            )
+            "the command did not write this file, and leaves it", where=where, got=str(path), try_="another name"
         )
     return table
 

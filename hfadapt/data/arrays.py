@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError, problem
+from ..errors import DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -45,13 +45,11 @@ class Arrays:
         value = self._read(row)
         if value.shape != self.shape or not np.isfinite(value).all():
             raise DataError(
-                problem(
-                    f"column {self.column!r} holds an array that does not fit",
-                    where=f"{self.where}, row {row}",
-                    got=f"shape {list(value.shape)}" if value.shape != self.shape else "numbers that are not finite",
-                    allowed=f"finite numbers of shape {list(self.shape)}, as in the first row",
-                    try_="let the processor resize or pad all rows alike",
-                )
+                f"column {self.column!r} holds an array that does not fit",
+                where=f"{self.where}, row {row}",
+                got=f"shape {list(value.shape)}" if value.shape != self.shape else "numbers that are not finite",
+                allowed=f"finite numbers of shape {list(self.shape)}, as in the first row",
+                try_="let the processor resize or pad all rows alike",
             )
         return value
 
@@ -68,12 +66,10 @@ class Arrays:
             return _stacked(value) if nested else np.asarray(value, np.float32)
         except (TypeError, ValueError) as error:
             raise DataError(
-                problem(
-                    f"column {self.column!r} does not hold arrays of numbers",
-                    where=f"{self.where}, row {row}",
-                    got=f"{type(value).__name__}: {error}",
-                    try_="run the model's image processor or feature extractor over the data set first",
-                )
+                f"column {self.column!r} does not hold arrays of numbers",
+                where=f"{self.where}, row {row}",
+                got=f"{type(value).__name__}: {error}",
+                try_="run the model's image processor or feature extractor over the data set first",
             ) from error
 
 
@@ -97,15 +93,13 @@ def find_arrays(task: Task, data: datasets.Dataset, where: str) -> Arrays | None
     column = task.column(role)
     if column not in data.column_names:
         raise DataError(
-            problem(f"no column {column!r} for {role!r}", where=where, got=f"columns {', '.join(data.column_names)}")
+            f"no column {column!r} for {role!r}", where=where, got=f"columns {', '.join(data.column_names)}"
         )
     if not task.head.per_text or task.pair == "separate":
         raise DataError(
-            problem(
-                "images and sound have no tokens and no pairs",
-                where=where,
-                got=f"{type(task.head).__name__}, pair={task.pair!r}",
-                allowed="Classification, MultiLabel, Regression or OwnHead, with pair='joint'",
-            )
+            "images and sound have no tokens and no pairs",
+            where=where,
+            got=f"{type(task.head).__name__}, pair={task.pair!r}",
+            allowed="Classification, MultiLabel, Regression or OwnHead, with pair='joint'",
         )
     return Arrays(role, data, column, where)

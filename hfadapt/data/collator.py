@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from ..multitask.heads import IGNORE
 from ..multitask.heads.span import WINDOW
 from .arrays import ROLES
@@ -71,11 +71,9 @@ class MultiTaskCollator:
     def _known(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise DataError(
-                problem(
-                    "the collator has no tokenizer yet",
-                    where="TaskMixture.collator",
-                    try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
-                )
+                "the collator has no tokenizer yet",
+                where="TaskMixture.collator",
+                try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
             )
         return self.tokenizer
 

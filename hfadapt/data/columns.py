@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, did_you_mean, problem
+from ..errors import DataError, did_you_mean
 from ..multitask.heads import IGNORE, Classification, OwnHead, Regression, Span, TokenClassification
 from .arrays import Arrays, find_arrays
 
@@ -47,12 +47,10 @@ def _column(task: Task, data: datasets.Dataset, role: str, where: str) -> list[A
     name = task.column(role)
     if name not in data.column_names:
         raise DataError(
-            problem(
-                f"no column {name!r} for {role!r}",
-                where=where,
-                got=f"columns {', '.join(data.column_names)}",
-                try_=did_you_mean(name, data.column_names) or f"Task(..., columns={{{role!r}: '...'}})",
-            )
+            f"no column {name!r} for {role!r}",
+            where=where,
+            got=f"columns {', '.join(data.column_names)}",
+            try_=did_you_mean(name, data.column_names) or f"Task(..., columns={{{role!r}: '...'}})",
         )
     return list(data[name])
 
@@ -66,13 +64,11 @@ def _check_texts(values: list[Any], column: str, where: str, words: bool) -> Non
         )
         if not good:
             raise DataError(
-                problem(
-                    f"column {column!r} does not hold {'lists of words' if words else 'text'}",
-                    where=f"{where}, row {row}",
-                    got=repr(value)[:80],
-                    allowed="a list of strings" if words else "a string",
-                    try_="drop rows without text, or name the right column in Task(..., columns=...)",
-                )
+                f"column {column!r} does not hold {'lists of words' if words else 'text'}",
+                where=f"{where}, row {row}",
+                got=repr(value)[:80],
+                allowed="a list of strings" if words else "a string",
+                try_="drop rows without text, or name the right column in Task(..., columns=...)",
             )
 
 
@@ -111,15 +107,13 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
         _check_texts(pairs, task.column("text_pair"), where, words=False)
     if isinstance(task.head, Span) and pairs is None:
         raise DataError(
-            problem(
-                "a span task needs a question and a context",
-                where=where,
-                got=f"columns {', '.join(data.column_names)}",
-                try_="Task(..., columns={'text': 'question', 'text_pair': 'context', 'label': 'answers'})",
-            )
+            "a span task needs a question and a context",
+            where=where,
+            got=f"columns {', '.join(data.column_names)}",
+            try_="Task(..., columns={'text': 'question', 'text_pair': 'context', 'label': 'answers'})",
         )
     if words and pairs is not None:
-        raise DataError(problem("token classification takes one text a row", where=where, got="a column text_pair"))
+        raise DataError("token classification takes one text a row", where=where, got="a column text_pair")
     if isinstance(task.head, OwnHead) and task.head.writes_text:
         if split != "train" and task.column("label") not in data.column_names:
             return Columns(where, texts, pairs, None)
@@ -146,13 +140,11 @@ def _check_answers(labels: list[np.ndarray], contexts: list[str], where: str) ->
     for row, ((start, length), context) in enumerate(zip(labels, contexts, strict=True)):
         if start + length > len(context):
             raise DataError(
-                problem(
-                    "an answer ends behind its context",
-                    where=f"{where}, row {row}",
-                    got=f"characters {int(start)} to {int(start + length)}",
-                    allowed=f"0 to {len(context)}",
-                    try_="answer_start counts characters of the context, from 0",
-                )
+                "an answer ends behind its context",
+                where=f"{where}, row {row}",
+                got=f"characters {int(start)} to {int(start + length)}",
+                allowed=f"0 to {len(context)}",
+                try_="answer_start counts characters of the context, from 0",
             )
 
 

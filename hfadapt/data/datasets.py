@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from .schedule import Schedule
 from .tokens import TokenTable
 
@@ -37,11 +37,9 @@ class Tables:
             table = self.by_place[task, split]
         except KeyError:
             raise DataError(
-                problem(
-                    "the mixture has no tokenizer yet",
-                    where=f"split {split!r}",
-                    try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
-                )
+                "the mixture has no tokenizer yet",
+                where=f"split {split!r}",
+                try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
             ) from None
         return {**table.row(index), "task_ids": task}
 
@@ -92,13 +90,11 @@ class MixtureDataset(Dataset):
         """
         if not self.planned:
             raise DataError(
-                problem(
-                    "a loader reads the training rows, and the mixture does not know how they are trained",
-                    where="TaskMixture.train",
-                    got="no batch size, epochs and seed; a Trainer would also shuffle the rows",
-                    try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own TaskMixture(batch_size=..., "
-                    "epochs=...)",
-                )
+                "a loader reads the training rows, and the mixture does not know how they are trained",
+                where="TaskMixture.train",
+                got="no batch size, epochs and seed; a Trainer would also shuffle the rows",
+                try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own TaskMixture(batch_size=..., "
+                "epochs=...)",
             )
         start = indices[0] if len(indices) else 0
         in_order = all(index == start + place for place, index in enumerate(indices))
@@ -109,14 +105,12 @@ class MixtureDataset(Dataset):
         first = self.schedule.layout.step_rows * (1 if worker is None else worker.num_workers)
         if not in_order or first <= start < self._read_to:
             raise DataError(
-                problem(
-                    "the loader does not keep the mixture's order of rows",
-                    where="TaskMixture.train",
-                    got=f"rows {', '.join(map(str, indices[:6]))}{', ...' if len(indices) > 6 else ''} after "
-                    f"{self._read_to}",
-                    allowed="a sequential sampler",
-                    try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own DataLoader(..., shuffle=False)",
-                )
+                "the loader does not keep the mixture's order of rows",
+                where="TaskMixture.train",
+                got=f"rows {', '.join(map(str, indices[:6]))}{', ...' if len(indices) > 6 else ''} after "
+                f"{self._read_to}",
+                allowed="a sequential sampler",
+                try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own DataLoader(..., shuffle=False)",
             )
         self._read_to = start + len(indices)
         return [self[index] for index in indices]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import TaskError, did_you_mean, problem
+from ..errors import TaskError, did_you_mean
 from ..errors.names import names_of
 from ..multitask.heads import Classification, Regression
 from ..multitask.task import Task
@@ -97,7 +97,7 @@ def glue_task(name: str, data: Any = None, **changes: Any) -> Task:
         TaskError: no such task.
     """
     if name not in GLUE:
-        raise TaskError(problem(f"no GLUE task {name!r}", allowed=", ".join(GLUE), try_=did_you_mean(name, GLUE)))
+        raise TaskError(f"no GLUE task {name!r}", allowed=", ".join(GLUE), try_=did_you_mean(name, GLUE))
     if data is not None:
         changes["data"] = data
     return replace(GLUE[name], **changes)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from ..errors import ConfigError, did_you_mean, problem
+from ..errors import ConfigError, did_you_mean
 
 __all__ = [
     "MixingStrategy",
@@ -89,12 +89,10 @@ def checked_probabilities(strategy: MixingStrategy, sizes: Sequence[int], epoch:
         found = np.full(0, np.nan)
     if found.shape != (len(sizes),) or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
         raise ConfigError(
-            problem(
-                "a mixing strategy gives no probabilities",
-                where=f"{strategy!r}, epoch {epoch} of {epochs}",
-                got=repr(given),
-                allowed=f"{len(sizes)} finite numbers of at least 0, one a task, not all 0",
-            )
+            "a mixing strategy gives no probabilities",
+            where=f"{strategy!r}, epoch {epoch} of {epochs}",
+            got=repr(given),
+            allowed=f"{len(sizes)} finite numbers of at least 0, one a task, not all 0",
         )
     return found
 
@@ -124,12 +122,10 @@ def make_strategy(strategy: MixingStrategy | str | None) -> MixingStrategy:
         names = list(mixing_strategies())
         hint = did_you_mean(getattr(strategy, "__name__", "").lower(), names)
         raise ConfigError(
-            problem(
-                "not a mixing strategy",
-                got=repr(strategy),
-                allowed=f"a MixingStrategy object or one of {', '.join(names)}",
-                try_=hint or "hfadapt.Annealed()",
-            )
+            "not a mixing strategy",
+            got=repr(strategy),
+            allowed=f"a MixingStrategy object or one of {', '.join(names)}",
+            try_=hint or "hfadapt.Annealed()",
         )
     return strategy
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 from .mixing import MixingStrategy, checked_probabilities
 
 __all__ = ["BatchForm", "Layout", "Schedule"]
@@ -100,12 +100,10 @@ class Schedule:
         known = isinstance(drawn, np.ndarray) and drawn.shape == (count,) and np.issubdtype(drawn.dtype, np.integer)
         if not known or (count and not 0 <= drawn.min() <= drawn.max() < len(self.sizes)):
             raise ConfigError(
-                problem(
-                    "a mixing strategy draws no tasks",
-                    where=f"{self.strategy!r}, epoch {epoch + 1}",
-                    got=f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else repr(drawn),
-                    allowed=f"an integer array of {count} task numbers, 0 to {len(self.sizes) - 1}",
-                )
+                "a mixing strategy draws no tasks",
+                where=f"{self.strategy!r}, epoch {epoch + 1}",
+                got=f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else repr(drawn),
+                allowed=f"an integer array of {count} task numbers, 0 to {len(self.sizes) - 1}",
             )
         return drawn
 

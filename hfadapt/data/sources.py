@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, did_you_mean, problem
+from ..errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -50,15 +50,15 @@ def read_file(path: str | os.PathLike[str]) -> datasets.Dataset:
     kind = _format(path)
     if kind is None:
         raise DataError(
-            problem("unknown kind of data file", where=str(path), got=path.suffix, allowed=", ".join(sorted(_SUFFIXES)))
+            "unknown kind of data file", where=str(path), got=path.suffix, allowed=", ".join(sorted(_SUFFIXES))
         )
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(problem("no such file", where=str(path), try_=did_you_mean(path.name, near)))
+        raise DataError("no such file", where=str(path), try_=did_you_mean(path.name, near))
     try:
         table = _read_table(path, kind)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(problem(f"cannot read the {kind} file", where=str(path), got=str(error))) from error
+        raise DataError(f"cannot read the {kind} file", where=str(path), got=str(error)) from error
     return datasets.Dataset(table)
 
 
@@ -88,12 +88,10 @@ def _read_folder(folder: Path, where: str) -> dict[str, Any]:
         splits.setdefault(path.name.split(".")[0], path)
     if not splits:
         raise DataError(
-            problem(
-                "the folder holds no data file",
-                where=where,
-                got=str(folder),
-                allowed="train.*, validation.*, test.* as CSV, TSV, JSON lines or parquet",
-            )
+            "the folder holds no data file",
+            where=where,
+            got=str(folder),
+            allowed="train.*, validation.*, test.* as CSV, TSV, JSON lines or parquet",
         )
     return splits
 
@@ -107,13 +105,11 @@ def _load_named(name: str, config: str | None, where: str) -> Mapping[str, Any]:
         Exception
     ) as error:  # the hub, the network and a data set's own code fail in many ways; all name the data set
         raise DataError(
-            problem(
-                "datasets.load_dataset failed",
-                where=where,
-                got=f"{name!r}{f', {config!r}' if config else ''}: {type(error).__name__}: {error}",
-                allowed="a file, a folder with train.*, a datasets object, or a name that load_dataset knows",
-                try_="check the path or the name; without a network, save the data set as parquet files",
-            )
+            "datasets.load_dataset failed",
+            where=where,
+            got=f"{name!r}{f', {config!r}' if config else ''}: {type(error).__name__}: {error}",
+            allowed="a file, a folder with train.*, a datasets object, or a name that load_dataset knows",
+            try_="check the path or the name; without a network, save the data set as parquet files",
         ) from error
     return {str(split): data for split, data in loaded.items()}
 
@@ -127,15 +123,13 @@ def _one_split(value: Any, where: str) -> datasets.Dataset:
         return read_file(value)
     if isinstance(value, (list, tuple)):
         if not all(isinstance(row, Mapping) for row in value):
-            raise DataError(problem("rows must be dicts", where=where, got=type(value[0]).__name__))
+            raise DataError("rows must be dicts", where=where, got=type(value[0]).__name__)
         return datasets.Dataset.from_list([dict(row) for row in value])
     raise DataError(
-        problem(
-            "cannot make a data set of this",
-            where=where,
-            got=type(value).__name__,
-            allowed="datasets.Dataset, list of dicts, path of a file",
-        )
+        "cannot make a data set of this",
+        where=where,
+        got=type(value).__name__,
+        allowed="datasets.Dataset, list of dicts, path of a file",
     )
 
 
@@ -143,7 +137,7 @@ def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:
     import datasets
 
     if data is None:
-        raise DataError(problem("the task has no data", where=where, try_="Task(..., data=...)"))
+        raise DataError("the task has no data", where=where, try_="Task(..., data=...)")
     if isinstance(data, Mapping):
         return data
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, str) for part in data):
@@ -177,12 +171,10 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
         if wanted is not None:
             if wanted not in splits:
                 raise DataError(
-                    problem(
-                        f"no split {wanted!r} for {split!r}",
-                        where=where,
-                        allowed=", ".join(splits),
-                        try_=did_you_mean(wanted, splits),
-                    )
+                    f"no split {wanted!r} for {split!r}",
+                    where=where,
+                    allowed=", ".join(splits),
+                    try_=did_you_mean(wanted, splits),
                 )
             splits[split] = splits[wanted]
         elif split not in splits:
@@ -191,14 +183,12 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
                 splits[split] = splits[alias]
     if "train" not in splits:
         raise DataError(
-            problem(
-                "no training split",
-                where=where,
-                got=", ".join(splits) or "nothing",
-                allowed="a split called train",
-                try_="Task(..., splits={'train': '...'})",
-            )
+            "no training split",
+            where=where,
+            got=", ".join(splits) or "nothing",
+            allowed="a split called train",
+            try_="Task(..., splits={'train': '...'})",
         )
     if not len(splits["train"]):
-        raise DataError(problem("the task is empty", where=f"{where}, train", got="0 rows", allowed="1 row or more"))
+        raise DataError("the task is empty", where=f"{where}, train", got="0 rows", allowed="1 row or more")
     return splits

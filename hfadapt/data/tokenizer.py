@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, problem
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         found: Any = AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError, ImportError) as error:
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise DataError(problem("no tokenizer can be loaded", where=str(name), got=got, try_=_CURE)) from error
+        raise DataError("no tokenizer can be loaded", where=str(name), got=got, try_=_CURE) from error
     check_tokenizer(found, str(name))
     return found
 
@@ -42,11 +42,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     words = len(tokenizer) - len(set(tokenizer.all_special_ids))
     if words <= 2:
         raise DataError(
-            problem(
-                "the tokenizer knows no words: every text would be unknown tokens",
-                where=where,
-                got=f"{type(tokenizer).__name__} with {len(tokenizer)} tokens, all special",
-                allowed="the tokenizer of the base",
-                try_=_CURE,
-            )
+            "the tokenizer knows no words: every text would be unknown tokens",
+            where=where,
+            got=f"{type(tokenizer).__name__} with {len(tokenizer)} tokens, all special",
+            allowed="the tokenizer of the base",
+            try_=_CURE,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from ..multitask.heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
 from .columns import Columns, no_label
@@ -126,12 +126,10 @@ def tokenize(
     limit = task.max_length or max_length or default_max_length(tokenizer)
     if not tokenizer.is_fast and isinstance(task.head, (Span, TokenClassification)):
         raise DataError(
-            problem(
-                f"{type(task.head).__name__} needs a fast tokenizer to align tokens with words",
-                where=columns.where,
-                got=type(tokenizer).__name__,
-                try_="AutoTokenizer.from_pretrained(...) with the tokenizers package installed",
-            )
+            f"{type(task.head).__name__} needs a fast tokenizer to align tokens with words",
+            where=columns.where,
+            got=type(tokenizer).__name__,
+            try_="AutoTokenizer.from_pretrained(...) with the tokenizers package installed",
         )
     path = None
     if cache_dir is not None:
@@ -190,9 +188,7 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         encoded = _call(tokenizer, first, **options, **windows, return_offsets_mapping=span)
     except Exception as error:
         # tokenizers raises its bare Exception when a question alone fills the sequence
-        raise DataError(
-            problem("the tokenizer failed", where=columns.where, got=f"{type(error).__name__}: {error}")
-        ) from error
+        raise DataError("the tokenizer failed", where=columns.where, got=f"{type(error).__name__}: {error}") from error
     fields: dict[str, Ragged | Arrays] = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
     if "token_type_ids" in encoded and not separate:
         fields["token_type_ids"] = Ragged.of(encoded["token_type_ids"], np.int32)
@@ -264,12 +260,10 @@ def _word_labels(encoded: Any, row: int, tags: np.ndarray, where: str) -> np.nda
     highest = max((w for w in words if w is not None), default=-1)
     if highest >= len(tags):
         raise DataError(
-            problem(
-                "fewer labels than words",
-                where=f"{where}, row {row}",
-                got=f"{len(tags)} labels, at least {highest + 1} words",
-                allowed="one label a word",
-            )
+            "fewer labels than words",
+            where=f"{where}, row {row}",
+            got=f"{len(tags)} labels, at least {highest + 1} words",
+            allowed="one label a word",
         )
     labels = np.full(len(words), IGNORE, np.float32)
     previous = None

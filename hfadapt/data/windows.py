@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from ..multitask.heads import IGNORE
 from ..multitask.heads.span import Window
 
@@ -31,13 +31,11 @@ def check_stride(stride: int, limit: int, questions: list[list[int]], special: i
     longest = max(map(len, questions), default=0)
     if limit - longest - special <= stride:
         raise DataError(
-            problem(
-                "a question leaves too little room for the windows of its context",
-                where=where,
-                got=f"{longest} tokens of question, doc_stride {stride}, {limit} tokens in all",
-                allowed=f"doc_stride below {max(limit - longest - special, 0)}",
-                try_="a larger max_length, or a smaller doc_stride",
-            )
+            "a question leaves too little room for the windows of its context",
+            where=where,
+            got=f"{longest} tokens of question, doc_stride {stride}, {limit} tokens in all",
+            allowed=f"doc_stride below {max(limit - longest - special, 0)}",
+            try_="a larger max_length, or a smaller doc_stride",
         )
 
 

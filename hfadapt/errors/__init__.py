@@ -23,7 +23,21 @@ __all__ = [
 
 
 class HFAdaptError(Exception):
-    """Base of every error that hfadapt raises on purpose."""
+    """Base of every error that hfadapt raises on purpose.
+
+    Args:
+        what: What failed; the whole message, where the rest is left out.
+        where: In which place: a field, a task, a file, a layer.
+        got: What was given there.
+        allowed: What may stand there.
+        try_: What to do.
+    """
+
+    def __init__(
+        self, what: str = "", *, where: object = "", got: object = None, allowed: object = None, try_: str = ""
+    ) -> None:
+        super().__init__(problem(what, where=str(where), got=got, allowed=allowed, try_=try_))
+        self.where, self.got, self.allowed, self.try_ = where, got, allowed, try_
 
 
 class ConfigError(HFAdaptError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Any, TypeVar, cast
 
-from . import ConfigError, HFAdaptError, problem
+from . import ConfigError, HFAdaptError
 
 __all__ = ["finite", "require_number"]
 
@@ -78,4 +78,4 @@ def require_number(
         turned = [f"{'>=' if least is not None else '>'} {low[0].split()[0]}"] if low else high
         words += f" {turned[0]}"
     allowed = " or ".join([words, *map(str, also), *(["None"] if optional else [])])
-    raise error(problem(f"bad {name}", where=where, got=repr(value), allowed=allowed))
+    raise error(f"bad {name}", where=where, got=repr(value), allowed=allowed)

@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from . import HFAdaptError, problem
+from . import HFAdaptError
 
 __all__ = ["MOVED", "PUBLIC", "MovedModuleError", "install", "where_now"]
 
@@ -163,15 +163,14 @@ class _Finder(MetaPathFinder):
             return None
         if public or module.partition(".")[0] in PUBLIC:
             return ModuleSpec(fullname, _SameModule(f"{_ROOT}.{home}"))
-        raise MovedModuleError(
-            problem(
-                f"{fullname} is {_ROOT}.{home} now",
-                where="an import, or a pickle or torch.save of a whole model that an earlier version made",
-                try_=f"import {_ROOT}.{home}; a pickle: load it with hfadapt 0.1, hfadapt.save(model, folder) there, "
-                "and hfadapt.load(folder) here",
-            ),
-            name=fullname,
+        error = MovedModuleError(
+            f"{fullname} is {_ROOT}.{home} now",
+            where="an import, or a pickle or torch.save of a whole model that an earlier version made",
+            try_=f"import {_ROOT}.{home}; a pickle: load it with hfadapt 0.1, hfadapt.save(model, folder) there, "
+            "and hfadapt.load(folder) here",
         )
+        error.name = fullname
+        raise error
 
 
 def install() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ..data import MultiTaskCollator
 from ..data.tokenizer import load_tokenizer
-from ..errors import DataError, did_you_mean, problem
+from ..errors import DataError, did_you_mean
 from ..errors.names import names_of
 from ..multitask.heads import IGNORE
 from .answers import ANSWERED, answer_of, columns_of
@@ -93,7 +93,7 @@ class Predictor:
         """
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
-            raise DataError(problem("one task, and for pairs one second text, for each text", got=got))
+            raise DataError("one task, and for pairs one second text, for each text", got=got)
         names = [task.name for task in self.tasks]
         indices = [self._task(name, names) for name in tasks]
         given = list(zip(texts, [None] * len(texts) if pairs is None else pairs, indices, strict=True))
@@ -118,7 +118,7 @@ class Predictor:
 
     def _task(self, name: str, names: list[str]) -> int:
         if name not in names:
-            raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
+            raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
         return names.index(name)
 
     def _rows(self, text: str, pair: str | None, index: int) -> list[dict[str, Any]]:
@@ -127,11 +127,11 @@ class Predictor:
         task = self.tasks[index]
         where = f"task {task.name!r}"
         if not isinstance(task.head, ANSWERED):
-            raise DataError(problem("predict cannot read its answer", where=where, got=f"head {task.head.kind!r}"))
+            raise DataError("predict cannot read its answer", where=where, got=f"head {task.head.kind!r}")
         if takes_pairs(task) and pair is None:
-            raise DataError(problem("the task needs a second text", where=where, try_="--pair TEXT"))
+            raise DataError("the task needs a second text", where=where, try_="--pair TEXT")
         if pair is not None and task.head.label_place == "token":
-            raise DataError(problem("the task reads one text", where=where, got="two", try_="leave out the second"))
+            raise DataError("the task reads one text", where=where, got="two", try_="leave out the second")
         table = tokenize(task, columns_of(task, text, pair), self.tokenizer)
         return [{**table.row(row), "task_ids": index} for row in range(len(table))]
 

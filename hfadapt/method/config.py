@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..errors import ConfigError, did_you_mean, problem
+from ..errors import ConfigError, did_you_mean
 from .fields import KnownFields
 
 __all__ = ["MethodConfig"]
@@ -40,9 +40,7 @@ class MethodConfig(KnownFields):
     def fail(self, name: str, got: object, allowed: object, try_: str = "") -> None:
         """Raise the ``ConfigError`` of the field ``name``."""
         raise ConfigError(
-            problem(
-                f"bad {name}", where=f"{type(self).__name__}({name}=...)", got=repr(got), allowed=allowed, try_=try_
-            )
+            f"bad {name}", where=f"{type(self).__name__}({name}=...)", got=repr(got), allowed=allowed, try_=try_
         )
 
     def require_positive(self, *names: str) -> None:
@@ -83,4 +81,4 @@ class MethodConfig(KnownFields):
         try:
             return cls(**given)
         except TypeError as error:
-            raise ConfigError(problem(f"incomplete config: {error}", where=cls.__name__, got=dict(given))) from None
+            raise ConfigError(f"incomplete config: {error}", where=cls.__name__, got=dict(given)) from None

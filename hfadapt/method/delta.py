@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttachError, problem
+from ..errors import AttachError
 
 if TYPE_CHECKING:
     from ..routing.routing import Rows
@@ -52,14 +52,7 @@ def nearest_name(name: object) -> str:
 def check_adapter_name(name: str) -> None:
     """Raise ``AttachError`` unless ``name`` can name an adapter, and thus a module."""
     if not is_adapter_name(name):
-        raise AttachError(
-            problem(
-                "bad adapter or task name",
-                got=repr(name),
-                allowed=NAME_RULE,
-                try_=repr(nearest_name(name)),
-            )
-        )
+        raise AttachError("bad adapter or task name", got=repr(name), allowed=NAME_RULE, try_=repr(nearest_name(name)))
 
 
 class Weights(nn.Module):
@@ -198,7 +191,7 @@ class Delta(nn.Module):
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Fold the adapter ``name`` into the weights of ``leaf``; only for methods that are mergeable."""
-        raise AttachError(problem(f"{type(self).__name__} cannot be merged into the base's weights", got=name))
+        raise AttachError(f"{type(self).__name__} cannot be merged into the base's weights", got=name)
 
     def parameter(self, shape: Sequence[int], init: Callable[[Tensor], Any] | None = None) -> nn.Parameter:
         """Return a new float32 parameter, zero or initialised in place by ``init``."""

@@ -7,7 +7,7 @@ import functools
 import numbers
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import ConfigError, HFAdaptError, did_you_mean, problem
+from ..errors import ConfigError, HFAdaptError, did_you_mean
 from ..errors.limits import finite
 
 __all__ = ["KnownFields"]
@@ -27,20 +27,17 @@ class KnownFields:
         for name in fields:
             if name not in known:
                 raise cls.field_error(
-                    problem(
-                        f"unknown field {name!r}",
-                        where=cls.__name__,
-                        allowed=", ".join(sorted(known)),
-                        try_=did_you_mean(name, known),
-                    )
+                    f"unknown field {name!r}",
+                    where=cls.__name__,
+                    allowed=", ".join(sorted(known)),
+                    try_=did_you_mean(name, known),
                 )
         by_place = [f.name for f in known.values() if not f.kw_only]
         for name, value in {**dict(zip(by_place, values, strict=False)), **fields}.items():
             allowed = _refused(_kinds(known[name].type), value)
             if allowed:
-                raise cls.field_error(
-                    problem(f"bad {name}", where=f"{cls.__name__}({name}=...)", got=repr(value), allowed=allowed)
-                )
+                where = f"{cls.__name__}({name}=...)"
+                raise cls.field_error(f"bad {name}", where=where, got=repr(value), allowed=allowed)
         return object.__new__(cls)
 
 

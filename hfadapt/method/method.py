@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import AttachError, ConfigError, problem
+from ..errors import AttachError, ConfigError
 from .config import MethodConfig
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ class Method:
         self, what: str, arch: ArchitectureMap, *, got: object = None, allowed: object = None, try_: str = ""
     ) -> AttachError:
         """Return the error of a method that does not fit a model."""
-        return AttachError(
-            problem(what, where=f"{self.name} on {arch.model_type}", got=got, allowed=allowed, try_=try_)
-        )
+        return AttachError(what, where=f"{self.name} on {arch.model_type}", got=got, allowed=allowed, try_=try_)
 
 
 @dataclass(frozen=True)
@@ -143,14 +141,14 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
         method = {"method": method}
     if isinstance(method, Mapping):
         if "method" not in method:
-            raise ConfigError(problem("a method needs a name", got=dict(method), allowed="a map with the key 'method'"))
+            raise ConfigError("a method needs a name", got=dict(method), allowed="a map with the key 'method'")
         entry = plugins.methods()[method["method"]]
         if isinstance(entry, MethodPreset):
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in method.items() if k != "method"}
             try:
                 built = entry.build(**fields)
             except TypeError as error:
-                raise ConfigError(problem(str(error), where=f"method {entry.name!r}", got=fields)) from None
+                raise ConfigError(str(error), where=f"method {entry.name!r}", got=fields) from None
             return built if isinstance(built, tuple) else (built,)
         return (entry.config_class.from_dict(method),)
     if isinstance(method, (tuple, list)) and method:
@@ -158,12 +156,12 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
     allowed = "a registered name, a method config, or a tuple of them"
     if callable(method):
         name = getattr(method, "__name__", repr(method))
-        raise ConfigError(problem("a class or function, not a config", got=name, allowed=allowed, try_=f"{name}()"))
+        raise ConfigError("a class or function, not a config", got=name, allowed=allowed, try_=f"{name}()")
     got, try_ = repr(method), ""
     if type(method).__module__.partition(".")[0] == "peft":
         got = type(method).__name__
         try_ = "hfadapt's own config (hfadapt.LoRA(r=8)); hfadapt.load_peft reads a folder that peft saved"
-    raise ConfigError(problem("not a method", got=got, allowed=allowed, try_=try_))
+    raise ConfigError("not a method", got=got, allowed=allowed, try_=try_)
 
 
 def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]:
@@ -177,12 +175,10 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
         stacks = [s for s in stacks if (s.kind == "decoder") == (config.stack == "decoder")]
         if not stacks:
             raise AttachError(
-                problem(
-                    "no such stack",
-                    where=f"{config.method} on {arch.model_type}",
-                    got=config.stack,
-                    allowed=", ".join(sorted({s.kind for s in arch.stacks})),
-                )
+                "no such stack",
+                where=f"{config.method} on {arch.model_type}",
+                got=config.stack,
+                allowed=", ".join(sorted({s.kind for s in arch.stacks})),
             )
     chosen: list[LayerMap] = []
     for stack in stacks:
@@ -198,12 +194,10 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
             bad = [i for i in config.layers if not -n <= i < n]
             if bad:
                 raise AttachError(
-                    problem(
-                        "layer out of range",
-                        where=f"{config.method} on {arch.model_type} ({stack.path})",
-                        got=bad,
-                        allowed=f"0 to {n - 1}, or -{n} to -1",
-                    )
+                    "layer out of range",
+                    where=f"{config.method} on {arch.model_type} ({stack.path})",
+                    got=bad,
+                    allowed=f"0 to {n - 1}, or -{n} to -1",
                 )
             indices = sorted({i % n for i in config.layers})
         chosen.extend(arch.layer(stack, i) for i in indices)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..architecture import linear_sizes
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from .site import Site, Tap
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def attention_output(layer: LayerMap) -> Site:
 def cross_output(layer: LayerMap) -> Site:
     """The output of cross-attention."""
     if layer.cross_attention is None:
-        raise AttachError(problem("this layer has no cross-attention", where=layer.path))
+        raise AttachError("this layer has no cross-attention", where=layer.path)
     leaf = layer.norms.get("sandwich_cross") or layer.cross_out_dropout or layer.cross_attention.output
     return _site(layer, "cross_output", leaf, "output", layer.stack.hidden_size)
 
@@ -110,12 +110,7 @@ def sublayer_sum(layer: LayerMap, sublayer: str) -> Site:
     role = f"post_{sublayer}"
     if role not in layer.norms:
         raise AttachError(
-            problem(
-                "this layer has no norm behind that sub-layer",
-                where=layer.path,
-                got=sublayer,
-                allowed=sorted(layer.norms),
-            )
+            "this layer has no norm behind that sub-layer", where=layer.path, got=sublayer, allowed=sorted(layer.norms)
         )
     return _site(layer, f"{sublayer}_sum", layer.norms[role], "input", layer.stack.hidden_size)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, TaskError, problem
+from ..errors import DataError, TaskError
 from .macro import macro_of
 from .metrics import Scored, find_metric
 
@@ -40,12 +40,10 @@ def _keys(tasks: Sequence[Task]) -> dict[str, tuple[str, str]]:
             if other is not None or key in (*_OF_TRAINER, _MACRO):
                 whose = f"metric {other[1]!r} of task {other[0]!r}" if other else "what Trainer reports itself"
                 raise TaskError(
-                    problem(
-                        f"two results would be called {key!r}",
-                        where=f"task {task.name!r}, metric {metric!r}",
-                        got=f"also {whose}",
-                        try_="rename the task or the metric",
-                    )
+                    f"two results would be called {key!r}",
+                    where=f"task {task.name!r}, metric {metric!r}",
+                    got=f"also {whose}",
+                    try_="rename the task or the metric",
                 )
             found[key] = (task.name, metric)
     return found
@@ -129,11 +127,9 @@ class MultiTaskMetrics:
             return logits, np.asarray(beside)
         if len(self.tasks) > 1:
             raise DataError(
-                problem(
-                    "the predictions do not say which task a row belongs to",
-                    got=f"{type(predictions).__name__} without task_ids",
-                    allowed="(logits, task_ids), as MultiTaskModel returns them",
-                    try_="train hfadapt.MultiTaskModel, or leave 'task_ids' out of ignore_keys",
-                )
+                "the predictions do not say which task a row belongs to",
+                got=f"{type(predictions).__name__} without task_ids",
+                allowed="(logits, task_ids), as MultiTaskModel returns them",
+                try_="train hfadapt.MultiTaskModel, or leave 'task_ids' out of ignore_keys",
             )
         return logits, np.zeros(len(logits), np.int64)

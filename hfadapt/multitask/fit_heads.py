@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from ..errors import TaskError, problem
+from ..errors import TaskError
 from ..runtime.attachment import find_attachment
 from .heads.base import Pooling
 
@@ -28,7 +28,7 @@ def hidden_size(base: PreTrainedModel) -> int:
         size = getattr(config, name, None)
         if isinstance(size, int):
             return size
-    raise TaskError(problem("the base's hidden size is not known", got=type(base.config).__name__))
+    raise TaskError("the base's hidden size is not known", got=type(base.config).__name__)
 
 
 def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:
@@ -42,13 +42,11 @@ def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:
         inner = getattr(base, base.base_model_prefix, base)
         if getattr(inner, "pooler", None) is None:
             raise TaskError(
-                problem(
-                    "the head asks for pooling='pooler', but the base has no pooler",
-                    where=f"task {task.name!r}",
-                    got=type(base).__name__,
-                    allowed="cls, mean, last, auto",
-                    try_="pooling='cls' or pooling='mean'",
-                )
+                "the head asks for pooling='pooler', but the base has no pooler",
+                where=f"task {task.name!r}",
+                got=type(base).__name__,
+                allowed="cls, mean, last, auto",
+                try_="pooling='cls' or pooling='mean'",
             )
     if pooling != "auto":
         return pooling

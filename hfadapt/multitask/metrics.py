@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..errors import TaskError, did_you_mean, problem
+from ..errors import TaskError, did_you_mean
 from ..errors.limits import finite
 
 __all__ = [
@@ -80,7 +80,7 @@ class RegisteredMetric:
         try:
             return float(value)
         except (TypeError, ValueError) as error:
-            raise TaskError(problem("a metric is no number", where=f"metric {self.name!r}", got=repr(value))) from error
+            raise TaskError("a metric is no number", where=f"metric {self.name!r}", got=repr(value)) from error
 
     @property
     def scale(self) -> tuple[object, ...]:
@@ -125,7 +125,7 @@ def register_metric(
         TaskError: the name is taken or empty, the metric cannot be called, or direction or range are none.
     """
     if name in METRICS:
-        raise TaskError(problem(f"metric {name!r} is registered twice", try_="choose another name"))
+        raise TaskError(f"metric {name!r} is registered twice", try_="choose another name")
     METRICS[name] = _declared(name, metric, greater_is_better, low, high)
 
 
@@ -137,9 +137,7 @@ def find_metric(name: str) -> RegisteredMetric:
     """
     found = METRICS.get(name)
     if found is None:
-        raise TaskError(
-            problem(f"no metric {name!r}", allowed=", ".join(METRICS), try_=did_you_mean(name, METRICS) or _ADVICE)
-        )
+        raise TaskError(f"no metric {name!r}", allowed=", ".join(METRICS), try_=did_you_mean(name, METRICS) or _ADVICE)
     if not isinstance(found, RegisteredMetric):
         # put into the dict by hand; kept as declared, so that what is assumed of it is said once
         found = METRICS[name] = _declared(name, found, None, None, None)
@@ -155,16 +153,16 @@ def _declared(
     where = f"metric {name!r}"
     if not isinstance(name, str) or not name or not callable(metric):
         got = f"{name!r}, {metric!r}"
-        raise TaskError(problem("no metric", got=got, allowed="a name and a function of Scored", try_=_ADVICE))
+        raise TaskError("no metric", got=got, allowed="a name and a function of Scored", try_=_ADVICE)
     given = {"greater_is_better": greater_is_better, "low": low, "high": high}
     better, low, high = (getattr(metric, key, None) if value is None else value for key, value in given.items())
     if better not in (None, True, False):
-        raise TaskError(problem("bad greater_is_better", where=where, got=repr(better), allowed="True or False"))
+        raise TaskError("bad greater_is_better", where=where, got=repr(better), allowed="True or False")
     for bound in (low, high):
         if bound is not None and not finite(bound):
-            raise TaskError(problem("bad range", where=where, got=f"{low!r} to {high!r}", allowed="finite numbers"))
+            raise TaskError("bad range", where=where, got=f"{low!r} to {high!r}", allowed="finite numbers")
     if low is not None and high is not None and not low < high:
-        raise TaskError(problem("bad range", where=where, got=f"{low!r} to {high!r}", allowed="low < high"))
+        raise TaskError("bad range", where=where, got=f"{low!r} to {high!r}", allowed="low < high")
     if better is None:
         logger.warning(
             "metric %r does not say whether more of it is better: it is taken as one where higher is better%s; try: %s",
@@ -275,9 +273,7 @@ def entity_f1(scored: Scored) -> float:
     """Micro F1 over whole entities of BIO tags, as seqeval computes it; needs the task's ``label_names``."""
     names = scored.label_names
     if names is None:
-        raise TaskError(
-            problem("entity_f1 needs the names of the tags", try_="Task(..., label_names=('O', 'B-PER', ...))")
-        )
+        raise TaskError("entity_f1 needs the names of the tags", try_="Task(..., label_names=('O', 'B-PER', ...))")
     both = predicted = true = 0
     for p, r in zip(scored.predictions, scored.references, strict=True):
         found, gold = (entities([str(names[i]) for i in tags]) for tags in (p, r))

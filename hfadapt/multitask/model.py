@@ -16,7 +16,7 @@ from ..adapters.activate import compose_as
 from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
 from ..adapters.resume import require_same_shapes
-from ..errors import TaskError, problem
+from ..errors import TaskError
 from ..routing.choice import chosen
 from ..routing.composition import Composition, Node
 from ..routing.task_ids import TaskIds, task_number, task_rows
@@ -109,11 +109,9 @@ class MultiTaskModel(PreTrainedModel):
         tasks = check_tasks(tasks)
         if find_attachment(base) is not None:
             raise TaskError(
-                problem(
-                    "the base has adapters already",
-                    got=", ".join(attachment(base).names),
-                    try_="hfadapt.detach(base) first, or pass a fresh base",
-                )
+                "the base has adapters already",
+                got=", ".join(attachment(base).names),
+                try_="hfadapt.detach(base) first, or pass a fresh base",
             )
         own = isinstance(tasks[0].head, OwnHead)
         if method is None:
@@ -169,22 +167,18 @@ class MultiTaskModel(PreTrainedModel):
         if is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(
-                    problem(
-                        "a saved folder knows its own tasks and method",
-                        where=str(pretrained_model_name_or_path),
-                        try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
-                    )
+                    "a saved folder knows its own tasks and method",
+                    where=str(pretrained_model_name_or_path),
+                    try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
                 )
             # AutoModel adds what it found out about the folder; the base has a place and a revision of its own
             options = {name: value for name, value in kwargs.items() if name not in _OF_THE_FOLDER}
             return load_multi_task(cls, pretrained_model_name_or_path, base, options)
         if tasks is None:
             raise TaskError(
-                problem(
-                    "no tasks for this base",
-                    where=str(pretrained_model_name_or_path),
-                    try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
-                )
+                "no tasks for this base",
+                where=str(pretrained_model_name_or_path),
+                try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
             )
         tasks = check_tasks(tasks)
         own = isinstance(tasks[0].head, OwnHead)

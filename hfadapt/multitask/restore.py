@@ -20,7 +20,7 @@ from ..adapters.freeze import head_modules
 from ..adapters.load import check_base_of, model_class, restore_fusions
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
-from ..errors import CheckpointError, TaskError, problem
+from ..errors import CheckpointError, TaskError
 from ..routing.composition import Composition, parse
 from ..runtime.attachment import find_attachment
 from ..runtime.own_forward import train_in_float32
@@ -63,12 +63,10 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
     found = next((c for c in known if c is not None and ("For" in c.__name__ or "LMHead" in c.__name__)), None)
     if found is None:
         raise TaskError(
-            problem(
-                "OwnHead needs a base with a head of its own",
-                where=name,
-                got=", ".join(config.architectures or ()) or "no architecture in config.json",
-                try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
-            )
+            "OwnHead needs a base with a head of its own",
+            where=name,
+            got=", ".join(config.architectures or ()) or "no architecture in config.json",
+            try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
         )
     return found.from_pretrained(name, **options)
 
@@ -90,12 +88,10 @@ def load_multi_task(
     saved = data.get(KEY)
     if not isinstance(saved, dict):
         raise CheckpointError(
-            problem(
-                "the folder holds adapters but no tasks",
-                where=str(folder),
-                got=", ".join(data["adapters"]),
-                try_="hfadapt.load(folder), or hfadapt.load(folder, model=base) on a base of yours",
-            )
+            "the folder holds adapters but no tasks",
+            where=str(folder),
+            got=", ".join(data["adapters"]),
+            try_="hfadapt.load(folder), or hfadapt.load(folder, model=base) on a base of yours",
         )
     with rehearsal(folder):
         tasks = list(check_tasks(Task.from_dict(description) for description in saved["tasks"]))
@@ -146,7 +142,7 @@ def _rebuild(
     if not configs:
         return cls.from_base(base, tasks, None, train_base=train_base)
     if find_attachment(base) is not None:
-        raise CheckpointError(problem("the base has adapters already", try_="hfadapt.detach(base) first"))
+        raise CheckpointError("the base has adapters already", try_="hfadapt.detach(base) first")
     for name, method in configs.items():
         attach(
             base,
@@ -162,7 +158,7 @@ def _rebuild(
     for name, tree in data.get("compositions", {}).items():
         node = parse(tree)
         if not isinstance(node, Composition):
-            raise CheckpointError(problem("a named composition is one adapter", where=name, got=node))
+            raise CheckpointError("a named composition is one adapter", where=name, got=node)
         compose(base, name, node)
     config = HFAdaptConfig(
         base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
@@ -193,7 +189,7 @@ def _saved_base(
     wrong = [f"{key} {value}" for key, value in many.items() if value > (len(tensors) if "layer" in key else numbers)]
     if wrong:
         got = f"{', '.join(wrong)} and {len(tensors)} tensors"
-        raise CheckpointError(problem("fewer tensors than the base has parts", where=str(folder), got=got))
+        raise CheckpointError("fewer tensors than the base has parts", where=str(folder), got=got)
     return lambda: kind(transformers.AutoConfig.for_model(model_type, **copy.deepcopy(config)))
 
 
@@ -208,15 +204,13 @@ def _find_base(
     advice = "MultiTaskModel.from_pretrained(folder, base=model), with the model that was adapted"
     if not name:
         raise CheckpointError(
-            problem(
-                "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
-            )
+            "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
         )
     try:
         base = found.from_pretrained(name, **{**label_options(data), **options})
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            problem("the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice)
+            "the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice
         ) from error
     with as_described(folder):
         restore_tokens(base, data, tensors, folder)

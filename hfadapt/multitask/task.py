@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..errors import HFAdaptError, TaskError, did_you_mean, problem
+from ..errors import HFAdaptError, TaskError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
@@ -65,17 +65,13 @@ class Task(KnownFields):
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
         if not is_adapter_name(self.name):
-            raise TaskError(
-                problem("bad task name", got=repr(self.name), allowed=NAME_RULE, try_=repr(nearest_name(self.name)))
-            )
+            raise TaskError("bad task name", got=repr(self.name), allowed=NAME_RULE, try_=repr(nearest_name(self.name)))
         if not isinstance(self.head, Head):
             raise TaskError(
-                problem(
-                    "the head is not a head",
-                    where=where,
-                    got=repr(self.head),
-                    allowed="Classification(n), MultiLabel(n), Regression(), TokenClassification(n), Span(), OwnHead()",
-                )
+                "the head is not a head",
+                where=where,
+                got=repr(self.head),
+                allowed="Classification(n), MultiLabel(n), Regression(), TokenClassification(n), Span(), OwnHead()",
             )
         for attribute in ("metrics", "label_names"):
             value = getattr(self, attribute)
@@ -91,47 +87,39 @@ class Task(KnownFields):
         for metric in self.metrics:
             if metric not in allowed:
                 raise TaskError(
-                    problem(
-                        f"metric {metric!r} does not fit the head {type(self.head).__name__}",
-                        where=where,
-                        got=metric,
-                        allowed=", ".join(allowed),
-                        try_=did_you_mean(metric, allowed),
-                    )
+                    f"metric {metric!r} does not fit the head {type(self.head).__name__}",
+                    where=where,
+                    got=metric,
+                    allowed=", ".join(allowed),
+                    try_=did_you_mean(metric, allowed),
                 )
         unknown = sorted(set(self.columns) - set(_COLUMNS))
         if unknown:
             raise TaskError(
-                problem(
-                    "unknown role in columns",
-                    where=where,
-                    got=", ".join(unknown),
-                    allowed=", ".join(_COLUMNS),
-                    try_=did_you_mean(unknown[0], _COLUMNS),
-                )
+                "unknown role in columns",
+                where=where,
+                got=", ".join(unknown),
+                allowed=", ".join(_COLUMNS),
+                try_=did_you_mean(unknown[0], _COLUMNS),
             )
         if self.pair not in ("joint", "separate"):
-            raise TaskError(problem("unknown pair form", where=where, got=repr(self.pair), allowed="joint, separate"))
+            raise TaskError("unknown pair form", where=where, got=repr(self.pair), allowed="joint, separate")
         if self.pair == "separate" and (not self.head.per_text or isinstance(self.head, OwnHead)):
             raise TaskError(
-                problem(
-                    "a head that answers per token, or the base's own, needs both texts in one sequence",
-                    where=where,
-                    got=f"{type(self.head).__name__} with pair='separate'",
-                    try_="pair='joint'",
-                )
+                "a head that answers per token, or the base's own, needs both texts in one sequence",
+                where=where,
+                got=f"{type(self.head).__name__} with pair='separate'",
+                try_="pair='joint'",
             )
         require_number("loss_weight", self.loss_weight, where=where, above=0, error=TaskError)
         require_number("max_length", self.max_length, where=where, whole=True, optional=True, least=4, error=TaskError)
         count = getattr(self.head, "num_labels", None)
         if self.label_names is not None and count is not None and len(self.label_names) != count:
             raise TaskError(
-                problem(
-                    "label_names do not match the head",
-                    where=where,
-                    got=f"{len(self.label_names)} names",
-                    allowed=f"{count} names, one a class",
-                )
+                "label_names do not match the head",
+                where=where,
+                got=f"{len(self.label_names)} names",
+                allowed=f"{count} names, one a class",
             )
 
     def column(self, role: str) -> str:
@@ -167,27 +155,23 @@ def check_tasks(tasks: Iterable[Task]) -> tuple[Task, ...]:
     """
     tasks = tuple(tasks)
     if not tasks:
-        raise TaskError(problem("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)"))
+        raise TaskError("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)")
     names: list[str] = []
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
-            raise TaskError(problem(f"tasks[{index}] is not a Task", got=type(task).__name__, allowed="hfadapt.Task"))
+            raise TaskError(f"tasks[{index}] is not a Task", got=type(task).__name__, allowed="hfadapt.Task")
         if task.name in names:
             raise TaskError(
-                problem(
-                    f"task name {task.name!r} is used twice",
-                    where=f"tasks[{names.index(task.name)}] and tasks[{index}]",
-                    try_="give each task a name of its own",
-                )
+                f"task name {task.name!r} is used twice",
+                where=f"tasks[{names.index(task.name)}] and tasks[{index}]",
+                try_="give each task a name of its own",
             )
         names.append(task.name)
     own = [task.name for task in tasks if isinstance(task.head, OwnHead)]
     if own and len(own) < len(tasks):
         raise TaskError(
-            problem(
-                "OwnHead cannot stand beside other heads",
-                got=f"OwnHead in {', '.join(own)}; other heads in {', '.join(n for n in names if n not in own)}",
-                try_="give every task OwnHead(), or none",
-            )
+            "OwnHead cannot stand beside other heads",
+            got=f"OwnHead in {', '.join(own)}; other heads in {', '.join(n for n in names if n not in own)}",
+            try_="give every task OwnHead(), or none",
         )
     return tasks

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from ..errors import RegistryError, did_you_mean, problem
+from ..errors import RegistryError, did_you_mean
 
 __all__ = ["Registry"]
 
@@ -43,20 +43,18 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise RegistryError(
-                problem(f"bad {self.kind} name", got=repr(name), allowed="lower case letters, digits, '_' and '-'")
+                f"bad {self.kind} name", got=repr(name), allowed="lower case letters, digits, '_' and '-'"
             )
         origin = origin or self._current_origin
         if name in self._things:
             raise RegistryError(
-                problem(
-                    f"{self.kind} {name!r} is registered twice",
-                    got=f"from {self._origins[name]} and from {origin}",
-                    try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
-                )
+                f"{self.kind} {name!r} is registered twice",
+                got=f"from {self._origins[name]} and from {origin}",
+                try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
             )
         allowed = self.refuse(name, thing)
         if allowed:
-            raise RegistryError(problem(f"{name!r} is no {self.kind}", got=repr(thing), allowed=allowed))
+            raise RegistryError(f"{name!r} is no {self.kind}", got=repr(thing), allowed=allowed)
         self._things[name] = thing
         self._origins[name] = origin
 
@@ -75,11 +73,9 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._things[name]
         except KeyError:
             raise RegistryError(
-                problem(
-                    f"unknown {self.kind} {name!r}",
-                    allowed=", ".join(sorted(self._things)) or f"no {self.kind} is registered",
-                    try_=did_you_mean(name, self._things),
-                )
+                f"unknown {self.kind} {name!r}",
+                allowed=", ".join(sorted(self._things)) or f"no {self.kind} is registered",
+                try_=did_you_mean(name, self._things),
             ) from None
 
     def __contains__(self, name: object) -> bool:

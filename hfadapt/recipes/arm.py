@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..errors import DataError, problem
+from ..errors import DataError
 from ..training import macro_of
 from .progress import ProgressLines
 from .results import ArmResult
@@ -126,12 +126,10 @@ def by_split(mixture: TaskMixture, wanted: str) -> dict[str, list[str]]:
         split = next((one for one in (wanted, "validation") if mixture.has_labels(task.name, one)), None)
         if split is None:
             raise DataError(
-                problem(
-                    "there are no labelled rows to score it on",
-                    where=f"task {task.name!r}",
-                    got=f"no labels in {wanted} or validation",
-                    allowed="a labelled split validation or test",
-                )
+                "there are no labelled rows to score it on",
+                where=f"task {task.name!r}",
+                got=f"no labels in {wanted} or validation",
+                allowed="a labelled split validation or test",
             )
         found.setdefault(split, []).append(task.name)
     return found

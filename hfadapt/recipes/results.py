@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.atomic import write_json
-from ..errors import DataError, problem
+from ..errors import DataError
 from ..errors.version import __version__
 from ..multitask.metrics import METRICS, find_metric
 
@@ -136,11 +136,11 @@ class RunResult:
         """
         path = folder / RESULTS_FILE
         if not path.is_file():
-            raise DataError(problem("no finished run", where=str(folder), try_="hfadapt train RECIPE --output FOLDER"))
+            raise DataError("no finished run", where=str(folder), try_="hfadapt train RECIPE --output FOLDER")
         values = json.loads(path.read_text("utf-8"))
         found = values.pop("format_version", None)
         if found != FORMAT_VERSION:
-            raise DataError(problem("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION))
+            raise DataError("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION)
         arms = tuple(ArmResult.from_dict(arm) for arm in values.pop("arms"))
         return cls(arms=arms, **values)
 

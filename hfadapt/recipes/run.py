@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.tokenizer import load_tokenizer
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from .config import Baseline, Recipe
 from .finished_arms import EndedArms
@@ -225,11 +225,9 @@ class Run:
         found = last_checkpoint(folder)
         if found is None:
             raise ConfigError(
-                problem(
-                    "there is no checkpoint to go on from",
-                    where=str(folder),
-                    try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
-                )
+                "there is no checkpoint to go on from",
+                where=str(folder),
+                try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
             )
         return found
 

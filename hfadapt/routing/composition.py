@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
-from ..errors import CompositionError, problem
+from ..errors import CompositionError
 from ..errors.limits import require_number
 
 __all__ = [
@@ -36,14 +36,12 @@ class Composition:
 
     def __init__(self, *children: Node) -> None:
         if not children:
-            raise CompositionError(problem(f"{type(self).__name__} has no children", allowed="one or more adapters"))
+            raise CompositionError(f"{type(self).__name__} has no children", allowed="one or more adapters")
         for child in children:
             if not isinstance(child, (str, *self.allowed)):
                 names = ", ".join(["an adapter name", *(t.__name__ for t in self.allowed if t is not str)])
                 raise CompositionError(
-                    problem(
-                        f"{type(self).__name__} cannot hold {child!r}", allowed=names, try_="flatten the composition"
-                    )
+                    f"{type(self).__name__} cannot hold {child!r}", allowed=names, try_="flatten the composition"
                 )
         self.children: tuple[Node, ...] = children
 
@@ -67,7 +65,7 @@ class Fuse(Composition):
         super().__init__(*children)
         if len(children) < 2 or len(set(children)) != len(children):
             raise CompositionError(
-                problem("Fuse needs at least two different adapters", got=repr(children), allowed="two or more names")
+                "Fuse needs at least two different adapters", got=repr(children), allowed="two or more names"
             )
 
     @property
@@ -91,7 +89,7 @@ class Average(Composition):
         super().__init__(*children)
         given = (1 / len(children),) * len(children) if weights is None else weights
         if not isinstance(given, (tuple, list)) or len(given) != len(children):
-            raise CompositionError(problem("Average needs one weight a child", got=repr(given), allowed=len(children)))
+            raise CompositionError("Average needs one weight a child", got=repr(given), allowed=len(children))
         self.weights = tuple(
             float(require_number("weight", w, where=f"Average, {child!r}", error=CompositionError))
             for w, child in zip(given, children, strict=True)
@@ -121,11 +119,9 @@ def steps_of(node: Node) -> tuple[Node, ...]:
     """
     if isinstance(node, Parallel):
         raise CompositionError(
-            problem(
-                "Parallel cannot be nested or chosen per row",
-                got=repr(node),
-                try_="activate it for the whole batch: hfadapt.active(model, Parallel(...))",
-            )
+            "Parallel cannot be nested or chosen per row",
+            got=repr(node),
+            try_="activate it for the whole batch: hfadapt.active(model, Parallel(...))",
         )
     return node.children if isinstance(node, Stack) else (node,)
 
@@ -172,4 +168,4 @@ def parse(data: object) -> Node:
             if kind in data and isinstance(data[kind], (list, tuple)) and set(data) <= {kind, "weights"}:
                 children = [parse(child) for child in data[kind]]
                 return cls(*children, weights=data["weights"]) if "weights" in data else cls(*children)
-    raise CompositionError(problem("not a composition", got=repr(data), allowed=f"a name or a map of {sorted(kinds)}"))
+    raise CompositionError("not a composition", got=repr(data), allowed=f"a name or a map of {sorted(kinds)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hfadapt_kernels import TaskBatch
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -256,10 +256,8 @@ def _times(rows: int, batch_size: int) -> int:
     """
     if batch_size == 0 or rows % batch_size:
         raise RoutingError(
-            problem(
-                "task_ids do not match the rows of the batch",
-                got=f"{batch_size} task ids for {rows} rows",
-                allowed="one id a row, or rows repeated a whole number of times",
-            )
+            "task_ids do not match the rows of the batch",
+            got=f"{batch_size} task ids for {rows} rows",
+            allowed="one id a row, or rows repeated a whole number of times",
         )
     return rows // batch_size

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RoutingError, did_you_mean, problem
+from ..errors import RoutingError, did_you_mean
 from .composition import Composition
 from .routing import all_tasks_take_part
 
@@ -83,7 +83,7 @@ def parse(
     if isinstance(task_ids, Tensor):
         if task_ids.dim() > 1 or task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
             got = f"{task_ids.dtype} {list(task_ids.shape)}"
-            raise RoutingError(problem("bad task_ids", got=got, allowed="an integer tensor [B], or names"))
+            raise RoutingError("bad task_ids", got=got, allowed="an integer tensor [B], or names")
         if torch.compiler.is_compiling():
             ids = task_ids if task_ids.dim() else task_ids.expand(rows or 1)
             _check_count(ids.shape[0], rows)
@@ -96,7 +96,7 @@ def parse(
     _check_count(len(given), rows)
     if given is not task_ids and (bad := sorted({n for n in given if isinstance(n, int) and not -1 <= n < len(names)})):
         raise RoutingError(
-            problem(f"unknown {what} {bad[0]}: task_ids out of range", got=bad, allowed=_allowed(names, numbers=True))
+            f"unknown {what} {bad[0]}: task_ids out of range", got=bad, allowed=_allowed(names, numbers=True)
         )
     numbers = tuple(_number(one, names, what) for one in given)
     if len(set(numbers)) == 1 and not all_tasks_take_part():
@@ -120,16 +120,14 @@ def task_rows(task_ids: Any, names: Sequence[str], rows: int, device: torch.devi
     """
     if task_ids is None:
         raise RoutingError(
-            problem(
-                "the model has several tasks and the call does not say which row is which",
-                allowed=", ".join(names),
-                try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
-            )
+            "the model has several tasks and the call does not say which row is which",
+            allowed=", ".join(names),
+            try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
         )
     found = parse(task_ids, names, rows, device, what="task")
     if -1 in ((found.uniform,) if found.uniform is not None else found.listed or ()):
         raise RoutingError(
-            problem("a row has no task, and so no head", got=task_ids, allowed=", ".join(names), try_="model.base(...)")
+            "a row has no task, and so no head", got=task_ids, allowed=", ".join(names), try_="model.base(...)"
         )
     return found
 
@@ -142,7 +140,7 @@ def task_number(task: str | int, names: Sequence[str]) -> int:
     """
     number = _number(task, names, "task")
     if number < 0:
-        raise RoutingError(problem("not a task", got=repr(task), allowed=_allowed(names)))
+        raise RoutingError("not a task", got=repr(task), allowed=_allowed(names))
     return number
 
 
@@ -152,20 +150,16 @@ def _number(given: Any, names: Sequence[str], what: str) -> int:
     if isinstance(given, str):
         if given in names:
             return tuple(names).index(given)
-        raise RoutingError(
-            problem(f"unknown {what} {given!r}", allowed=", ".join(names), try_=did_you_mean(given, names))
-        )
+        raise RoutingError(f"unknown {what} {given!r}", allowed=", ".join(names), try_=did_you_mean(given, names))
     number = _integer(given)
     if number is not None and -1 <= number < len(names):
         return number
     composed = "hfadapt.activate(model, ...) for all rows, or hfadapt.compose(model, name, ...) and that name"
     raise RoutingError(
-        problem(
-            "bad task id" if number is None or what != "task" else f"unknown task {number}",
-            got=repr(given),
-            allowed=_allowed(names),
-            try_=composed if isinstance(given, Composition) else "",
-        )
+        "bad task id" if number is None or what != "task" else f"unknown task {number}",
+        got=repr(given),
+        allowed=_allowed(names),
+        try_=composed if isinstance(given, Composition) else "",
     )
 
 
@@ -187,9 +181,7 @@ def _allowed(names: Sequence[str], *, numbers: bool = False) -> str:
 def _check_count(count: int, rows: int | None) -> None:
     if rows is not None and count != rows:
         raise RoutingError(
-            problem(
-                "task_ids do not match the rows of the batch",
-                got=f"{count} task ids for {rows} rows",
-                allowed="one id a row, or a single name or number (in no list) for all of them",
-            )
+            "task_ids do not match the rows of the batch",
+            got=f"{count} task ids for {rows} rows",
+            allowed="one id a row, or a single name or number (in no list) for all of them",
         )

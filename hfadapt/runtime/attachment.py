@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from ..errors import AttachError, CompositionError, did_you_mean, problem
+from ..errors import AttachError, CompositionError, did_you_mean
 from ..method.delta import Delta
 from ..routing.choice import Choice
 from ..routing.composition import Fuse, Node, adapter_names, fuse_nodes
@@ -174,11 +174,9 @@ class Attachment:
         """
         if name not in self.adapters:
             raise AttachError(
-                problem(
-                    f"no adapter {name!r} on this model",
-                    allowed=", ".join(self.adapters) or "none is attached",
-                    try_=did_you_mean(name, self.adapters),
-                )
+                f"no adapter {name!r} on this model",
+                allowed=", ".join(self.adapters) or "none is attached",
+                try_=did_you_mean(name, self.adapters),
             )
         return self.adapters[name]
 
@@ -187,12 +185,10 @@ class Attachment:
         missing = [n for n in adapter_names(node) if n not in self.adapters]
         if missing:
             raise CompositionError(
-                problem(
-                    "the composition names adapters that are not attached",
-                    got=", ".join(missing),
-                    allowed=", ".join(self.adapters),
-                    try_=did_you_mean(missing[0], self.adapters),
-                )
+                "the composition names adapters that are not attached",
+                got=", ".join(missing),
+                allowed=", ".join(self.adapters),
+                try_=did_you_mean(missing[0], self.adapters),
             )
 
     def check(self, node: Node) -> None:
@@ -201,12 +197,10 @@ class Attachment:
         for fuse in fuse_nodes(node):
             if fuse not in self.fusions:
                 raise CompositionError(
-                    problem(
-                        "there is no fusion layer for this composition",
-                        got=repr(fuse),
-                        allowed=", ".join(map(repr, self.fusions)) or "none was added",
-                        try_=f"hfadapt.add_fusion(model, {fuse!r})",
-                    )
+                    "there is no fusion layer for this composition",
+                    got=repr(fuse),
+                    allowed=", ".join(map(repr, self.fusions)) or "none was added",
+                    try_=f"hfadapt.add_fusion(model, {fuse!r})",
                 )
 
     def choose_default(self) -> None:
@@ -264,11 +258,9 @@ def attachment(model: nn.Module) -> Attachment:
     found = find_attachment(model)
     if found is None:
         raise AttachError(
-            problem(
-                "no adapter is attached to this model",
-                where=type(model).__name__,
-                try_="hfadapt.attach(model, 'lora') first, on the same object",
-            )
+            "no adapter is attached to this model",
+            where=type(model).__name__,
+            try_="hfadapt.attach(model, 'lora') first, on the same object",
         )
     return found
 

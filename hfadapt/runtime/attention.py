@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfadapt_kernels import TaskBatch
 
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..method.delta import Delta
 from ..routing.routing import Routing, Rows, current
 from ..routing.steps import Step
@@ -174,23 +174,19 @@ def enable(model: PreTrainedModel) -> str:
         return before
     if before not in SUPPORTED:
         raise AttachError(
-            problem(
-                "deltas in attention need an attention implementation that takes prefixes",
-                where=type(model).__name__,
-                got=before,
-                allowed=", ".join(SUPPORTED),
-                try_="from_pretrained(..., attn_implementation='sdpa')",
-            )
+            "deltas in attention need an attention implementation that takes prefixes",
+            where=type(model).__name__,
+            got=before,
+            allowed=", ".join(SUPPORTED),
+            try_="from_pretrained(..., attn_implementation='sdpa')",
         )
     name = _twin(before)
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise AttachError(
-            problem(
-                "this model computes attention by itself, not through transformers' AttentionInterface",
-                where=type(model).__name__,
-                try_="a method that does not change attention's core: lora, bottleneck, pal",
-            )
+            "this model computes attention by itself, not through transformers' AttentionInterface",
+            where=type(model).__name__,
+            try_="a method that does not change attention's core: lora, bottleneck, pal",
         )
     return before
 
@@ -208,13 +204,11 @@ def follow(configs: Sequence[Any], where: str) -> list[str]:
     for name in chosen:
         if name not in SUPPORTED:
             raise AttachError(
-                problem(
-                    "the model's attention implementation was changed to one that takes no prefixes",
-                    where=where,
-                    got=name,
-                    allowed=", ".join(SUPPORTED),
-                    try_="model.set_attn_implementation('sdpa'), or activate an adapter without deltas in attention",
-                )
+                "the model's attention implementation was changed to one that takes no prefixes",
+                where=where,
+                got=name,
+                allowed=", ".join(SUPPORTED),
+                try_="model.set_attn_implementation('sdpa'), or activate an adapter without deltas in attention",
             )
     for config, name in zip(configs, chosen, strict=True):
         # The property's setter would change the configs of parts as well, which have a choice of their own.

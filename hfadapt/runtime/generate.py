@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 from ..routing.choice import Choice, chosen
 from ..routing.growth import copies, repeat_rows
 from ..routing.task_ids import TaskIds, parse
@@ -123,18 +123,14 @@ def _check_parallel(prompts: int, kwargs: dict[str, Any]) -> None:
     cache = next((name for name, value in kwargs.items() if cache_in(value) is not None), None)
     if cache is not None:
         raise RoutingError(
-            problem(
-                "generate under Parallel cannot go on from a key-value cache, whose rows are not repeated",
-                got=cache,
-                allowed="the whole prompt",
-                try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
-            )
+            "generate under Parallel cannot go on from a key-value cache, whose rows are not repeated",
+            got=cache,
+            allowed="the whole prompt",
+            try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
         )
     if not prompts:
         raise RoutingError(
-            problem(
-                "generate under Parallel needs a prompt to repeat",
-                got=sorted(kwargs),
-                try_="input_ids of one token, the model's bos_token_id",
-            )
+            "generate under Parallel needs a prompt to repeat",
+            got=sorted(kwargs),
+            try_="input_ids of one token, the model's bos_token_id",
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 from .call import length_of_past
 
 if TYPE_CHECKING:
@@ -98,14 +98,12 @@ class KVHistory:
         holds = 0 if found is None else found.shape[1]
         if found is None or found.shape[0] != rows or not (counted or holds >= self.past):
             raise RoutingError(
-                problem(
-                    "the key-value cache was filled by calls in which this delta did not run",
-                    where=f"{self.site.leaf} ({self.site.slot})",
-                    got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
-                    f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
-                    try_="give the first call the cache, an empty DynamicCache(), and keep adapter and depth; "
-                    "or use_cache=False",
-                )
+                "the key-value cache was filled by calls in which this delta did not run",
+                where=f"{self.site.leaf} ({self.site.slot})",
+                got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
+                f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
+                try_="give the first call the cache, an empty DynamicCache(), and keep adapter and depth; "
+                "or use_cache=False",
             )
         return found if self.room else found[:, : self.past]
 
@@ -148,13 +146,11 @@ def check_steps(routing: Routing, output: Any) -> None:
 
 def _without_cache(where: str, got: str) -> RoutingError:
     return RoutingError(
-        problem(
-            "a method that must know the earlier tokens was not given the key-value cache that stands for them",
-            where=where,
-            got=got,
-            allowed="an instance of transformers' Cache among the model's arguments; or all tokens in every call",
-            try_="generate(...), or use_cache=False",
-        )
+        "a method that must know the earlier tokens was not given the key-value cache that stands for them",
+        where=where,
+        got=got,
+        allowed="an instance of transformers' Cache among the model's arguments; or all tokens in every call",
+        try_="generate(...), or use_cache=False",
     )
 
 
@@ -183,12 +179,10 @@ def _room(cache: Any, site: Site) -> int:
     """
     if all(cache.is_sliding):
         raise RoutingError(
-            problem(
-                "a delta that attends to all tokens cannot decode with a cache of fixed size that forgets some",
-                where=f"{site.leaf} ({site.slot})",
-                got=f"{type(cache).__name__} of sliding windows",
-                try_="the default cache, or use_cache=False",
-            )
+            "a delta that attends to all tokens cannot decode with a cache of fixed size that forgets some",
+            where=f"{site.leaf} ({site.slot})",
+            got=f"{type(cache).__name__} of sliding windows",
+            try_="the default cache, or use_cache=False",
         )
     longest = cache.get_max_length if hasattr(cache, "get_max_length") else cache.get_max_cache_shape
     return int(longest())

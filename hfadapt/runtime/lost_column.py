@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 
 __all__ = ["check_column"]
 
@@ -33,13 +33,11 @@ def check_column() -> None:
             data = frame.f_locals.get(name)
             if _has_column(getattr(trainer, name, None) if data is None else data):
                 raise RoutingError(
-                    problem(
-                        "the dataset has a column 'task_ids', which did not reach the model",
-                        where=f"{type(trainer).__name__}.{frame.f_code.co_name}",
-                        got=f"batches of {type(trainer.data_collator).__name__} without it",
-                        try_="a data_collator that returns 'task_ids', with remove_unused_columns=False; or remove the "
-                        "column to let every row use what is active",
-                    )
+                    "the dataset has a column 'task_ids', which did not reach the model",
+                    where=f"{type(trainer).__name__}.{frame.f_code.co_name}",
+                    got=f"batches of {type(trainer.data_collator).__name__} without it",
+                    try_="a data_collator that returns 'task_ids', with remove_unused_columns=False; or remove the "
+                    "column to let every row use what is active",
                 )
             return
         frame = frame.f_back

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfadapt_kernels import TaskBatch
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 from ..routing.routing import Routing, Rows, current
 from ..routing.steps import Average, Fuse, Select, Step
 from .fused_norm import unfuse_norm
@@ -114,12 +114,10 @@ class RoutedForward:
             return None
         if any(not isinstance(one, Tensor) or one.shape != value.shape for one, _ in made):
             raise RoutingError(
-                problem(
-                    "the outputs of adapters' own modules cannot be averaged",
-                    where=f"{self.path}: {step!r}",
-                    got=", ".join(f"{n}: {_shape(one)}" for (n, _), (one, _) in zip(pairs, made, strict=True)),
-                    allowed=f"one tensor each, of the base's shape {_shape(value)}",
-                )
+                "the outputs of adapters' own modules cannot be averaged",
+                where=f"{self.path}: {step!r}",
+                got=", ".join(f"{n}: {_shape(one)}" for (n, _), (one, _) in zip(pairs, made, strict=True)),
+                allowed=f"one tensor each, of the base's shape {_shape(value)}",
             )
         return value + sum(weight * (one - value) for one, weight in made)
 
@@ -127,13 +125,11 @@ class RoutedForward:
         """Which adapter each row of what the module reads has, int64 ``[size]``."""
         if self.by_row is None:
             raise RoutingError(
-                problem(
-                    "rows of different adapters cannot be told apart in what this module reads",
-                    where=self.path,
-                    got=f"{', '.join(rows.names)} in one batch",
-                    allowed="an input whose first axis is the batch",
-                    try_="one call for each adapter",
-                )
+                "rows of different adapters cannot be told apart in what this module reads",
+                where=self.path,
+                got=f"{', '.join(rows.names)} in one batch",
+                allowed="an input whose first axis is the batch",
+                try_="one call for each adapter",
             )
         if not self.by_row or size == rows.batch.batch_size:
             return rows.batch.ids
@@ -172,13 +168,11 @@ class RoutedForward:
 
     def _refused(self, out: Any, new: Any) -> RoutingError:
         return RoutingError(
-            problem(
-                "what adapters' own modules return cannot be put together in one batch",
-                where=self.path,
-                got=f"{_shape(out)} and {_shape(new)}",
-                allowed="tensors of one shape, whose first axis is the batch",
-                try_="one call for each adapter",
-            )
+            "what adapters' own modules return cannot be put together in one batch",
+            where=self.path,
+            got=f"{_shape(out)} and {_shape(new)}",
+            allowed="tensors of one shape, whose first axis is the batch",
+            try_="one call for each adapter",
         )
 
 
@@ -244,12 +238,10 @@ def refuse_loss(routing: Routing, label_counts: Mapping[str, int], model: str) -
     used = {name: label_counts[name] for name in routing.used_names() if name in label_counts}
     if used:
         raise RoutingError(
-            problem(
-                "the loss of this model is made for another number of labels than the adapter's own head has",
-                where=model,
-                got=", ".join(f"{name}: {count} labels" for name, count in used.items()),
-                try_="a base with as many (num_labels=...); or call without labels, and compute the loss of the logits",
-            )
+            "the loss of this model is made for another number of labels than the adapter's own head has",
+            where=model,
+            got=", ".join(f"{name}: {count} labels" for name, count in used.items()),
+            try_="a base with as many (num_labels=...); or call without labels, and compute the loss of the logits",
         )
 
 

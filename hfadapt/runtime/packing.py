@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfadapt_kernels import PackedLinear, frozen_linear
 
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 from .own_forward import RoutedForward
 
 __all__ = ["PackedForward", "is_packed", "pack", "unpack"]
@@ -74,17 +74,15 @@ def pack(model: Model, dtype: str = "float32") -> Model:
         ConfigError: the dtype is unknown, or no linear of the model is frozen.
     """
     if dtype not in _DTYPES:
-        raise ConfigError(problem("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES)))
+        raise ConfigError("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES))
     leaves = [m for m in model.modules() if _can_pack(m)]
     if not leaves and not any(is_packed(m) for m in model.modules()):
         raise ConfigError(
-            problem(
-                "no frozen linear to pack",
-                where="hfadapt.pack",
-                got=type(model).__name__,
-                allowed="linears whose weight has requires_grad=False",
-                try_="hfadapt.attach(model, ...), which freezes the base, or model.requires_grad_(False)",
-            )
+            "no frozen linear to pack",
+            where="hfadapt.pack",
+            got=type(model).__name__,
+            allowed="linears whose weight has requires_grad=False",
+            try_="hfadapt.attach(model, ...), which freezes the base, or model.requires_grad_(False)",
         )
     for leaf in leaves:
         leaf.__dict__["forward"] = PackedForward(leaf, dtype)

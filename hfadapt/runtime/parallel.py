@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 from ..routing.growth import Growth, copies
 from ..routing.routing import Routing
 from ..routing.steps import plan
@@ -77,12 +77,10 @@ def _rows_of_cache(cache: Any, children: int) -> int:
     rows = sorted({layer.keys.shape[0] for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)})
     if len(rows) != 1 or rows[0] % children:
         raise RoutingError(
-            problem(
-                "Parallel cannot go on from this key-value cache, which was not filled for every child in every layer",
-                got=f"{' and '.join(map(str, rows)) or 'no'} rows for {children} children",
-                allowed=f"a multiple of {children} rows, the same in every layer",
-                try_="give the first call use_cache=True or an empty DynamicCache(); or use generate",
-            )
+            "Parallel cannot go on from this key-value cache, which was not filled for every child in every layer",
+            got=f"{' and '.join(map(str, rows)) or 'no'} rows for {children} children",
+            allowed=f"a multiple of {children} rows, the same in every layer",
+            try_="give the first call use_cache=True or an empty DynamicCache(); or use generate",
         )
     return rows[0]
 
@@ -132,10 +130,8 @@ def check_output(growth: Growth, output: Any) -> None:
     main = next((v for v in values if isinstance(v, Tensor) and v.dim() > 1), None)
     if main is not None and main.shape[0] != growth.rows:
         raise RoutingError(
-            problem(
-                "this model cannot run Parallel: behind its layers it uses the input's rows once more",
-                got=f"{main.shape[0]} rows of output for {growth.size} inputs and {growth.children} adapters",
-                allowed=f"{growth.rows} rows",
-                try_="repeat the inputs and give one name a row in task_ids",
-            )
+            "this model cannot run Parallel: behind its layers it uses the input's rows once more",
+            got=f"{main.shape[0]} rows of output for {growth.size} inputs and {growth.children} adapters",
+            allowed=f"{growth.rows} rows",
+            try_="repeat the inputs and give one name a row in task_ids",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RoutingError, problem
+from ..errors import RoutingError
 from ..routing.choice import Choice, chosen
 from ..routing.routing import Routing, all_tasks_take_part, current, set_current
 from ..routing.task_ids import TaskIds, parse
@@ -225,13 +225,11 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
         function = module.__dict__.get("_gradient_checkpointing_func")
         if function is None and getattr(module, "gradient_checkpointing", False) is True:
             raise RoutingError(
-                problem(
-                    "activation checkpointing would run this layer again without its adapters",
-                    where=type(module).__name__,
-                    got="gradient_checkpointing without _gradient_checkpointing_func",
-                    try_="training without activation checkpointing; or a release of transformers that the tests know, "
-                    "see hfadapt doctor",
-                )
+                "activation checkpointing would run this layer again without its adapters",
+                where=type(module).__name__,
+                got="gradient_checkpointing without _gradient_checkpointing_func",
+                try_="training without activation checkpointing; or a release of transformers that the tests know, "
+                "see hfadapt doctor",
             )
         if function is not None and not isinstance(function, CheckpointWithRouting):
             module.__dict__["_gradient_checkpointing_func"] = CheckpointWithRouting(function)
@@ -282,11 +280,9 @@ def make_routing(
             return Routing((repr(choice.node),), choice.steps, None, 0, size, **make)
         if choice.task_ids is None:
             raise RoutingError(
-                problem(
-                    "the model has several adapters and none was chosen for this call",
-                    allowed=", ".join(attachment.routable),
-                    try_="pass task_ids=..., or hfadapt.activate(model, name), or 'with hfadapt.active(model, name)'",
-                )
+                "the model has several adapters and none was chosen for this call",
+                allowed=", ".join(attachment.routable),
+                try_="pass task_ids=..., or hfadapt.activate(model, name), or 'with hfadapt.active(model, name)'",
             )
         task_ids = choice.task_ids
     rows = parse(task_ids, names, None if found is None else size, device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..method.delta import Delta
 from ..method.sites import Site
 from ..routing.routing import Routing, Rows, current
@@ -137,12 +137,10 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
     if site.source is not None:
         if site.source.key not in routing.taps:
             raise AttachError(
-                problem(
-                    "the tensor that a delta reads was not seen in this forward pass",
-                    where=f"{site.leaf} ({site.slot})",
-                    got=f"no call of {site.source.leaf}",
-                    try_="another method or other layers; fused kernels that bypass that module must be switched off",
-                )
+                "the tensor that a delta reads was not seen in this forward pass",
+                where=f"{site.leaf} ({site.slot})",
+                got=f"no call of {site.source.leaf}",
+                try_="another method or other layers; fused kernels that bypass that module must be switched off",
             )
         return routing.taps[site.source.key]
     return leaf_input if site.reads_leaf_input and leaf_input is not None else value
@@ -156,12 +154,10 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         shaped = shaped.unsqueeze(1)  # one flattened token a row looks like no tokens at all
     if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
         raise AttachError(
-            problem(
-                "a delta that reads the whole layer's input is called for a part of its tokens",
-                where=f"{delta.site.leaf} ({delta.site.slot})",
-                got=f"{shaped.shape[1]} of {read.shape[1]} tokens: chunked feed-forward",
-                try_="chunk_size_feed_forward=0 in the model's layers",
-            )
+            "a delta that reads the whole layer's input is called for a part of its tokens",
+            where=f"{delta.site.leaf} ({delta.site.slot})",
+            got=f"{shaped.shape[1]} of {read.shape[1]} tokens: chunked feed-forward",
+            try_="chunk_size_feed_forward=0 in the model's layers",
         )
     if shaped.shape[0] != size:
         rows = _repeated(rows, shaped.shape[0])

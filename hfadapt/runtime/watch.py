@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from ..errors import AttachError, problem
+from ..errors import AttachError
 from ..routing.routing import Routing
 from .leaf_hooks import Hook
 from .slot import Slot
@@ -205,14 +205,11 @@ def _lost(model: nn.Module, places: list[tuple[str, str]]) -> AttachError:
     more = f" and {len(leaves) - _SHOWN} more" if len(leaves) > _SHOWN else ""
     no_head = "; attach(..., train_head=False) gives no head to adapters" if "trained copy" in shown else ""
     return AttachError(
-        problem(
-            "modules that adapters sit on are no longer in the model, so that the adapters would do nothing there",
-            where=type(model).__name__,
-            got=shown + more,
-            allowed="the modules that were there when the adapters were attached",
-            try_="put them back; or change the model first (resize, quantise, replace) and attach or load then"
-            + no_head,
-        )
+        "modules that adapters sit on are no longer in the model, so that the adapters would do nothing there",
+        where=type(model).__name__,
+        got=shown + more,
+        allowed="the modules that were there when the adapters were attached",
+        try_="put them back; or change the model first (resize, quantise, replace) and attach or load then" + no_head,
     )
 
 

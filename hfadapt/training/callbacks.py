@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .. import routing
 from ..adapters.activate import set_adapter_drop
 from ..data.schedule import Layout
-from ..errors import ConfigError, problem
+from ..errors import ConfigError
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
@@ -91,13 +91,11 @@ class EpochSync(TrainerCallback):
         require_order(args)
         if self._layout(args) != self.mixture.schedule.layout:
             raise ConfigError(
-                problem(
-                    "the training arguments changed after the Trainer was made",
-                    where="TaskMixture",
-                    got=f"{self._layout(args)}",
-                    allowed=f"{self.mixture.schedule.layout}, as planned",
-                    try_="make a new Trainer with the new arguments",
-                )
+                "the training arguments changed after the Trainer was made",
+                where="TaskMixture",
+                got=f"{self._layout(args)}",
+                allowed=f"{self.mixture.schedule.layout}, as planned",
+                try_="make a new Trainer with the new arguments",
             )
 
     def on_epoch_begin(
@@ -205,9 +203,7 @@ class RobustAdapterDrop(TrainerCallback):
         model = kwargs["model"]
         attached = find_attachment(model)
         if attached is None:
-            raise ConfigError(
-                problem("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
-            )
+            raise ConfigError("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
         self._limits = self._find_limits({(s.path, s.kind): s.num_layers for s in attached.arch.stacks})
 
     def _find_limits(self, layers: dict[tuple[str, str], int]) -> dict[str, int]:
@@ -216,7 +212,7 @@ class RobustAdapterDrop(TrainerCallback):
         for name in [*(self.stacks or ()), *wanted]:
             if name not in known:
                 raise ConfigError(
-                    problem(f"no stack {name!r}", where="RobustAdapterDrop", allowed=", ".join(sorted(set(known))))
+                    f"no stack {name!r}", where="RobustAdapterDrop", allowed=", ".join(sorted(set(known)))
                 )
         limits: dict[str, int] = {}
         for (path, kind), count in layers.items():
@@ -230,12 +226,10 @@ class RobustAdapterDrop(TrainerCallback):
                 limit = count - 1 if self.max is None else self.max
             if not 0 <= limit <= count:
                 raise ConfigError(
-                    problem(
-                        "cannot drop that many layers",
-                        where=f"RobustAdapterDrop, stack {path}",
-                        got=limit,
-                        allowed=f"0..{count} ({count} layers; the paper draws up to {count - 1})",
-                    )
+                    "cannot drop that many layers",
+                    where=f"RobustAdapterDrop, stack {path}",
+                    got=limit,
+                    allowed=f"0..{count} ({count} layers; the paper draws up to {count - 1})",
                 )
             limits[path] = limit
         return limits

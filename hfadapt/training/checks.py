@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainingArguments
 
-from ..errors import ConfigError, DataError, TaskError, problem
+from ..errors import ConfigError, DataError, TaskError
 from ..multitask.heads import IGNORE, OwnHead
 from .arguments import require_arguments
 
@@ -83,55 +83,45 @@ def require_order(args: TrainingArguments) -> None:
     elif strategy != "sequential":
         missing = strategy is None
         raise ConfigError(
-            problem(
-                "this transformers cannot train in a given order"
-                if missing
-                else "the sampler would undo the mixture's order",
-                where="TrainingArguments.train_sampling_strategy",
-                got="transformers before 5.2" if missing else repr(strategy),
-                allowed="'sequential' (or the default 'random', which is replaced)",
-                try_="pip install 'transformers>=5.2'"
-                if missing
-                else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
-            )
+            "this transformers cannot train in a given order"
+            if missing
+            else "the sampler would undo the mixture's order",
+            where="TrainingArguments.train_sampling_strategy",
+            got="transformers before 5.2" if missing else repr(strategy),
+            allowed="'sequential' (or the default 'random', which is replaced)",
+            try_="pip install 'transformers>=5.2'"
+            if missing
+            else "leave it out; TaskMixture(bucket_steps=...) groups rows by length",
         )
     if args.label_smoothing_factor:
         raise ConfigError(
-            problem(
-                "label smoothing replaces the model's loss, which knows the tasks' heads",
-                where="TrainingArguments",
-                got=f"label_smoothing_factor={args.label_smoothing_factor}",
-                allowed="0 with a mixture of tasks",
-                try_=f"Classification(n, label_smoothing={args.label_smoothing_factor}) in the tasks that want it",
-            )
+            "label smoothing replaces the model's loss, which knows the tasks' heads",
+            where="TrainingArguments",
+            got=f"label_smoothing_factor={args.label_smoothing_factor}",
+            allowed="0 with a mixture of tasks",
+            try_=f"Classification(n, label_smoothing={args.label_smoothing_factor}) in the tasks that want it",
         )
     if not args.eval_do_concat_batches:
         raise ConfigError(
-            problem(
-                "the metrics need the whole corpus in one piece",
-                where="TrainingArguments",
-                got="eval_do_concat_batches=False",
-                allowed="True, the default, with a mixture of tasks",
-                try_="leave it out",
-            )
+            "the metrics need the whole corpus in one piece",
+            where="TrainingArguments",
+            got="eval_do_concat_batches=False",
+            allowed="True, the default, with a mixture of tasks",
+            try_="leave it out",
         )
     if args.label_names is not None and "labels" not in args.label_names:
         raise ConfigError(
-            problem(
-                "the labels are not among label_names, so nothing could be scored",
-                where="TrainingArguments",
-                got=f"label_names={list(args.label_names)}",
-                allowed="['labels'], or with 'task_ids' beside it",
-                try_="leave it out",
-            )
+            "the labels are not among label_names, so nothing could be scored",
+            where="TrainingArguments",
+            got=f"label_names={list(args.label_names)}",
+            allowed="['labels'], or with 'task_ids' beside it",
+            try_="leave it out",
         )
     if args.auto_find_batch_size:
         raise ConfigError(
-            problem(
-                "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
-                where="TrainingArguments",
-                try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
-            )
+            "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
+            where="TrainingArguments",
+            try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
         )
 
 
@@ -145,13 +135,11 @@ def require_same_tasks(model: Any, mixture: Mixture) -> None:
     names, wanted = (tuple(task.name for task in getattr(one, "tasks", ())) for one in (model, mixture))
     if names and names != wanted:
         raise ConfigError(
-            problem(
-                "model and mixture do not have the same tasks in the same order, and rows name their task by number",
-                where="TaskMixture",
-                got=", ".join(wanted),
-                allowed=", ".join(names),
-                try_="make both from one list of tasks",
-            )
+            "model and mixture do not have the same tasks in the same order, and rows name their task by number",
+            where="TaskMixture",
+            got=", ".join(wanted),
+            allowed=", ".join(names),
+            try_="make both from one list of tasks",
         )
     for task in mixture.tasks if names else ():
         if isinstance(task.head, OwnHead) and task.head.labels in ("auto", "classes"):
@@ -163,13 +151,11 @@ def _require_classes(task: str, columns: Columns, count: int) -> None:
     for row, label in enumerate(columns.labels or () if count > 1 else ()):
         if len(label) == 1 and not 0 <= label[0] < count and label[0] != IGNORE:
             raise DataError(
-                problem(
-                    "label is outside the classes of the base's own head",
-                    where=f"task {task!r}, train, row {row}",
-                    got=f"{label[0]:g}",
-                    allowed=f"0..{count - 1}",
-                    try_=f"load the base with num_labels={int(label[0]) + 1} or more",
-                )
+                "label is outside the classes of the base's own head",
+                where=f"task {task!r}, train, row {row}",
+                got=f"{label[0]:g}",
+                allowed=f"0..{count - 1}",
+                try_=f"load the base with num_labels={int(label[0]) + 1} or more",
             )
 
 
@@ -187,13 +173,11 @@ def require_names(tasks: Iterable[Task]) -> None:
         prefix = next((one for one in _PREFIXES if task.name == one or task.name.startswith(f"{one}_")), None)
         if prefix is not None:
             raise TaskError(
-                problem(
-                    "Trainer tells its metrics apart by this beginning of their names",
-                    where=f"task {task.name!r}",
-                    got=f"a name that begins with {prefix!r}",
-                    allowed=f"any other name, {', '.join(f'{one}, {one}_...' for one in _PREFIXES)} excepted",
-                    try_=f"'my_{task.name}'",
-                )
+                "Trainer tells its metrics apart by this beginning of their names",
+                where=f"task {task.name!r}",
+                got=f"a name that begins with {prefix!r}",
+                allowed=f"any other name, {', '.join(f'{one}, {one}_...' for one in _PREFIXES)} excepted",
+                try_=f"'my_{task.name}'",
             )
 
 
@@ -212,12 +196,10 @@ def settle_best_metric(args: TrainingArguments, metrics: MultiTaskMetrics) -> No
     if args.greater_is_better is False:
         # its default here is True, so someone chose this
         raise ConfigError(
-            problem(
-                "of this metric more is better",
-                where="TrainingArguments",
-                got=f"metric_for_best_model={name!r}, greater_is_better=False",
-                try_="leave greater_is_better out: the metric says its direction",
-            )
+            "of this metric more is better",
+            where="TrainingArguments",
+            got=f"metric_for_best_model={name!r}, greater_is_better=False",
+            try_="leave greater_is_better out: the metric says its direction",
         )
     args.greater_is_better = better
     logger.warning("greater_is_better set to %s: of %s %s is better", better, name, "more" if better else "less")
@@ -238,11 +220,9 @@ def base_name(model: Any) -> str:
     name = getattr(config, "base_model_name_or_path", None) or getattr(config, "_name_or_path", None)
     if not name:
         raise DataError(
-            problem(
-                "no tokenizer is known",
-                where="TaskMixture",
-                got="a model without a name",
-                try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
-            )
+            "no tokenizer is known",
+            where="TaskMixture",
+            got="a model without a name",
+            try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
         )
     return name

@@ -16,7 +16,7 @@ from ..data.schedule import BatchForm, Layout, Schedule
 from ..data.sources import load_splits
 from ..data.tokenizer import check_tokenizer, load_tokenizer
 from ..data.tokens import tokenize
-from ..errors import ConfigError, DataError, did_you_mean, problem
+from ..errors import ConfigError, DataError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..multitask.compute_metrics import MultiTaskMetrics
@@ -86,7 +86,7 @@ class TaskMixture:
         self.strategy = make_strategy(strategy)
         if batch not in ("one_task", "mixed"):
             raise ConfigError(
-                problem("unknown form of batches", where="TaskMixture", got=repr(batch), allowed="one_task, mixed")
+                "unknown form of batches", where="TaskMixture", got=repr(batch), allowed="one_task, mixed"
             )
         given = {
             "batch_size": batch_size,
@@ -220,17 +220,15 @@ class TaskMixture:
         chosen = list(names if tasks is None else names_of(tasks))
         for name in chosen:
             if name not in names:
-                raise DataError(problem(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names)))
+                raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
         ids = [names.index(name) for name in chosen if len(self._splits[names.index(name)].get(split, ()))]
         if not ids:
             found = sorted({s for splits in self._splits for s in splits})
             raise DataError(
-                problem(
-                    f"no split {split!r}",
-                    where=", ".join(chosen),
-                    allowed=", ".join(found),
-                    try_=did_you_mean(split, found),
-                )
+                f"no split {split!r}",
+                where=", ".join(chosen),
+                allowed=", ".join(found),
+                try_=did_you_mean(split, found),
             )
         sizes = []
         for task in ids:
@@ -271,11 +269,9 @@ class TaskMixture:
         """
         if self.batch_size is not None and self.batch_size != layout.batch_size:
             raise ConfigError(
-                problem(
-                    "the mixture and the Trainer disagree about the batch size",
-                    got=f"TaskMixture(batch_size={self.batch_size}), per device {layout.batch_size}",
-                    try_="leave batch_size out of TaskMixture: it follows TrainingArguments",
-                )
+                "the mixture and the Trainer disagree about the batch size",
+                got=f"TaskMixture(batch_size={self.batch_size}), per device {layout.batch_size}",
+                try_="leave batch_size out of TaskMixture: it follows TrainingArguments",
             )
         seed = self.seed if self.seed is not None else seed or 0
         self.schedule = replace(self.schedule, layout=layout, seed=seed)
@@ -295,11 +291,9 @@ class TaskMixture:
         }
         if len(set(kinds.values())) > 1:
             raise DataError(
-                problem(
-                    "the tasks do not read the same kind of input",
-                    got=", ".join(f"{task}: {kind}" for task, kind in kinds.items()),
-                    allowed="texts for all, or pixel_values for all, or input_features for all",
-                )
+                "the tasks do not read the same kind of input",
+                got=", ".join(f"{task}: {kind}" for task, kind in kinds.items()),
+                allowed="texts for all, or pixel_values for all, or input_features for all",
             )
 
     def _tokenize(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import ArchitectureError, problem
+from ...errors import ArchitectureError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -43,13 +43,11 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
         inputs["decoder_input_ids"] = _tokens(config, DECODER_TOKENS)
     if not inputs:
         raise ArchitectureError(
-            problem(
-                "no example input can be made for the model",
-                where=type(model).__name__,
-                got=f"main input {main!r}",
-                allowed="input_ids, pixel_values, input_features, input_values",
-                try_="hfadapt.architecture.probe(model, inputs={...}) with inputs of your own",
-            )
+            "no example input can be made for the model",
+            where=type(model).__name__,
+            got=f"main input {main!r}",
+            allowed="input_ids, pixel_values, input_features, input_values",
+            try_="hfadapt.architecture.probe(model, inputs={...}) with inputs of your own",
         )
     inputs = {name: value.to(device) for name, value in inputs.items()}
     if "use_cache" in accepted:

@@ -48,7 +48,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
     if not layers:
-        raise ArchitectureError(problem("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE))
+        raise ArchitectureError("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE)
     training = {module: module.training for module in root.modules()}
     root.eval()
     try:
@@ -61,7 +61,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
             module.training = flag
     if not stacks:
         raise ArchitectureError(
-            problem("no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE)
+            "no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE
         )
     interface = uses_interface(root, stacks)
     pooler = "pooler" if hasattr(root, "pooler") and root.pooler is not None else None
@@ -88,12 +88,10 @@ def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, An
     except Exception as error:  # any model may refuse made-up inputs in any way; the cause is kept and shown
         shapes = {name: tuple(getattr(value, "shape", ())) or value for name, value in given.items()}
         raise ArchitectureError(
-            problem(
-                f"the model could not be run to map it ({type(error).__name__}: {error})",
-                where=type(root).__name__,
-                got=shapes,
-                try_="hfadapt.architecture.probe.probe(model, inputs={...}) with inputs of your own, or " + _ADVICE,
-            )
+            f"the model could not be run to map it ({type(error).__name__}: {error})",
+            where=type(root).__name__,
+            got=shapes,
+            try_="hfadapt.architecture.probe.probe(model, inputs={...}) with inputs of your own, or " + _ADVICE,
         ) from error
 
 
@@ -123,7 +121,7 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
         residual = find_residual(replay, parts)
     except Exception as error:  # an unknown layer may fail in any way when it is interfered with; the cause is shown
         text = f"the layer cannot be watched ({type(error).__name__}: {error})"
-        raise ArchitectureError(problem(text, where=where, try_=_ADVICE)) from error
+        raise ArchitectureError(text, where=where, try_=_ADVICE) from error
     missing = parts.missing + residual.missing
     attention = parts.attention
     sizes = None

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from ...errors import ArchitectureError, problem
+from ...errors import ArchitectureError
 from ..maps import ArchitectureMap, StackMap, join
 from .uniform import differences, linears_of
 
@@ -51,7 +51,7 @@ def probe_skeleton(model: PreTrainedModel, probe: Callable[[nn.Module], Architec
             twin = type(base)(shallow_config(config))
         except Exception as error:  # any config may refuse to be cut short, in any way; the cause is kept and shown
             text = f"the model has no weights (meta device), and no shallow twin of it can be built ({error})"
-            raise ArchitectureError(problem(text, where=type(base).__name__, try_=_ADVICE)) from error
+            raise ArchitectureError(text, where=type(base).__name__, try_=_ADVICE) from error
         arch = probe(twin)
         _seen[key] = replace(arch, stacks=tuple(_stretched(stack, twin, base) for stack in arch.stacks))
     return _seen[key].under(prefix)
@@ -80,12 +80,12 @@ def _stretched(stack: StackMap, twin: nn.Module, base: nn.Module) -> StackMap:
     """The twin's stack with the layers of the model itself, once they are known to be alike."""
     if stack.calls_per_module > 1:
         text = "the model shares layers, and how often each one runs cannot be told without weights"
-        raise ArchitectureError(problem(text, where=stack.path, try_=_ADVICE))
+        raise ArchitectureError(text, where=stack.path, try_=_ADVICE)
     layers = tuple(join(stack.path, str(index)) for index, _ in enumerate(base.get_submodule(stack.path).children()))
     linears = linears_of((stack.attention, stack.cross_attention), (*stack.ffn_in, stack.ffn_out))
     mapped = twin.get_submodule(stack.layer_paths[-1])
     missing = differences(mapped, base, layers, linears, stack.norms.values())
     if missing:
         text = "the layers are not all alike"
-        raise ArchitectureError(problem(text, where=stack.path, got=f"missing {'; '.join(missing)}", try_=_ADVICE))
+        raise ArchitectureError(text, where=stack.path, got=f"missing {'; '.join(missing)}", try_=_ADVICE)
     return replace(stack, layer_paths=layers)

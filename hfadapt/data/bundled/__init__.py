@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, problem
+from ...errors import DataError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -70,15 +70,13 @@ def folder(name: str) -> Path:
         if (place / "test.jsonl.gz").is_file():
             return place
         raise DataError(
-            problem(
-                f"data set {name!r} is not on this machine",
-                where=str(place),
-                allowed=f"data sets here: {', '.join(names())}",
-                try_=f"hfadapt data minisuite --task {name}   (its licence does not allow bundling it)",
-            )
+            f"data set {name!r} is not on this machine",
+            where=str(place),
+            allowed=f"data sets here: {', '.join(names())}",
+            try_=f"hfadapt data minisuite --task {name}   (its licence does not allow bundling it)",
         )
     raise DataError(
-        problem("no data set has this name", got=repr(name), allowed=", ".join(BUNDLED + BUILT), try_="hfadapt data")
+        "no data set has this name", got=repr(name), allowed=", ".join(BUNDLED + BUILT), try_="hfadapt data"
     )
 
 
@@ -105,9 +103,7 @@ def describe(name: str) -> TaskDescription:
 def rows(name: str, split: str) -> list[dict[str, Any]]:
     """The rows of one split, each with ``text``, for pairs ``text_pair``, and ``label``."""
     if split not in SPLITS:
-        raise DataError(
-            problem("no such split", where=f"data set {name!r}", got=repr(split), allowed=", ".join(SPLITS))
-        )
+        raise DataError("no such split", where=f"data set {name!r}", got=repr(split), allowed=", ".join(SPLITS))
     with gzip.open(folder(name) / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import DataError, problem
+from ...errors import DataError
 
 __all__ = ["PACKAGES", "Archives", "Package"]
 
@@ -84,11 +84,9 @@ class Archives:
             found = self._find(PACKAGES[key])
         if found is None:
             raise DataError(
-                problem(
-                    f"package archive {PACKAGES[key].pattern} was not found",
-                    where=", ".join(str(folder) for folder in self.folders),
-                    try_="allow fetching (leave --no-fetch out), or put the file there",
-                )
+                f"package archive {PACKAGES[key].pattern} was not found",
+                where=", ".join(str(folder) for folder in self.folders),
+                try_="allow fetching (leave --no-fetch out), or put the file there",
             )
         return found
 
@@ -102,12 +100,12 @@ class Archives:
         members = archive.namelist() if isinstance(archive, zipfile.ZipFile) else archive.getnames()
         hits = [member for member in members if member.endswith(suffix)]
         if len(hits) != 1:
-            raise DataError(problem(f"{len(hits)} members end with {suffix!r}", where=str(path), allowed="exactly one"))
+            raise DataError(f"{len(hits)} members end with {suffix!r}", where=str(path), allowed="exactly one")
         if isinstance(archive, zipfile.ZipFile):
             return archive.read(hits[0])
         member = archive.extractfile(hits[0])
         if member is None:
-            raise DataError(problem(f"{hits[0]!r} is no regular file", where=str(path)))
+            raise DataError(f"{hits[0]!r} is no regular file", where=str(path))
         return member.read()
 
     def _find(self, package: Package) -> Path | None:
@@ -124,13 +122,11 @@ class Archives:
         got = hashlib.sha256(path.read_bytes()).hexdigest()
         if got != package.sha256:
             raise DataError(
-                problem(
-                    "package archive has another content than expected",
-                    where=str(path),
-                    got=f"sha256 {got}",
-                    allowed=f"sha256 {package.sha256}",
-                    try_="delete the file and run again",
-                )
+                "package archive has another content than expected",
+                where=str(path),
+                got=f"sha256 {got}",
+                allowed=f"sha256 {package.sha256}",
+                try_="delete the file and run again",
             )
 
     def _fetch(self, package: Package) -> None:
@@ -146,16 +142,12 @@ class Archives:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
             raise DataError(
-                problem(
-                    f"{command[0]} is not installed", where=f"fetching {package.spec}", try_=f"install {command[0]}"
-                )
+                f"{command[0]} is not installed", where=f"fetching {package.spec}", try_=f"install {command[0]}"
             ) from error
         except subprocess.CalledProcessError as error:
             raise DataError(
-                problem(
-                    f"fetching {package.spec} failed",
-                    where=" ".join(command),
-                    got=(error.stderr or error.stdout or "").strip()[-400:],
-                    try_=f"fetch it elsewhere and put {package.pattern} into {folder}",
-                )
+                f"fetching {package.spec} failed",
+                where=" ".join(command),
+                got=(error.stderr or error.stdout or "").strip()[-400:],
+                try_=f"fetch it elsewhere and put {package.pattern} into {folder}",
             ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.atomic import write_whole
-from ...errors import DataError, problem
+from ...errors import DataError
 from ...errors.names import names_of
 from . import sources, wordnet
 from .archives import Archives
@@ -154,7 +154,7 @@ def build(
     tasks = names_of(tasks)
     for name in tasks:
         if name not in SUITE:
-            raise DataError(problem("the minisuite has no such task", got=repr(name), allowed=", ".join(SUITE)))
+            raise DataError("the minisuite has no such task", got=repr(name), allowed=", ".join(SUITE))
     for name in tasks:
         source = SUITE[name]
         splits, dropped, labels = source.make(archives, random.Random(f"{seed}:{name}"))
@@ -178,7 +178,7 @@ def _assert_disjoint(name: str, splits: Mapping[str, list[Row]]) -> None:
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = keys[a] & keys[b]
         if shared:
-            raise DataError(problem(f"{len(shared)} texts are in both {a} and {b}", where=f"task {name!r}"))
+            raise DataError(f"{len(shared)} texts are in both {a} and {b}", where=f"task {name!r}")
 
 
 def _describe(
@@ -214,7 +214,7 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
         table = None
     if not isinstance(table, dict) or not all(isinstance(row, dict) and "sizes" in row for row in table.values()):
         raise DataError(
-            problem("no table of the minisuite's", where=str(path), got="another file", try_="another folder (--out)")
+            "no table of the minisuite's", where=str(path), got="another file", try_="another folder (--out)"
         )
     return table
 
@@ -224,12 +224,10 @@ def _refuse_foreign(name: str, files: Mapping[Path, bytes]) -> None:
     for path, data in files.items():
         if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == data):
             raise DataError(
-                problem(
-                    "a file of another program's is in the way",
-                    where=f"task {name!r}",
-                    got=str(path),
-                    try_="another folder (--out), or move it away",
-                )
+                "a file of another program's is in the way",
+                where=f"task {name!r}",
+                got=str(path),
+                try_="another folder (--out), or move it away",
             )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import HFAdaptError, TaskError, did_you_mean, problem
+from ...errors import HFAdaptError, TaskError, did_you_mean
 from ...method.fields import KnownFields
 
 __all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "fit_labels", "head_from_dict", "masked_mean"]
@@ -90,18 +90,14 @@ class Head(KnownFields, ABC):
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise TaskError(
-                problem(
-                    "unknown pooling",
-                    where=type(self).__name__,
-                    got=repr(self.pooling),
-                    allowed=", ".join(POOLINGS),
-                    try_=did_you_mean(str(self.pooling), POOLINGS),
-                )
+                "unknown pooling",
+                where=type(self).__name__,
+                got=repr(self.pooling),
+                allowed=", ".join(POOLINGS),
+                try_=did_you_mean(str(self.pooling), POOLINGS),
             )
         if not 0 <= self.dropout < 1:
-            raise TaskError(
-                problem("bad dropout", where=type(self).__name__, got=self.dropout, allowed="0 <= dropout < 1")
-            )
+            raise TaskError("bad dropout", where=type(self).__name__, got=self.dropout, allowed="0 <= dropout < 1")
 
     @property
     @abstractmethod
@@ -184,7 +180,5 @@ def head_from_dict(description: Mapping[str, Any]) -> Head:
     fields = dict(description)
     kind = fields.pop("kind", None)
     if kind not in HEADS:
-        raise TaskError(
-            problem("unknown head", got=repr(kind), allowed=", ".join(HEADS), try_=did_you_mean(str(kind), HEADS))
-        )
+        raise TaskError("unknown head", got=repr(kind), allowed=", ".join(HEADS), try_=did_you_mean(str(kind), HEADS))
     return HEADS[kind](**fields)

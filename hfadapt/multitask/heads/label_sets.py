@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError, problem
+from ...errors import DataError
 
 __all__ = ["read_label_sets"]
 
@@ -37,7 +37,7 @@ def read_label_sets(
     for row, value in enumerate(values):
         if not isinstance(value, (list, tuple, np.ndarray)):
             allowed = f"{count} zeros and ones, or a list of labels"
-            raise DataError(problem("multi-label rows need a list", where=where(row), got=repr(value), allowed=allowed))
+            raise DataError("multi-label rows need a list", where=where(row), got=repr(value), allowed=allowed)
     rows = [list(value) for value in values]
     marks = [len(row) == count and all(_is_number(v) and v in (0, 1) for v in row) for row in rows]
     doubtful = [count <= 2 and _could_be_indices_or_marks(row, count) for row in rows]
@@ -50,9 +50,7 @@ def read_label_sets(
             chosen = [index(v, where(i)) for v in row]
             if settled and row:
                 allowed = f"{count} zeros and ones, as in other rows of these data"
-                raise DataError(
-                    problem("a row of labels among zeros and ones", where=where(i), got=row, allowed=allowed)
-                )
+                raise DataError("a row of labels among zeros and ones", where=where(i), got=row, allowed=allowed)
             row = [float(label in chosen) for label in range(count)]
         found.append(np.array(row, np.float32))
     return found
@@ -77,11 +75,9 @@ def _two_readings(row: list[Any], count: int, where: str, names: tuple[str, ...]
     whole = "" if len(row) == count else f" (and {count - len(row)} not said)"
     advice = [names[v] for v in numbers] if names and len(names) >= count else "names, with Task(..., label_names=...)"
     return DataError(
-        problem(
-            "these labels can be read in two ways",
-            where=where,
-            got=numbers,
-            allowed=f"as indices, labels {sorted(numbers)} hold; as zeros and ones, labels {marked} hold{whole}",
-            try_=f"{[float(v) for v in numbers]} for zeros and ones, {advice} for labels",
-        )
+        "these labels can be read in two ways",
+        where=where,
+        got=numbers,
+        allowed=f"as indices, labels {sorted(numbers)} hold; as zeros and ones, labels {marked} hold{whole}",
+        try_=f"{[float(v) for v in numbers]} for zeros and ones, {advice} for labels",
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError, TaskError, did_you_mean, problem
+from ...errors import DataError, TaskError, did_you_mean
 from .base import IGNORE, Head, Pooling
 
 __all__ = ["OwnHead"]
@@ -46,13 +46,11 @@ class OwnHead(Head):
         if self.labels not in get_args(LabelKind):
             allowed = get_args(LabelKind)
             raise TaskError(
-                problem(
-                    "unknown kind of labels",
-                    where="OwnHead",
-                    got=repr(self.labels),
-                    allowed=", ".join(allowed),
-                    try_=did_you_mean(str(self.labels), allowed),
-                )
+                "unknown kind of labels",
+                where="OwnHead",
+                got=repr(self.labels),
+                allowed=", ".join(allowed),
+                try_=did_you_mean(str(self.labels), allowed),
             )
 
     @property
@@ -92,13 +90,11 @@ class OwnHead(Head):
             kind = "classes"
         else:
             raise TaskError(
-                problem(
-                    "OwnHead needs a base with a head of its own",
-                    got=base_class,
-                    allowed="...ForSequenceClassification, ...ForTokenClassification, ...ForMaskedLM, ...ForCausalLM, "
-                    "...ForConditionalGeneration",
-                    try_="pass such a model as the base, or give the task a head such as Classification(2)",
-                )
+                "OwnHead needs a base with a head of its own",
+                got=base_class,
+                allowed="...ForSequenceClassification, ...ForTokenClassification, ...ForMaskedLM, ...ForCausalLM, "
+                "...ForConditionalGeneration",
+                try_="pass such a model as the base, or give the task a head such as Classification(2)",
             )
         return OwnHead(labels=kind, pooling=self.pooling, dropout=self.dropout)
 
@@ -122,19 +118,17 @@ class OwnHead(Head):
                 array = np.array([np.nan], np.float32)
             if np.isnan(array).any():
                 raise DataError(
-                    problem(
-                        "label is not a number",
-                        where=f"{where}, row {row}",
-                        got=repr(value),
-                        allowed="numbers, or label names of the task",
-                    )
+                    "label is not a number",
+                    where=f"{where}, row {row}",
+                    got=repr(value),
+                    allowed="numbers, or label names of the task",
                 )
             rows.append(array)
         return rows
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Never called: the base computes its own loss."""
-        raise TaskError(problem("the base computes the loss of OwnHead", try_="call the model with labels"))
+        raise TaskError("the base computes the loss of OwnHead", try_="call the model with labels")
 
     def weighted_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, shifted: bool) -> Tensor:
         """The base's loss with a weight a row: ``sum_i w_i l_i / n`` over the n labelled items.

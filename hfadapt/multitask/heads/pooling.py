@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...errors import TaskError, problem
+from ...errors import TaskError
 from .base import HeadFeatures, Pooling
 
 __all__ = ["SequenceModule", "pair_features", "pool"]
@@ -22,11 +22,9 @@ def pool(hidden: Tensor, mask: Tensor | None, pooler: Tensor | None, pooling: Po
     if pooling == "pooler":
         if pooler is None:
             raise TaskError(
-                problem(
-                    "the head asks for pooling='pooler', but this base returns no pooled output",
-                    allowed="cls, mean, last",
-                    try_="pooling='cls' or pooling='mean'",
-                )
+                "the head asks for pooling='pooler', but this base returns no pooled output",
+                allowed="cls, mean, last",
+                try_="pooling='cls' or pooling='mean'",
             )
         return pooler
     if mask is None:

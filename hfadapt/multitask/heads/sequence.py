@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError, TaskError, did_you_mean, problem
+from ...errors import DataError, TaskError, did_you_mean
 from ...errors.limits import require_number
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .label_sets import read_label_sets
@@ -24,7 +24,7 @@ __all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "check_
 def check_smoothing(where: str, value: float) -> None:
     """Raise ``TaskError`` unless a head's ``label_smoothing`` lies in [0, 1)."""
     if not 0 <= value < 1:
-        raise TaskError(problem("bad label_smoothing", where=where, got=value, allowed="0 <= label_smoothing < 1"))
+        raise TaskError("bad label_smoothing", where=where, got=value, allowed="0 <= label_smoothing < 1")
 
 
 def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | None) -> int:
@@ -37,25 +37,21 @@ def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | Non
         if names and value in names:
             return names.index(value)
         raise DataError(
-            problem(
-                "label is a string that is not one of the label names",
-                where=where,
-                got=repr(value),
-                allowed=", ".join(map(repr, names)) if names else "whole numbers (the task has no label_names)",
-                try_=did_you_mean(value, names or ()) or "Task(..., label_names=(...)) in the order of the classes",
-            )
+            "label is a string that is not one of the label names",
+            where=where,
+            got=repr(value),
+            allowed=", ".join(map(repr, names)) if names else "whole numbers (the task has no label_names)",
+            try_=did_you_mean(value, names or ()) or "Task(..., label_names=(...)) in the order of the classes",
         )
     number = math.nan if value is None else float(value)
     missing = math.isnan(number)
     if not math.isfinite(number) or number != int(number) or not 0 <= number < count:
         raise DataError(
-            problem(
-                "label is missing" if missing else "label is outside the head's classes",
-                where=where,
-                got=value,
-                allowed=f"whole numbers 0..{count - 1}",
-                try_="drop rows without a label" if missing else "give the head the right number of classes",
-            )
+            "label is missing" if missing else "label is outside the head's classes",
+            where=where,
+            got=value,
+            allowed=f"whole numbers 0..{count - 1}",
+            try_="drop rows without a label" if missing else "give the head the right number of classes",
         )
     return int(number)
 
@@ -111,13 +107,11 @@ class Classification(SequenceHead):
         super().__post_init__()
         if self.num_labels < 2:
             raise TaskError(
-                problem(
-                    "too few classes",
-                    where="Classification",
-                    got=self.num_labels,
-                    allowed="2 or more",
-                    try_="Regression() for one number",
-                )
+                "too few classes",
+                where="Classification",
+                got=self.num_labels,
+                allowed="2 or more",
+                try_="Regression() for one number",
             )
         check_smoothing(type(self).__name__, self.label_smoothing)
 
@@ -174,7 +168,7 @@ class MultiLabel(SequenceHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_labels < 1:
-            raise TaskError(problem("too few labels", where="MultiLabel", got=self.num_labels, allowed="1 or more"))
+            raise TaskError("too few labels", where="MultiLabel", got=self.num_labels, allowed="1 or more")
 
     @property
     def num_outputs(self) -> int:
@@ -230,12 +224,10 @@ class Regression(SequenceHead):
         half = (self.low is None) != (self.high is None)
         if half or (self.low is not None and self.high is not None and not self.low < self.high):
             raise TaskError(
-                problem(
-                    "bad bounds",
-                    where="Regression",
-                    got=f"low={self.low}, high={self.high}",
-                    allowed="both absent, or low < high",
-                )
+                "bad bounds",
+                where="Regression",
+                got=f"low={self.low}, high={self.high}",
+                allowed="both absent, or low < high",
             )
 
     @property
@@ -262,13 +254,11 @@ class Regression(SequenceHead):
             inside = finite and (self.low is None or self.high is None or self.low <= value <= self.high)
             if not inside:
                 raise DataError(
-                    problem(
-                        "label is not a finite number" if not finite else "label is outside the head's bounds",
-                        where=_row(where, row),
-                        got=repr(value),
-                        allowed="finite numbers" if self.low is None else f"numbers in [{self.low}, {self.high}]",
-                        try_="drop rows without a label" if not finite else "Regression(low=..., high=...)",
-                    )
+                    "label is not a finite number" if not finite else "label is outside the head's bounds",
+                    where=_row(where, row),
+                    got=repr(value),
+                    allowed="finite numbers" if self.low is None else f"numbers in [{self.low}, {self.high}]",
+                    try_="drop rows without a label" if not finite else "Regression(low=..., high=...)",
                 )
             rows.append(np.array([value], np.float32))
         return rows

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError, TaskError, problem
+from ...errors import DataError, TaskError
 from .base import Head, Pooling, fit_labels, masked_mean
 from .token import TokenModule
 
@@ -92,17 +92,15 @@ class Span(Head):
         for name, lowest in (("max_answer_tokens", 1), ("doc_stride", 0)):
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise TaskError(problem(f"bad {name}", where="Span", got=value, allowed=f"{lowest} or more"))
+                raise TaskError(f"bad {name}", where="Span", got=value, allowed=f"{lowest} or more")
         threshold = self.null_score_diff_threshold
         if not math.isfinite(threshold) or (threshold and not self.version_2_with_negative):
             raise TaskError(
-                problem(
-                    "bad null_score_diff_threshold",
-                    where="Span",
-                    got=threshold,
-                    allowed="a finite number, and 0 where every question has an answer",
-                    try_="Span(version_2_with_negative=True, null_score_diff_threshold=...)",
-                )
+                "bad null_score_diff_threshold",
+                where="Span",
+                got=threshold,
+                allowed="a finite number, and 0 where every question has an answer",
+                try_="Span(version_2_with_negative=True, null_score_diff_threshold=...)",
             )
 
     @property
@@ -120,32 +118,26 @@ class Span(Head):
         for row, value in enumerate(values):
             if not isinstance(value, dict) or not {"text", "answer_start"} <= set(value):
                 raise DataError(
-                    problem(
-                        "an answer needs 'text' and 'answer_start'",
-                        where=f"{where}, row {row}",
-                        got=repr(value),
-                        allowed='{"text": ["..."], "answer_start": [17]}',
-                    )
+                    "an answer needs 'text' and 'answer_start'",
+                    where=f"{where}, row {row}",
+                    got=repr(value),
+                    allowed='{"text": ["..."], "answer_start": [17]}',
                 )
             texts, starts = (v if isinstance(v, (list, tuple)) else [v] for v in (value["text"], value["answer_start"]))
             if texts and not (isinstance(starts[0], (int, np.integer)) and starts[0] >= 0):
                 raise DataError(
-                    problem(
-                        "an answer begins before its context",
-                        where=f"{where}, row {row}",
-                        got=f"answer_start {starts[0]!r}",
-                        allowed="0 or more; no text and no answer_start for a question without an answer",
-                    )
+                    "an answer begins before its context",
+                    where=f"{where}, row {row}",
+                    got=f"answer_start {starts[0]!r}",
+                    allowed="0 or more; no text and no answer_start for a question without an answer",
                 )
             if not texts and not self.version_2_with_negative:
                 raise DataError(
-                    problem(
-                        "a question without an answer",
-                        where=f"{where}, row {row}",
-                        got=repr(value),
-                        allowed="an answer for every question, as in SQuAD 1",
-                        try_="Span(version_2_with_negative=True) for data such as SQuAD 2, or drop these rows",
-                    )
+                    "a question without an answer",
+                    where=f"{where}, row {row}",
+                    got=repr(value),
+                    allowed="an answer for every question, as in SQuAD 1",
+                    try_="Span(version_2_with_negative=True) for data such as SQuAD 2, or drop these rows",
                 )
             rows.append(np.array([starts[0], len(texts[0])] if texts else [-1, 0], np.float32))
         return rows

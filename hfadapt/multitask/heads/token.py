@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import DataError, TaskError, problem
+from ...errors import DataError, TaskError
 from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
 from .sequence import check_smoothing, class_index
 
@@ -55,9 +55,7 @@ class TokenClassification(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_labels < 2:
-            raise TaskError(
-                problem("too few classes", where="TokenClassification", got=self.num_labels, allowed="2 or more")
-            )
+            raise TaskError("too few classes", where="TokenClassification", got=self.num_labels, allowed="2 or more")
         check_smoothing(type(self).__name__, self.label_smoothing)
 
     @property
@@ -75,7 +73,7 @@ class TokenClassification(Head):
         for row, tags in enumerate(values):
             place = f"{where}, row {row}"
             if not isinstance(tags, (list, tuple, np.ndarray)):
-                raise DataError(problem("token labels need a list, one label a word", where=place, got=repr(tags)))
+                raise DataError("token labels need a list, one label a word", where=place, got=repr(tags))
             rows.append(
                 np.array(
                     [

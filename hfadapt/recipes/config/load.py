@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import ConfigError, HFAdaptError, did_you_mean, problem
+from ...errors import ConfigError, HFAdaptError, did_you_mean
 from .check import BAD, in_range, known_keys, mapping_of, value_of
 from .recipe import MixingSection, Recipe, TaskSection
 from .training import baselines, training
@@ -45,7 +45,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool =
         text = Path(path).read_text("utf-8")
     except OSError as error:
         raise ConfigError(
-            problem("the recipe cannot be read", where=str(path), got=error.strerror, try_="hfadapt train examples/...")
+            "the recipe cannot be read", where=str(path), got=error.strerror, try_="hfadapt train examples/..."
         ) from error
     return read_recipe(text, overrides, fast=fast, source=str(path))
 

@@ -95,9 +95,7 @@ def parse(text: str, problems: Problems, *, path: str = "", command_line: bool =
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{problems.source}, line {mark.line + 1}" if mark else problems.source
-        raise ConfigError(
-            problem(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where)
-        ) from error
+        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from error
     if root is None:
         return Node(None, path, None if command_line else 1)
     return _convert(root, path, yaml.SafeLoader(""), problems, command_line)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.atomic import write_whole
-from ...errors import HFAdaptError, problem
+from ...errors import HFAdaptError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise HFAdaptError(problem("plots need matplotlib", try_="pip install 'hfadapt[report]'")) from error
+        raise HFAdaptError("plots need matplotlib", try_="pip install 'hfadapt[report]'") from error
     matplotlib.use("Agg")
 
 

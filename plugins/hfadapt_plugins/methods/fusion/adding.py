@@ -9,7 +9,7 @@ from torch import nn
 
 from hfadapt import Fuse, activate, attachment, freeze
 from hfadapt.adapters.formats import add_copies
-from hfadapt.errors import CompositionError, problem
+from hfadapt.errors import CompositionError
 from hfadapt.method import Site, Tap, sites
 from hfadapt.runtime import Fusion, TapInput, adapted_model, add_hook, deltas_of, fusion_key
 
@@ -83,7 +83,7 @@ def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dic
         if name not in state.adapters:
             state.check(node)
     if node in state.fusions:
-        raise CompositionError(problem("the fusion exists", got=repr(node), try_="hfadapt.activate(model, node)"))
+        raise CompositionError("the fusion exists", got=repr(node), try_="hfadapt.activate(model, node)")
     wanted = _places(model, names)
     plan = [_check(model, state, names, key, sites_) for key, sites_ in wanted.items()]
     made: dict[str, FusionLayer] = {}
@@ -124,13 +124,11 @@ def _places(model: PreTrainedModel, names: tuple[str, ...]) -> dict[tuple[str, s
             why = delta.cannot_fuse(name)
             if why:
                 raise CompositionError(
-                    problem(
-                        f"adapter {name!r} cannot be fused",
-                        where=path.partition(".hfadapt.")[0],
-                        got=f"{delta.config(name).method}: {why}",
-                        allowed="bottleneck and parallel adapters, low rank, LoRA",
-                        try_="hfadapt.Average of the adapters",
-                    )
+                    f"adapter {name!r} cannot be fused",
+                    where=path.partition(".hfadapt.")[0],
+                    got=f"{delta.config(name).method}: {why}",
+                    allowed="bottleneck and parallel adapters, low rank, LoRA",
+                    try_="hfadapt.Average of the adapters",
                 )
             depth = site.layer if site.shared_layer else -1
             found.setdefault((site.leaf, site.side, depth), {})[name] = site
@@ -148,19 +146,15 @@ def _check(
     missing = [n for n in names if n not in found]
     if missing:
         raise CompositionError(
-            problem(
-                "the adapters to fuse are not at the same places",
-                where=leaf,
-                got=f"{', '.join(found)} there, {', '.join(missing)} not",
-                try_="adapters of one method with the same layers and sub-layers",
-            )
+            "the adapters to fuse are not at the same places",
+            where=leaf,
+            got=f"{', '.join(found)} there, {', '.join(missing)} not",
+            try_="adapters of one method with the same layers and sub-layers",
         )
     module = model.get_submodule(leaf)
     double = [n for n in names if len(deltas_with(module, side, n, depth)) > 1]
     if double:
-        raise CompositionError(
-            problem("an adapter to fuse has two deltas at one place", where=leaf, got=", ".join(double))
-        )
+        raise CompositionError("an adapter to fuse has two deltas at one place", where=leaf, got=", ".join(double))
     return found[names[-1]]
 
 
@@ -175,13 +169,11 @@ def _check_widths(model: PreTrainedModel, names: tuple[str, ...]) -> None:
     for (leaf, _, _), widths in found.items():
         if len(set(widths.values())) > 1:
             raise CompositionError(
-                problem(
-                    "the adapters to fuse have different widths",
-                    where=leaf,
-                    got=", ".join(f"{name}: {width}" for name, width in widths.items()),
-                    allowed="one width at each place",
-                    try_="adapters of one size, or add_fusion(..., mixed_widths=True) if it is meant",
-                )
+                "the adapters to fuse have different widths",
+                where=leaf,
+                got=", ".join(f"{name}: {width}" for name, width in widths.items()),
+                allowed="one width at each place",
+                try_="adapters of one size, or add_fusion(..., mixed_widths=True) if it is meant",
             )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hfadapt import Fuse, attachment
-from hfadapt.errors import CompositionError, problem
+from hfadapt.errors import CompositionError
 
 from .adding import fusion_layers
 
@@ -119,7 +119,7 @@ def _require(model: nn.Module, node: Fuse | None) -> dict[str, FusionLayer]:
     layers = fusion_layers(model, node)
     if not layers:
         raise CompositionError(
-            problem("the model has no such fusion", got=repr(node), try_="hfadapt.add_fusion(model, Fuse('a', 'b'))")
+            "the model has no such fusion", got=repr(node), try_="hfadapt.add_fusion(model, Fuse('a', 'b'))"
         )
     return layers
 
@@ -143,16 +143,14 @@ def prune_fusion(model: PreTrainedModel, record: FusionRecord, keep: int, node: 
     layers = _require(model, node)
     most = max(len(layer.names) for layer in layers.values())
     if type(keep) is not int or not 1 <= keep <= most:
-        raise CompositionError(problem("cannot keep that many adapters", got=keep, allowed=f"1 to {most}"))
+        raise CompositionError("cannot keep that many adapters", got=keep, allowed=f"1 to {most}")
     state = attachment(model)
     recorded = record.means
     if not any(path in recorded for path in layers):
         raise CompositionError(
-            problem(
-                "nothing was recorded for this fusion",
-                got=f"records of {len(recorded)} other layers" if recorded else "an empty record",
-                try_="run the training data through the model inside 'with hfadapt.record_fusion(model) as record'",
-            )
+            "nothing was recorded for this fusion",
+            got=f"records of {len(recorded)} other layers" if recorded else "an empty record",
+            try_="run the training data through the model inside 'with hfadapt.record_fusion(model) as record'",
         )
     kept: dict[str, Any] = {}
     for path, layer in layers.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Weights
 from hfadapt.architecture import linear_sizes
-from hfadapt.errors import AttachError, problem
+from hfadapt.errors import AttachError
 from hfadapt.method import FusionPart
 from hfadapt_kernels import grouped_lora
 
@@ -80,7 +80,7 @@ class LoRADelta(Delta):
         weight = getattr(leaf, "weight", None)
         if config.gate != "none" or weight is None or not weight.is_floating_point():
             why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
-            raise AttachError(problem(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name))
+            raise AttachError(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name)
         inside = self.own(name)
         # In float64, so that a bfloat16 base is rounded once.
         update = (inside.lora_b.double() @ inside.lora_a.double()) * config.scale

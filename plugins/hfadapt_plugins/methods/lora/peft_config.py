@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.adapters.formats import CONFIG_FILE, read_json
-from hfadapt.errors import CheckpointError, problem
+from hfadapt.errors import CheckpointError
 
 __all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "read_peft_config"]
 
@@ -107,12 +107,12 @@ def read_peft_config(folder: str | os.PathLike[str]) -> PeftLoRA:
     data = _json(folder)
     if data.get("peft_type") != "LORA":
         got = f"peft_type {data.get('peft_type')!r}"
-        raise CheckpointError(problem("no LoRA of peft's", where=str(folder), got=got, allowed="'LORA'"))
+        raise CheckpointError("no LoRA of peft's", where=str(folder), got=got, allowed="'LORA'")
     _refuse_more(data, folder)
     wrong = [f"{key}={data[key]!r}" for key, fits in _TYPES.items() if key in data and not fits(data[key])]
     if wrong or "r" not in data:
         got = ", ".join(wrong) or "no r"
-        raise CheckpointError(problem(f"{CONFIG_FILE} is damaged", where=str(folder), got=got, try_="save again"))
+        raise CheckpointError(f"{CONFIG_FILE} is damaged", where=str(folder), got=got, try_="save again")
     return PeftLoRA(
         r=data["r"],
         lora_alpha=data.get("lora_alpha", 8),
@@ -127,10 +127,10 @@ def _json(folder: str | os.PathLike[str]) -> dict[str, Any]:
         data = read_json(Path(folder) / CONFIG_FILE)
     except OSError as error:
         got = f"{type(error).__name__}: {error}"
-        raise CheckpointError(problem(f"{CONFIG_FILE} cannot be read", where=str(folder), got=got)) from error
+        raise CheckpointError(f"{CONFIG_FILE} cannot be read", where=str(folder), got=got) from error
     if not isinstance(data, dict):
         got = type(data).__name__
-        raise CheckpointError(problem(f"{CONFIG_FILE} holds no fields", where=str(folder), got=got))
+        raise CheckpointError(f"{CONFIG_FILE} holds no fields", where=str(folder), got=got)
     return data
 
 
@@ -145,19 +145,17 @@ def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
     strange = [f"{key}={value!r}" for key, value in unknown.items() if not _same(value, defaults.get(key))]
     if changed and not more and not strange:
         raise CheckpointError(
-            problem(
-                "this LoRA belongs to a base whose weights its initialisation changed",
-                where=str(folder),
-                got=changed[0],
-                allowed=f"init_lora_weights of {', '.join(map(repr, _PLAIN_INITS))}",
-                try_=_CONVERT,
-            )
+            "this LoRA belongs to a base whose weights its initialisation changed",
+            where=str(folder),
+            got=changed[0],
+            allowed=f"init_lora_weights of {', '.join(map(repr, _PLAIN_INITS))}",
+            try_=_CONVERT,
         )
     if changed or more or strange:
         got = ", ".join([*more, *changed, *(f"{field} (not known here)" for field in strange)])
         # What is applied from a token on belongs to no weight, so that it cannot be merged either.
         cure = "run it with peft" if data.get("alora_invocation_tokens") else _MERGE
-        raise CheckpointError(problem("more than a plain LoRA", where=str(folder), got=got, try_=cure))
+        raise CheckpointError("more than a plain LoRA", where=str(folder), got=got, try_=cure)
 
 
 def _same(value: Any, default: Any) -> bool:

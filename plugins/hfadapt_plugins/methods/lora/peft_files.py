@@ -22,7 +22,7 @@ from hfadapt.adapters.formats import (
     resize_outputs,
     target_folder,
 )
-from hfadapt.errors import AttachError, CheckpointError, problem
+from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
 from .config import LoRA
@@ -64,22 +64,16 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     where = target_folder(folder) / CONFIG_FILE
     if where.is_file() and '"format": "hfadapt"' in where.read_text("utf-8", errors="replace"):
         raise CheckpointError(
-            problem(
-                "the folder holds an adapter of hfadapt's own",
-                where=str(folder),
-                try_="another folder for peft's files",
-            )
+            "the folder holds an adapter of hfadapt's own", where=str(folder), try_="another folder for peft's files"
         )
     deltas = [delta for _, delta in deltas_of(model, name)]
     tensors: dict[str, Tensor] = {}
     for delta in deltas:
         if delta.site.part is not None:
             raise AttachError(
-                problem(
-                    "peft cannot say that an update changes a slice of a fused linear",
-                    where=f"adapter {name!r}, {delta.site.leaf}",
-                    try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
-                )
+                "peft cannot say that an update changes a slice of a fused linear",
+                where=f"adapter {name!r}, {delta.site.leaf}",
+                try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
             )
         for own, theirs in PARTS.items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
@@ -118,19 +112,15 @@ def _is_base(key: str) -> bool:
 def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     state = attachment(model)
     if name is None and len(state.names) != 1:
-        raise AttachError(
-            problem("which adapter?", allowed=", ".join(state.names), try_="save_peft(model, folder, name)")
-        )
+        raise AttachError("which adapter?", allowed=", ".join(state.names), try_="save_peft(model, folder, name)")
     adapter = state.require(name or state.names[0])
     config = adapter.configs[0]
     if len(adapter.configs) != 1 or not isinstance(config, LoRA) or config.gate != "none":
         raise AttachError(
-            problem(
-                "only a LoRA without a gate can be written in peft's files",
-                where=f"adapter {adapter.name!r}",
-                got=" + ".join(str(one) for one in adapter.configs),
-                try_="hfadapt.save(model, folder) writes any adapter",
-            )
+            "only a LoRA without a gate can be written in peft's files",
+            where=f"adapter {adapter.name!r}",
+            got=" + ".join(str(one) for one in adapter.configs),
+            try_="hfadapt.save(model, folder) writes any adapter",
         )
     return adapter.name, config
 
@@ -185,7 +175,7 @@ def _copy(
     if more:
         # Names of modules are matched by their end, and a whole path may be the end of a longer one.
         got = f"{sorted(more)[0]} is meant by the same name as a linear of the file"
-        raise CheckpointError(problem("linears cannot be told apart by their paths", where=str(folder), got=got))
+        raise CheckpointError("linears cannot be told apart by their paths", where=str(folder), got=got)
     for delta in deltas:
         given = updates[delta.site.leaf]
         pairs += [(f"{delta.site.leaf}{PARTS[part]}", getattr(delta.own(name), part), given[part]) for part in PARTS]

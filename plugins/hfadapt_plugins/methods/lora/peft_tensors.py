@@ -10,7 +10,7 @@ import torch
 
 from hfadapt.adapters.formats import WEIGHTS_FILE
 from hfadapt.architecture import is_linear
-from hfadapt.errors import CheckpointError, did_you_mean, problem
+from hfadapt.errors import CheckpointError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +58,7 @@ def split_tensors(tensors: dict[str, Tensor], folder: Folder) -> tuple[Updates, 
     halves = [leaf for leaf, parts in updates.items() if len(parts) != len(PARTS)]
     if not updates or halves:
         got = f"one matrix of two at {halves[0]}" if halves else "no lora_A and lora_B"
-        raise CheckpointError(problem(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got))
+        raise CheckpointError(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got)
     return updates, others
 
 
@@ -119,13 +119,11 @@ def _with_paths_of(
     missing = next(leaf for leaf in updates if leaf not in modules)
     linears = [path for path, module in model.named_modules() if is_linear(module)]
     raise CheckpointError(
-        problem(
-            "the adapter is of another base: it updates modules that this model has not",
-            where=str(folder),
-            got=f"{missing} (of {len(updates)}) on {type(model).__name__}",
-            allowed=f"linears such as {', '.join(linears[:3])}",
-            try_=did_you_mean(missing, linears),
-        )
+        "the adapter is of another base: it updates modules that this model has not",
+        where=str(folder),
+        got=f"{missing} (of {len(updates)}) on {type(model).__name__}",
+        allowed=f"linears such as {', '.join(linears[:3])}",
+        try_=did_you_mean(missing, linears),
     )
 
 
@@ -167,4 +165,4 @@ def _no_place(model: PreTrainedModel, key: str, folder: Folder) -> CheckpointErr
 
 
 def _refusal(what: str, folder: Folder, got: str, try_: str) -> CheckpointError:
-    return CheckpointError(problem(what, where=str(folder), got=got, try_=try_))
+    return CheckpointError(what, where=str(folder), got=got, try_=try_)

@@ -10,7 +10,7 @@ from torch import nn
 
 from hfadapt import Site, select_layers
 from hfadapt.architecture import is_linear, linear_sizes
-from hfadapt.errors import AttachError, did_you_mean, problem
+from hfadapt.errors import AttachError, did_you_mean
 from hfadapt.method import sites
 
 if TYPE_CHECKING:
@@ -61,12 +61,10 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
     twice = [t for (leaf, depth, part), t in found.items() if part and (leaf, depth) in whole]
     if twice:
         raise AttachError(
-            problem(
-                "a fused linear and a slice of it are both named",
-                where=f"{config.method} on {arch.model_type}",
-                got=f"{twice[0].site.leaf} and {twice[0].part!r}",
-                try_="name the roles, or the module, but not both",
-            )
+            "a fused linear and a slice of it are both named",
+            where=f"{config.method} on {arch.model_type}",
+            got=f"{twice[0].site.leaf} and {twice[0].part!r}",
+            try_="name the roles, or the module, but not both",
         )
     return list(found.values())
 
@@ -134,12 +132,10 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
     blocks = {"blocks": 1, "heads": stack.num_heads, "groups": stack.num_kv_heads}.get(attention.fused_layout, 0)
     if not blocks or queries + 2 * keys != width:
         raise AttachError(
-            problem(
-                f"the {role} part of a fused linear cannot be told apart",
-                where=f"{layer.path}: {attention.fused}",
-                got=f"layout {attention.fused_layout!r}, {width} outputs",
-                try_=f"lora with target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
-            )
+            f"the {role} part of a fused linear cannot be told apart",
+            where=f"{layer.path}: {attention.fused}",
+            got=f"layout {attention.fused_layout!r}, {width} outputs",
+            try_=f"lora with target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
         )
     q, k = queries // blocks, keys // blocks
     bounds = {"query": (0, q), "key": (q, q + k), "value": (q + k, q + 2 * k)}
@@ -164,10 +160,8 @@ def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -
     have = {role for layer in arch.layers() for role, _ in _roles(layer)}
     roles = [role for role, parts in ROLES.items() if have.intersection(parts)]
     return AttachError(
-        problem(
-            f"target_modules matched nothing for {name!r}",
-            where=f"{method} on {arch.model_type}",
-            allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
-            try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
-        )
+        f"target_modules matched nothing for {name!r}",
+        where=f"{method} on {arch.model_type}",
+        allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
+        try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
     )

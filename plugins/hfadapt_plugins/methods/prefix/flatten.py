@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfadapt import attachment
-from hfadapt.errors import AttachError, problem
+from hfadapt.errors import AttachError
 from hfadapt.runtime import deltas_of, shared_modules
 
 from .config import PrefixConfig
@@ -41,9 +41,7 @@ def flatten_prefix(model: PreTrainedModel, name: str) -> int:
     adapter = state.require(name)
     wanted = [c for c in adapter.configs if isinstance(c, PrefixConfig) and c.reparametrization == "mlp"]
     if not wanted:
-        raise AttachError(
-            problem("no reparametrised prefix to flatten", where=f"adapter {name!r}", got=adapter.configs)
-        )
+        raise AttachError("no reparametrised prefix to flatten", where=f"adapter {name!r}", got=adapter.configs)
     config = wanted[0]
     flat = replace(config, reparametrization="flat")
     shared = shared_modules(model, name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfadapt.errors import RoutingError, problem
+from hfadapt.errors import RoutingError
 from hfadapt.method import MethodConfig
 from hfadapt.runtime import needs_earlier_tokens
 
@@ -87,12 +87,10 @@ def _refuse_single_steps(site: Site, rows: Rows) -> None:
     cached = rows.routing.cached
     if site.causal and (isinstance(cached, Tensor) or cached):  # a tensor is the count of a cache in a traced graph
         raise RoutingError(
-            problem(
-                "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
-                where=site.leaf,
-                got="new tokens after cached ones",
-                try_="generate(..., use_cache=False), or gate='token' where the method has it",
-            )
+            "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
+            where=site.leaf,
+            got="new tokens after cached ones",
+            try_="generate(..., use_cache=False), or gate='token' where the method has it",
         )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfadapt import Rows, Site
-from hfadapt.errors import RoutingError, problem
+from hfadapt.errors import RoutingError
 
 __all__ = ["attention_mask", "padding_mask", "real_tokens"]
 
@@ -121,11 +121,9 @@ def _padding_in(mask: object, rows: Rows, site: Site, causal: bool) -> Tensor:
 
 def _not_padding(mask: object, site: Site) -> RoutingError:
     return RoutingError(
-        problem(
-            "a delta that looks at all tokens of a row needs a mask that says which of them are padding, and no more",
-            where=f"{site.leaf} ({site.slot})",
-            got=f"{type(mask).__name__} {list(mask.shape) if isinstance(mask, Tensor) else ''}".strip(),
-            allowed="attention_mask [B, T]; or [B, 1, T, K] that hides padding, and in a decoder what comes later",
-            try_="attention_mask [B, T] and the default cache",
-        )
+        "a delta that looks at all tokens of a row needs a mask that says which of them are padding, and no more",
+        where=f"{site.leaf} ({site.slot})",
+        got=f"{type(mask).__name__} {list(mask.shape) if isinstance(mask, Tensor) else ''}".strip(),
+        allowed="attention_mask [B, T]; or [B, 1, T, K] that hides padding, and in a decoder what comes later",
+        try_="attention_mask [B, T] and the default cache",
     )
