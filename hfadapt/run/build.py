@@ -15,7 +15,7 @@ from hfadapt.data import TaskMixture, bundled
 from hfadapt.data.columns import read_columns
 from hfadapt.data.glue import GLUE
 from hfadapt.data.sources import load_splits
-from hfadapt.errors import DataError, TaskError, problem
+from hfadapt.errors import ConfigError, DataError, TaskError, problem
 from hfadapt.heads import Classification, Head, Regression
 from hfadapt.tasks import Task
 from hfadapt.training import MultiTaskMetrics
@@ -215,6 +215,9 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
         recipe: Its section ``training`` is taken field by field.
         folder: Where checkpoints go.
         changes: Fields that a baseline sets for itself.
+
+    Raises:
+        ConfigError: transformers refuses the fields as they stand together.
     """
     import torch
     from transformers import TrainingArguments
@@ -237,4 +240,7 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
     }
     taken = inspect.signature(TrainingArguments).parameters
     values = {**defaults, **recipe.training, **(changes or {}), **fixed}
-    return TrainingArguments(**{name: value for name, value in values.items() if name in taken})
+    try:
+        return TrainingArguments(**{name: value for name, value in values.items() if name in taken})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(problem(f"TrainingArguments refuses these fields: {error}", where="training")) from error
