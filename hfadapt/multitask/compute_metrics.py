@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +49,13 @@ def _keys(tasks: Sequence[Task]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _found(name: str, known: Iterable[str]) -> str | None:
+    """The result that Trainer calls ``name``, with ``eval_`` and perhaps the name of a data set in front."""
+    plain = name.removeprefix("eval_")
+    # the longest that fits: one task's name may end with another's
+    return max((key for key in known if plain == key or plain.endswith(f"_{key}")), key=len, default=None)
+
+
 class MultiTaskMetrics:
     """Computes every task's metrics over the whole evaluated corpus.
 
@@ -67,6 +74,8 @@ class MultiTaskMetrics:
         self.tasks = tuple(tasks)
         #: Names of what ``label_ids`` holds, in order, where it is more than the labels; set from Trainer's arguments.
         self.label_names: tuple[str, ...] = ("labels",)
+        #: Names of results that a ``compute_metrics`` of your own adds to these, for ``metric_for_best_model``.
+        self.other_names: tuple[str, ...] = ()
         self.keys = _keys(self.tasks)
         self.macro = macro_of(self.tasks)
         if self.macro.left_out:
@@ -80,12 +89,17 @@ class MultiTaskMetrics:
         known = {**{key: find_metric(metric).greater_is_better for key, (_, metric) in self.keys.items()}}
         if self.macro.tasks:
             known[_MACRO] = self.macro.greater_is_better
-        plain = name.removeprefix("eval_")
-        if plain in known:
-            return known[plain]
-        # the longest that fits: one task's name may end with another's
-        fits = [key for key in known if plain.endswith(f"_{key}")]
-        return known[max(fits, key=len)] if fits else None
+        found = _found(name, known)
+        return None if found is None else known[found]
+
+    def reports(self, name: str) -> bool:
+        """Say whether an evaluation by Trainer has a result of this name: ours, Trainer's own, or ``other_names``."""
+        return _found(name, (*self.names, *_OF_TRAINER)) is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The results by which a best model may be chosen, without Trainer's ``eval_``."""
+        return (*self.keys, *((_MACRO,) if self.macro.tasks else ()), *self.other_names, "loss")
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Return the metrics of a ``transformers.EvalPrediction``.

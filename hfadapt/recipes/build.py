@@ -14,7 +14,7 @@ from ..data import bundled
 from ..data.columns import read_columns
 from ..data.glue import GLUE
 from ..data.sources import load_splits
-from ..errors import DataError, TaskError
+from ..errors import ConfigError, DataError, TaskError
 from ..multitask.heads import Classification, Head, Regression
 from ..multitask.task import Task
 from ..training import MultiTaskMetrics, TaskMixture
@@ -207,6 +207,9 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
         recipe: Its section ``training`` is taken field by field.
         folder: Where checkpoints go.
         changes: Fields that a baseline sets for itself.
+
+    Raises:
+        ConfigError: transformers refuses the fields as they stand together.
     """
     import torch
     from transformers import TrainingArguments
@@ -229,4 +232,7 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
     }
     taken = inspect.signature(TrainingArguments).parameters
     values = {**defaults, **recipe.training, **(changes or {}), **fixed}
-    return TrainingArguments(**{name: value for name, value in values.items() if name in taken})
+    try:
+        return TrainingArguments(**{name: value for name, value in values.items() if name in taken})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"TrainingArguments refuses these fields: {error}", where="training") from error

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError
+from ..training import MultiTaskMetrics
+from ..training.checks import settle_best_metric
 from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from .config import Baseline, Recipe
 from .finished_arms import EndedArms
@@ -21,7 +23,7 @@ from .output import OutputFolder
 from .results import ArmResult, RunResult, directions, machine
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
     from ..multitask.task import Task
     from ..training import TaskMixture
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 TITLES = {"frozen_head": "frozen encoder + heads", "full_finetuning": "full fine-tuning"}
+ALONE = ("full_finetuning",)  # whole, a model a task
 
 
 class Run:
@@ -58,8 +61,21 @@ class Run:
         self.tasks, self.held_out = hold_out(build_tasks(recipe), recipe.seed)
         check_scorable(self.tasks)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
+        self._check_baselines()
         self._mixture: TaskMixture | None = None
         self._card_sections: tuple[str, ...] = ()
+
+    def _check_baselines(self) -> None:
+        """Refuse what a baseline's training would refuse, before the arm that is trained first has trained."""
+        for name in self.recipe.baselines:
+            arguments = self._baseline_arguments(name, name)
+            if arguments.metric_for_best_model:
+                for tasks in [[task] for task in self.tasks] if name in ALONE else [self.tasks]:
+                    settle_best_metric(arguments, MultiTaskMetrics(tasks))
+
+    def _baseline_arguments(self, name: Baseline, key: str) -> TrainingArguments:
+        own = {field: value for field, value in self.recipe.baselines[name].items() if field != "head_learning_rate"}
+        return training_arguments(self.recipe, self.output / "checkpoints" / key, own)
 
     @property
     def mixture(self) -> TaskMixture:
@@ -281,14 +297,13 @@ class Run:
         """Train one model of a baseline, whole where it is for one task alone, unless that was done before."""
         from .arm import train_arm
 
-        alone = name == "full_finetuning"
+        alone = name in ALONE
         key, title = (f"{name}-{tasks[0].name}", f"{TITLES[name]}: {tasks[0].name}") if alone else (name, TITLES[name])
         changes = dict(self.recipe.baselines[name])
         kept = ended.find(key, changes) if ended is not None else None
         if kept is not None:
             self.say(f"{title}: trained before")
             return kept[0]
-        own = {field: value for field, value in changes.items() if field != "head_learning_rate"}
         model = self.build_model(adapted=False, train_base=alone, tasks=tasks)
         _pack_frozen(model)
         result = train_arm(
@@ -296,7 +311,7 @@ class Run:
             title,
             model,
             build_mixture(self.recipe, tasks, self.tokenizer, epoch_steps=epoch_steps, cache=self._token_cache),
-            training_arguments(self.recipe, self.output / "checkpoints" / key, own),
+            self._baseline_arguments(name, key),
             base_parameters=self.base_parameters,
             head_learning_rate=changes.get("head_learning_rate", self.recipe.head_learning_rate),
             split=self.recipe.score_split,

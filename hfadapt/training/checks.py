@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainingArguments
 
-from ..errors import ConfigError, DataError, TaskError
+from ..errors import ConfigError, DataError, TaskError, did_you_mean
 from ..multitask.heads import IGNORE, OwnHead
 from .arguments import require_arguments
 
@@ -184,12 +184,23 @@ def require_names(tasks: Iterable[Task]) -> None:
 def settle_best_metric(args: TrainingArguments, metrics: MultiTaskMetrics) -> None:
     """Give ``greater_is_better`` the direction of ``metric_for_best_model``, where that is one of the tasks' metrics.
 
-    transformers takes every metric whose name does not end in ``loss`` for one where more is better.
+    transformers takes every metric whose name does not end in ``loss`` for one where more is better, and looks for the
+    name only when it has evaluated.
 
     Raises:
-        ConfigError: ``greater_is_better=False`` was given for a metric where more is better.
+        ConfigError: ``greater_is_better=False`` was given for a metric where more is better, or no evaluation reports
+            a result of that name.
     """
     name = args.metric_for_best_model
+    if name and args.eval_strategy != "no" and not metrics.reports(name):
+        raise ConfigError(
+            "no evaluation reports this result, by which the best model would be chosen",
+            where="TrainingArguments",
+            got=f"metric_for_best_model={name!r}",
+            allowed=", ".join(metrics.names),
+            try_=did_you_mean(name.removeprefix("eval_"), metrics.names)
+            or "mix.metrics.other_names = (...,) if a compute_metrics of your own adds it",
+        )
     better = metrics.direction(name) if name else None
     if better is None or args.greater_is_better is better:
         return

@@ -127,6 +127,24 @@ def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, h
     assert "## Limits\n\nTrained on 3 tasks." in (tmp_path / "run" / "adapter" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training.load_best_model_at_end=true", r"training: TrainingArguments refuses these fields: .*strategy"),
+        ("baselines={frozen_head: {load_best_model_at_end: true}}", "TrainingArguments refuses these fields"),
+        (
+            "baselines={full_finetuning: {metric_for_best_model: macr}}",
+            "metric_for_best_model='macr'.*Did you mean 'macro'",
+        ),
+        ("baselines={full_finetuning: {metric_for_best_model: sms_spam_f1}}", "allowed: wn_relation_accuracy"),
+    ],
+    ids=str,
+)
+def test_what_training_would_refuse_is_refused_before_any_arm_trains(recipe, hfadapt, tmp_path, change, expected):
+    with pytest.raises(ConfigError, match=expected):
+        hfadapt("train", recipe, "--fast", "--dry-run", change, "--output", tmp_path / "nothing")
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe: Path, hfadapt, tmp_path: Path) -> None:
     output = tmp_path / "nothing"
     plan = json.loads(hfadapt("train", recipe, "--dry-run", "--json", "--output", output).stdout)

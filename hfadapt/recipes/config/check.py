@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 import sys
 import types
@@ -123,6 +124,9 @@ def value_of(node: Node, hint: Any, problems: Problems) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(node.value, dict):
         return to_dataclass(node, typing.cast(type, hint), problems)
     value = _fit(node, hint, problems)
+    if value is BAD and isinstance(node.word, str):
+        # one word where a list of words may stand
+        value = _fit(Node([node], node.path, node.line), hint, Problems(problems.source))
     if value is BAD:
         problems.add(node, "wrong type", got=node.kind, allowed=_say(hint))
     return value
@@ -133,6 +137,8 @@ def _fit(node: Node, hint: Any, problems: Problems) -> Any:
     if hint is Any or isinstance(hint, TypeVar):
         return node.plain_value()
     if origin in (Union, types.UnionType):
+        if any(_is_enum(one) for one in arguments):
+            arguments = tuple(one for one in arguments if one is not str)  # written beside it for the enum's own words
         fits = (_fit(node, one, Problems(problems.source)) for one in _narrow_first(arguments))
         return next((fit for fit in fits if fit is not BAD), BAD)
     if origin is Literal:
@@ -157,10 +163,12 @@ def _scalar(node: Node, hint: Any) -> Any:
         number = _number(value) if isinstance(value, str) and node.plain else value
         return float(number) if finite(number) else BAD
     if hint is str:
-        return value if isinstance(value, str) else BAD
+        return node.word if isinstance(node.word, str) else BAD
+    if _is_enum(hint):
+        return node.word if any(node.word == one.value for one in hint) else BAD
     if hint in (dict, list):
         return node.plain_value() if isinstance(value, hint) else BAD
-    # Enums, paths and classes of other libraries: their own constructors know best.
+    # Paths and classes of other libraries: their own constructors know best.
     return node.plain_value()
 
 
@@ -193,6 +201,10 @@ def _is(origin: Any, *classes: Any) -> bool:
     return inspect.isclass(origin) and any(inspect.isclass(cls) and issubclass(origin, cls) for cls in classes)
 
 
+def _is_enum(hint: Any) -> bool:
+    return get_origin(hint) is None and inspect.isclass(hint) and issubclass(hint, enum.Enum)
+
+
 def _narrow_first(arguments: tuple[Any, ...]) -> list[Any]:
     """A union's members so that ``1e-4`` becomes a number before it is taken for a word."""
     rank = {type(None): 0, bool: 1, int: 2, float: 3, str: 9}
@@ -202,7 +214,11 @@ def _narrow_first(arguments: tuple[Any, ...]) -> list[Any]:
 def _say(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if any(_is_enum(one) for one in arguments):
+            arguments = tuple(one for one in arguments if one is not str)
         return " or ".join(_say(one) for one in arguments)
+    if _is_enum(hint):
+        return ", ".join(str(one.value) for one in hint)
     if origin is Literal:
         return ", ".join(map(repr, arguments))
     if origin is not None and arguments:

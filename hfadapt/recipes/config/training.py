@@ -30,6 +30,8 @@ def baselines(root: Node, problems: Problems) -> Any:
     node = root.value.get("baselines")
     if node is None:
         return {}
+    if isinstance(node.value, str):
+        node = Node([node], node.path, node.line)
     if isinstance(node.value, list) and all(isinstance(item.value, str) for item in node.value):
         nothing = {item.value: Node({}, item.path, item.line) for item in node.value}
         node = Node(nothing, node.path, node.line, key_lines={item.value: item.line for item in node.value})

@@ -45,6 +45,8 @@ class Node:
         path: dotted path from the root, as an override would write it.
         line: counted from 1; ``None`` for a value given on the command line.
         plain: the scalar was written without quotes (``1e-4`` may then be a number).
+        key_lines: lines of a mapping's keys.
+        text: the scalar as it was written (``no``, which YAML 1.1 reads as false).
     """
 
     value: Any
@@ -52,6 +54,12 @@ class Node:
     line: int | None = 1
     plain: bool = True
     key_lines: dict[str, int | None] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def word(self) -> Any:
+        """The value, but what YAML took for true or false as it was written: ``no`` and ``off`` are words too."""
+        return self.text if isinstance(self.value, bool) and self.text else self.value
 
     @property
     def place(self) -> str:
@@ -66,7 +74,8 @@ class Node:
             return "a mapping"
         if isinstance(self.value, list):
             return "a list"
-        return f"{self.value!r} ({type(self.value).__name__})" if self.value is not None else "nothing"
+        written = self.text if isinstance(self.value, bool) and self.text else repr(self.value)
+        return f"{written} ({type(self.value).__name__})" if self.value is not None else "nothing"
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Names and nodes of a mapping."""
@@ -109,7 +118,8 @@ def _convert(raw: yaml.Node, path: str, loader: yaml.SafeLoader, problems: Probl
         ]
         return Node(items, path, line)
     if not isinstance(raw, yaml.MappingNode):
-        return Node(loader.construct_object(raw), path, line, plain=getattr(raw, "style", None) is None)
+        plain = getattr(raw, "style", None) is None
+        return Node(loader.construct_object(raw), path, line, plain=plain, text=raw.value)
     node = Node({}, path, line)
     for raw_key, raw_value in raw.value:
         key = _convert(raw_key, path, loader, problems, command_line)

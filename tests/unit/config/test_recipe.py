@@ -122,6 +122,9 @@ def test_every_problem_is_reported_at_once_with_its_line() -> None:
         (("pooling: mean", "pooling: mode"), "'mean'"),
         (("output: runs/x", "output: runs/x\noutput: runs/y"), "given twice"),
         (("num_train_epochs: 3", "seed: 3"), "set by the recipe's own key"),
+        (("num_train_epochs: 3", "eval_strategy: sometimes"), "allowed: no, steps, epoch"),
+        (("num_train_epochs: 3", "eval_strategy: off"), "got: off (bool); allowed: no, steps, epoch"),
+        (("num_train_epochs: 3", "lr_scheduler_type: [linear]"), "cosine"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
@@ -129,6 +132,22 @@ def test_bad_values_are_named(change: tuple[str, str], expected: str) -> None:
     found = problems(GOOD.replace(*change))
     assert any(expected in line for line in found), found
     assert all(line.startswith("line ") for line in found)
+
+
+@pytest.mark.parametrize("word", ["no", "'no'", "No"])
+def test_words_that_yaml_takes_for_false_are_words_where_words_stand(word: str) -> None:
+    text = GOOD.replace("num_train_epochs: 3", f"eval_strategy: {word.lower()}\n  bf16: {word.strip(chr(39))}")
+    recipe = read_recipe(text.replace("max_length: 48", f"label_names: [yes, {word}]"))
+    assert recipe.training["eval_strategy"] == "no" and recipe.training["bf16"] is False
+    assert recipe.tasks[1].label_names == ("yes", word.strip("'"))
+
+
+def test_one_word_may_stand_where_a_list_of_words_may() -> None:
+    text = GOOD.replace("max_length: 48", "metrics: f1").replace("[frozen_head]", "frozen_head")
+    recipe = read_recipe(text.replace("num_train_epochs: 3", "report_to: none"))
+    assert recipe.tasks[1].metrics == ("f1",)
+    assert list(recipe.baselines) == ["frozen_head"]
+    assert recipe.training["report_to"] == "none"
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,25 @@ def test_a_handle_says_what_is_left_of_it():
     assert "parameters" in repr(first)
     first.detach()
     assert repr(first) == "Handle(a: detached)" and "parameters" in repr(second)
+
+
+@pytest.mark.parametrize("keep_original", [True, False])
+def test_a_compiled_model_is_merged_and_recompiles(keep_original):
+    model = tiny_model("bert").eval()
+    hfadapt.attach(model, "lora", "a")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    compiled = torch.compile(model, backend="eager")
+    ids = torch.arange(1, 7)[None]
+    with torch.no_grad():
+        want = compiled(input_ids=ids)[0]
+        merged = hfadapt.merge(compiled, keep_original=keep_original)
+        assert merged.model is model
+        torch.testing.assert_close(model(input_ids=ids)[0], want)
+        torch.testing.assert_close(compiled(input_ids=ids)[0], want)
+        if keep_original:
+            merged.unmerge()
+            torch.testing.assert_close(compiled(input_ids=ids)[0], want)
+            with hfadapt.active(compiled, None):
+                assert not torch.allclose(compiled(input_ids=ids)[0], want)
