@@ -232,7 +232,7 @@ def test_mutated_folders_load_or_are_refused_and_leave_the_model_alone(kind, cou
 
 @pytest.mark.parametrize("first", [False, True], ids=["bare", "adapted"])
 def test_an_interrupted_load_is_undone(first, folder, monkeypatch):
-    from hfadapt.adapters import save as checkpoint
+    from hfadapt.adapters import load as checkpoint
 
     model = base()
     if first:
