@@ -16,20 +16,15 @@ from ..errors.names import names_of
 from ..method.config import MethodConfig
 from ..method.delta import check_adapter_name
 from ..method.method import Method, MethodPreset, Place, expand
-from ..method.site import Site
-from ..runtime import generate as generating
 from ..runtime.attachment import Adapter, Attachment, device_and_dtype, find_attachment, parameters_of, shared_modules
 from ..runtime.fused_norm import fuse_norm
 from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add_hook
 from ..runtime.parallel_hooks import count_calls
-from ..runtime.relative_positions import install
-from ..runtime.root_hooks import put_forward
 from ..runtime.slot import Slot, slot_of
 from ..runtime.watch import require_intact, watch
-from . import resume as resuming
-from . import save_hooks as saving
+from . import edits
 from .delta_proof import check_place
-from .detach import CHUNKS, detach
+from .detach import detach
 from .freeze import freeze_base as freeze_all
 from .freeze import head_modules
 from .own_copies import add_copies, find_modules
@@ -202,31 +197,12 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def _begin(model: PreTrainedModel) -> Attachment:
-    """Put an empty attachment on ``model``: its map, and the ``forward`` of its root, base and stacks."""
+    """Put an empty attachment on ``model``."""
     arch = resolve(model)
-    state = Attachment(arch, original_requires_grad={n: p.requires_grad for n, p in model.named_parameters()})
-    state.decoder_paths = tuple(
-        s.path.rpartition(".")[0] for s in arch.stacks if s.kind == "decoder" and len(arch.stacks) > 1
-    )
-    model.__dict__["_hfadapt"] = state
-    base = getattr(model, "base_model", model)
-    paths = {"": model, **{n: m for n, m in model.named_modules() if m is base or n in _owners(arch)}}
-    for path, module in paths.items():
-        module.__dict__["_hfadapt_of"] = state
-        put_forward(module, path)
-    install(model, arch)
-    generating.install(model)
-    # A checkpoint without its base is filled up before it is judged.
-    saving.install(model)
-    resuming.install(model)
-    # What dynamo compiled for this model's modules does not know of hooks that are added now.
-    torch._dynamo.reset()
+    decoders = [s.path.rpartition(".")[0] for s in arch.stacks if s.kind == "decoder" and len(arch.stacks) > 1]
+    state = Attachment(arch, decoder_paths=tuple(decoders))
+    edits.begin(model, state)
     return state
-
-
-def _owners(arch: Any) -> set[str]:
-    """Paths of the modules that hold the stacks: ``generate`` calls an encoder on its own, past the model's root."""
-    return {stack.path.rpartition(".")[0] for stack in arch.stacks}
 
 
 def _check_dtype(state: Attachment, autocast_adapter_dtype: bool | None) -> None:
@@ -302,20 +278,7 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
     if site.source is not None:
         tap = site.source
-        for layer in _owning(model, state, site):
-            # Chunks of a feed-forward would meet a source that holds all tokens; chunking only saves memory.
-            owner = model.get_submodule(layer)
-            state.original_chunk_sizes.setdefault(layer, int(getattr(owner, CHUNKS)))
-            setattr(owner, CHUNKS, 0)
+        edits.stop_chunking(model, state, site)
         add_hook(model.get_submodule(tap.leaf), (TapInput if tap.side == "input" else TapOutput)(tap.key))
     if site.shared_layer:
         count_calls(model, state, site.shared_layer)
-
-
-def _owning(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[str]:
-    """Yield the path of the layer of ``site`` if it runs its feed-forward part in chunks."""
-    stack = next(s for s in state.arch.stacks if s.path == site.stack)
-    if site.layer < stack.num_layers:
-        path = stack.layer_paths[site.layer]
-        if getattr(model.get_submodule(path), CHUNKS, 0):
-            yield path

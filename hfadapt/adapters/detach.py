@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from ..routing.choice import Choice
 from ..routing.composition import Composition, adapter_names
-from ..runtime import generate as generating
 from ..runtime.attachment import Attachment, attachment, deltas_of, slots_of, uncompiled
-from ..runtime.checkpointing import CheckpointWithRouting
-from ..runtime.embedding_hooks import give_back
 from ..runtime.fused_norm import unfuse_norm
-from ..runtime.leaf_hooks import InputHook, OutputHook, remove_hooks
-from ..runtime.relative_positions import uninstall
-from ..runtime.root_hooks import take_forward
+from ..runtime.hook_tables import remove_hooks
+from ..runtime.leaf_hooks import InputHook, OutputHook
 from ..runtime.slot import fused_node
 from ..runtime.watch import watch
-from . import resume as resuming
-from . import save_hooks as saving
+from . import edits
 from .own_copies import drop_copies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CHUNKS", "detach", "drop_fusions"]
-
-#: The attribute of transformers' layers that run their feed-forward part in chunks, which taps cannot follow.
-CHUNKS = "chunk_size_feed_forward"
+__all__ = ["detach", "drop_fusions"]
 
 
 def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
@@ -64,13 +53,14 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     for path, slot in list(slots_of(model)):
         if slot.drop_empty():
             leaf = model.get_submodule(path)
-            remove_hooks_of_slot(leaf)
+            # taps at the same module may serve other slots and stay
+            remove_hooks(leaf, lambda hook: isinstance(hook, (InputHook, OutputHook)))
             unfuse_norm(leaf)
             del leaf.hfadapt
     if state.adapters:
         watch(model, state, lost)
     else:
-        _end(model, state)
+        edits.end(model, state)
 
 
 def drop_fusions(model: PreTrainedModel, state: Attachment, gone: list[str]) -> None:
@@ -84,43 +74,7 @@ def drop_fusions(model: PreTrainedModel, state: Attachment, gone: list[str]) -> 
                 del slot.fusions[key]
 
 
-def remove_hooks_of_slot(leaf: nn.Module) -> None:
-    """Remove the hooks that run deltas; taps at the same module may serve other slots and stay."""
-    for table, kinds in ((leaf._forward_hooks, OutputHook), (leaf._forward_pre_hooks, InputHook)):
-        for key in [k for k, hook in table.items() if isinstance(hook, kinds)]:
-            del table[key]
-    for key in [k for k in leaf._forward_pre_hooks_with_kwargs if k not in leaf._forward_pre_hooks]:
-        del leaf._forward_pre_hooks_with_kwargs[key]
-
-
 def _mentions(node: Any, names: list[str]) -> bool:
     if isinstance(node, (str, Composition)):
         return any(n in names for n in adapter_names(node))
     return True
-
-
-def _end(model: PreTrainedModel, state: Attachment) -> None:
-    for module in model.modules():
-        remove_hooks(module)
-        if module.__dict__.pop("_hfadapt_of", None) is not None:
-            take_forward(module)
-        function = module.__dict__.get("_gradient_checkpointing_func")
-        if isinstance(function, CheckpointWithRouting):
-            module.__dict__["_gradient_checkpointing_func"] = function.function
-    give_back(model)
-    uninstall(model, state.arch)
-    generating.uninstall(model)
-    resuming.uninstall(model)
-    saving.uninstall(model)
-    if hasattr(model, "hfadapt_shared"):
-        del model.hfadapt_shared
-    if state.original_attention is not None:
-        from ..runtime import attention
-
-        attention.disable(model, state.original_attention)
-    for path, size in state.original_chunk_sizes.items():
-        setattr(model.get_submodule(path), CHUNKS, size)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(state.original_requires_grad.get(name, parameter.requires_grad))
-    del model.__dict__["_hfadapt"]
-    torch._dynamo.reset()

@@ -15,7 +15,8 @@ from ..errors import CheckpointError, HFAdaptError
 from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
 from ..runtime.watch import watch
-from .detach import CHUNKS, detach
+from .detach import detach
+from .edits import restore_attention, restore_chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,13 +137,9 @@ _OF_ALL = ("choice", "compositions", "fusions", "rereads_input", "call_counters"
 
 def _reset(model: PreTrainedModel, state: Attachment, before: dict[str, Any]) -> None:
     """Take back what adapters that are gone again changed for the model as a whole."""
-    if before["original_attention"] is None and state.original_attention is not None:
-        from ..runtime import attention
-
-        attention.disable(model, state.original_attention)
-        state.original_attention = None
-    for path in state.original_chunk_sizes.keys() - before["original_chunk_sizes"].keys():
-        setattr(model.get_submodule(path), CHUNKS, state.original_chunk_sizes.pop(path))
+    if before["original_attention"] is None:
+        restore_attention(model, state)
+    restore_chunks(model, state, tuple(before["original_chunk_sizes"]))
     if before["shared"] is None and state.shared is not None:
         state.shared = None
         del model.hfadapt_shared

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, HFAdaptError
 from ..method.method import expand
 from ..runtime.attachment import find_attachment
+from ..runtime.hook_tables import remove_load_hooks
 from .files import CONFIG_FILE, read_config
 
 __all__ = [
@@ -178,6 +179,4 @@ def install(model: nn.Module) -> None:
 
 def uninstall(model: nn.Module) -> None:
     """Check no longer."""
-    hooks = model._load_state_dict_pre_hooks
-    for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "hook", hook), _RequireSame)]:
-        del hooks[key]
+    remove_load_hooks(model, _RequireSame)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..runtime.hook_tables import remove_load_hooks
 from .atomic import atomic_folder, target_folder
 from .files import (
     CONFIG_FILE,
@@ -137,9 +138,7 @@ def uninstall(model: nn.Module) -> None:
     """Take it away again."""
     if isinstance(model.__dict__.get("save_pretrained"), SavePretrained):
         del model.__dict__["save_pretrained"]
-    hooks = model._load_state_dict_pre_hooks
-    for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "hook", hook), _TakeUp)]:
-        del hooks[key]
+    remove_load_hooks(model, _TakeUp)
 
 
 def slim_checkpoints(model: PreTrainedModel, slim: bool = True) -> None:

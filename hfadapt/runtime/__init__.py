@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .kv_history import needs_earlier_tokens as needs_earlier_tokens
     from .leaf_hooks import TapInput as TapInput
     from .leaf_hooks import add_hook as add_hook
-    from .leaf_hooks import remove_hooks as remove_hooks
+    from .leaf_hooks import remove_our_hooks as remove_our_hooks
     from .loss_terms import ask_loss_term as ask_loss_term
     from .slot import applies as applies
     from .slot import fusion_key as fusion_key
@@ -41,7 +41,7 @@ _HOMES = {
     "needs_earlier_tokens": ".kv_history",
     "TapInput": ".leaf_hooks",
     "add_hook": ".leaf_hooks",
-    "remove_hooks": ".leaf_hooks",
+    "remove_our_hooks": ".leaf_hooks",
     "ask_loss_term": ".loss_terms",
     "applies": ".slot",
     "fusion_key": ".slot",

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..routing.routing import current
+from .hook_tables import replace_forward_hooks
 
 __all__ = ["WithoutAdapters", "give_back", "let_backward_stop"]
 
@@ -37,15 +38,12 @@ class WithoutAdapters:
 
 def let_backward_stop(model: nn.Module) -> None:
     """Keep transformers' hooks on embeddings from running while adapters do."""
-    for module in model.modules():
-        for key, hook in module._forward_hooks.items():
-            if getattr(hook, "__qualname__", "").startswith(_THEIRS):
-                module._forward_hooks[key] = WithoutAdapters(hook)
+    replace_forward_hooks(
+        model,
+        lambda hook: WithoutAdapters(hook) if getattr(hook, "__qualname__", "").startswith(_THEIRS) else hook,
+    )
 
 
 def give_back(model: nn.Module) -> None:
     """Put the hooks back as they were."""
-    for module in model.modules():
-        for key, hook in module._forward_hooks.items():
-            if isinstance(hook, WithoutAdapters):
-                module._forward_hooks[key] = hook.hook
+    replace_forward_hooks(model, lambda hook: hook.hook if isinstance(hook, WithoutAdapters) else hook)

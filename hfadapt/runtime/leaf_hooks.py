@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..routing.routing import current
+from .hook_tables import remove_hooks
 from .slot import run_slot
 
 __all__ = [
@@ -20,12 +21,12 @@ __all__ = [
     "TapInput",
     "TapOutput",
     "add_hook",
-    "remove_hooks",
+    "remove_our_hooks",
 ]
 
 
 class Hook:
-    """Base of hfadapt's hooks; ``remove_hooks`` finds them by this class."""
+    """Base of hfadapt's hooks, which are found by this class."""
 
     def __call__(self, module: nn.Module, *call: Any) -> Any:
         """Do the hook's work; ``call`` is what torch hands to a hook of that kind."""
@@ -111,14 +112,9 @@ def add_hook(module: nn.Module, hook: Hook) -> None:
         module.register_forward_hook(hook, prepend=True)
 
 
-def remove_hooks(module: nn.Module) -> None:
+def remove_our_hooks(module: nn.Module) -> None:
     """Remove every hook of hfadapt from ``module``, also from a copy that has no removal handles."""
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
-        table = getattr(module, name)
-        for key in [k for k, hook in table.items() if isinstance(hook, Hook)]:
-            del table[key]
-            for flags in (f"{name}_with_kwargs", f"{name}_always_called"):
-                getattr(module, flags, {}).pop(key, None)
+    remove_hooks(module, lambda hook: isinstance(hook, Hook))
 
 
 # Arguments that hold the rows of a call. Others may come first and be the same for all rows (position_ids [1, T]).

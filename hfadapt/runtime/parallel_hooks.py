@@ -9,6 +9,7 @@ from torch import nn
 from ..routing.composition import Parallel, adapter_names
 from ..routing.routing import current
 from .attachment import deltas_of
+from .hook_tables import remove_hooks
 from .leaf_hooks import CallCounter, Hook, add_hook
 from .watch import watch
 
@@ -121,10 +122,7 @@ def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
 
 
 def _put_first(module: nn.Module, hook: Hook, before: bool) -> None:
-    table = module._forward_pre_hooks if before else module._forward_hooks
-    for key in [k for k, other in table.items() if type(other) is type(hook)]:
-        del table[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    remove_hooks(module, lambda other: type(other) is type(hook))
     if before:
         module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
     else:

@@ -63,9 +63,9 @@ class PoolerMethod(Method):
         made = copy.deepcopy(self._pooler(arch, model))
         made.requires_grad_(True)
         if hasattr(made, "hfadapt"):  # the copy is of the base's module, without the slot of earlier adapters
-            from hfadapt.runtime import remove_hooks
+            from hfadapt.runtime import remove_our_hooks
 
-            remove_hooks(made)
+            remove_our_hooks(made)
             del made.hfadapt
         return made
 
