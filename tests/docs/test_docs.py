@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 import re
 import sys
 import types
@@ -17,8 +18,8 @@ from hfadapt import plugins
 from hfadapt.data import bundled
 from hfadapt.plugins import hookspecs, loading
 from hfadapt.recipes.config import load_recipe, read_recipe
+from tests.docs.project import ROOT, pyproject
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -77,6 +78,64 @@ def test_every_example_recipe_is_read(path: Path) -> None:
 )
 def test_every_hook_is_in_the_reference(hook: str) -> None:
     assert f"`{hook}`" in (ROOT / "docs" / "hook-reference.md").read_text("utf-8")
+
+
+def rooms_of_the_map() -> list[tuple[int, str, str]]:
+    """Floor, room and first file of each line of the map in docs/overview.md."""
+    page = (ROOT / "docs" / "overview.md").read_text("utf-8")
+    rows = re.findall(r"^\| *(\d+) \| `(\w+)/` \| .* \| `(\w+\.py)` \|$", page, re.MULTILINE)
+    return [(int(floor), room, file) for floor, room, file in rows]
+
+
+def test_the_map_of_the_parts_shows_every_room() -> None:
+    folders = {path.parent.name for path in (ROOT / "hfadapt").glob("*/__init__.py")}
+    rooms = [room for _, room, _ in rooms_of_the_map()]
+    assert sorted(rooms) == sorted(folders)
+    assert not [room for _, room, file in rooms_of_the_map() if not (ROOT / "hfadapt" / room / file).is_file()]
+
+
+def test_the_map_of_the_parts_has_the_floors_of_the_contract() -> None:
+    contracts = pyproject()["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one["type"] == "layers" and one["containers"] == ["hfadapt"]]
+    floors: dict[int, set[str]] = {}
+    for floor, room, _ in rooms_of_the_map():
+        floors.setdefault(floor, set()).add(room)
+    assert list(floors) == list(range(len(layers), 0, -1))
+    assert list(floors.values()) == [{room.strip() for room in layer.split("|")} for layer in layers]
+
+
+def test_the_table_of_where_is_what_names_nine_places_that_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Where is what")[2].partition("\n## ")[0]
+    places = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", page, re.MULTILINE)
+    assert len(places) == 9
+    assert not [place for place in places if not (ROOT / place).exists()]
+
+
+FOLDERS = ("hfadapt", "kernels", "plugins", "csrc", "tests", "tools", "examples", "benchmarks", "findings")
+FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
+OP_PAGES = [*(ROOT / "kernels").rglob("*.md"), *(ROOT / "plugins").rglob("*.md"), *(ROOT / "csrc").rglob("*.md")]
+
+
+def stale(span: str) -> bool:
+    """Whether a span of code names a file or a name of ours that is not there."""
+    if re.fullmatch(r"hfadapt(_kernels|_plugins)?(\.\w+)+", span):
+        try:
+            pkgutil.resolve_name(span)
+        except (ImportError, AttributeError):
+            return True
+    if re.fullmatch(rf"({'|'.join(FOLDERS)})/[a-z\d_./-]+", span):
+        return not (ROOT / span).exists()
+    if re.fullmatch(r"[a-z\d_./]+\.(py|cpp|h)", span):  # capital letters stand for a name
+        return not any(f"/{file}".endswith(f"/{span}") for file in FILES)
+    return False
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md", *OP_PAGES], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_pages_name_nothing_that_has_moved(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not [span for span in re.findall(r"`([^`\n]+)`", text) if stale(span)]
 
 
 def test_every_environment_variable_is_documented() -> None:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 import hfadapt
+from tests.docs.project import ROOT, pyproject
 
-ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
-
-
-def pyproject() -> dict[str, Any]:
-    # On Python 3.10 pytest itself needs the package of this name.
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    return toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def test_make_alone_lists_every_target() -> None:
