@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..method import CompositionMethod
 from ..routing.composition import Fuse, parse
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import compose
@@ -34,7 +35,15 @@ def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
 
     for entry in data.get("fusions", ()):
         fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
-        plugins.methods()[entry["method"]].restore_fusion(model, Fuse(*entry["adapters"]), fields, entry["kept"])
+        method = plugins.methods()[entry["method"]]
+        if not isinstance(method, CompositionMethod):
+            raise CheckpointError(
+                "the folder joins adapters by a method that is attached",
+                got=entry["method"],
+                allowed="a method that joins adapters, such as fusion",
+                try_="save again; adapter_config.json was changed",
+            )
+        method.restore(model, Fuse(*entry["adapters"]), fields, entry["kept"])
 
 
 def load_adapters(

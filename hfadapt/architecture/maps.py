@@ -255,6 +255,8 @@ class ArchitectureMap:
         attention_interface: Whether attention goes through ``transformers.AttentionInterface``, which prefixes
             need; read off the model's code, since it differs between releases of transformers.
         pooler: The module that pools the last hidden state, where the model has one.
+        rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
+            convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.
         source: "table" for a shipped or registered map, "probe" for an automatic one.
     """
 
@@ -262,6 +264,7 @@ class ArchitectureMap:
     stacks: tuple[StackMap, ...]
     attention_interface: bool = True
     pooler: str | None = None
+    rereads_input: bool = field(default=False, compare=False)
     source: str = field(default="table", compare=False)
 
     @property

@@ -62,6 +62,7 @@ def table_map(
         tuple(stack for arch in maps for stack in arch.stacks),
         attention_interface=all(arch.attention_interface for arch in maps),
         pooler=maps[0].pooler if len(maps) == 1 else None,
+        rereads_input=any(arch.rereads_input for arch in maps),
     )
 
 

@@ -2,11 +2,12 @@
 
 from .config import MethodConfig
 from .delta import Delta, FusionPart, Weights
-from .method import Capabilities, Method, MethodPreset, Place, expand, select_layers
+from .method import Capabilities, CompositionMethod, Method, MethodPreset, Place, expand, select_layers
 from .site import Site, Tap
 
 __all__ = [
     "Capabilities",
+    "CompositionMethod",
     "Delta",
     "FusionPart",
     "Method",

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..architecture import ArchitectureMap, LayerMap, StackMap
+    from ..routing.composition import Composition
     from .delta import Delta
     from .site import Site
 
-__all__ = ["Capabilities", "Method", "MethodPreset", "Place", "expand", "select_layers"]
+__all__ = ["Capabilities", "CompositionMethod", "Method", "MethodPreset", "Place", "expand", "select_layers"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,42 @@ class Method:
     ) -> AttachError:
         """Return the error of a method that does not fit a model."""
         return AttachError(what, where=f"{self.name} on {arch.model_type}", got=got, allowed=allowed, try_=try_)
+
+
+class CompositionMethod(Method):
+    """Base of a method that joins adapters (AdapterFusion): it is added to them and has no place of its own.
+
+    A subclass sets the class attributes and writes ``restore``.
+    """
+
+    added_by: ClassVar[str] = ""
+    """How a user adds it, for the error of ``attach``."""
+
+    def place(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
+        """Refuse: what joins adapters is not attached.
+
+        Raises:
+            AttachError: always.
+        """
+        try_ = f"attach the adapters, then {self.added_by}"
+        raise self.refuse(f"a {self.name} is added to adapters, not attached", arch, try_=try_)
+
+    def restore(
+        self, model: PreTrainedModel, node: Composition, fields: Mapping[str, Any], kept: Mapping[str, list[str]]
+    ) -> None:
+        """Make the layers of a composition that was saved, with fresh weights that are read into them afterwards.
+
+        Args:
+            model: With the adapters that it joins.
+            node: The composition.
+            fields: Of its config, as JSON data.
+            kept: For each pruned layer (by path), the adapters that are left.
+
+        Raises:
+            ConfigError: a field is not allowed.
+            AttachError: an adapter is missing, or cannot be joined.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

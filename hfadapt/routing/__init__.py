@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .composition import Average as Average
+    from .composition import Composition as Composition
     from .composition import Fuse as Fuse
     from .composition import Parallel as Parallel
     from .composition import Stack as Stack
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # compositions are read from recipes without torch, which the routing of a pass needs
 _HOMES = {
     "Average": ".composition",
+    "Composition": ".composition",
     "Fuse": ".composition",
     "Parallel": ".composition",
     "Stack": ".composition",

@@ -1,7 +1,7 @@
 """Terms that modules of methods add to the training loss (AdapterFusion keeps its value matrices near the identity).
 
-A module says in its forward pass that it wants one, with ``ask``; the term is computed when the model has its loss,
-outside of layers that activation checkpointing runs twice or without gradients.
+A module says in its forward pass that it wants one, with ``ask_loss_term``; the term is computed when the model has its
+loss, outside of layers that activation checkpointing runs twice or without gradients.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ __all__ = ["Penalised", "add_to_output", "ask_loss_term", "loss_share", "total",
 logger = logging.getLogger(__name__)
 
 
+_UNNAMED = ("what an adapter adds to it", "add that term to your loss")
+
+
 class Penalised(Protocol):
-    """A module with a term for the loss."""
+    """A module with a term for the loss.
+
+    It may say in ``penalty_said`` what the term is called, and how a user adds it to a loss of their own.
+    """
 
     def penalty(self) -> Tensor | None:
         """Return the term, a scalar, or None."""
@@ -86,10 +92,8 @@ def add_to_output(output: Any, routing: Routing, *, training: bool) -> Any:
         return output
     if share is None:
         if training:
-            what = "the penalty of AdapterFusion"
-            warn_of_other_losses(
-                what, "label_smoothing_factor=0, or add hfadapt.fusion_regularizer(model) to your loss"
-            )
+            what = getattr(next(iter(routing.penalised.values())), "penalty_said", _UNNAMED)
+            warn_of_other_losses(what[0], f"label_smoothing_factor=0, or {what[1]}")
         return output
     term = share * term
     if isinstance(output, tuple):

@@ -117,8 +117,7 @@ def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
     """
     causal = any(stack.causal for stack in attachment.arch.stacks)
     last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
-    convolution = getattr(model.config, "conv_kernel_size", 0)  # DeBERTa v2: over the first layer's input
-    return last_token or bool(convolution) or attachment.arch.model_type in ("clip", "clip_text_model")
+    return last_token or attachment.arch.rereads_input
 
 
 def _put_first(module: nn.Module, hook: Hook, before: bool) -> None:

@@ -57,7 +57,9 @@ def deberta_v2(config: PretrainedConfig) -> ArchitectureMap:
         # DeBERTa v3 projects its position table with the layer's own query and key projections.
         reads_shared_table="disentangled_attention_bias" if getattr(config, "share_att_key", False) else "",
     )
-    return ArchitectureMap(config.model_type, (stack,))
+    # version 2 convolves over the first layer's input
+    convolves = bool(getattr(config, "conv_kernel_size", 0))
+    return ArchitectureMap(config.model_type, (stack,), rereads_input=convolves)
 
 
 def distilbert(config: PretrainedConfig) -> ArchitectureMap:

@@ -47,7 +47,7 @@ def clip(config: PretrainedConfig) -> ArchitectureMap:
     """CLIP: a causal text tower and a vision tower of the same layer."""
     text = clip_text(config.text_config).under("text_model").stacks
     vision = clip_vision(config.vision_config).under("vision_model").stacks
-    return ArchitectureMap(config.model_type, (*text, *vision))
+    return ArchitectureMap(config.model_type, (*text, *vision), rereads_input=True)
 
 
 def clip_text(config: PretrainedConfig) -> ArchitectureMap:
@@ -55,7 +55,8 @@ def clip_text(config: PretrainedConfig) -> ArchitectureMap:
     stack = _clip_stack(
         config, kind="text", causal=True, final_norm="final_layer_norm", embedding="embeddings.token_embedding"
     )
-    return ArchitectureMap(config.model_type, (stack,))
+    # it pools the last token of each text
+    return ArchitectureMap(config.model_type, (stack,), rereads_input=True)
 
 
 def clip_vision(config: PretrainedConfig) -> ArchitectureMap:

@@ -35,6 +35,8 @@ class FusionLayer(nn.Module):
         path: Of this layer in its model.
     """
 
+    penalty_said = ("the penalty of AdapterFusion", "add hfadapt.fusion_regularizer(model) to your loss")
+
     def __init__(
         self,
         config: FusionConfig,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfadapt import Capabilities, Fuse, Method, Place
+from hfadapt import Capabilities, Fuse
+from hfadapt.method import CompositionMethod
 
 from .adding import add_fusion, make_layers
 from .config import FusionConfig
@@ -15,13 +16,13 @@ from .regularizer import fusion_regularizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfadapt import ArchitectureMap
+    from hfadapt.routing import Composition
     from hfadapt.runtime import Attachment
 
 __all__ = ["FusionMethod"]
 
 
-class FusionMethod(Method):
+class FusionMethod(CompositionMethod):
     """Attention over the outputs of several adapters."""
 
     name = "fusion"
@@ -34,6 +35,7 @@ class FusionMethod(Method):
     paper = "Pfeiffer et al. 2021, arXiv:2005.00247"
     summary = "attention over the outputs of several adapters"
     tests = "tests/unit/methods/test_fusion.py"
+    added_by = "hfadapt.add_fusion(model, hfadapt.Fuse('a', 'b'))"
     exports: ClassVar[Mapping[str, Any]] = {
         "add_fusion": add_fusion,
         "fusion_regularizer": fusion_regularizer,
@@ -41,18 +43,11 @@ class FusionMethod(Method):
         "record_fusion": record_fusion,
     }
 
-    def place(self, config: FusionConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
-        """Refuse: a fusion has no place of its own."""
-        raise self.refuse(
-            "a fusion is added to adapters, not attached",
-            arch,
-            try_="attach the adapters, then hfadapt.add_fusion(model, hfadapt.Fuse('a', 'b'))",
-        )
-
-    def restore_fusion(
-        self, model: PreTrainedModel, node: Fuse, fields: Mapping[str, Any], kept: Mapping[str, list[str]]
+    def restore(
+        self, model: PreTrainedModel, node: Composition, fields: Mapping[str, Any], kept: Mapping[str, list[str]]
     ) -> None:
         """Make the layers of a saved fusion."""
+        assert isinstance(node, Fuse)
         make_layers(model, node, FusionConfig.from_dict(fields))  # type: ignore[arg-type]
         restore_kept(model, node, dict(kept))
         state: Attachment = model._hfadapt  # type: ignore[assignment]
