@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from .training import IdleTaskGuard as IdleTaskGuard
     from .training import RobustAdapterDrop as RobustAdapterDrop
     from .training import TaskMixture as TaskMixture
+    from .training.regularizers import Regularizer as Regularizer
+    from .training.regularizers import regularize as regularize
 
 _NAMES = {
     "Adapter": "runtime.attachment",
@@ -98,6 +100,7 @@ _NAMES = {
     "Parallel": "routing",
     "Place": "method",
     "Regression": "multitask.heads",
+    "Regularizer": "training.regularizers",
     "RobustAdapterDrop": "training",
     "Rows": "routing",
     "Site": "method.site",
@@ -120,6 +123,7 @@ _NAMES = {
     "own_modules": "adapters.own_copies",
     "pack": "runtime.packing",
     "parameters_of": "runtime.attachment",
+    "regularize": "training.regularizers",
     "save": "adapters.save",
     "select_layers": "method",
     "set_adapter_drop": "adapters.activate",

@@ -247,7 +247,7 @@ class MultiTaskModel(PreTrainedModel):
             RoutingError: several tasks and no ``task_ids``, or an unknown task.
         """
         first = next(x for x in (input_ids, inputs_embeds, pixel_values, input_features) if x is not None)
-        rows = self._tasks_of(task_ids, first.shape[0], first.device)
+        rows = self.tasks_of(task_ids, first.shape[0], first.device)
         ids, present = rows.tensor(first.shape[0], first.device), rows.present
         if labels is not None and labels.dim() == 1:
             labels = labels[:, None]
@@ -289,7 +289,7 @@ class MultiTaskModel(PreTrainedModel):
         tokens = rows.shape[1] // head.num_outputs
         return rows[:, : tokens * head.num_outputs].reshape(len(rows), tokens, head.num_outputs)
 
-    def _tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
+    def tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
         """Return the task of each row; without ``task_ids`` that of the active adapter, or the only one."""
         names = [task.name for task in self.tasks]
         attached = find_attachment(self.base)

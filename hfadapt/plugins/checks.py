@@ -21,10 +21,6 @@ def _no_function(name: str, thing: object) -> str:
     return "" if callable(thing) and not isinstance(thing, type) else "a function"
 
 
-def _no_class(name: str, thing: object) -> str:
-    return "" if isinstance(thing, type) else "a class"
-
-
 def _no_backend(name: str, thing: object) -> str:
     from hfadapt_kernels.backend import Implementation
 
@@ -36,6 +32,6 @@ REGISTRIES: dict[str, tuple[str, Callable[[str, object], str]]] = {
     "register_methods": ("method", _asked("hfadapt.method.checks:no_method")),
     "register_architectures": ("architecture", _no_function),
     "register_mixing_strategies": ("mixing strategy", _asked("hfadapt.data.mixing:no_strategy")),
-    "register_regularizers": ("regularizer", _no_class),
+    "register_regularizers": ("regularizer", _asked("hfadapt.training.regularizers.regularizer:no_regularizer")),
     "register_backends": ("backend", _no_backend),
 }

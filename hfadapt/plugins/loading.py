@@ -53,6 +53,7 @@ BUILTIN_PLUGINS = (
     "hfadapt_plugins.methods",
     "hfadapt_plugins.architectures",
     "hfadapt_plugins.mixing",
+    "hfadapt_plugins.regularizers",
 )
 # Plugins of this process, by name; they survive a reload.
 _ADDED: dict[str, Any] = {}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .callbacks import IdleTaskGuard as IdleTaskGuard
     from .callbacks import RobustAdapterDrop as RobustAdapterDrop
     from .mixture import TaskMixture as TaskMixture
+    from .regularizers import Regularizer as Regularizer
+    from .regularizers import regularize as regularize
     from .resume import last_checkpoint as last_checkpoint
 
 # callbacks import transformers' trainer, which takes seconds: names are loaded on first use
@@ -26,8 +28,10 @@ _HOMES = {
     "EpochSync": ".callbacks",
     "IdleTaskGuard": ".callbacks",
     "RobustAdapterDrop": ".callbacks",
+    "Regularizer": ".regularizers",
     "TaskMixture": ".mixture",
     "last_checkpoint": ".resume",
+    "regularize": ".regularizers",
     "METRICS": "..multitask.metrics",
     "Metric": "..multitask.metrics",
     "RegisteredMetric": "..multitask.metrics",

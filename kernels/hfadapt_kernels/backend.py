@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -119,6 +120,10 @@ class Implementation:
         return found
 
 
+class _Running(threading.local):
+    implementation: Implementation | None = None
+
+
 class FusedOp:
     """The registry entry of one op: its implementations and the choice between them.
 
@@ -131,6 +136,7 @@ class FusedOp:
         self.name = name
         self.example_facts = example_facts
         self._by_backend: dict[str, Implementation] = {}
+        self._running = _Running()
         self._chosen: dict[tuple[Any, ...], Implementation] = {}
         _OPS[name] = self
 
@@ -145,19 +151,43 @@ class FusedOp:
         self._by_backend[_check_name(backend)] = Implementation(backend, forward, backward, supports)
         self._chosen.clear()
 
-    def select(self, device: str, dtype: torch.dtype, **facts: Any) -> Implementation:
-        """The implementation that serves this request; facts are hashable and end up in ``supports``.
+    def select(self, device: str, dtype: torch.dtype, wanted: str | None = None, **facts: Any) -> Implementation:
+        """The implementation that serves this request.
+
+        Args:
+            device: Type of the tensors' device.
+            dtype: Of the tensors.
+            wanted: The backend asked for, where the caller knows it; else `requested_backend`.
+            facts: What ``supports`` is told beside these; hashable.
 
         Raises:
             BackendError: A backend named explicitly cannot run; the message holds every reason.
         """
-        wanted = requested_backend()
+        wanted = wanted or requested_backend()
         key = (wanted, device, dtype, *facts.values())
         chosen = self._chosen.get(key)
         if chosen is None:
             chosen = self._choose(wanted, device, dtype, facts)
             self._chosen[key] = chosen
         return chosen
+
+    @property
+    def running(self) -> Implementation | None:
+        """The implementation that `run` was given, while it runs in this thread."""
+        return self._running.implementation
+
+    def run(self, implementation: Implementation | None, op: Callable[..., Any], *arguments: Any) -> Any:
+        """``op(*arguments)`` whose kernels take ``implementation`` and choose none: one choice serves a call.
+
+        The gradient is computed by what computed the result, whatever `use_backend` says by then: what one backend
+        saves, another may not read. With ``None`` the kernels choose.
+        """
+        running, before = self._running, self._running.implementation
+        running.implementation = implementation
+        try:
+            return op(*arguments)
+        finally:
+            running.implementation = before
 
     def _choose(self, wanted: str, device: str, dtype: torch.dtype, facts: dict[str, Any]) -> Implementation:
         reasons = []

@@ -7,42 +7,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import takes
 from .rank_space import CoreInputs
-from .schema import OP, Gradients, empty_gradients, empty_results
+from .schema import Backward, Gradients, empty_gradients, empty_results
+
+__all__ = ["backward", "forward", "supports"]
 
 
-def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
+def supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
+    """Why the C++ kernels cannot serve the call; ``None`` when they can."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"no C++ kernel for {dtype}"
     return None
 
 
-def _read(args: tuple[Any, ...]) -> CoreInputs:
+def _read(core: CoreInputs) -> tuple[Any, ...]:
     """The inputs as the C++ op takes them: contiguous, the seed as a number."""
-    core = CoreInputs(*args).contiguous()
-    return core._replace(seed=None if core.seed is None else int(core.seed.item()))
+    *tensors, seed = core.contiguous()
+    return (*tensors, None if seed is None else int(seed.item()))
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    core = _read(args)
+@takes(CoreInputs)
+def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
+    """See the schema."""
     results = empty_results(core.products, len(core.hidden))
-    torch.ops.hfadapt_cpu.adapter_fusion_forward(*core, *results)
+    torch.ops.hfadapt_cpu.adapter_fusion_forward(*_read(core), *results)
     return results
 
 
-def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
-    core, need_hidden = _read(args[:-1]), args[-1]
-    grads = empty_gradients(core.products, core.hidden, core.shift, need_hidden)
+@takes(Backward)
+def backward(call: Backward) -> Gradients:
+    """See the schema."""
+    grads = empty_gradients(call.products, call.hidden, call.shift, call.need_hidden)
     torch.ops.hfadapt_cpu.adapter_fusion_backward(
-        grad_weighted.contiguous(),
-        None if grad_weights is None else grad_weights.contiguous(),
-        weights.contiguous(),
-        *core,
+        call.grad_weighted.contiguous(),
+        None if call.grad_weights is None else call.grad_weights.contiguous(),
+        call.weights.contiguous(),
+        *_read(call.core),
         grads[0],
-        grads[1] if need_hidden else [],
-        None if core.shift is None else grads[2],
+        grads[1] if call.need_hidden else [],
+        None if call.shift is None else grads[2],
     )
     return grads
-
-
-OP.register("cpu", _forward, _backward, _supports)

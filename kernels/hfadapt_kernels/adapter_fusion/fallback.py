@@ -1,27 +1,31 @@
-"""The plain PyTorch core as a backend of the opaque op: its gradient is torch's own, recomputed from the inputs."""
+"""What runs without a compiler: the core in PyTorch, whose gradient is torch's own, recomputed from the inputs."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import opaque
+from ..calls import takes
 from .rank_space import CoreInputs, fusion_core_reference
-from .schema import OP, Gradients, empty_gradients, empty_results
+from .schema import Backward, Gradients, empty_gradients, empty_results
+
+__all__ = ["backward", "forward"]
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    core = CoreInputs(*args)
+@takes(CoreInputs)
+def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
+    """See the schema."""
     results = empty_results(core.products, len(core.hidden))
     for result, got in zip(results, fusion_core_reference(core), strict=True):
         result.copy_(got)
     return results
 
 
-def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
-    core, need_hidden = CoreInputs(*args[:-1]), args[-1]
+@takes(Backward)
+def backward(call: Backward) -> Gradients:
+    """See the schema."""
+    core, need_hidden = call.core, call.need_hidden
     results = empty_gradients(core.products, core.hidden, core.shift, need_hidden)
     with opaque.autograd_inside():
         core = core._replace(
@@ -30,13 +34,10 @@ def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tenso
             shift=None if core.shift is None else core.shift.detach().requires_grad_(),
         )
         outputs = fusion_core_reference(core)
-        pairs = [(o, g) for o, g in zip(outputs, (grad_weighted, grad_weights), strict=True) if g is not None]
+        pairs = [(o, g) for o, g in zip(outputs, (call.grad_weighted, call.grad_weights), strict=True) if g is not None]
         inputs = [t for t in (core.products, *core.hidden, core.shift) if t is not None and t.requires_grad]
         found = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs])
     targets = [results[0], *(results[1] if need_hidden else ()), *(() if core.shift is None else (results[2],))]
     for target, gradient in zip(targets, found, strict=True):
         target.copy_(gradient)
     return results
-
-
-OP.register("reference", _forward, _backward)

@@ -13,11 +13,16 @@ from torch import Tensor
 
 from .. import opaque
 from ..dropout import check_probability, choose_dropout
+from . import cpu, fallback, triton
 from .checks import check_arguments
 from .rank_space import CoreInputs, fusion_core_reference, join_up_projections, mix, score_products
-from .schema import forward_op, select
+from .schema import OP, forward_op, select
 
 __all__ = ["adapter_fusion"]
+
+OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("reference", fallback.forward, fallback.backward)
 
 
 def adapter_fusion(
@@ -91,10 +96,13 @@ def adapter_fusion(
         shift = shift if qb is None else shift + qb @ kb
     flat = [z.reshape(-1, z.shape[-1]) for z in hidden]
     core = CoreInputs(products, flat, shift, float(temperature), dropout, seed)
-    if not torch.compiler.is_compiling() and select(core).backend == "reference":
+    chosen = None if torch.compiler.is_compiling() else select(core)
+    if chosen is None:
+        weighted, weights = forward_op(*core)
+    elif chosen.backend == "reference":
         weighted, weights = fusion_core_reference(core)
     else:
-        weighted, weights = forward_op(*core)
+        weighted, weights = OP.run(chosen, forward_op, *core)
     out = mix(weighted, columns, vw).reshape(query.shape)
     if query.dtype == torch.float16 and out.dtype == torch.float32:
         out = out.half()

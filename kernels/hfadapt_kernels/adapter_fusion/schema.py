@@ -1,28 +1,46 @@
-"""Schema, fake and autograd of the opaque core ``hfadapt::adapter_fusion``, and its registry."""
+"""The opaque core ``hfadapt::adapter_fusion``: what backends are handed, fakes, autograd and dispatch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import opaque
-from ..backend import FusedOp
+from ..backend import FusedOp, Implementation
+from ..calls import arguments_of, keep, kept
 from .rank_space import CoreInputs
 
-__all__ = ["OP", "Gradients", "empty_gradients", "empty_results", "forward_op", "select"]
+__all__ = ["OP", "Backward", "Gradients", "empty_gradients", "empty_results", "forward_op", "select"]
 
 OP = FusedOp("adapter_fusion", adapters=8)
 
-# The fields of `CoreInputs`. A forward takes these and returns (weighted, weights); a backward takes
-# (grad_weighted, grad_weights or None, weights, these, need_hidden) and returns `Gradients`.
-_ARGS = "Tensor products, Tensor[] hidden, Tensor? shift, float temperature, float dropout, Tensor? seed"
 Gradients = tuple[Tensor, list[Tensor], Tensor]
 
 
-def select(core: CoreInputs) -> Any:
+class Backward(NamedTuple):
+    """Arguments of the backward: gradients of the results, the weights p, and the fields of `CoreInputs`."""
+
+    grad_weighted: Tensor
+    grad_weights: Tensor | None
+    weights: Tensor
+    products: Tensor
+    hidden: list[Tensor]
+    shift: Tensor | None
+    temperature: float
+    dropout: float
+    seed: Tensor | None
+    need_hidden: bool
+
+    @property
+    def core(self) -> CoreInputs:
+        """What the forward was given."""
+        return CoreInputs(*self[3:-1])
+
+
+def select(core: CoreInputs) -> Implementation:
     """The implementation that serves a call."""
     return OP.select(core.products.device.type, core.products.dtype, adapters=len(core.hidden))
 
@@ -43,11 +61,11 @@ def empty_gradients(products: Tensor, hidden: Sequence[Tensor], shift: Tensor | 
 
 
 def _kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    return select(CoreInputs(*args)).forward(*args)
+    return (OP.running or select(CoreInputs(*args))).forward(*args)
 
 
-def _backward_kernel(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
-    return select(CoreInputs(*args[:-1])).backward(grad_weighted, grad_weights, weights, *args)
+def _backward_kernel(*args: Any) -> Gradients:
+    return (OP.running or select(Backward(*args).core)).backward(*args)
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -55,32 +73,29 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     return empty_results(core.products, len(core.hidden))
 
 
-def _backward_fake(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
-    core = CoreInputs(*args[:-1])
-    return empty_gradients(core.products, core.hidden, core.shift, args[-1])
+def _backward_fake(*args: Any) -> Gradients:
+    call = Backward(*args)
+    return empty_gradients(call.products, call.hidden, call.shift, call.need_hidden)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    core = CoreInputs(*inputs)
-    ctx.save_for_backward(core.products, core.shift, core.seed, output[1], *core.hidden)
-    ctx.options = (core.temperature, core.dropout)
+    keep(ctx, weights=output[1], **CoreInputs(*inputs)._asdict())
+    ctx.chosen = OP.running
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_weighted: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
-    products, shift, seed, weights, *hidden = ctx.saved_tensors
     if grad_weighted is None and grad_weights is None:
         return (None,) * 6
+    need, inputs = CoreInputs(*ctx.needs_input_grad), kept(ctx)
     if grad_weighted is None:
-        grad_weighted = torch.zeros_like(products)
-    need = ctx.needs_input_grad
-    temperature, dropout = ctx.options
-    core = CoreInputs(products, hidden, shift, temperature, dropout, seed)
-    grad_products, grad_hidden, grad_shift = _backward_op(grad_weighted, grad_weights, weights, *core, any(need[1]))
+        grad_weighted = torch.zeros_like(inputs["products"])
+    call = Backward(grad_weighted=grad_weighted, grad_weights=grad_weights, need_hidden=any(need.hidden), **inputs)
+    grad_products, grad_hidden, grad_shift = OP.run(ctx.chosen, _backward_op, *call)
     return (
-        grad_products if need[0] else None,
-        [grad if wanted else None for grad, wanted in zip(grad_hidden, need[1], strict=True)],
-        grad_shift if need[2] else None,
+        grad_products if need.products else None,
+        [grad if wanted else None for grad, wanted in zip(grad_hidden, need.hidden, strict=True)],
+        grad_shift if need.shift else None,
         None,
         None,
         None,
@@ -89,7 +104,7 @@ def _backward(ctx: Any, grad_weighted: Tensor | None, grad_weights: Tensor | Non
 
 forward_op = opaque.define(
     "adapter_fusion",
-    f"({_ARGS}) -> (Tensor weighted, Tensor weights)",
+    f"({arguments_of(CoreInputs)}) -> (Tensor weighted, Tensor weights)",
     _kernel,
     _fake,
     setup_context=_setup_context,
@@ -97,8 +112,7 @@ forward_op = opaque.define(
 )
 _backward_op = opaque.define(
     "adapter_fusion_backward",
-    f"(Tensor grad_weighted, Tensor? grad_weights, Tensor weights, {_ARGS}, bool need_hidden) -> "
-    "(Tensor grad_products, Tensor[] grad_hidden, Tensor grad_shift)",
+    f"({arguments_of(Backward)}) -> (Tensor grad_products, Tensor[] grad_hidden, Tensor grad_shift)",
     _backward_kernel,
     _backward_fake,
     autocast=False,

@@ -4,19 +4,21 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ..calls import takes
 from ..dropout import dropout_threshold
 from ..triton.rows import aligned, by_task, pointer_table
 from .rank_space import CoreInputs
-from .schema import OP, Gradients, empty_gradients, empty_results
+from .schema import Backward, Gradients, empty_gradients, empty_results
 from .triton_configs import config
 
+__all__ = ["backward", "forward", "supports"]
 
-def _supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
+
+def supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
+    """Why the Triton kernels cannot serve the call; ``None`` when they can."""
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"no Triton kernel for {dtype}"
 
 
@@ -44,10 +46,12 @@ class _Call:
         return (-(-self.tokens // self.launch["BM"]),)
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+@takes(CoreInputs)
+def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
+    """See the schema."""
     from .triton_kernels import adapter_fusion_fwd_kernel
 
-    call = _Call("fwd", CoreInputs(*args))
+    call = _Call("fwd", core)
     weighted, weights = empty_results(call.products, len(call.hidden))
     if call.tokens:
         adapter_fusion_fwd_kernel[call.grid()](
@@ -57,20 +61,19 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     return weighted, weights
 
 
-def _backward(grad_weighted: Tensor, grad_weights: Tensor | None, weights: Tensor, *args: Any) -> Gradients:
+@takes(Backward)
+def backward(args: Backward) -> Gradients:
+    """See the schema."""
     from .triton_kernels import adapter_fusion_bwd_kernel
 
-    *inputs, need_hidden = args
-    call = _Call("bwd", CoreInputs(*inputs))
+    grad_weights, weights, need_hidden = args.grad_weights, args.weights, args.need_hidden
+    call = _Call("bwd", args.core)
     grads = empty_gradients(call.products, call.hidden, call.shift, need_hidden)
     extra = weights if grad_weights is None else grad_weights.contiguous()
     if call.tokens:
         adapter_fusion_bwd_kernel[call.grid()](
-            grad_weighted.contiguous(), extra, weights, call.products, call.table, call.ranks, call.seed, grads[0],
+            args.grad_weighted.contiguous(), extra, weights, call.products, call.table, call.ranks, call.seed, grads[0],
             pointer_table(grads[1], call.products.device), call.products if call.shift is None else grads[2],
             *call.numbers, GRAD_WEIGHTS=grad_weights is not None, NEED_HIDDEN=need_hidden, **call.flags, **call.launch,
         )  # fmt: skip
     return grads
-
-
-OP.register("triton", _forward, _backward, _supports)

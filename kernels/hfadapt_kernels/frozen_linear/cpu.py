@@ -8,7 +8,7 @@ from torch import Tensor
 from ..cpu_tensors import as_rows, lacks_dtype, widen
 from .packed import WEIGHT_TYPES
 
-__all__ = ["product", "supports"]
+__all__ = ["backward", "forward", "supports"]
 
 
 def supports(*, device: str, dtype: torch.dtype, packed: bool, torch_is_as_fast: bool) -> str | None:
@@ -20,7 +20,26 @@ def supports(*, device: str, dtype: torch.dtype, packed: bool, torch_is_as_fast:
     return None if packed else "the weight has no panels for this processor"
 
 
-def product(
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    panels: Tensor,
+    panels_t: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    kind: str,
+    activation: int,
+) -> Tensor:
+    """See the schema."""
+    return _product(x, panels, scale, bias, kind, weight.shape[0], activation)
+
+
+def backward(grad: Tensor, weight: Tensor, panels_t: Tensor, kind: str) -> Tensor:
+    """See the schema."""
+    return _product(grad, panels_t, None, None, kind, weight.shape[1], 0)
+
+
+def _product(
     x: Tensor, panels: Tensor, scale: Tensor | None, bias: Tensor | None, kind: str, outputs: int, activation: int
 ) -> Tensor:
     """``activation((x W^T) * scale + bias)`` [..., outputs] from the panels of W."""

@@ -1,4 +1,4 @@
-"""frozen_linear: schema, fake, autograd and the choice of the implementation."""
+"""frozen_linear: the public function, its schema, fake, autograd and backends."""
 
 from __future__ import annotations
 
@@ -9,42 +9,20 @@ from torch import Tensor
 
 from .. import native
 from ..activations import get_activation
-from ..backend import FusedOp, requested_backend
+from ..backend import FusedOp, Implementation, requested_backend
 from ..errors import ShapeError
 from ..opaque import autocast_inputs, define
-from . import cpu, triton
+from . import cpu, fallback, triton
 from .packed import PackedLinear
-from .reference import effective_weight, frozen_linear_reference
+from .reference import frozen_linear_reference
 
-__all__ = ["frozen_linear"]
+__all__ = ["OP", "frozen_linear"]
 
 _NAME = "frozen_linear"
-_OP = FusedOp(_NAME, packed=True, torch_is_as_fast=False)
-
-
-def _reference_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
-    # With an activation that needs its input for the gradient, the caller asks for the identity and applies it after.
-    name = get_activation(activation).name
-    return frozen_linear_reference(x, weight, bias, dtype=kind, activation=name)
-
-
-def _reference_backward(grad, weight, panels_t, kind):  # type: ignore[no-untyped-def]
-    return grad @ effective_weight(weight, kind).to(grad.dtype)
-
-
-def _cpu_forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
-    return cpu.product(x, panels, scale, bias, kind, weight.shape[0], activation)
-
-
-def _cpu_backward(grad, weight, panels_t, kind):  # type: ignore[no-untyped-def]
-    if panels_t is None:
-        return _reference_backward(grad, weight, panels_t, kind)
-    return cpu.product(grad, panels_t, None, None, kind, weight.shape[1], 0)
-
-
-_OP.register("reference", _reference_forward, _reference_backward)
-_OP.register("cpu", _cpu_forward, _cpu_backward, cpu.supports)
-_OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP = FusedOp(_NAME, packed=True, torch_is_as_fast=False)
+OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("reference", fallback.forward, fallback.backward)
 
 
 # Fewer rows than this read the weight once and multiply little: torch's own product does that as fast, and the weight
@@ -52,9 +30,9 @@ _OP.register("triton", triton.forward, triton.backward, triton.supports)
 _FEW_ROWS = 8
 
 
-def _prefer_torch(x: Tensor, kind: str) -> bool:
-    """Whether the automatic choice leaves a float32 product to torch."""
-    if kind != "float32" or requested_backend() != "auto":
+def _prefer_torch(x: Tensor, kind: str, wanted: str) -> bool:
+    """Whether the automatic choice leaves a float32 product to torch; ``wanted`` is the backend asked for."""
+    if kind != "float32" or wanted != "auto":
         return False
     if x.device.type == "cuda":
         return True
@@ -63,21 +41,25 @@ def _prefer_torch(x: Tensor, kind: str) -> bool:
     return x.numel() < _FEW_ROWS * x.shape[-1] or native.torch_product_is_fast()
 
 
+def _select(x: Tensor, kind: str, packed: bool, wanted: str) -> Implementation:
+    as_fast = _prefer_torch(x, kind, wanted)
+    return OP.select(x.device.type, x.dtype, wanted, packed=packed, torch_is_as_fast=as_fast)
+
+
 def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
-    chosen = _OP.select(x.device.type, x.dtype, packed=panels is not None, torch_is_as_fast=_prefer_torch(x, kind))
+    chosen = OP.running or _select(x, kind, panels is not None, requested_backend())
     return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation)
 
 
 def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-def]
+    chosen = OP.running or _select(grad, kind, panels_t is not None, requested_backend())
     # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
-    as_fast = _prefer_torch(grad, kind)
-    chosen = _OP.select(grad.device.type, grad.dtype, packed=panels_t is not None, torch_is_as_fast=as_fast)
     if chosen.backend != "reference" and scale is not None:
         grad = grad * scale.to(grad.dtype)
     return chosen.backward(grad, weight, panels_t, kind)
 
 
-define(
+_backward_op = define(
     f"{_NAME}_backward",
     "(Tensor grad, Tensor weight, Tensor? panels_t, Tensor? scale, str kind) -> Tensor",
     _backward,
@@ -89,13 +71,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, weight, _, panels_t, scale, bias, kind, _ = inputs
     ctx.save_for_backward(weight, panels_t, scale)
     ctx.kind, ctx.bias = kind, bias is not None
+    # Without panels for the gradient another implementation has to be found for it.
+    ctx.chosen = OP.running if panels_t is not None else None
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weight, panels_t, scale = ctx.saved_tensors
     dx = db = None
     if ctx.needs_input_grad[0]:
-        dx = torch.ops.hfadapt.frozen_linear_backward(grad.contiguous(), weight, panels_t, scale, ctx.kind)
+        dx = OP.run(ctx.chosen, _backward_op, grad.contiguous(), weight, panels_t, scale, ctx.kind)
     if ctx.bias and ctx.needs_input_grad[5]:
         db = grad.reshape(-1, grad.shape[-1]).sum(0)
     return dx, None, None, None, None, db, None, None
@@ -142,11 +126,15 @@ def frozen_linear(
     (x,) = autocast_inputs(x.device.type, x)
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if not torch.compiler.is_compiling():
-        if _prefer_torch(x, packed.kind):
-            return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.kind, activation=chosen.name)
-        packed.prepare(backward=differentiable and x.requires_grad)
     # The gradient of the activation needs its input: with gradients the activation runs outside of the op.
     fused = 0 if differentiable else chosen.code
-    y = _op(x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.kind, fused)
+    implementation = None
+    if not torch.compiler.is_compiling():
+        wanted = requested_backend()
+        if _prefer_torch(x, packed.kind, wanted):
+            return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.kind, activation=chosen.name)
+        packed.prepare(backward=differentiable and x.requires_grad, wanted=wanted)
+        implementation = _select(x, packed.kind, packed._panels is not None, wanted)
+    arguments = (x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.kind, fused)
+    y = _op(*arguments) if implementation is None else OP.run(implementation, _op, *arguments)
     return chosen.fn(y) if differentiable and chosen.code else y

@@ -68,38 +68,41 @@ class PackedLinear:
         exact = self.dtype == "float32" and self.weight.dtype == torch.bfloat16
         return "bfloat16" if exact and self.weight.device.type == "cpu" else self.dtype
 
-    def _state(self) -> tuple[Any, ...]:
+    def _state(self, triton: bool) -> tuple[Any, ...]:
         version = None if self.weight.is_inference() else self.weight._version
-        return (self.weight.data_ptr(), version, "triton" if self._for_triton() else native.isa())
+        return (self.weight.data_ptr(), version, "triton" if triton else native.isa())
 
-    def _for_triton(self) -> bool:
-        return self.weight.device.type == "cuda" or requested_backend() == "triton"
-
-    def _packable(self) -> bool:
-        if self._for_triton():
+    def _packable(self, triton: bool) -> bool:
+        if triton:
             return self.weight.dtype != torch.float64
         return native.available() and self.weight.device.type == "cpu" and self.weight.dtype != torch.float64
 
-    def prepare(self, *, backward: bool = False) -> None:
-        """Make the panels (and those of the gradient) if they are missing or the weight has changed since."""
-        if not self._packable():
+    def prepare(self, *, backward: bool = False, wanted: str | None = None) -> None:
+        """Make the panels (and those of the gradient) if they are missing or the weight has changed since.
+
+        Args:
+            backward: Whether those of the gradient are needed.
+            wanted: The backend asked for, where the caller knows it.
+        """
+        triton = self.weight.device.type == "cuda" or (wanted or requested_backend()) == "triton"
+        if not self._packable(triton):
             return
-        state = self._state()
+        state = self._state(triton)
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
             self._scale = int8_scale(self.weight) if self.kind == "int8" else None
         if self._panels is None:
-            self._panels = self._make(transposed=False)
+            self._panels = self._make(triton, transposed=False)
         if backward and self._panels_t is None:
-            self._panels_t = self._make(transposed=True)
+            self._panels_t = self._make(triton, transposed=True)
 
     def _prepare_early(self) -> None:
         # Where the automatic choice leaves float32 to torch, panels are made only when somebody insists on ours.
         if self.kind != "float32" or not native.torch_product_is_fast():
             self.prepare()
 
-    def _make(self, *, transposed: bool) -> Tensor:
-        if self._for_triton():
+    def _make(self, triton: bool, *, transposed: bool) -> Tensor:
+        if triton:
             from .triton import panels
 
             # Read with either axis inside: the gradient's product needs no second copy.

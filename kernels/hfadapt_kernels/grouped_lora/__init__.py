@@ -1,6 +1,5 @@
 """Low-rank updates for rows of different tasks: `grouped_lora`, and `lora_linear` with the base product."""
 
-from . import cpu, fallback, triton  # noqa: F401  register their backends
 from .op import grouped_lora, lora_linear
 
 __all__ = ["grouped_lora", "lora_linear"]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calls import takes
 from ..cpu_tensors import as_rows, empty_result, lacks_dtype, widen
-from .schema import LINEAR, OP, Gradients, empty_gradients, empty_low
+from .schema import (
+    Backward,
+    Forward,
+    Gradients,
+    LinearBackward,
+    LinearForward,
+    empty_gradients,
+    empty_low,
+)
 
-__all__ = ["add_in_place"]
+__all__ = ["add_in_place", "backward", "forward", "linear_backward", "linear_forward", "supports"]
 
 
-def _supports(*, device: str, dtype: torch.dtype) -> str | None:
+def supports(*, device: str, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels cannot serve the call; ``None`` when they can."""
     return lacks_dtype(dtype)
 
 
@@ -23,72 +31,81 @@ def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
     return factors * torch.cat([t.reshape(1).float() for t in learned]) if learned else factors
 
 
-def _add(x: Tensor, y: Tensor | None, out: Tensor, low: Tensor, args: tuple[Any, ...]) -> None:
-    a, b, learned, scale, ids, dropout, seed = args
-    ids = None if ids is None else ids.contiguous()
-    rows = None if y is None else as_rows(y)
+def _add(call: Forward, out: Tensor, low: Tensor) -> None:
+    ids = None if call.ids is None else call.ids.contiguous()
+    rows = None if call.y is None else as_rows(call.y)
     torch.ops.hfadapt_cpu.grouped_lora_forward(
-        as_rows(x), rows, a, b, _factors(learned, scale), ids, dropout, seed, out, low
+        as_rows(call.x),
+        rows,
+        call.a,
+        call.b,
+        _factors(call.learned, call.scale),
+        ids,
+        call.dropout,
+        call.seed,
+        out,
+        low,
     )
 
 
-def add_in_place(y: Tensor, x: Tensor, *lora: Any) -> None:
-    """Add the update to ``y``, below autograd; ``lora`` as the schema orders it from ``a`` on."""
-    _add(x, y, y, x.new_empty(0), lora)
+def add_in_place(call: Forward) -> None:
+    """Add the update to ``y``, below autograd."""
+    assert call.y is not None
+    _add(call, call.y, call.x.new_empty(0))
 
 
-def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    *lora, save = args
-    if x.dtype == torch.float16:
-        return tuple(t.half() for t in _forward(*widen([x, y]), *widen(lora), save))  # type: ignore[return-value]
-    out = empty_result(x, (*x.shape[:-1], lora[1][0].shape[0]))
-    low = empty_low(x, lora[0], save, empty_result)
-    _add(x, y, out, low, tuple(lora))
+@takes(Forward)
+def forward(call: Forward) -> tuple[Tensor, Tensor]:
+    """See the schema; float16 is computed in float32."""
+    if call.x.dtype == torch.float16:
+        out, low = forward(*widen(call))
+        return out.half(), low.half()
+    out = empty_result(call.x, (*call.x.shape[:-1], call.b[0].shape[0]))
+    low = empty_low(call.x, call.a, call.save, empty_result)
+    _add(call, out, low)
     return out, low
 
 
-def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    *lora, save = args
-    if x.dtype == torch.float16:
-        return tuple(t.half() for t in _linear_forward(*widen([x, weight, bias]), *widen(lora), save))  # type: ignore[return-value]
-    out = F.linear(x, weight, bias)
-    low = empty_low(x, lora[0], save, empty_result)
-    _add(x, out, out, low, tuple(lora))
+@takes(LinearForward)
+def linear_forward(call: LinearForward) -> tuple[Tensor, Tensor]:
+    """See the schema; float16 is computed in float32."""
+    if call.x.dtype == torch.float16:
+        out, low = linear_forward(*widen(call))
+        return out.half(), low.half()
+    out = F.linear(call.x, call.weight, call.bias)
+    low = empty_low(call.x, call.a, call.save, empty_result)
+    _add(call.update(out), out, low)
     return out, low
 
 
-def _backward(grad: Tensor, x: Tensor, low: Tensor, *args: Any) -> Gradients:
-    *lora, needs = args
-    return _gradients(grad, x, low, None, lora, needs)
+@takes(Backward)
+def backward(call: Backward) -> Gradients:
+    """See the schema."""
+    return _gradients(call, None)
 
 
-def _linear_backward(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, *args: Any) -> Gradients:
-    *lora, needs = args
-    return _gradients(grad, x, low, weight, lora, needs)
+@takes(LinearBackward)
+def linear_backward(call: LinearBackward) -> Gradients:
+    """See the schema."""
+    return _gradients(call.update(), call.weight)
 
 
-def _gradients(
-    grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, lora: list[Any], needs: list[bool]
-) -> Gradients:
-    if x.dtype == torch.float16:
-        wide_grad, wide_x, wide_low, wide_weight = widen([grad, x, low, weight])
-        dx, da, db, dlearned = _gradients(wide_grad, wide_x, wide_low, wide_weight, widen(lora), needs)
+def _gradients(call: Backward, weight: Tensor | None) -> Gradients:
+    if call.x.dtype == torch.float16:
+        dx, da, db, dlearned = _gradients(Backward(*widen(call)), widen(weight))
         return dx.half(), [t.half() for t in da], [t.half() for t in db], [t.half() for t in dlearned]
-    a, b, learned, scale, ids, dropout, seed = lora
-    ids = None if ids is None else ids.contiguous()
+    grad, x, a, b, learned, needs = call.grad, call.x, call.a, call.b, call.learned, call.needs
+    ids = None if call.ids is None else call.ids.contiguous()
     dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs, empty_result)
     add = weight is not None and needs[0]
     if weight is not None and needs[0]:
         dx = torch.matmul(grad, weight)
     dscale = torch.empty(len(learned) if needs[3] else 0, dtype=torch.float32)
     torch.ops.hfadapt_cpu.grouped_lora_backward(
-        as_rows(grad), as_rows(x), low, a, b, _factors(learned, scale), ids, dropout, seed, add, dx, da, db, dscale
-    )
+        as_rows(grad), as_rows(x), call.low, a, b, _factors(learned, call.scale), ids, call.dropout, call.seed, add, dx,
+        da, db, dscale,
+    )  # fmt: skip
     if needs[3]:
-        for target, value, fixed in zip(dlearned, dscale.unbind(), scale, strict=True):
+        for target, value, fixed in zip(dlearned, dscale.unbind(), call.scale, strict=True):
             target.copy_(value * fixed)
     return dx, da, db, dlearned
-
-
-OP.register("cpu", _forward, _backward, _supports)
-LINEAR.register("cpu", _linear_forward, _linear_backward, _supports)

@@ -14,12 +14,19 @@ from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from ..errors import ShapeError
 from ..frozen_linear import PackedLinear, frozen_linear
-from . import cpu
+from . import cpu, fallback, triton
 from .checks import check_arguments, split_scale
 from .reference import grouped_lora_reference, lora_linear_reference
-from .schema import LINEAR, OP, forward_op, linear_op
+from .schema import LINEAR, OP, Forward, LinearForward, forward_op, linear_op
 
 __all__ = ["grouped_lora", "lora_linear"]
+
+OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("reference", fallback.forward, fallback.backward)
+LINEAR.register("triton", triton.linear_forward, triton.linear_backward, triton.supports)
+LINEAR.register("cpu", cpu.linear_forward, cpu.linear_backward, cpu.supports)
+LINEAR.register("reference", fallback.linear_forward, fallback.linear_backward)
 
 Scale = float | Sequence[float] | Sequence[Tensor]
 
@@ -69,10 +76,14 @@ def grouped_lora(
     # A base of another dtype (a bfloat16 model with float32 updates) keeps its dtype.
     inside = base if base is None or base.dtype == x.dtype else None
     rest = (learned, numbers, batch.op_ids, *choose_dropout("grouped_lora", dropout, training, seed, x.device))
-    if not torch.compiler.is_compiling() and _select(OP, x).backend == "reference":
-        out = grouped_lora_reference(x, inside, down, up, *rest)
+    call = Forward(x, inside, down, up, *rest, _wants_gradient(x, down, up, learned))
+    chosen = None if torch.compiler.is_compiling() else _select(OP, x)
+    if chosen is None:
+        out, _ = forward_op(*call)
+    elif chosen.backend == "reference":
+        out = grouped_lora_reference(*call[:-1])
     else:
-        out, _ = forward_op(x, inside, down, up, *rest, _wants_gradient(x, down, up, learned))
+        out, _ = OP.run(chosen, forward_op, *call)
     return out if base is None or inside is base else base + out.to(base.dtype)
 
 
@@ -113,20 +124,23 @@ def lora_linear(
     """
     if isinstance(weight, PackedLinear):
         return _packed(x, weight, bias, a, b, scale, batch, dropout, training, seed)
-    a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
+    down, up, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
     base: Tensor
-    x, base, bias, a, b, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, a, b, learned)
-    if batch.num_tasks == 0 or any(t.dtype != x.dtype for t in (*a, *b)):
+    x, base, bias, down, up, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, down, up, learned)
+    if batch.num_tasks == 0 or any(t.dtype != x.dtype for t in (*down, *up)):
         y = torch.nn.functional.linear(x, base, bias)
         scales = [t * n for t, n in zip(learned, numbers, strict=True)] if learned else numbers
-        return grouped_lora(x, a, b, scales, batch, y=y, dropout=dropout, training=training, seed=seed)
-    check_arguments("lora_linear", x, None, a, b, batch)
-    _check_base(x, base, bias, b[0])
+        return grouped_lora(x, down, up, scales, batch, y=y, dropout=dropout, training=training, seed=seed)
+    check_arguments("lora_linear", x, None, down, up, batch)
+    _check_base(x, base, bias, up[0])
     rest = (learned, numbers, batch.op_ids, *choose_dropout("lora_linear", dropout, training, seed, x.device))
-    if not torch.compiler.is_compiling() and _select(LINEAR, x).backend == "reference":
-        return lora_linear_reference(x, base, bias, a, b, *rest)
-    out, _ = linear_op(x, base, bias, a, b, *rest, _wants_gradient(x, a, b, learned))
-    return out
+    call = LinearForward(x, base, bias, down, up, *rest, _wants_gradient(x, down, up, learned))
+    if torch.compiler.is_compiling():
+        return linear_op(*call)[0]
+    chosen = _select(LINEAR, x)
+    if chosen.backend == "reference":
+        return lora_linear_reference(*call[:-1])
+    return LINEAR.run(chosen, linear_op, *call)[0]
 
 
 def _packed(
@@ -151,7 +165,7 @@ def _packed(
     a, b, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
     check_arguments("lora_linear", x, y, a, b, batch)
     chosen = choose_dropout("lora_linear", dropout, training, seed, x.device)
-    cpu.add_in_place(y, x, a, b, learned, numbers, batch.op_ids, *chosen)
+    cpu.add_in_place(Forward(x, y, a, b, learned, numbers, batch.op_ids, *chosen, save=False))
     return y
 
 

@@ -5,22 +5,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import TaskBatch
+from ..calls import takes
 from ..dropout import dropout_threshold
 from ..triton.products import weight_products
 from ..triton.rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
 from .reference import drop_elements
-from .schema import LINEAR, OP, Gradients, empty_gradients
+from .schema import Backward, Forward, Gradients, LinearBackward, LinearForward, empty_gradients
 from .triton_configs import config
 
+__all__ = ["backward", "forward", "linear_backward", "linear_forward", "supports"]
 
-def _supports(*, device: str, dtype: torch.dtype) -> str | None:
+
+def supports(*, device: str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve the call; ``None`` when they can."""
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"no kernel for {dtype}"
 
 
@@ -57,27 +60,37 @@ def _launch(
     return out, low
 
 
-def _forward(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    a, b, learned, scale, ids, dropout, seed, save = args
-    factors, ranks = _factors(learned, scale, x.device), [w.shape[0] for w in a]
-    out, low = _launch(x, y, a, b, ranks, b[0].shape[0], factors, ids, dropout, seed, False, True)
-    return out, low if save else x.new_empty(0)
+@takes(Forward)
+def forward(call: Forward) -> tuple[Tensor, Tensor]:
+    """See the schema."""
+    x, ranks = call.x, [w.shape[0] for w in call.a]
+    factors = _factors(call.learned, call.scale, x.device)
+    out, low = _launch(
+        x, call.y, call.a, call.b, ranks, call.b[0].shape[0], factors, call.ids, call.dropout, call.seed, False, True
+    )
+    return out, low if call.save else x.new_empty(0)
 
 
-def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    return _forward(x, F.linear(x, weight, bias), *args)
+@takes(LinearForward)
+def linear_forward(call: LinearForward) -> tuple[Tensor, Tensor]:
+    """See the schema."""
+    return forward(*call.update(F.linear(call.x, call.weight, call.bias)))
 
 
-def _backward(grad: Tensor, x: Tensor, low: Tensor, *args: Any) -> Gradients:
-    return _gradients(grad, x, low, None, *args)
+@takes(Backward)
+def backward(call: Backward) -> Gradients:
+    """See the schema."""
+    return _gradients(call, None)
 
 
-def _linear_backward(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, *args: Any) -> Gradients:
-    return _gradients(grad, x, low, weight, *args)
+@takes(LinearBackward)
+def linear_backward(call: LinearBackward) -> Gradients:
+    """See the schema."""
+    return _gradients(call.update(), call.weight)
 
 
-def _gradients(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, *args: Any) -> Gradients:
-    a, b, learned, scale, ids, dropout, seed, needs = args
+def _gradients(call: Backward, weight: Tensor | None) -> Gradients:
+    grad, x, low, a, b, learned, scale, ids, dropout, seed, needs = call
     dx, da, db, dlearned = empty_gradients(x, a, b, learned, needs)
     grad = grad.contiguous()
     factors, ranks = _factors(learned, scale, x.device), [w.shape[0] for w in a]
@@ -97,7 +110,3 @@ def _gradients(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor | None, *arg
         sums = membership(rows, len(a)) @ (g.float() * low.float()).sum(1).view(batch, tokens).sum(1)
         dlearned = [(v * fixed).reshape(t.shape).to(t.dtype) for v, fixed, t in zip(sums, scale, learned, strict=True)]
     return dx, da, db, dlearned
-
-
-OP.register("triton", _forward, _backward, _supports)
-LINEAR.register("triton", _linear_forward, _linear_backward, _supports)

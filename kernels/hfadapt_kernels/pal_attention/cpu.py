@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
+from ..calls import takes
 from ..cpu_tensors import as_rows, lacks_dtype, widen
-from .schema import OP, Results, empty_gradients, empty_results
+from .schema import Backward, Forward, Results, empty_gradients, empty_results
+
+__all__ = ["backward", "forward", "supports"]
 
 
-def _supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
+def supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
+    """Why the C++ kernels cannot serve the call; ``None`` when they can."""
     return lacks_dtype(dtype) or (None if same_size else "the tasks' pal sizes differ")
 
 
@@ -27,41 +31,38 @@ def _additive(mask: Tensor | None) -> Tensor | None:
     return mask.float().contiguous()
 
 
-def _arguments(x: Tensor, weights: list[Tensor], present: list[bool], *options: Any) -> tuple[Any, ...]:
-    ids, mask, num_heads, causal, activation, dropout, seed = options
-    code = ACTIVATIONS[activation].code
-    flags = [int(here) for here in present]
-    ids = None if ids is None else ids.contiguous()
-    return (as_rows(x), x.shape[0], weights, flags, ids, _additive(mask), num_heads, causal, code, dropout, seed)
+def _arguments(call: Forward | Backward) -> tuple[Any, ...]:
+    flags = [int(here) for here in call.present]
+    ids = None if call.ids is None else call.ids.contiguous()
+    return (
+        as_rows(call.x), call.x.shape[0], call.weights, flags, ids, _additive(call.mask), call.num_heads, call.causal,
+        ACTIVATIONS[call.activation].code, call.dropout, call.seed,
+    )  # fmt: skip
 
 
-def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Results:
-    *options, save = rest
-    if x.dtype == torch.float16:
-        out, hidden, lse, pre = _forward(x.float(), widen(weights), present, *rest)
+@takes(Forward)
+def forward(call: Forward) -> Results:
+    """See the schema; float16 is computed in float32."""
+    if call.x.dtype == torch.float16:
+        out, hidden, lse, pre = forward(*call._replace(x=call.x.float(), weights=widen(call.weights)))
         return out.half(), hidden.half(), lse, pre.half()
-    num_heads, activation = options[2], options[4]
-    results = empty_results(x, weights, present, num_heads, activation, save)
-    if x.numel() == 0:
-        return results
-    out, hidden, lse, pre = results
-    torch.ops.hfadapt_cpu.pal_attention_forward(*_arguments(x, weights, present, *options), out, hidden, pre)
-    # The backward computes whole rows of probabilities again and needs no log-sum-exp.
-    lse.zero_()
+    out, hidden, lse, pre = results = empty_results(call)
+    if call.x.numel():
+        torch.ops.hfadapt_cpu.pal_attention_forward(*_arguments(call), out, hidden, pre)
+        # The backward computes whole rows of probabilities again and needs no log-sum-exp.
+        lse.zero_()
     return results
 
 
-def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Any:
-    if x.dtype == torch.float16:
-        dx, dw = _backward(*widen([grad, x, weights]), present, *widen(list(rest)))
+@takes(Backward)
+def backward(call: Backward) -> tuple[Tensor, list[Tensor]]:
+    """See the schema."""
+    if call.x.dtype == torch.float16:
+        dx, dw = backward(*widen(call))
         return dx.half(), [w.half() for w in dw]
-    *options, hidden, _, pre, needs = rest
-    dx, dw = empty_gradients(x, weights, needs)
-    if x.numel() == 0:
+    dx, dw = empty_gradients(call.x, call.weights, call.needs)
+    if call.x.numel() == 0:
         return dx, [w.zero_() for w in dw]
-    arguments = _arguments(x, weights, present, *options)
-    torch.ops.hfadapt_cpu.pal_attention_backward(as_rows(grad), *arguments, hidden, pre, dx, dw)
+    arguments = _arguments(call)
+    torch.ops.hfadapt_cpu.pal_attention_backward(as_rows(call.grad), *arguments, call.hidden, call.pre, dx, dw)
     return dx, dw
-
-
-OP.register("cpu", _forward, _backward, _supports)

@@ -11,12 +11,17 @@ from .. import opaque
 from ..activations import get_activation
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
+from . import cpu, fallback, triton
 from .checks import canonical_mask, check_arguments
 from .reference import pal_attention_reference
-from .schema import forward_op, select
+from .schema import OP, Forward, forward_op, select
 from .weights import flatten, unflatten
 
 __all__ = ["pal_attention"]
+
+OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("reference", fallback.forward, fallback.backward)
 
 
 def pal_attention(
@@ -96,7 +101,11 @@ def pal_attention(
         return torch.zeros_like(x)
     dropout, seed = choose_dropout("pal_attention", dropout, training, seed, x.device)
     options = (batch.op_ids, mask, num_heads, causal, activation, dropout, seed)
-    if not torch.compiler.is_compiling() and select(x, weights, present, num_heads).backend == "reference":
-        return pal_attention_reference(x, unflatten(weights, present), *options)
     save = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
-    return forward_op(x, weights, present, *options, save)[0]
+    call = Forward(x, weights, present, *options, save)
+    if torch.compiler.is_compiling():
+        return forward_op(*call)[0]
+    chosen = select(call)
+    if chosen.backend == "reference":
+        return pal_attention_reference(x, unflatten(weights, present), *options)
+    return OP.run(chosen, forward_op, *call)[0]

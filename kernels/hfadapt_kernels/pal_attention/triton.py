@@ -10,46 +10,37 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
-from ..backend import FusedOp, Implementation
 from ..batch import TaskBatch
+from ..calls import takes
+from ..prefix_attention import triton as prefix_attention
 from ..triton.products import weight_products
 from ..triton.rows import aligned, membership, pointer_table, precision
-from .schema import OP, Results, empty_gradients, empty_results
+from .schema import Backward, Forward, Results, empty_gradients, empty_results
 from .triton_configs import config
 from .weights import FAMILIES, PalWeights, unflatten
 
+__all__ = ["backward", "forward", "supports"]
 
-def _supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
+
+def supports(*, device: str, dtype: torch.dtype, head_dim: int, same_size: bool) -> str | None:
+    """Why the Triton kernels cannot serve the call; ``None`` when they can."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no kernel for {dtype}"
     if head_dim > 256:
         return f"heads of {head_dim} are wider than 256"
-    if "triton" not in _prefix_op()._by_backend:
-        return "prefix_attention, whose attention this uses, has no Triton kernels"
     return None if same_size else "the tasks' pal sizes differ"
-
-
-def _prefix_op() -> FusedOp:
-    from ..prefix_attention.op import OP as PREFIX
-
-    return PREFIX
-
-
-def _attention() -> Implementation:
-    return _prefix_op()._by_backend["triton"]
 
 
 class _Call:
     """The arguments of one call, and the products with its per-task weights."""
 
-    def __init__(
-        self, x: Tensor, weights: list[Tensor], present: list[bool], ids: Tensor | None, num_heads: int
-    ) -> None:
+    def __init__(self, call: Forward | Backward) -> None:
+        x = call.x
         self.B, self.T, self.D = x.shape
-        self.weights: list[PalWeights] = unflatten([aligned(w) for w in weights], present)
+        self.weights: list[PalWeights] = unflatten([aligned(w) for w in call.weights], call.present)
         self.S = self.weights[0].encoder.shape[0]
-        self.heads = num_heads
-        self.ids = torch.zeros(self.B, dtype=torch.int64, device=x.device) if ids is None else ids
+        self.heads = call.num_heads
+        self.ids = torch.zeros(self.B, dtype=torch.int64, device=x.device) if call.ids is None else call.ids
 
     def linear(
         self, x: Tensor, family: str, out: Tensor, *, back: bool = False, add: bool = False, act: int = 0,
@@ -86,54 +77,58 @@ class _Call:
         rows.view(self.B, self.T, -1)[..., : self.S].copy_(heads.transpose(1, 2).flatten(2))
         return rows
 
-    def attention(self, hidden: Tensor, mask: Tensor | None, causal: bool, dropout: float, seed: Tensor | None) -> Any:
+    def attention(self, hidden: Tensor, call: Forward | Backward) -> tuple[Any, ...]:
         """Arguments of the attention: no task has a prefix."""
         none = torch.full_like(self.ids, -1)
         scaling = (self.S // self.heads) ** -0.5
         qkv = (self.split(hidden[piece]) for piece in (1, 2, 3))
-        return (*qkv, [], [], none, mask, None, causal, scaling, "softmax", dropout, seed)
+        return (*qkv, [], [], none, call.mask, None, call.causal, scaling, "softmax", call.dropout, call.seed)
 
 
-def _forward(x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Results:
-    ids, mask, num_heads, causal, activation, dropout, seed, save = rest
-    call = _Call(x, weights, present, ids, num_heads)
-    out, hidden, lse, pre = results = empty_results(x, weights, present, num_heads, activation, save)
+@takes(Forward)
+def forward(args: Forward) -> Results:
+    """See the schema."""
+    x, activation = args.x, args.activation
+    call = _Call(args)
+    out, hidden, lse, pre = results = empty_results(args)
     if x.numel() == 0:
         return results
-    if not save:
-        hidden = empty_results(x, weights, present, num_heads, "identity", True)[1]
+    if not args.save:
+        hidden = empty_results(args._replace(activation="identity", save=True))[1]
     hidden.zero_()
     call.linear(x.reshape(-1, call.D).contiguous(), "encoder", hidden[0])
     for piece, family in enumerate(("query", "key", "value"), 1):
         call.linear(hidden[0], family, hidden[piece])
-    mixed, _, sums = _attention().forward(*call.attention(hidden, mask, causal, dropout, seed))
+    mixed, _, sums = prefix_attention.forward(*call.attention(hidden, args))
     last = call.merge(mixed, hidden[4])
     if call.weights[0].output is not None:
         last = call.linear(last, "output", hidden[5])
     code, keep = ACTIVATIONS[activation].code, pre.zero_() if pre.numel() else None
     call.linear(last, "decoder", out.view(-1, call.D), act=code, pre=keep)
-    if save:
+    if args.save:
         lse.copy_(sums[0])
     return results
 
 
-def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool], *rest: Any) -> Any:
-    ids, mask, num_heads, causal, activation, dropout, seed, hidden, lse, pre, needs = rest
-    dx, dw = empty_gradients(x, weights, needs)
+@takes(Backward)
+def backward(args: Backward) -> tuple[Tensor, list[Tensor]]:
+    """See the schema."""
+    grad, x, hidden, lse, pre, needs = args.grad, args.x, args.hidden, args.lse, args.pre, args.needs
+    dx, dw = empty_gradients(x, args.weights, needs)
     if x.numel() == 0:
         return dx, [w.zero_() for w in dw]
-    call = _Call(x, weights, present, ids, num_heads)
+    call = _Call(args)
     rows = grad.reshape(-1, call.D).contiguous()
     if pre.numel():
-        rows = (rows.float() * ACTIVATIONS[activation].derivative(pre.float())).to(x.dtype)
+        rows = (rows.float() * ACTIVATIONS[args.activation].derivative(pre.float())).to(x.dtype)
     like = hidden[0]
     output = call.weights[0].output is not None
     projected = call.linear(rows, "decoder", torch.zeros_like(like), back=True)
     mixed = call.linear(projected, "output", torch.zeros_like(like), back=True) if output else projected
-    arguments = call.attention(hidden, mask, causal, dropout, seed)
+    arguments = call.attention(hidden, args)
     saved = (call.split(hidden[4]).contiguous(), torch.zeros_like(lse), torch.stack([lse, lse]))
     needed = [True, True, False, False]
-    heads = _attention().backward(call.split(mixed).contiguous(), None, *arguments, *saved, needed)[:3]
+    heads = prefix_attention.backward(call.split(mixed).contiguous(), None, *arguments, *saved, needed)[:3]
     dq, dk, dv = (call.merge(h, torch.zeros_like(like)) for h in heads)
     encoded = torch.zeros_like(like)
     for part, (family, d) in enumerate((("query", dq), ("key", dk), ("value", dv))):
@@ -146,7 +141,7 @@ def _backward(grad: Tensor, x: Tensor, weights: list[Tensor], present: list[bool
         "output": hidden[4],
         "decoder": hidden[5 if output else 4],
     }
-    return dx, _weight_gradients(call, present, dw, flows, sources, hidden[0])
+    return dx, _weight_gradients(call, args.present, dw, flows, sources, hidden[0])
 
 
 def _weight_gradients(
@@ -170,6 +165,3 @@ def _weight_gradients(
             products = weight_products(flow, sources.get(family, encoded), shapes, order, starts, call.T)
             found += [p.to(w.dtype) for p, w in zip(products, wanted, strict=True)]
     return [f if w.numel() else w for f, w in zip(found, dw, strict=True)]
-
-
-OP.register("triton", _forward, _backward, _supports)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import takes
 from ..cpu_tensors import empty_result, lacks_dtype, widen
 from .saved import empty_grads, saved_shapes, stat_dtype
+from .schema import Backward, Forward
 
 __all__ = ["backward", "forward", "supports"]
 
@@ -28,53 +30,43 @@ def _plain(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def forward(
-    x, residual, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed, activation,
-    norm, eps, norm_offset, dropout, save,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+@takes(Forward)
+def forward(call: Forward) -> tuple[Tensor, ...]:
     """See the schema; float16 is computed in float32 (processors are a hundred times slower in it)."""
-    if x.dtype == torch.float16:
-        out, z, pre, mean, rstd = forward(
-            *widen((
-                x, residual, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed,
-                activation, norm, eps, norm_offset, dropout, save,
-            ))
-        )  # fmt: skip
+    if call.x.dtype == torch.float16:
+        out, z, pre, mean, rstd = forward(*widen(call))
         return out.half(), z.half(), pre.half(), mean, rstd
-    z_shape, pre_shape, stats = saved_shapes(x, down, norm, save)
+    x, norm, save = call.x, call.norm, call.save
+    z_shape, pre_shape, stats = saved_shapes(x, call.down, norm, save)
     out, z = empty_result(x, x.shape), empty_result(x, z_shape)
     # Columns beyond a task's rank, and rows without a task, are never read; zeros keep the output deterministic.
-    ragged = ids is not None or any(d.shape[0] != down[0].shape[0] for d in down)
+    ragged = call.ids is not None or any(d.shape[0] != call.down[0].shape[0] for d in call.down)
     pre = x.new_zeros(pre_shape) if ragged else empty_result(x, pre_shape)
     mean = x.new_zeros(stats, dtype=stat_dtype(x)) if norm == 2 else x.new_empty(stats, dtype=stat_dtype(x))
     rstd = x.new_empty(stats, dtype=stat_dtype(x))
     kept = save and norm > 0
     torch.ops.hfadapt_cpu.parallel_adapter_norm_forward(
-        _rows(x), _rows(residual), _rows(h), _plain(down), _plain(up), _plain(down_bias), _plain(up_bias),
-        _plain(scale), scale_values, _flat(norm_weight), _flat(norm_bias), _flat(ids), seed, activation,
-        norm, eps, norm_offset, dropout, out.view(-1, x.shape[-1]), z if kept else None, pre if save else None,
-        mean if kept else None, rstd if kept else None,
+        _rows(x), _rows(call.residual), _rows(call.h), _plain(call.down), _plain(call.up), _plain(call.down_bias),
+        _plain(call.up_bias), _plain(call.scale), call.scale_values, _flat(call.norm_weight), _flat(call.norm_bias),
+        _flat(call.ids), call.seed, call.activation, norm, call.eps, call.norm_offset, call.dropout,
+        out.view(-1, x.shape[-1]), z if kept else None, pre if save else None, mean if kept else None,
+        rstd if kept else None,
     )  # fmt: skip
     return out, z, pre, mean, rstd
 
 
-def backward(
-    grad, z, pre, mean, rstd, h, down, up, up_bias, scale, scale_values, norm_weight, ids, seed, activation, norm,
-    norm_offset, dropout, needs,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+@takes(Backward)
+def backward(call: Backward) -> tuple[Tensor, Tensor, list[Tensor]]:
     """See the schema."""
-    if grad.dtype == torch.float16:
-        dz, dh, grads = backward(
-            *widen((
-                grad, z, pre, mean, rstd, h, down, up, up_bias, scale, scale_values, norm_weight, ids, seed, activation,
-                norm, norm_offset, dropout, needs,
-            ))
-        )  # fmt: skip
+    if call.grad.dtype == torch.float16:
+        dz, dh, grads = backward(*widen(call))
         return dz.half(), dh.half(), [g.half() for g in grads]
-    dz, dh, grads = empty_grads(grad, h, down, up, scale, norm, needs, empty_result)
+    norm = call.norm
+    dz, dh, grads = empty_grads(call.grad, call.h, call.down, call.up, call.scale, norm, call.needs, empty_result)
     torch.ops.hfadapt_cpu.parallel_adapter_norm_backward(
-        _rows(grad), z if norm else None, pre, mean if norm else None, rstd if norm else None, _rows(h), _plain(down),
-        _plain(up), _plain(up_bias), _plain(scale), scale_values, _flat(norm_weight), _flat(ids), seed, activation,
-        norm, norm_offset, dropout, dz if norm else None, dh if dh.numel() else None, grads,
+        _rows(call.grad), call.z if norm else None, call.pre, call.mean if norm else None, call.rstd if norm else None,
+        _rows(call.h), _plain(call.down), _plain(call.up), _plain(call.up_bias), _plain(call.scale), call.scale_values,
+        _flat(call.norm_weight), _flat(call.ids), call.seed, call.activation, norm, call.norm_offset, call.dropout,
+        dz if norm else None, dh if dh.numel() else None, grads,
     )  # fmt: skip
     return dz, dh, grads

@@ -12,11 +12,16 @@ from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from ..errors import UnsupportedError
 from ..opaque import autocast_inputs
+from . import cpu, fallback, triton
 from .checks import NAME, NORMS, check, split_scale
 from .reference import parallel_adapter_norm_reference
-from .schema import OP, forward_op
+from .schema import OP, Forward, forward_op
 
 __all__ = ["parallel_adapter_norm"]
+
+OP.register("triton", triton.forward, triton.backward, triton.supports)
+OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
+OP.register("reference", fallback.forward, fallback.backward)
 
 
 def parallel_adapter_norm(
@@ -93,16 +98,18 @@ def parallel_adapter_norm(
             norm_offset=norm_offset,
         )  # fmt: skip
     dropout, seed = choose_dropout(NAME, dropout, training, seed, x.device)
-    if not torch.compiler.is_compiling() and OP.select(x.device.type, x.dtype).backend == "reference":
+    chosen = None if torch.compiler.is_compiling() else OP.select(x.device.type, x.dtype)
+    if chosen is not None and chosen.backend == "reference":
         return parallel_adapter_norm_reference(
             x, h, downs, ups, batch.segments(), down_bias=down_biases, up_bias=up_biases, activation=code,
             scale=learned or fixed, residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias,
             eps=eps, norm_offset=norm_offset, dropout=dropout, seed=seed,
         )  # fmt: skip
     tensors = (x, h, residual, norm_weight, norm_bias, *downs, *ups, *down_biases, *up_biases, *learned)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, *_ = forward_op(
-        x, residual, h, downs, ups, down_biases, up_biases, learned, fixed, norm_weight, norm_bias, batch.op_ids, seed,
-        code, NORMS[norm], eps, norm_offset, dropout, save,
+    call = Forward(
+        x=x, residual=residual, h=h, down=downs, up=ups, down_bias=down_biases, up_bias=up_biases, scale=learned,
+        scale_values=fixed, norm_weight=norm_weight, norm_bias=norm_bias, ids=batch.op_ids, seed=seed, activation=code,
+        norm=NORMS[norm], eps=eps, norm_offset=norm_offset, dropout=dropout,
+        save=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
     )  # fmt: skip
-    return out
+    return (forward_op(*call) if chosen is None else OP.run(chosen, forward_op, *call))[0]

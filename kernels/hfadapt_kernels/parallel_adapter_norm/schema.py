@@ -1,16 +1,16 @@
-"""``hfadapt::parallel_adapter_norm`` and its backward: schemas, fakes, autograd and dispatch to the backends."""
+"""``hfadapt::parallel_adapter_norm`` and its backward: what backends are handed, fakes, autograd and dispatch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..backend import FusedOp
 from ..batch import check_ids, tasks_with_rows
+from ..calls import arguments_of, keep, kept
 from ..errors import KernelError
 from ..opaque import define
-from . import cpu, eager, triton
 from .checks import NAME
 from .saved import (
     NEED_DOWN,
@@ -26,119 +26,174 @@ from .saved import (
     stat_dtype,
 )
 
-__all__ = ["OP", "forward_op"]
+__all__ = ["OP", "Backward", "Forward", "forward_op"]
 
 OP = FusedOp(NAME)
-OP.register("reference", eager.forward, eager.backward)
-OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
-OP.register("triton", triton.forward, triton.backward, triton.supports)
-
-_SHARED = (
-    "Tensor[] scale, float[] scale_values, Tensor? norm_weight, {norm_bias}Tensor? ids, Tensor? seed, int activation, "
-    "int norm, {eps}float norm_offset, float dropout"
-)
-_FORWARD = (
-    "(Tensor x, Tensor? residual, Tensor h, Tensor[] down, Tensor[] up, Tensor[] down_bias, Tensor[] up_bias, "
-    + _SHARED.format(norm_bias="Tensor? norm_bias, ", eps="float eps, ")
-    + ", bool save) -> (Tensor out, Tensor z, Tensor pre, Tensor mean, Tensor rstd)"
-)
-# needs: bits of NEED_*. grads: for each task down, up, down_bias, up_bias, scale; then norm_weight and norm_bias; an
-# empty tensor stands for one that is not needed.
-_BACKWARD = (
-    "(Tensor grad, Tensor z, Tensor pre, Tensor mean, Tensor rstd, Tensor h, Tensor[] down, Tensor[] up, "
-    "Tensor[] up_bias, "
-    + _SHARED.format(norm_bias="", eps="")
-    + ", int needs) -> (Tensor dz, Tensor dh, Tensor[] grads)"
-)
 
 
-def _forward_kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    check_ids(NAME, args[10], len(args[2]))
-    return OP.select(x.device.type, x.dtype).forward(x, *args)
+class Forward(NamedTuple):
+    """Arguments of the forward. It returns out, and z, pre, mean and rstd for the backward.
+
+    Attributes:
+        x: [B, ..., D], to which the delta is added.
+        residual: As x, or ``None``.
+        h: [B, ..., Dh], what the bottleneck reads.
+        down: One [R, Dh] a task.
+        up: One [D, R] a task.
+        down_bias: One [R] a task, or none.
+        up_bias: One [D] a task, or none.
+        scale: Learned scales, one [1] or [D] a task, or none.
+        scale_values: One number a task, where no scale is learned.
+        norm_weight: [D].
+        norm_bias: [D].
+        ids: int64 [B]; ``None``: all rows have task 0.
+        seed: int64 [1], or ``None`` for no dropout.
+        activation: Code of an activation.
+        norm: 0 none, 1 LayerNorm, 2 RMSNorm.
+        eps: Added to the variance, or to the mean square.
+        norm_offset: Added to ``norm_weight``.
+        dropout: Probability of dropping an element of the bottleneck.
+        save: Whether a backward may follow.
+    """
+
+    x: Tensor
+    residual: Tensor | None
+    h: Tensor
+    down: list[Tensor]
+    up: list[Tensor]
+    down_bias: list[Tensor]
+    up_bias: list[Tensor]
+    scale: list[Tensor]
+    scale_values: list[float]
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    ids: Tensor | None
+    seed: Tensor | None
+    activation: int
+    norm: int
+    eps: float
+    norm_offset: float
+    dropout: float
+    save: bool
+
+
+class Backward(NamedTuple):
+    """Arguments of the backward; what `Forward` has too is the same.
+
+    It returns dz, dh and grads: of each task down, up, down_bias, up_bias and scale, then norm_weight and norm_bias;
+    what is not needed is empty.
+
+    Attributes:
+        grad: Gradient of out.
+        z: What was normalised, [B, ..., D]; empty without a norm.
+        pre: The bottleneck before its activation, [rows, largest R].
+        mean: Of the rows of z.
+        rstd: Of the rows of z.
+        needs: Bits of ``NEED_*``.
+    """
+
+    grad: Tensor
+    z: Tensor
+    pre: Tensor
+    mean: Tensor
+    rstd: Tensor
+    h: Tensor
+    down: list[Tensor]
+    up: list[Tensor]
+    up_bias: list[Tensor]
+    scale: list[Tensor]
+    scale_values: list[float]
+    norm_weight: Tensor | None
+    ids: Tensor | None
+    seed: Tensor | None
+    activation: int
+    norm: int
+    norm_offset: float
+    dropout: float
+    needs: int
+
+
+_SHARED = [name for name in Backward._fields if name in Forward._fields]
+_NO_GRADIENTS = Forward(*(None,) * len(Forward._fields))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
+    call = Forward(*args)
+    check_ids(NAME, call.ids, len(call.down))
+    return (OP.running or OP.select(call.x.device.type, call.x.dtype)).forward(*args)
 
 
 def _backward_kernel(grad: Tensor, *args: Any) -> tuple[Any, ...]:
-    return OP.select(grad.device.type, grad.dtype).backward(grad, *args)
+    return (OP.running or OP.select(grad.device.type, grad.dtype)).backward(grad, *args)
 
 
-def _forward_fake(
-    x, residual, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed, activation,
-    norm, eps, norm_offset, dropout, save,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    z, pre, stats = saved_shapes(x, down, norm, save)
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
+    call = Forward(*args)
+    x = call.x
+    z, pre, stats = saved_shapes(x, call.down, call.norm, call.save)
     mean, rstd = (x.new_empty(stats, dtype=stat_dtype(x)) for _ in range(2))
     return x.new_empty(x.shape), x.new_empty(z), x.new_empty(pre), mean, rstd
 
 
-def _backward_fake(
-    grad, z, pre, mean, rstd, h, down, up, up_bias, scale, scale_values, norm_weight, ids, seed, activation, norm,
-    norm_offset, dropout, needs,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    return empty_grads(grad, h, down, up, scale, norm, needs)
+def _backward_fake(*args: Any) -> tuple[Any, ...]:
+    call = Backward(*args)
+    return empty_grads(call.grad, call.h, call.down, call.up, call.scale, call.norm, call.needs)
 
 
-_backward_op = define(f"{NAME}_backward", _BACKWARD, _backward_kernel, _backward_fake)
+_backward_op = define(
+    f"{NAME}_backward",
+    f"({arguments_of(Backward)}) -> (Tensor dz, Tensor dh, Tensor[] grads)",
+    _backward_kernel,
+    _backward_fake,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    (
-        _, _, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed, activation, norm,
-        _, norm_offset, dropout, save,
-    ) = inputs  # fmt: skip
+    call = Forward(*inputs)
     _, z, pre, mean, rstd = output
     ctx.mark_non_differentiable(z, pre, mean, rstd)
     ctx.set_materialize_grads(False)
-    ctx.tasks = len(down)
-    ctx.sizes = (len(down_bias), len(up_bias), len(scale))
-    ctx.has_norm_bias = norm_bias is not None
-    ctx.save_for_backward(h, *down, *up, *up_bias, *scale, norm_weight, ids, seed, z, pre, mean, rstd)
-    ctx.rest = (scale_values, activation, norm, norm_offset, dropout, save)
+    ctx.chosen, ctx.saved = OP.running, call.save
+    keep(ctx, z=z, pre=pre, mean=mean, rstd=rstd, **{name: getattr(call, name) for name in _SHARED})
 
 
 def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 19
-    tasks, (n_down_bias, n_up_bias, n_scale) = ctx.tasks, ctx.sizes
-    scale_values, activation, norm, norm_offset, dropout, save = ctx.rest
+    need = Forward(*ctx.needs_input_grad)
+    lists = {name: [None] * len(getattr(need, name)) for name in ("down", "up", "down_bias", "up_bias", "scale")}
     if grad is None:
-        lists = [[None] * n for n in (tasks, tasks, n_down_bias, n_up_bias, n_scale)]
-        return (None, None, None, *lists, *nothing[8:])
-    if not save:
+        return _NO_GRADIENTS._replace(**lists)  # type: ignore[arg-type]
+    if not ctx.saved:
         raise KernelError(NAME, "save", expected="True, to be differentiated", got="False")
-    saved = list(ctx.saved_tensors)
-    h, saved = saved[0], saved[1:]
-    down, up, saved = saved[:tasks], saved[tasks : 2 * tasks], saved[2 * tasks :]
-    up_bias, scale, saved = saved[:n_up_bias], saved[n_up_bias : n_up_bias + n_scale], saved[n_up_bias + n_scale :]
-    norm_weight, ids, seed, z, pre, mean, rstd = saved
-    need = ctx.needs_input_grad
     wanted = {
-        NEED_H: need[2], NEED_DOWN: need[3], NEED_UP: need[4], NEED_DOWN_BIAS: need[5], NEED_UP_BIAS: need[6],
-        NEED_SCALE: need[7], NEED_NORM_WEIGHT: need[9], NEED_NORM_BIAS: need[10],
+        NEED_H: need.h, NEED_DOWN: any(need.down), NEED_UP: any(need.up), NEED_DOWN_BIAS: any(need.down_bias),
+        NEED_UP_BIAS: any(need.up_bias), NEED_SCALE: any(need.scale), NEED_NORM_WEIGHT: need.norm_weight,
+        NEED_NORM_BIAS: need.norm_bias,
     }  # fmt: skip
-    needs = sum(bit for bit, flag in wanted.items() if (any(flag) if isinstance(flag, (list, tuple)) else flag))
-    dz, dh, grads = _backward_op(
-        grad.contiguous(), z, pre, mean, rstd, h, down, up, up_bias, scale, scale_values, norm_weight, ids, seed,
-        activation, norm, norm_offset, dropout, needs,
-    )  # fmt: skip
-    dx = dz if norm else grad
-    present = tasks_with_rows(ids, tasks)
-
-    def of(kind: int, bit: int, count: int) -> list[Tensor | None]:
-        return [grads[5 * t + kind] if needs & bit and present[t] else None for t in range(count)]
-
-    return (
-        dx if need[0] else None,
-        dx if need[1] else None,
-        dh if needs & NEED_H else None,
-        of(0, NEED_DOWN, tasks),
-        of(1, NEED_UP, tasks),
-        of(2, NEED_DOWN_BIAS, n_down_bias),
-        of(3, NEED_UP_BIAS, n_up_bias),
-        of(4, NEED_SCALE, n_scale),
-        None,
-        grads[-2] if needs & NEED_NORM_WEIGHT else None,
-        grads[-1] if needs & NEED_NORM_BIAS else None,
-        *nothing[11:],
+    needs = sum(bit for bit, flag in wanted.items() if flag)
+    call = Backward(grad=grad.contiguous(), needs=needs, **kept(ctx))
+    dz, dh, grads = OP.run(ctx.chosen, _backward_op, *call)
+    present = tasks_with_rows(call.ids, len(call.down))
+    for kind, (name, bit) in enumerate(
+        zip(lists, (NEED_DOWN, NEED_UP, NEED_DOWN_BIAS, NEED_UP_BIAS, NEED_SCALE), strict=True)
+    ):
+        if needs & bit:
+            lists[name] = [grads[5 * t + kind] if present[t] else None for t in range(len(lists[name]))]
+    dx = dz if call.norm else grad
+    return _NO_GRADIENTS._replace(
+        x=dx if need.x else None,
+        residual=dx if need.residual else None,
+        h=dh if need.h else None,
+        norm_weight=grads[-2] if need.norm_weight else None,
+        norm_bias=grads[-1] if need.norm_bias else None,
+        **lists,
     )
 
 
-forward_op = define(NAME, _FORWARD, _forward_kernel, _forward_fake, setup_context=_save, backward=_gradient)
+forward_op = define(
+    NAME,
+    f"({arguments_of(Forward)}) -> (Tensor out, Tensor z, Tensor pre, Tensor mean, Tensor rstd)",
+    _forward_kernel,
+    _forward_fake,
+    setup_context=_save,
+    backward=_gradient,
+)

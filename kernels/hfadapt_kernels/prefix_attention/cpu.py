@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import takes
 from ..cpu_tensors import lacks_dtype
-from .op import OP, empty_gradients, empty_results
 from .reference import FORMS
+from .schema import Backward, Forward, Gradients, empty_gradients, empty_results
+
+__all__ = ["backward", "forward", "supports"]
 
 
-def _supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
+def supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
+    """Why the C++ kernels cannot serve the call; ``None`` when they can."""
     return lacks_dtype(dtype)
 
 
@@ -22,8 +26,8 @@ def _rows(tensor: Tensor, half: bool) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
-def _prepare(args: tuple[Any, ...]) -> tuple[list[Any], bool]:
-    query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = args
+def _prepare(call: Forward) -> tuple[list[Any], bool]:
+    query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = call
     half = query.dtype == torch.float16
     shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if mask is not None:
@@ -37,24 +41,27 @@ def _prepare(args: tuple[Any, ...]) -> tuple[list[Any], bool]:
     return [*rows, pk, pv, ids, mask, bias, causal, scaling, FORMS.index(form), dropout, number], half
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    prepared, half = _prepare(args)
+@takes(Forward)
+def forward(call: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    """See the schema."""
+    prepared, half = _prepare(call)
     out, gate, lse = empty_results(prepared[0])
     torch.ops.hfadapt_cpu.prefix_attention_forward(*prepared, out, gate)
     # The backward recomputes whole rows and needs no log-sum-exp.
     return out.half() if half else out, gate, lse.zero_()
 
 
-def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[Any, ...]:
-    *inputs, _, _, _, needs = args
-    prepared, half = _prepare(tuple(inputs))
+@takes(Backward)
+def backward(call: Backward) -> Gradients:
+    """See the schema."""
+    grad_gate, needs = call.grad_gate, call.needs
+    prepared, half = _prepare(call.inputs)
     query, key, _, pk, pv, _, _, wide_bias = prepared[:8]
-    bias = inputs[7]
     need_query, need_key, need_bias, need_prefix = needs
     grads = empty_gradients(query, key, pk, pv, None, needs)
     grad_scores = query.new_empty(wide_bias.shape, dtype=torch.float32) if need_bias else None
     torch.ops.hfadapt_cpu.prefix_attention_backward(
-        _rows(grad_out, half),
+        _rows(call.grad_out, half),
         None if grad_gate is None else grad_gate.contiguous(),
         *prepared,
         grads[0] if need_query else None,
@@ -65,12 +72,9 @@ def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[A
         grads[5] if need_prefix else [],
     )
     dq, dk, dv, dbias, dpk, dpv = grads
-    if grad_scores is not None:
-        dbias = grad_scores.sum_to_size(bias.shape).to(bias.dtype)
+    if grad_scores is not None and call.position_bias is not None:
+        dbias = grad_scores.sum_to_size(call.position_bias.shape).to(call.position_bias.dtype)
     if half:
         dq, dk, dv, dbias = (t.half() for t in (dq, dk, dv, dbias))
         dpk, dpv = [t.half() for t in dpk], [t.half() for t in dpv]
     return dq, dk, dv, dbias, dpk, dpv
-
-
-OP.register("cpu", _forward, _backward, _supports)

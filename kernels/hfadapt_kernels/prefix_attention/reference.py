@@ -1,4 +1,4 @@
-"""Prefix attention in plain PyTorch: the formula to read, the float64 truth of the tests, and the fallback backend."""
+"""Prefix attention as written in the papers, row by row: the formula to read and the float64 truth of the tests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..batch import segments_of
 from ..dropout import keep_scale
-from ..rows import rowwise
 
 __all__ = ["FORMS", "PREFIX_COLUMN", "prefix_attention_reference"]
 
@@ -18,44 +16,6 @@ __all__ = ["FORMS", "PREFIX_COLUMN", "prefix_attention_reference"]
 FORMS = ("softmax", "no_gating", "relu")
 # The dropout stream of prefix columns: far from every real column, so that a real key's mask never depends on P.
 PREFIX_COLUMN = 1 << 31
-
-
-def _product(rows: Tensor, columns: Tensor) -> Tensor:
-    """``[n, H, T, X] @ [n or 1, G, X, S] -> [n, H, T, S]``: the H / G query heads of a group share its columns."""
-    n, heads, tokens, _ = rows.shape
-    groups, size = columns.shape[1], columns.shape[3]
-    folded = rows.reshape(n, groups, heads // groups * tokens, rows.shape[3])
-    return rowwise(torch.matmul, folded, columns.expand(n, -1, -1, -1)).reshape(n, heads, tokens, size)
-
-
-def _exponentials(scores: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    exponentials = rowwise(torch.exp, scores - peak)
-    return exponentials, rowwise(lambda one: one.sum(-1, keepdim=True), exponentials)
-
-
-def _peak(scores: Tensor) -> Tensor:
-    """Largest score of each row; finite also where everything is masked or there is no column."""
-    lowest = torch.finfo(scores.dtype).min
-    if scores.shape[-1] == 0:
-        return scores.new_full((*scores.shape[:-1], 1), lowest)
-    return scores.detach().amax(-1, keepdim=True).clamp_min(lowest)
-
-
-def _real_scores(
-    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scaling: float, position_bias: Tensor | None
-) -> Tensor:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = _product(query, key.transpose(-1, -2)).to(wide) * scaling
-    if position_bias is not None:
-        scores = scores + position_bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    if causal:
-        queries, keys = scores.shape[-2:]
-        # The last query sees every key: query i stands at position keys - queries + i.
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return scores
 
 
 def prefix_attention_reference(
@@ -98,55 +58,51 @@ def prefix_attention_reference(
         The output [B, H, Tq, K] in the query's dtype, and the gate [B, H, Tq], float32 or wider (0 in rows without a
         prefix and in the other forms). A row that may see nothing at all gives zeros.
     """
-    if query.dtype == torch.float16 and query.device.type == "cpu":
-        # torch's float16 product on CPU is a hundred times slower than its float32 product.
-        pk, pv = [p.float() for p in prefix_key], [p.float() for p in prefix_value]
-        rest = (ids, mask, position_bias, causal, scaling, form, dropout, seed)
-        out, gate = prefix_attention_reference(query.float(), key.float(), value.float(), pk, pv, *rest)
-        return out.half(), gate
-    batch, heads, tokens, _ = query.shape
-    scores = _real_scores(query, key, mask, causal, scaling, position_bias)
-    out = scores.new_empty(query.shape, dtype=query.dtype)
-    gate = scores.new_zeros(query.shape[:-1])
-    line = torch.arange(batch * heads * tokens, device=query.device).view(batch, heads, tokens, 1)
-
-    def weigh(probabilities: Tensor, values: Tensor, rows: slice | Tensor, first_column: int) -> Tensor:
-        columns = torch.arange(probabilities.shape[-1], device=query.device) + first_column
-        keep = keep_scale(seed, line[rows], columns, dropout, probabilities.dtype)
-        probabilities = probabilities if keep is None else probabilities * keep
-        return _product(probabilities.to(values.dtype), values)
-
-    outs, gates, order = [], [], []
-    for segment in segments_of([0] * batch if ids is None else ids.tolist(), query.device):
-        rows, real, values = segment.rows, scores[segment.rows], value[segment.rows]
-        if segment.task < 0 or prefix_key[segment.task].shape[1] == 0:
-            e, total = _exponentials(real, _peak(real))
-            part = weigh(e / total.clamp_min(1e-30), values, rows, 0)
-            share = torch.zeros_like(total)
-        else:
-            pk, pv = prefix_key[segment.task][None], prefix_value[segment.task][None]
-            extra = _product(query[rows], pk.transpose(-1, -2).to(query.dtype)).to(real.dtype) * scaling
-            peak_real, peak_extra = _peak(real), _peak(extra)
-            if form == "softmax":
-                peak_real = peak_extra = torch.maximum(peak_real, peak_extra)
-            e, sum_e = _exponentials(real, peak_real)
-            f, sum_f = _exponentials(extra, peak_extra)
-            total = sum_e + sum_f if form == "softmax" else sum_e.clamp_min(1e-30)
-            share = sum_f / total if form == "softmax" else torch.zeros_like(total)
-            weights = {"softmax": f / total, "no_gating": f / sum_f, "relu": extra.relu()}[form]
-            part = weigh(e / total, values, rows, 0) + weigh(weights, pv, rows, PREFIX_COLUMN)
-        outs.append(part.to(query.dtype))
-        gates.append(share.squeeze(-1))
-        order.append(rows)
-    return _assemble(out, outs, order), _assemble(gate, gates, order)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    rows, heads, queries, _ = query.shape
+    groups, keys = key.shape[1:3]
+    below = heads // groups * queries
+    seen = torch.zeros(queries, keys, dtype=wide, device=query.device)
+    if causal:
+        seen = seen.masked_fill(torch.ones_like(seen, dtype=torch.bool).triu(keys - queries + 1), float("-inf"))
+    if mask is not None:
+        seen = seen.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else seen + mask
+    if position_bias is not None:
+        seen = seen + position_bias
+    # The query heads of a group stand below each other: [B, G, H / G * Tq, ...].
+    seen = seen.expand(rows, heads, queries, keys).reshape(rows, groups, below, keys)
+    q = query.reshape(rows, groups, below, query.shape[-1])
+    line = torch.arange(rows * heads * queries, device=query.device).view(rows, groups, below, 1)
+    outs, gates = [], []
+    for row in range(rows):
+        task = 0 if ids is None else int(ids[row])
+        has_prefix = task >= 0 and prefix_key[task].shape[1] > 0
+        pk, pv = (prefix_key[task], prefix_value[task]) if has_prefix else (key[row, :, :0], value[row, :, :0])
+        real = (q[row] @ key[row].mT).to(wide) * scaling + seen[row]
+        extra = (q[row] @ pk.mT).to(wide) * scaling
+        tops = _peak(real), _peak(extra)
+        top_real, top_extra = (torch.maximum(*tops),) * 2 if form == "softmax" else tops
+        e, f = torch.exp(real - top_real), torch.exp(extra - top_extra)
+        sum_e, sum_f = e.sum(-1, keepdim=True), f.sum(-1, keepdim=True)
+        total = (sum_e + sum_f if form == "softmax" else sum_e).clamp_min(1e-30)
+        w, p = e / total, {"softmax": f / total, "no_gating": f / sum_f, "relu": extra.relu()}[form]
+        gates.append((sum_f / total if form == "softmax" else torch.zeros_like(total)).squeeze(-1))
+        p = _drop(p, line[row], PREFIX_COLUMN, dropout, seed).to(value.dtype)
+        w = _drop(w, line[row], 0, dropout, seed).to(value.dtype)
+        outs.append(p @ pv + w @ value[row])
+    if not rows:
+        return torch.zeros_like(query), query.new_zeros(query.shape[:-1], dtype=wide)
+    return torch.stack(outs).view(query.shape), torch.stack(gates).view(query.shape[:-1])
 
 
-def _assemble(like: Tensor, parts: list[Tensor], order: list[slice | Tensor]) -> Tensor:
-    """Put the segments' rows back where they came from."""
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return torch.zeros_like(like)
-    every = torch.arange(like.shape[0], device=like.device)
-    back = torch.argsort(torch.cat([every[rows] for rows in order]))
-    return torch.cat(parts)[back]
+def _peak(scores: Tensor) -> Tensor:
+    """Largest score of each row; finite also where everything is masked or there is no column."""
+    lowest = scores.new_full((*scores.shape[:-1], 1), torch.finfo(scores.dtype).min)
+    return torch.cat([scores.detach(), lowest], -1).amax(-1, keepdim=True)
+
+
+def _drop(probabilities: Tensor, line: Tensor, first: int, dropout: float, seed: Tensor | None) -> Tensor:
+    """Dropout by the hash of (row, head, query) and column, which begin at ``first``."""
+    columns = torch.arange(probabilities.shape[-1], device=probabilities.device) + first
+    keep = keep_scale(seed, line, columns, dropout, probabilities.dtype)
+    return probabilities if keep is None else probabilities * keep

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from ..batch import TaskBatch
+from ..calls import takes
 from ..dropout import dropout_threshold
 from ..triton.rows import aligned, by_task, pointer_table, precision
 from ..triton.targets import target_of
-from .op import OP, empty_gradients, empty_results
 from .reference import FORMS
+from .schema import Backward, Forward, Gradients, empty_gradients, empty_results
 from .triton_configs import config
 
+__all__ = ["backward", "forward", "supports"]
 
-def _supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
+
+def supports(*, device: str, dtype: torch.dtype, form: str, head_dim: int) -> str | None:
+    """Why the Triton kernels cannot serve the call; ``None`` when they can."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no Triton kernel for {dtype}"
     return None if head_dim <= 256 else f"heads of {head_dim} are wider than 256"
@@ -35,7 +39,8 @@ def _three(tensor: Tensor) -> tuple[int, int, int]:
 class _Call:
     """The arguments of one call as the kernels take them; keeps alive what the pointer tables point to."""
 
-    def __init__(self, query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed):  # type: ignore[no-untyped-def]
+    def __init__(self, args: Forward) -> None:
+        query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = args
         self.query, self.key, self.value = _rows(query), _rows(key), _rows(value)
         self.B, self.H, self.TQ, self.D = query.shape
         self.plane = self.B * self.H * self.TQ
@@ -74,12 +79,14 @@ class _Call:
         return config(kernel, self.D, self.query.dtype, target_of(self.query.device))
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+@takes(Forward)
+def forward(args: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    """See the schema."""
     import triton
 
     from .triton_kernels import prefix_attention_fwd_kernel
 
-    call = _Call(*args)
+    call = _Call(args)
     out, gate, lse = empty_results(call.query)
     launch = call.launch("fwd")
     if out.numel():
@@ -91,7 +98,9 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return out, gate, lse
 
 
-def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[Any, ...]:
+@takes(Backward)
+def backward(args: Backward) -> Gradients:
+    """See the schema."""
     import triton
 
     from .triton_backward import (
@@ -100,9 +109,11 @@ def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[A
         prefix_attention_dq_kernel,
     )
 
-    *inputs, out, gate, lse, needs = args
-    call = _Call(*inputs)
-    bias, pk, pv = inputs[7], inputs[3], inputs[4]
+    grad_out, grad_gate, out, gate, lse, needs = (
+        args.grad_out, args.grad_gate, args.out, args.gate, args.lse, args.needs
+    )  # fmt: skip
+    call = _Call(args.inputs)
+    bias, pk, pv = args.position_bias, args.prefix_key, args.prefix_value
     _, need_key, need_bias, need_prefix = needs
     grads = empty_gradients(call.query, call.key, pk, pv, bias, needs)
     launch = {kernel: call.launch(kernel) for kernel in ("dq", "dkv", "dprefix")}
@@ -121,7 +132,7 @@ def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[A
         )  # fmt: skip
     if needs[0]:
         grads[0].copy_(dq)
-    if need_bias:
+    if need_bias and bias is not None:
         grads[3].copy_(grad_scores.sum_to_size(bias.shape))
     if need_key and grads[1].numel():
         prefix_attention_dkv_kernel[(triton.cdiv(call.TK, launch["dkv"]["BN"]), call.B * call.G)](
@@ -139,6 +150,3 @@ def _backward(grad_out: Tensor, grad_gate: Tensor | None, *args: Any) -> tuple[A
             DGATE=grad_gate is not None, **flags, **launch["dprefix"],
         )  # fmt: skip
     return grads
-
-
-OP.register("triton", _forward, _backward, _supports)
