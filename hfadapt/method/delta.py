@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import AttachError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
     from ..routing.routing import Rows
     from .config import MethodConfig
     from .site import Site
@@ -164,7 +166,9 @@ class Delta(nn.Module):
         """Create the parameters of one adapter as attributes of ``weights``."""
         raise NotImplementedError
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
+    def forward(
+        self, value: Float[Tensor, "B *T D"], source: Shaped[Tensor, "B *_ Ds"], rows: Rows
+    ) -> Float[Tensor, "B *T D"]:
         """Return the changed tensor.
 
         Args:

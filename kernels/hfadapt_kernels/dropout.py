@@ -8,10 +8,15 @@ row is the same alone and in a mixed batch at the same position.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .errors import ShapeError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 __all__ = ["check_probability", "choose_dropout", "draw_seed", "dropout_threshold", "keep_scale"]
 
@@ -56,7 +61,7 @@ def keep_scale(seed: Tensor | None, rows: Tensor, cols: Tensor, p: float, dtype:
     return keep.to(dtype) * (1.0 / (1.0 - p))
 
 
-def draw_seed(device: torch.device | str) -> Tensor:
+def draw_seed(device: torch.device | str) -> Int[Tensor, " 1"]:
     """A fresh int64 seed [1] from torch's default generator of ``device``: ``torch.manual_seed`` replays it."""
     return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
 

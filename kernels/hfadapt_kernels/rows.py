@@ -11,13 +11,16 @@ On other devices, and in a traced graph, all rows are computed together.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import keep_scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
 
 __all__ = ["drop_rows", "row_linear", "rowwise"]
 
@@ -34,7 +37,7 @@ def _aligned(row: Tensor) -> Tensor:
     return row.clone() if row.data_ptr() % _ALIGNMENT else row
 
 
-def rowwise(fn: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+def rowwise(fn: Callable[..., Tensor], *tensors: Shaped[Tensor, "B ..."] | None) -> Shaped[Tensor, "B ..."]:
     """``fn(*tensors)``, computed for each row of the batch alone.
 
     Args:
@@ -51,7 +54,9 @@ def rowwise(fn: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     return torch.cat([fn(*(None if c is None else _aligned(c[row]) for c in columns)) for row in range(count)])
 
 
-def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def row_linear(
+    x: Float[Tensor, "B *T Din"], weight: Float[Tensor, "O Din"], bias: Float[Tensor, " O"] | None = None
+) -> Float[Tensor, "B *T O"]:
     """``x W^T + bias`` as ``torch.nn.functional.linear``, each row of the batch in a product of its own.
 
     The gradient of x is computed alike. Those of weight and bias sum over all rows, in one product.
@@ -88,7 +93,9 @@ class _RowLinear(torch.autograd.Function):
         )
 
 
-def drop_rows(x: Tensor, p: float, seed: Tensor | None, rows: Tensor, stream: int = 0) -> Tensor:
+def drop_rows(
+    x: Float[Tensor, "b *T S"], p: float, seed: Int[Tensor, " 1"] | None, rows: Int[Tensor, " b"], stream: int = 0
+) -> Float[Tensor, "b *T S"]:
     """Dropout whose mask hangs on a row's place in the whole batch, not on which rows are computed with it.
 
     Args:

@@ -7,6 +7,7 @@ them. What lies between them (scores, dropout, softmax and weighting, one pass o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from .checks import check_arguments
 from .rank_space import CoreInputs, fusion_core_reference, join_up_projections, mix, score_products
 from .schema import OP, forward_op, select
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 __all__ = ["adapter_fusion"]
 
 OP.register("triton", triton.forward, triton.backward, triton.supports)
@@ -26,23 +30,23 @@ OP.register("reference", fallback.forward, fallback.backward)
 
 
 def adapter_fusion(
-    query: Tensor,
-    hidden: Sequence[Tensor],
-    up: Sequence[Tensor],
-    up_bias: Sequence[Tensor] | None,
-    scale: Sequence[float | Tensor],
-    query_weight: Tensor,
-    query_bias: Tensor | None,
-    key_weight: Tensor,
-    key_bias: Tensor | None,
-    value_weight: Tensor,
+    query: Float[Tensor, "B T D"],
+    hidden: Sequence[Float[Tensor, "B T _R"]],
+    up: Sequence[Float[Tensor, "D _R"]],
+    up_bias: Sequence[Float[Tensor, " D"]] | None,
+    scale: Sequence[float | Float[Tensor, " _"]],
+    query_weight: Float[Tensor, "D D"],
+    query_bias: Float[Tensor, " D"] | None,
+    key_weight: Float[Tensor, "D D"],
+    key_bias: Float[Tensor, " D"] | None,
+    value_weight: Float[Tensor, "D D"],
     *,
     temperature: float = 1.0,
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
+    seed: Int[Tensor, " 1"] | None = None,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Float[Tensor, "B T D"] | tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
     """AdapterFusion: ``sum_n p_n V u_n`` over the outputs ``u_n = s_n (U_n z_n + b_n)`` of N adapters.
 
     ``p = softmax_n(drop((Q x + b_q) . (K u_n + b_k)) / temperature)``, not divided by ``sqrt(D)`` (Pfeiffer et al.

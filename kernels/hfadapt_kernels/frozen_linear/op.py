@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..opaque import autocast_inputs, define
 from . import cpu, fallback, triton
 from .packed import PackedLinear
 from .reference import frozen_linear_reference
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["OP", "frozen_linear"]
 
@@ -98,8 +101,12 @@ _op = define(
 
 
 def frozen_linear(
-    x: Tensor, packed: PackedLinear, bias: Tensor | None = None, *, activation: str | None = None
-) -> Tensor:
+    x: Float[Tensor, "*B Din"],
+    packed: PackedLinear,
+    bias: Float[Tensor, " O"] | None = None,
+    *,
+    activation: str | None = None,
+) -> Float[Tensor, "*B O"]:
     """``activation(x W^T + bias)`` for a frozen, packed W [O, Din].
 
     Args:

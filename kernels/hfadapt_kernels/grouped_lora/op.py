@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from .checks import check_arguments, split_scale
 from .reference import grouped_lora_reference, lora_linear_reference
 from .schema import LINEAR, OP, Forward, LinearForward, forward_op, linear_op
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 __all__ = ["grouped_lora", "lora_linear"]
 
 OP.register("triton", triton.forward, triton.backward, triton.supports)
@@ -32,17 +35,17 @@ Scale = float | Sequence[float] | Sequence[Tensor]
 
 
 def grouped_lora(
-    x: Tensor,
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
+    x: Float[Tensor, "B *T Din"],
+    a: Sequence[Float[Tensor, "_R Din"]],
+    b: Sequence[Float[Tensor, "O _R"]],
     scale: Scale,
     batch: TaskBatch,
     *,
-    y: Tensor | None = None,
+    y: Float[Tensor, "B *T O"] | None = None,
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
-) -> Tensor:
+    seed: Int[Tensor, " 1"] | None = None,
+) -> Float[Tensor, "B *T O"]:
     """``y + s_t (drop(x) A_tᵀ) B_tᵀ`` where every row has its own task t (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     The product is accumulated in float32. Weights may be views with any strides (slices of a fused projection,
@@ -88,18 +91,18 @@ def grouped_lora(
 
 
 def lora_linear(
-    x: Tensor,
-    weight: Tensor | PackedLinear,
-    bias: Tensor | None,
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
+    x: Float[Tensor, "B *T Din"],
+    weight: Float[Tensor, "O Din"] | PackedLinear,
+    bias: Float[Tensor, " O"] | None,
+    a: Sequence[Float[Tensor, "_R Din"]],
+    b: Sequence[Float[Tensor, "O _R"]],
     scale: Scale,
     batch: TaskBatch,
     *,
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
-) -> Tensor:
+    seed: Int[Tensor, " 1"] | None = None,
+) -> Float[Tensor, "B *T O"]:
     """``x Wᵀ + bias`` plus the update of `grouped_lora` in one op: the update is added where the product stands.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from .reference import pal_attention_reference
 from .schema import OP, Forward, forward_op, select
 from .weights import flatten, unflatten
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
+
 __all__ = ["pal_attention"]
 
 OP.register("triton", triton.forward, triton.backward, triton.supports)
@@ -25,29 +29,29 @@ OP.register("reference", fallback.forward, fallback.backward)
 
 
 def pal_attention(
-    x: Tensor,
-    encoder: Sequence[Tensor],
-    decoder: Sequence[Tensor],
-    query: Sequence[Tensor],
-    key: Sequence[Tensor],
-    value: Sequence[Tensor],
+    x: Float[Tensor, "B T D"],
+    encoder: Sequence[Float[Tensor, "_S D"]],
+    decoder: Sequence[Float[Tensor, "D _S"]],
+    query: Sequence[Float[Tensor, "_S _S"]],
+    key: Sequence[Float[Tensor, "_S _S"]],
+    value: Sequence[Float[Tensor, "_S _S"]],
     batch: TaskBatch,
     *,
     num_heads: int,
-    encoder_bias: Sequence[Tensor] | None = None,
-    decoder_bias: Sequence[Tensor] | None = None,
-    query_bias: Sequence[Tensor] | None = None,
-    key_bias: Sequence[Tensor] | None = None,
-    value_bias: Sequence[Tensor] | None = None,
-    output: Sequence[Tensor] | None = None,
-    output_bias: Sequence[Tensor] | None = None,
-    mask: Tensor | None = None,
+    encoder_bias: Sequence[Float[Tensor, " _S"]] | None = None,
+    decoder_bias: Sequence[Float[Tensor, " D"]] | None = None,
+    query_bias: Sequence[Float[Tensor, " _S"]] | None = None,
+    key_bias: Sequence[Float[Tensor, " _S"]] | None = None,
+    value_bias: Sequence[Float[Tensor, " _S"]] | None = None,
+    output: Sequence[Float[Tensor, "_S _S"]] | None = None,
+    output_bias: Sequence[Float[Tensor, " _S"]] | None = None,
+    mask: Shaped[Tensor, "#B *_"] | None = None,
     causal: bool = False,
     activation: str = "identity",
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
-) -> Tensor:
+    seed: Int[Tensor, " 1"] | None = None,
+) -> Float[Tensor, "B T D"]:
     """``act(V_D MHA(V_E x))``, the task function TS(x) of a projected attention layer, every row with its own task.
 
     Stickland & Murray 2019 (arXiv:1902.02671, section 3.2) have no activation and 12 heads; their code has biases,
@@ -69,8 +73,8 @@ def pal_attention(
         value_bias: One [S] a task, or ``None``.
         output: W^o, one [S, S] a task, or ``None`` for no such projection.
         output_bias: One [S] a task, or ``None``; only with ``output``.
-        mask: ``None``, bool [B, T] of the tokens that are seen, or [B, 1, 1 or T, T], bool (True attends) or additive.
-            A token that may see nothing gets what the decoder makes of zeros.
+        mask: ``None``, bool [B, T] of the tokens that are seen, or [1 or B, 1, 1 or T, T], bool (True attends) or
+            additive. A token that may see nothing gets what the decoder makes of zeros.
         causal: Token i sees tokens up to i.
         activation: Applied after the decoder.
         dropout: Probability of dropping an attention probability; used when ``training``.

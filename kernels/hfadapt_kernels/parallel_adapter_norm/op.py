@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from .checks import NAME, NORMS, check, split_scale
 from .reference import parallel_adapter_norm_reference
 from .schema import OP, Forward, forward_op
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 __all__ = ["parallel_adapter_norm"]
 
 OP.register("triton", triton.forward, triton.backward, triton.supports)
@@ -25,26 +29,26 @@ OP.register("reference", fallback.forward, fallback.backward)
 
 
 def parallel_adapter_norm(
-    x: Tensor,
-    h: Tensor,
-    down: Sequence[Tensor],
-    up: Sequence[Tensor],
+    x: Float[Tensor, "B *T D"],
+    h: Float[Tensor, "B *T Dh"],
+    down: Sequence[Float[Tensor, "_R Dh"]],
+    up: Sequence[Float[Tensor, "D _R"]],
     batch: TaskBatch,
     *,
-    down_bias: Sequence[Tensor] | None = None,
-    up_bias: Sequence[Tensor] | None = None,
+    down_bias: Sequence[Float[Tensor, " _R"]] | None = None,
+    up_bias: Sequence[Float[Tensor, " D"]] | None = None,
     activation: str = "relu",
-    scale: float | Sequence[float] | Sequence[Tensor] = 1.0,
-    residual: Tensor | None = None,
+    scale: float | Sequence[float] | Sequence[Float[Tensor, " _"]] = 1.0,
+    residual: Float[Tensor, "B *T D"] | None = None,
     norm: str | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
+    norm_weight: Float[Tensor, " D"] | None = None,
+    norm_bias: Float[Tensor, " D"] | None = None,
     eps: float = 1e-5,
     norm_offset: float = 0.0,
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
-) -> Tensor:
+    seed: Int[Tensor, " 1"] | None = None,
+) -> Float[Tensor, "B *T D"]:
     """``norm(x [+ residual] + s_t (up_t(drop(act(down_t(h) + b_t))) + b'_t))``, one pass, every row its own task t.
 
     The bottleneck adapter of Houlsby et al. 2019 (arXiv:1902.00751) in the parallel, scaled form of He et al. 2022

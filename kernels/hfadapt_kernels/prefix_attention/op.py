@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from . import cpu, fallback, triton
 from .checks import check_arguments
 from .schema import OP, Forward, forward_op, select
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
+
 __all__ = ["prefix_attention"]
 
 OP.register("triton", triton.forward, triton.backward, triton.supports)
@@ -22,23 +26,23 @@ OP.register("reference", fallback.forward, fallback.backward)
 
 
 def prefix_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Sequence[Tensor],
-    prefix_value: Sequence[Tensor],
+    query: Float[Tensor, "B H Tq K"],
+    key: Float[Tensor, "B G Tk K"],
+    value: Float[Tensor, "B G Tk K"],
+    prefix_key: Sequence[Float[Tensor, "G _P K"]],
+    prefix_value: Sequence[Float[Tensor, "G _P K"]],
     batch: TaskBatch,
     *,
-    mask: Tensor | None = None,
+    mask: Shaped[Tensor, "..."] | None = None,
     causal: bool = False,
     scaling: float | None = None,
-    position_bias: Tensor | None = None,
+    position_bias: Float[Tensor, "#B H Tq Tk"] | None = None,
     form: str = "softmax",
     dropout: float = 0.0,
     training: bool = False,
-    seed: Tensor | None = None,
+    seed: Int[Tensor, " 1"] | None = None,
     return_gate: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Float[Tensor, "B H Tq K"] | tuple[Float[Tensor, "B H Tq K"], Float[Tensor, "B H Tq"]]:
     """Softmax attention over ``[P_t; K]`` where every row has its own task t; nothing is concatenated in memory.
 
     ``out = (1 - gate) softmax(q K^T) V + gate softmax(q P_k^T) P_v`` (He et al. 2022, arXiv:2110.04366, eq. 7).
