@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .bench_ops import ops
+from .bench_regularizers import regularizers
 from .bench_static import triton_static
 
 __all__ = ["bench"]
@@ -16,4 +17,5 @@ def bench() -> None:
 
 
 bench.add_command(ops)
+bench.add_command(regularizers)
 bench.add_command(triton_static)

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "evaluate": ("hfadapt.cli.evaluate:evaluate", "Score a saved adapter on its tasks' data."),
     "predict": ("hfadapt.cli.predict:predict", "Predict texts with a saved adapter, tasks mixed in one batch."),
     "methods": ("hfadapt.cli.methods:methods", "List adaptation methods, or show the options of one."),
+    "regularizers": ("hfadapt.cli.regularizers:regularizers", "List regularizers of training with their options."),
     "plugins": ("hfadapt.cli.plugins:plugins", "Show which plugins loaded, from where, and which failed."),
     "inspect": ("hfadapt.cli.inspect:inspect", "Show a model's slots, sizes and the methods that fit it."),
     "doctor": ("hfadapt.cli.doctor:doctor", "Show versions, devices and which kernel serves which op here."),

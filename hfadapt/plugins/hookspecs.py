@@ -55,7 +55,7 @@ def register_regularizers(registry: Registry) -> None:
     """Add regularizers of the training loss: ``registry.add("smart", SMART)``.
 
     Args:
-        registry: Maps a name to a regularizer class.
+        registry: Maps a name to a subclass of ``hfadapt.Regularizer``.
     """
 
 

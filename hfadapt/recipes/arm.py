@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import DataError
-from ..training import macro_of
+from ..training import macro_of, regularize
 from .progress import ProgressLines
 from .results import ArmResult
 
@@ -58,6 +58,7 @@ def train_arm(
     base_parameters: int,
     callbacks: Sequence[TrainerCallback] = (),
     head_learning_rate: float | None = None,
+    regularizer: Any = None,
     tokenizer: Any = None,
     resume: str | None = None,
     split: str = "test",
@@ -73,6 +74,7 @@ def train_arm(
         base_parameters: Parameters of the base, to tell what was added.
         callbacks: Beside those of the mixture.
         head_learning_rate: Of the heads, where it differs from the arguments' own.
+        regularizer: What ``hfadapt.regularize`` takes, or None.
         tokenizer: Saved with checkpoints.
         resume: Folder of a checkpoint to go on from.
         split: Of the scores; falls back to the validation split for data without labelled test rows.
@@ -92,6 +94,8 @@ def train_arm(
     )
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
+    if regularizer:
+        regularize(trainer, regularizer)
     trainer.train(resume_from_checkpoint=resume)
     scores: dict[str, dict[str, float]] = {}
     for found, names in by_split(mixture, split).items():

@@ -16,7 +16,7 @@ from .results import FORMAT_VERSION, ArmResult
 __all__ = ["EndedArms"]
 
 # Neither where a run writes nor what stands beside an arm changes the arm.
-_OF_NO_ARM = ("output", "source", "baselines")
+_OF_NO_ARM = ("output", "source", "baselines", "regularizer")
 
 
 class EndedArms:
@@ -32,6 +32,8 @@ class EndedArms:
 
     def __init__(self, recipe: Recipe, output: Path, *, resume: bool) -> None:
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in _OF_NO_ARM}
+        if recipe.regularizers is not None:  # a key of its own, so that arms of before there were any are found
+            settings["regularizers"] = recipe.regularizers
         self._settings = repr(settings)
         self._folder = output / "arms"
         self._resume = resume

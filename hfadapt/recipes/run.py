@@ -206,6 +206,7 @@ class Run:
             self.arguments,
             base_parameters=self.base_parameters,
             head_learning_rate=self.recipe.head_learning_rate,
+            regularizer=self.recipe.regularizers,
             split=self.recipe.score_split,
             callbacks=self._callbacks(model),
             tokenizer=self.tokenizer,

@@ -173,3 +173,23 @@ def test_a_plugin_adds_a_command(monkeypatch: pytest.MonkeyPatch, hfadapt) -> No
     finally:
         plugins.unregister("greeter")
         cli.commands.pop("greet", None)
+
+
+def test_regularizers_lists_all_with_their_options(hfadapt) -> None:
+    rows = json.loads(hfadapt("regularizers", "--json").stdout)
+    assert {row["regularizer"] for row in rows} == set(plugins.regularizers())
+    (smart,) = [row for row in rows if row["regularizer"] == "smart"]
+    assert {"name": "epsilon", "type": "float | None", "default": "1e-05"} in smart["options"]
+    assert smart["cost"] == 9 and smart["per_task"] == "yes"
+    assert "inner_steps" in hfadapt("regularizers", "smart").output
+    with pytest.raises(RegistryError, match="smart"):
+        hfadapt("regularizers", "smrt")
+
+
+def test_bench_regularizers_measures_beside_the_theory(hfadapt, tmp_path) -> None:
+    small = ("--layers", "1", "--rows", "2", "--tokens", "4", "--hidden", "64", "--repeats", "1")
+    output = tmp_path / "figures.json"
+    hfadapt("bench", "regularizers", "--name", "smart", "--name", "sam", *small, "--output", str(output))
+    found = json.loads(output.read_text())
+    assert [(row["regularizer"], row["theory"]) for row in found["figures"]] == [("none", 3), ("smart", 9), ("sam", 6)]
+    assert all(row["ms"] > 0 and row["units"] > 0 for row in found["figures"])

@@ -71,6 +71,7 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
         "head_learning_rate": _plain(root, "head_learning_rate", float | None, problems, None),
         "train_base": _plain(root, "train_base", bool, problems, False),
         "adapter_drop": _plain(root, "adapter_drop", int | None, problems, None),
+        "regularizer": _regularizer(root, problems),
         "baselines": baselines(root, problems),
         "score_split": _plain(root, "score_split", Literal["test", "validation"], problems, "test"),
         "output": _plain(root, "output", str, problems, "runs/hfadapt"),
@@ -135,19 +136,28 @@ def _task(node: Node, problems: Problems) -> Any:
         problems.add(node, "a task is a name or a mapping", got=node.kind)
         return BAD
     head = node.value.get("head")
-    section = _ranges_of(node, mapping_of(node, TaskSection, problems, skip=("head",)), problems)
+    own = ("head", "regularizer")
+    section = _ranges_of(node, mapping_of(node, TaskSection, problems, skip=own), problems)
     built = _head(head, problems) if head is not None else None
-    if section is BAD or built is BAD or any(value is BAD for value in section.values()):
+    regularizer = _regularizer(node, problems)
+    if section is BAD or built is BAD or regularizer is BAD or any(value is BAD for value in section.values()):
         return BAD
     for split, rows in section.get("limit", {}).items():
         in_range(node.value["limit"].value[split], f"limit of {split!r}", rows, {"whole": True, "least": 1}, problems)
-    return TaskSection(head=built, **section)
+    return TaskSection(head=built, regularizer=regularizer, **section)
 
 
 def _head(node: Node, problems: Problems) -> Any:
     from ...multitask.heads import HEADS
 
     return _named(node, "kind", HEADS, problems, "head")
+
+
+def _regularizer(node: Node, problems: Problems) -> Any:
+    from ... import plugins
+
+    named = node.value.get("regularizer")
+    return None if named is None else _named(named, "name", plugins.regularizers(), problems, "regularizer")
 
 
 def _method(root: Node, problems: Problems) -> Any:

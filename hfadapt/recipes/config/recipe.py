@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ...data.mixing import MixingStrategy
     from ...method.config import MethodConfig
     from ...multitask.heads import Head
+    from ...training import Regularizer
 
 __all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]
 
@@ -34,6 +35,7 @@ class TaskSection:
         max_length: Longest sequence in tokens.
         splits: Names of the splits ``train``, ``validation`` and ``test`` in the data, where they differ.
         limit: Most rows to use of a split, as ``{train: 2000}``.
+        regularizer: Of this task, in place of the recipe's.
     """
 
     name: str
@@ -47,6 +49,8 @@ class TaskSection:
     max_length: int | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     limit: Mapping[str, int] = field(default_factory=dict)
+    # left out of what tells settings apart, which knows it from `Recipe.regularizers`
+    regularizer: Regularizer | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Recipe:
         head_learning_rate: Of the heads, in every arm, where it differs from that of the rest.
         train_base: Train the base along with the deltas.
         adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
+        regularizer: Of the adapted run, for tasks without one of their own; baselines train without.
         baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
             for itself, and its own ``head_learning_rate``. Each gets the steps that the adapted run gave its tasks.
         score_split: Split of the final scores; ``validation`` while settings are being chosen.
@@ -95,8 +100,17 @@ class Recipe:
     head_learning_rate: float | None = None
     train_base: bool = False
     adapter_drop: int | None = None
+    regularizer: Regularizer | None = None
     baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)
     score_split: Literal["test", "validation"] = "test"
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""
+
+    @property
+    def regularizers(self) -> Regularizer | dict[str, Regularizer] | None:
+        """What ``hfadapt.regularize`` takes: one for all tasks, one a task, or None."""
+        if all(task.regularizer is None for task in self.tasks):
+            return self.regularizer
+        found = {task.name: task.regularizer or self.regularizer for task in self.tasks}
+        return {name: one for name, one in found.items() if one is not None}

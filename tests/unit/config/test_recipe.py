@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+import hfadapt
 from hfadapt import plugins
 from hfadapt.errors import ConfigError
 from hfadapt.method import Method, MethodConfig
@@ -191,3 +192,42 @@ def test_fast_without_such_a_section_is_an_error() -> None:
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+REGULARIZED = """\
+model: bert
+tasks:
+  - sms_spam
+  - {name: b, data: sms_spam, regularizer: {name: r3f, sigma: 1.0e-4}}
+method: {method: toy, size: 12}
+"""
+
+
+def test_regularizers_of_all_tasks_and_of_one():
+    plain = read_recipe(REGULARIZED.replace(", regularizer: {name: r3f, sigma: 1.0e-4}", ""))
+    assert plain.regularizer is None and plain.regularizers is None
+    one = read_recipe(REGULARIZED)
+    assert one.regularizers == {"b": hfadapt.R3F(sigma=1e-4)}
+    smart = "regularizer: {name: smart, epsilon: 2.0e-5, momentum: [0.9, 0.99], norm: l2, solves: 2}\n"
+    both = read_recipe(REGULARIZED + smart)
+    want = hfadapt.SMART(epsilon=2e-5, momentum=(0.9, 0.99), norm="l2", solves=2)
+    assert both.regularizers == {"sms_spam": want, "b": hfadapt.R3F(sigma=1e-4)}
+    assert read_recipe(REGULARIZED + "regularizer: sam\n", ["tasks.b.regularizer=vat"]).regularizer == hfadapt.SAM()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("regularizer: smrt", "no regularizer 'smrt'.*Did you mean 'smart'"),
+        ("regularizer: {epsilon: 1}", "a regularizer is a name, or a mapping with the key 'name'"),
+        ("regularizer: {name: smart, epsilom: 1}", "epsilom.*epsilon"),
+        ("regularizer: {name: smart, epsilon: none}", "epsilon"),
+        ("regularizer: {name: smart, sigma: 0}", "bad sigma"),
+        ("regularizer: {name: freelb, weight: 2}", "bad weight"),
+        ("regularizer: [smart]", "a regularizer is a name"),
+    ],
+    ids=str,
+)
+def test_bad_regularizers_are_refused_with_their_line(line, said):
+    with pytest.raises(ConfigError, match=rf"line 6 .*{said}"):
+        read_recipe(REGULARIZED + line + "\n")
