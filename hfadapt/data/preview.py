@@ -51,10 +51,6 @@ class Preview:
             "passes": (self.rows.sum(axis=0) / np.asarray(schedule.sizes)).tolist(),
         }
 
-    def first_steps(self, count: int = 10) -> list[str]:
-        """Return the tasks of the first draws, by name."""
-        return [self.names[task] for task in self.schedule.draws(0)[:count]]
-
     def __str__(self) -> str:
         schedule = self.schedule
         shown = self.probabilities

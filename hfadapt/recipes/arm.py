@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,8 +238,3 @@ def merge(name: str, title: str, parts: Mapping[str, ArmResult], tasks: Sequence
         tokens=sum(result.tokens for result in results),
         history=tuple({**line, "task": task} for task, result in parts.items() for line in result.history),
     )
-
-
-def checkpoint_folder(output: Path, arm: str) -> Path:
-    """Where an arm keeps its checkpoints."""
-    return output / "checkpoints" / arm

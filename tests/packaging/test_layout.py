@@ -89,3 +89,20 @@ def test_the_source_distribution_holds_every_file_of_the_cpp_kernels() -> None:
     suffixes = {pattern.removeprefix("*") for pattern in line[1].split()}
     files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     assert files and {path.suffix for path in files} <= suffixes
+
+
+PACKAGES = (ROOT / "hfadapt", ROOT / "plugins" / "hfadapt_plugins", ROOT / "kernels" / "hfadapt_kernels")
+
+
+def test_the_first_folder_fits_one_screen() -> None:
+    entries = {path.name for path in (ROOT / "hfadapt").iterdir()} - {"py.typed", "__pycache__"}
+    assert len(entries) <= 15, f"a new room, or one idea too many at the top: {sorted(entries)}"
+
+
+def test_files_hold_one_idea() -> None:
+    lengths = {
+        path: len(path.read_text("utf-8").splitlines()) for package in PACKAGES for path in package.rglob("*.py")
+    }
+    assert not [str(path.relative_to(ROOT)) for path, lines in lengths.items() if lines > 400]
+    in_hfadapt = sorted(lines for path, lines in lengths.items() if path.is_relative_to(ROOT / "hfadapt"))
+    assert in_hfadapt[len(in_hfadapt) // 2] < 130
