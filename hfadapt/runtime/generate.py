@@ -17,6 +17,7 @@ from ..routing.choice import Choice, chosen
 from ..routing.growth import copies, repeat_rows
 from ..routing.task_ids import TaskIds, parse
 from .call import cache_in
+from .handing_on import hand_on
 from .leaf_hooks import INPUTS
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Generate:
         before = getattr(_STATE, "generation", None)
         _STATE.generation = Generation(attachment.token, choice, rows, prompts)
         try:
-            return stock(self.model, *first, *args, **kwargs)
+            return hand_on(stock, (self.model, *first, *args), kwargs)
         finally:
             _STATE.generation = before
 

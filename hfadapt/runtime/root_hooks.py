@@ -17,6 +17,7 @@ from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
 from .embedding_hooks import let_backward_stop
 from .generate import running
+from .handing_on import hand_on
 from .kv_history import check_steps, tokens_in
 from .leaf_hooks import tensor_batch_size
 from .loss_terms import add_to_output, loss_share
@@ -93,8 +94,8 @@ class Forward:
 
     def _stock(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self.wrapped is not None:
-            return self.wrapped(*args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
+            return hand_on(self.wrapped, args, kwargs)
+        return hand_on(type(self.module).forward, (self.module, *args), kwargs)
 
     def _enter(
         self, attachment: Attachment, before: Routing | None, args: tuple, kwargs: dict[str, Any]
