@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from .. import plugins
 from ..errors import TaskError, did_you_mean
 from ..errors.limits import finite
 
@@ -25,6 +26,8 @@ __all__ = [
     "Scored",
     "entities",
     "find_metric",
+    "metric_names",
+    "no_metric",
     "register_metric",
 ]
 
@@ -129,6 +132,18 @@ def register_metric(
     METRICS[name] = _declared(name, metric, greater_is_better, low, high)
 
 
+def metric_names() -> tuple[str, ...]:
+    """The names of all metrics: hfadapt's own, those of ``register_metric``, and those of plugins."""
+    return tuple(dict.fromkeys((*METRICS, *plugins.metrics())))
+
+
+def no_metric(name: str, thing: object) -> str:
+    """Say what a plugin ought to register in the place of ``thing``; "" for a metric under a name of its own."""
+    if name in BUILTIN_METRICS:
+        return f"a name of its own: {name!r} is one of hfadapt's"
+    return "" if callable(thing) and not isinstance(thing, type) else "a function of hfadapt.training.Scored"
+
+
 def find_metric(name: str) -> RegisteredMetric:
     """Return a metric with its direction and range.
 
@@ -136,12 +151,26 @@ def find_metric(name: str) -> RegisteredMetric:
         TaskError: no metric has that name.
     """
     found = METRICS.get(name)
+    if found is None and name in plugins.metrics():
+        return _from_plugin(name, plugins.metrics()[name])
     if found is None:
-        raise TaskError(f"no metric {name!r}", allowed=", ".join(METRICS), try_=did_you_mean(name, METRICS) or _ADVICE)
+        names = metric_names()
+        raise TaskError(f"no metric {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names) or _ADVICE)
     if not isinstance(found, RegisteredMetric):
         # put into the dict by hand; kept as declared, so that what is assumed of it is said once
         found = METRICS[name] = _declared(name, found, None, None, None)
     return found
+
+
+#: Metrics of plugins as they were declared, so that what is assumed of one that says nothing is said once.
+_OF_PLUGINS: dict[str, tuple[Metric, RegisteredMetric]] = {}
+
+
+def _from_plugin(name: str, metric: Metric) -> RegisteredMetric:
+    known = _OF_PLUGINS.get(name)
+    if known is None or known[0] is not metric:
+        known = _OF_PLUGINS[name] = (metric, _declared(name, metric, None, None, None))
+    return known[1]
 
 
 _ADVICE = "hfadapt.training.register_metric(name, metric, greater_is_better=..., low=..., high=...)"

@@ -12,7 +12,7 @@ from ..errors.names import names_of
 from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
 from ..method.fields import KnownFields
 from .heads import Classification, Head, OwnHead, head_from_dict
-from .metrics import BUILTIN_METRICS, METRICS
+from .metrics import BUILTIN_METRICS, metric_names
 
 __all__ = ["Task", "check_tasks"]
 
@@ -83,7 +83,7 @@ class Task(KnownFields):
 
     def _check(self, where: str) -> None:
         # a metric registered by the user is taken at its word; the built-in ones must fit the head
-        allowed = (*self.head.allowed_metrics, *(name for name in METRICS if name not in BUILTIN_METRICS))
+        allowed = (*self.head.allowed_metrics, *(name for name in metric_names() if name not in BUILTIN_METRICS))
         for metric in self.metrics:
             if metric not in allowed:
                 raise TaskError(

@@ -33,5 +33,7 @@ REGISTRIES: dict[str, tuple[str, Callable[[str, object], str]]] = {
     "register_architectures": ("architecture", _no_function),
     "register_mixing_strategies": ("mixing strategy", _asked("hfadapt.data.mixing:no_strategy")),
     "register_regularizers": ("regularizer", _asked("hfadapt.training.regularizers.regularizer:no_regularizer")),
+    "register_metrics": ("metric", _asked("hfadapt.multitask.metrics:no_metric")),
+    "register_heads": ("head", _asked("hfadapt.multitask.heads.base:no_head")),
     "register_backends": ("backend", _no_backend),
 }

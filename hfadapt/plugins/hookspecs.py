@@ -60,6 +60,25 @@ def register_regularizers(registry: Registry) -> None:
 
 
 @hookspec
+def register_metrics(registry: Registry) -> None:
+    """Add metrics that tasks may name: ``registry.add("kappa", kappa)``.
+
+    Args:
+        registry: Maps a name to a function of ``hfadapt.training.Scored``, or to an object that is called so; its
+            attributes ``greater_is_better``, ``low`` and ``high`` say direction and range.
+    """
+
+
+@hookspec
+def register_heads(registry: Registry) -> None:
+    """Add kinds of task heads: ``registry.add("ordinal", Ordinal)``.
+
+    Args:
+        registry: Maps ``Head.kind`` to a subclass of ``hfadapt.Head``; recipes and saved folders name it so.
+    """
+
+
+@hookspec
 def register_backends(registry: Registry) -> None:
     """Add implementations of ops: ``registry.add("pal_attention-mychip", Implementation("mychip", ...))``.
 

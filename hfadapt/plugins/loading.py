@@ -36,8 +36,10 @@ __all__ = [
     "architectures",
     "backends",
     "call_each",
+    "heads",
     "manager",
     "methods",
+    "metrics",
     "mixing_strategies",
     "register",
     "regularizers",
@@ -376,6 +378,16 @@ def mixing_strategies() -> Registry:
 def regularizers() -> Registry:
     """Return the registry of loss regularizers."""
     return _loaded().registries["register_regularizers"]
+
+
+def metrics() -> Registry:
+    """Return the registry of metrics beside hfadapt's own."""
+    return _loaded().registries["register_metrics"]
+
+
+def heads() -> Registry:
+    """Return the registry of kinds of heads beside hfadapt's own."""
+    return _loaded().registries["register_heads"]
 
 
 def backends() -> Registry:

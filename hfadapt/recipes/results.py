@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.atomic import write_json
 from ..errors import DataError
 from ..errors.version import __version__
-from ..multitask.metrics import METRICS, find_metric
+from ..multitask.metrics import find_metric, metric_names
 
 if TYPE_CHECKING:
     from ..multitask.task import Task
@@ -119,7 +119,7 @@ class RunResult:
         if metric == "macro":
             return bool(self.macro.get("greater_is_better", True))
         known = self.directions.get(metric)
-        return (metric not in METRICS or find_metric(metric).greater_is_better) if known is None else known
+        return (metric not in metric_names() or find_metric(metric).greater_is_better) if known is None else known
 
     def write(self, folder: Path) -> Path:
         """Write ``results.json`` into a folder, whole or not at all."""

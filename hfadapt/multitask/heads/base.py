@@ -17,10 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ... import plugins
 from ...errors import HFAdaptError, TaskError, did_you_mean
 from ...method.fields import KnownFields
 
-__all__ = ["IGNORE", "POOLINGS", "Head", "HeadFeatures", "Pooling", "fit_labels", "head_from_dict", "masked_mean"]
+__all__ = [
+    "IGNORE",
+    "POOLINGS",
+    "Head",
+    "HeadFeatures",
+    "Pooling",
+    "fit_labels",
+    "head_from_dict",
+    "heads",
+    "masked_mean",
+    "no_head",
+]
 
 IGNORE = -100
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
@@ -169,16 +181,32 @@ def fit_labels(labels: Tensor, width: int) -> Tensor:
     return nn.functional.pad(labels, (0, width - labels.shape[1]), value=IGNORE)
 
 
+def heads() -> dict[str, type[Head]]:
+    """Every kind of head: hfadapt's own, and those of plugins."""
+    from . import HEADS
+
+    return {**plugins.heads(), **HEADS}
+
+
+def no_head(name: str, thing: object) -> str:
+    """Say what a plugin ought to register in the place of ``thing``; "" for a class of heads of that kind."""
+    from . import HEADS
+
+    if name in HEADS:
+        return f"a kind of its own: {name!r} is one of hfadapt's"
+    fits = isinstance(thing, type) and issubclass(thing, Head) and thing.kind == name
+    return "" if fits else f"a subclass of hfadapt.Head with kind = {name!r}"
+
+
 def head_from_dict(description: Mapping[str, Any]) -> Head:
     """Rebuild a head from ``Head.to_dict``.
 
     Raises:
         TaskError: the kind or a field is unknown.
     """
-    from . import HEADS
-
+    known = heads()
     fields = dict(description)
     kind = fields.pop("kind", None)
-    if kind not in HEADS:
-        raise TaskError("unknown head", got=repr(kind), allowed=", ".join(HEADS), try_=did_you_mean(str(kind), HEADS))
-    return HEADS[kind](**fields)
+    if kind not in known:
+        raise TaskError("unknown head", got=repr(kind), allowed=", ".join(known), try_=did_you_mean(str(kind), known))
+    return known[kind](**fields)

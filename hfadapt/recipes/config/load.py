@@ -148,9 +148,9 @@ def _task(node: Node, problems: Problems) -> Any:
 
 
 def _head(node: Node, problems: Problems) -> Any:
-    from ...multitask.heads import HEADS
+    from ...multitask.heads.base import heads
 
-    return _named(node, "kind", HEADS, problems, "head")
+    return _named(node, "kind", heads(), problems, "head")
 
 
 def _regularizer(node: Node, problems: Problems) -> Any:
