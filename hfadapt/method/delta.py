@@ -137,24 +137,41 @@ class Delta(nn.Module):
 
     def own(self, name: str) -> Weights:
         """Return the parameters of the adapter ``name`` here."""
-        found = self.adapters[name]
-        assert isinstance(found, Weights)
-        return found
+        adapters: Any = self._modules["adapters"]
+        return adapters._modules[name]
 
     def config(self, name: str) -> Any:
         """Return the config of the adapter ``name``."""
         return self.own(name).config
 
+    def configs(self, names: Sequence[str]) -> list[Any]:
+        """Return the configs of several adapters."""
+        adapters: Any = self._modules["adapters"]
+        every = adapters._modules
+        return [every[name].config for name in names]
+
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype in which the adapter ``name`` computes here; None where it has no parameters at all."""
-        for module in (self.adapters[name], self._shared.get(name)):
+        own: Any = self.adapters[name]
+        for parameter in own._parameters.values():
+            if parameter is not None:
+                return parameter.dtype
+        for module in (own, self._shared.get(name)):
             for parameter in () if module is None else module.parameters():
                 return parameter.dtype
         return None
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
         """Return one parameter of each of the adapters ``names``, as ops take them."""
-        return [getattr(self.adapters[name], attribute) for name in names]
+        # Read from dictionaries: an attribute of a module takes a call of its own, for every adapter of a mixed batch.
+        # Parametrised ones, and those of the copies of nn.DataParallel, are not there.
+        adapters: Any = self._modules["adapters"]
+        every = adapters._modules
+        found = []
+        for name in names:
+            tensor = every[name]._parameters.get(attribute)
+            found.append(getattr(every[name], attribute) if tensor is None else tensor)
+        return found
 
     def optional_weights(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
         """Return ``weights``, or None when the adapters do not have that parameter."""

@@ -44,9 +44,10 @@ class LoRADelta(Delta):
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the changed output ``[B, T, O]`` of a linear that read ``source`` ``[B, T, Din]``."""
         a, b = self.weights("lora_a", rows.names), self.weights("lora_b", rows.names)
-        scales = [self.config(name).scale for name in rows.names]
-        options = {"dropout": self.config(rows.names[0]).dropout, "training": self.training}
-        gated = self.config(rows.names[0]).gate != "none"
+        configs = self.configs(rows.names)
+        scales = [config.scale for config in configs]
+        options = {"dropout": configs[0].dropout, "training": self.training}
+        gated = configs[0].gate != "none"
         if self.site.part is None:
             if not gated:
                 return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)

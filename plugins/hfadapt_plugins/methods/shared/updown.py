@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class UpDown:
     norm_eps: float | None = 1e-5
     gate: str = ""
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether one call of the kernel is all."""
         return not (self.norm_before or self.norm_after or self.gate)
@@ -122,6 +123,8 @@ class UpDownDelta(Delta):
                 setattr(weights, name, parameter)
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
+        if not self._shared:
+            return super().weights(attribute, names)
         return [getattr(self.weights_of(name), attribute) for name in names]
 
     def weights_of(self, name: str) -> Any:
@@ -187,7 +190,7 @@ class UpDownDelta(Delta):
             if form.scale == "lhuc":
                 scale = [2 * torch.sigmoid(c) for c in scale]
         else:
-            scale = [self.form(name).scale for name in names]
+            scale = [one.form.scale for one in map(self.own, names)]
         return parallel_adapter_norm(
             value,
             read,
