@@ -97,7 +97,7 @@ def fused_node(key: str) -> str:
 def applies(delta: Delta, routing: Routing) -> bool:
     """Say whether ``delta`` takes part at the depth the forward pass is at: not dropped, and its own call."""
     site = delta.site
-    if site.layer < routing.drop_depth(site.stack):
+    if routing.drop and site.layer < routing.drop_depth(site.stack):
         return False
     return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.call
 
@@ -115,7 +115,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
         leaf_input: What the leaf read; None at its input.
         routing: Of the forward pass.
     """
-    slot: Any = leaf.hfadapt
+    slot: Any = leaf._modules["hfadapt"]
     deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
     if not deltas:
         return value
