@@ -1,7 +1,7 @@
 """What the author of a method writes: a config, the places it wants, and the deltas that sit there."""
 
 from .config import MethodConfig
-from .delta import Delta, FusionPart, Weights
+from .delta import Delta, FusionPart, Weights, tensors_of
 from .method import Capabilities, CompositionMethod, Method, MethodPreset, Place, expand, select_layers
 from .site import Site, Tap
 
@@ -19,4 +19,5 @@ __all__ = [
     "Weights",
     "expand",
     "select_layers",
+    "tensors_of",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "check_adapter_name",
     "is_adapter_name",
     "nearest_name",
+    "tensors_of",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
@@ -68,6 +69,16 @@ class Weights(nn.Module):
 
         def __getattr__(self, name: str) -> Any:
             """A parameter that ``Delta.init_weights`` created."""
+
+
+def tensors_of(modules: Sequence[Any], attribute: str) -> list[Tensor]:
+    """Return one parameter of each module, in one call however many there are."""
+    found = []
+    for module in modules:
+        tensor = module._parameters.get(attribute)
+        # Parametrised ones, and those of the copies of nn.DataParallel, are found as attributes only.
+        found.append(getattr(module, attribute) if tensor is None else tensor)
+    return found
 
 
 @dataclass
@@ -137,8 +148,15 @@ class Delta(nn.Module):
 
     def own(self, name: str) -> Weights:
         """Return the parameters of the adapter ``name`` here."""
-        found = self.adapters[name]
-        assert isinstance(found, Weights)
+        return self.each((name,))[0]
+
+    def each(self, names: Sequence[str]) -> list[Any]:
+        """Return ``own`` of several adapters."""
+        # From the dictionaries: an attribute or an item of a module takes a call of Python's, and every slot asks.
+        adapters: Any = self._modules["adapters"]
+        found, every = [], adapters._modules
+        for name in names:
+            found.append(every[name])
         return found
 
     def config(self, name: str) -> Any:
@@ -147,14 +165,18 @@ class Delta(nn.Module):
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype in which the adapter ``name`` computes here; None where it has no parameters at all."""
-        for module in (self.adapters[name], self._shared.get(name)):
+        own: Any = self.own(name)
+        for parameter in own._parameters.values():
+            if parameter is not None:
+                return parameter.dtype
+        for module in (own, self._shared.get(name)):
             for parameter in () if module is None else module.parameters():
                 return parameter.dtype
         return None
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
         """Return one parameter of each of the adapters ``names``, as ops take them."""
-        return [getattr(self.adapters[name], attribute) for name in names]
+        return tensors_of(self.each(names), attribute)
 
     def optional_weights(self, attribute: str, names: Sequence[str]) -> list[Tensor] | None:
         """Return ``weights``, or None when the adapters do not have that parameter."""

@@ -168,6 +168,13 @@ class Routing:
         listed = None if self.id_list is None else tuple(i for i in self.id_list for _ in range(times))
         return replace(self, ids=ids, id_list=listed, batch_size=batch_size, taps={}, _rows={})
 
+    def live_steps(self) -> tuple[tuple[int, Step], ...]:
+        """Return the steps that any row may be in, with their numbers, worked out once a forward."""
+        live = self._rows.get(())
+        if live is None:
+            live = self._rows[()] = tuple((i, step) for i, step in enumerate(self.steps) if self.takes_part(i))
+        return live
+
     def rows(
         self, index: int, available: tuple[str, ...], device: torch.device
     ) -> tuple[tuple[str, ...], TaskBatch] | None:

@@ -37,24 +37,26 @@ class OutputHook(Hook):
     """Runs the deltas at a module's output."""
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if current() is None:
+        routing = current()
+        if routing is None:
             return None
         leaf_input = args[0] if args else None
         if isinstance(output, tuple):
-            return (run_slot(module, "output", output[0], leaf_input), *output[1:])
-        return run_slot(module, "output", output, leaf_input)
+            return (run_slot(module, "output", output[0], leaf_input, routing), *output[1:])
+        return run_slot(module, "output", output, leaf_input, routing)
 
 
 class InputHook(Hook):
     """Runs the deltas at a module's input."""
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if current() is None:
+        routing = current()
+        if routing is None:
             return None
         if args:
-            return (run_slot(module, "input", args[0], None), *args[1:]), kwargs
+            return (run_slot(module, "input", args[0], None, routing), *args[1:]), kwargs
         first = next(iter(kwargs))
-        return args, {**kwargs, first: run_slot(module, "input", kwargs[first], None)}
+        return args, {**kwargs, first: run_slot(module, "input", kwargs[first], None, routing)}
 
 
 class TapInput(Hook):

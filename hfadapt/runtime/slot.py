@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..method.delta import Delta
 from ..method.sites import Site
-from ..routing.routing import Routing, Rows, current
+from ..routing.routing import Routing, Rows
 from ..routing.steps import Fuse, Select, Step
 
 if TYPE_CHECKING:
@@ -97,30 +97,43 @@ def fused_node(key: str) -> str:
 def applies(delta: Delta, routing: Routing) -> bool:
     """Say whether ``delta`` takes part at the depth the forward pass is at: not dropped, and its own call."""
     site = delta.site
-    if site.layer < routing.drop_depth(site.stack):
+    if routing.drop and site.layer < routing.drop_depth(site.stack):
         return False
     return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.call
 
 
-def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | None) -> Tensor:
-    """Run the deltas of one side of a leaf on ``value``; without a routing ``value`` is returned as it is."""
-    routing = current()
-    if routing is None:
-        return value
-    slot = slot_of(leaf)
+def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | None, routing: Routing) -> Tensor:
+    """Run the deltas of one side of a leaf on ``value``.
+
+    Every slot runs this in every forward, and its cost is that of the calls it makes: what is the same for all slots
+    (which steps have a row, which rows use which adapters) is looked up in the pass.
+
+    Args:
+        leaf: The module of the base.
+        side: ``"input"`` or ``"output"``.
+        value: What the deltas change.
+        leaf_input: What the leaf read; None at its input.
+        routing: Of the forward pass.
+    """
+    slot: Any = leaf._modules["hfadapt"]
     deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
-    last = (len(routing.steps) - 1, deltas[-1]) if deltas and slot.fuses_norm and side == "input" else None
-    for index, step in enumerate(routing.steps):
-        if not routing.takes_part(index):
-            continue
-        fusion = slot.fusion(step, deltas)
-        if fusion is not None:
-            value = fusion(value, leaf_input, leaf, routing, index)
+    if not deltas:
+        return value
+    device = value.device
+    for index, step in routing.live_steps():
+        if not isinstance(step, Select):
+            value = _run_together(step, index, deltas, value, leaf_input, leaf, routing)
             continue
         for delta in deltas:
-            if last == (index, delta) and isinstance(step, Select) and _defer(delta, index, value, leaf, routing):
+            found = routing.rows(index, delta.names, device)
+            if found is None:
+                continue
+            source = source_of(delta, value, leaf_input, routing)
+            rows = Rows(*found, routing, leaf)
+            if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
+                routing.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
-            value = _run_delta(delta, step, index, value, leaf_input, leaf, routing)
+            value = apply_rows(delta, value, source, rows)
     return value
 
 
@@ -149,7 +162,8 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
 def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
-    shaped, read = shape_like_batch(value, size), shape_like_batch(source, size)
+    shaped = value if value.dim() == 3 else shape_like_batch(value, size)
+    read = shaped if source is value else source if source.dim() == 3 else shape_like_batch(source, size)
     if delta.site.source is not None and shaped.dim() == 2 and read.dim() == 3 and read.shape[1] == 1:
         shaped = shaped.unsqueeze(1)  # one flattened token a row looks like no tokens at all
     if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
@@ -166,22 +180,18 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         dtype = delta.dtype(rows.names[0]) or dtype
     if norm and dtype != value.dtype:  # adapters in float32 on a base of lower precision
         norm = {key: given.to(dtype) if isinstance(given, Tensor) else given for key, given in norm.items()}
-    changed = delta(shaped.to(dtype), read.to(dtype), rows, **norm)
-    return changed.to(value.dtype).view(value.shape)
+    if dtype != shaped.dtype or dtype != read.dtype:
+        shaped, read = shaped.to(dtype), read.to(dtype)
+    return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
 
 
-def _defer(delta: Delta, index: int, value: Tensor, leaf: nn.Module, routing: Routing) -> bool:
-    """Leave the last delta at a norm's input to the norm; return whether it was.
+def _defers(delta: Delta, index: int, value: Tensor, routing: Routing) -> bool:
+    """Say whether the last delta at a norm's input is left to the norm, when the last step has come to it.
 
     Under autocast the stock norm computes and returns float32, which the op would not.
     """
-    if not delta.fuses_norm or torch.is_autocast_enabled(value.device.type):
-        return False
-    found = routing.rows(index, delta.names, value.device)
-    if found is not None:
-        source = source_of(delta, value, None, routing)
-        routing.deferred[delta.site.leaf] = (delta, source, Rows(*found, routing, leaf))
-    return found is not None
+    last = index == len(routing.steps) - 1
+    return last and delta.fuses_norm and not torch.is_autocast_enabled(value.device.type)
 
 
 def _repeated(rows: Rows, batch_size: int) -> Rows:
@@ -194,6 +204,24 @@ def _repeated(rows: Rows, batch_size: int) -> Rows:
     else:
         batch = rows.batch.expand(batch_size // rows.routing.batch_size)
     return Rows(rows.names, batch, routing, rows.leaf)
+
+
+def _run_together(
+    step: Step,
+    index: int,
+    deltas: Sequence[Delta],
+    value: Tensor,
+    leaf_input: Tensor | None,
+    leaf: nn.Module,
+    routing: Routing,
+) -> Tensor:
+    """Run a step whose rows use several adapters at once."""
+    fusion = slot_of(leaf).fusion(step, deltas)
+    if fusion is not None:
+        return fusion(value, leaf_input, leaf, routing, index)
+    for delta in deltas:
+        value = _run_delta(delta, step, index, value, leaf_input, leaf, routing)
+    return value
 
 
 def _run_delta(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class LoRA(MethodConfig):
         if not names or not all(isinstance(n, str) and n for n in names):
             self.fail("target_modules", names, "roles or module names, at least one")
 
-    @property
+    @functools.cached_property
     def scale(self) -> float:
         """The factor s of the update."""
         return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)

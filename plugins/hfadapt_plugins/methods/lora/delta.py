@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfadapt import Delta, Rows, Weights
 from hfadapt.architecture import linear_sizes
 from hfadapt.errors import AttachError
-from hfadapt.method import FusionPart
+from hfadapt.method import FusionPart, tensors_of
 from hfadapt_kernels import grouped_lora
 
 from ..shared.gating import add_gate, gate_of_rows
@@ -43,10 +43,11 @@ class LoRADelta(Delta):
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the changed output ``[B, T, O]`` of a linear that read ``source`` ``[B, T, Din]``."""
-        a, b = self.weights("lora_a", rows.names), self.weights("lora_b", rows.names)
-        scales = [self.config(name).scale for name in rows.names]
-        options = {"dropout": self.config(rows.names[0]).dropout, "training": self.training}
-        gated = self.config(rows.names[0]).gate != "none"
+        each = self.each(rows.names)
+        a, b = tensors_of(each, "lora_a"), tensors_of(each, "lora_b")
+        scales = [one.config.scale for one in each]
+        options = {"dropout": each[0].config.dropout, "training": self.training}
+        gated = each[0].config.gate != "none"
         if self.site.part is None:
             if not gated:
                 return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)

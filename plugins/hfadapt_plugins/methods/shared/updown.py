@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import Delta, Rows, Site, Weights
-from hfadapt.method import FusionPart
+from hfadapt.method import FusionPart, tensors_of
 from hfadapt_kernels import TaskBatch, get_activation, parallel_adapter_norm
 
 from .gating import over_row
@@ -51,7 +52,7 @@ class UpDown:
     norm_eps: float | None = 1e-5
     gate: str = ""
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether one call of the kernel is all."""
         return not (self.norm_before or self.norm_after or self.gate)
@@ -122,7 +123,11 @@ class UpDownDelta(Delta):
                 setattr(weights, name, parameter)
 
     def weights(self, attribute: str, names: Sequence[str]) -> list[Tensor]:
-        return [getattr(self.weights_of(name), attribute) for name in names]
+        return tensors_of(self.all_weights_of(names), attribute)
+
+    def all_weights_of(self, names: Sequence[str]) -> list[Any]:
+        """Return `weights_of` of several adapters."""
+        return [self.weights_of(name) for name in names] if self._shared else self.each(names)
 
     def weights_of(self, name: str) -> Any:
         """Return the module that holds an adapter's parameters: its own here, or the one that layers share."""
@@ -180,22 +185,23 @@ class UpDownDelta(Delta):
 
     def project(self, value: Tensor, read: Tensor, rows: Rows, **norm: Any) -> Tensor:
         """Call the kernel."""
-        names = rows.names
-        form = self.form(names[0])
+        inside = self.all_weights_of(rows.names)
+        each = self.each(rows.names) if self._shared else inside
+        form: UpDown = each[0].form
         if isinstance(form.scale, str):
-            scale: Any = self.weights("scale", names)
+            scale: Any = tensors_of(inside, "scale")
             if form.scale == "lhuc":
                 scale = [2 * torch.sigmoid(c) for c in scale]
         else:
-            scale = [self.form(name).scale for name in names]
+            scale = [one.form.scale for one in each]
         return parallel_adapter_norm(
             value,
             read,
-            self.weights("down", names),
-            self.weights("up", names),
+            tensors_of(inside, "down"),
+            tensors_of(inside, "up"),
             rows.batch,
-            down_bias=self.weights("down_bias", names) if form.bias else None,
-            up_bias=self.weights("up_bias", names) if form.bias else None,
+            down_bias=tensors_of(inside, "down_bias") if form.bias else None,
+            up_bias=tensors_of(inside, "up_bias") if form.bias else None,
             activation=form.activation,
             scale=scale,
             dropout=self.dropout,

@@ -1,0 +1,196 @@
+"""The path from a slot's hook to its op, in Python calls, and what a mixed batch costs beside the bare base.
+
+    python tools/bench_path.py --before ../old-checkout --out benchmarks/path
+
+Every checkout is measured by this same file, in a process of its own. Calls are exact; times are medians of forwards
+that take turns in one process, and say little while other work runs on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OPS = ("grouped_lora", "parallel_adapter_norm")
+ROWS, TOKENS, TASKS, LAYERS = 32, 4, 32, 6
+
+
+def model(**sizes: Any) -> Any:
+    """A BERT with random weights."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    return BertModel(BertConfig(vocab_size=1000, **sizes)).eval()
+
+
+def tiny() -> Any:
+    return model(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+
+
+def calls_before_op(method: dict[str, Any], tasks: int) -> dict[str, int]:
+    """Count the calls of Python functions at the last slot of a mixed forward.
+
+    Returns:
+        From the hook, inclusive, to the op's public function, exclusive (``before_op``), and to the point where the op
+        is handed to torch's dispatcher (``before_dispatch``).
+    """
+    import torch
+
+    import hfadapt
+
+    adapted = tiny()
+    for task in range(tasks):
+        hfadapt.attach(adapted, method, f"t{task}")
+    ids = torch.randint(0, 1000, (2 * tasks, TOKENS))
+    names = [f"t{row % tasks}" for row in range(2 * tasks)]
+    found: dict[str, int] = {}
+    state = {"calls": -1}
+
+    def watch(frame: Any, event: str, arg: Any) -> None:
+        if event != "call":
+            return
+        code = frame.f_code
+        if code.co_name == "__call__" and type(frame.f_locals.get("self")).__name__ in ("OutputHook", "InputHook"):
+            state["calls"] = 0
+        if state["calls"] < 0:
+            return
+        if code.co_name in OPS and code.co_filename.endswith("op.py"):
+            found["before_op"] = state["calls"]
+        if code.co_filename.endswith(os.path.join("torch", "_ops.py")):
+            found["before_dispatch"], state["calls"] = state["calls"], -1
+            return
+        state["calls"] += 1
+
+    with torch.no_grad():
+        adapted(input_ids=ids, task_ids=names)
+        sys.setprofile(watch)
+        try:
+            adapted(input_ids=ids, task_ids=names)
+        finally:
+            sys.setprofile(None)
+    return found
+
+
+def count() -> dict[str, Any]:
+    methods = {"lora": {"method": "lora"}, "bottleneck": {"method": "bottleneck"}}
+    return {name: {f"{n} tasks": calls_before_op(one, n) for n in (2, 8)} for name, one in methods.items()}
+
+
+def peft_batch(ids: Any) -> Callable[[], Any]:
+    """Return peft's forward of the same mixed batch."""
+    from peft import LoraConfig, get_peft_model
+
+    def config() -> Any:
+        return LoraConfig(r=8, target_modules=["query", "value"], init_lora_weights=False)
+
+    adapted: Any = get_peft_model(model(num_hidden_layers=LAYERS), config(), adapter_name="t0")
+    for task in range(1, TASKS):
+        adapted.add_adapter(f"t{task}", config())
+    adapted.eval()
+    names = [f"t{row % TASKS}" for row in range(ROWS)]
+    return lambda: adapted(input_ids=ids, adapter_names=names)
+
+
+def seconds(repeats: int, rival: bool) -> dict[str, Any]:
+    """Time forwards in turn: the bare base, a mixed batch of LoRAs, one of bottlenecks, and peft's of LoRAs."""
+    import torch
+
+    import hfadapt
+
+    torch.set_num_threads(2)
+    ids = torch.randint(0, 1000, (ROWS, TOKENS))
+    names = [f"t{row % TASKS}" for row in range(ROWS)]
+    base = model(num_hidden_layers=LAYERS)
+    run: dict[str, Callable[[], Any]] = {"base": lambda: base(input_ids=ids)}
+    for name, method in (("lora", {"method": "lora", "init": "normal"}), ("bottleneck", {"method": "bottleneck"})):
+        adapted = model(num_hidden_layers=LAYERS)
+        for task in range(TASKS):
+            hfadapt.attach(adapted, method, f"t{task}")
+        run[name] = lambda adapted=adapted: adapted(input_ids=ids, task_ids=names)
+    if rival:
+        run["peft lora"] = peft_batch(ids)
+    taken: dict[str, list[float]] = {name: [] for name in run}
+    with torch.no_grad():
+        for turn in range(repeats + 3):
+            for name, forward in run.items():
+                start = time.perf_counter()
+                forward()
+                if turn >= 3:
+                    taken[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    return {
+        "milliseconds": {name: round(1e3 * one, 2) for name, one in medians.items()},
+        "times the base": {name: round(one / medians["base"], 3) for name, one in medians.items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor,
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "dtype": "float32",
+    }
+
+
+def measure(checkout: Path, arguments: list[str]) -> dict[str, Any]:
+    """Measure one checkout in a process of its own."""
+    paths = os.pathsep.join(str(checkout / part) for part in (".", "kernels", "plugins"))
+    command = [sys.executable, __file__, "--measure", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, cwd=checkout, check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="another checkout, with its C++ library built, to compare with")
+    parser.add_argument("--repeats", type=int, default=40, help="timed forwards of each kind; 0 counts calls only")
+    parser.add_argument("--out", type=Path, help="folder for path.json")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        found: dict[str, Any] = {"python calls": count()}
+        if options.repeats:
+            found["forward"] = seconds(options.repeats, options.rival)
+        print(json.dumps(found))
+        return
+    result: dict[str, Any] = {"machine": machine()}
+    if options.repeats:
+        result["shapes"] = f"{ROWS} x {TOKENS} tokens, {TASKS} tasks mixed, {LAYERS} layers of BERT-base, 2 threads"
+        result["load average"] = round(os.getloadavg()[0], 1)
+    repeats = ["--repeats", str(options.repeats)]
+    if options.before is not None:
+        result["before"] = measure(options.before.resolve(), repeats)
+    result["now"] = measure(ROOT, [*repeats, "--rival"])
+    text = json.dumps(result, indent=1) + "\n"
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "path.json").write_text(text, "utf-8")
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
