@@ -36,7 +36,8 @@ class HFAdaptError(Exception):
     def __init__(
         self, what: str = "", *, where: object = "", got: object = None, allowed: object = None, try_: str = ""
     ) -> None:
-        super().__init__(problem(what, where=str(where), got=got, allowed=allowed, try_=try_))
+        # torch.compile traces no call of an exception's own `__init__`
+        self.args = (problem(what, where=str(where), got=got, allowed=allowed, try_=try_),)
         self.where, self.got, self.allowed, self.try_ = where, got, allowed, try_
 
 

@@ -101,8 +101,8 @@ def test_a_head_of_a_plugin_is_saved_and_read(install, tmp_path):
 
 def test_a_recipe_names_it(install):
     install(register_heads={"ordinal": Ordinal})
-    text = "model: m\nmethod: lora\ntasks:\n  stars:\n    data: d.csv\n    head: {kind: ordinal, num_labels: 3}\n"
-    assert read_recipe(text).tasks["stars"].head == Ordinal(3)
+    text = "model: m\nmethod: lora\ntasks:\n  - {name: stars, data: d.csv, head: {kind: ordinal, num_labels: 3}}\n"
+    assert read_recipe(text).tasks[0].head == Ordinal(3)
 
 
 @pytest.mark.parametrize(
