@@ -17,6 +17,7 @@ from ...errors import ConfigError
 from ...runtime.embedding_noise import word_embeddings
 from .choice import Choice, chosen
 from .noise import Noise
+from .passes import evaluating, random_state, set_random_state
 from .proximal import Teacher, read_teacher
 from .regularizer import Regularizer
 from .rows import Group, groups_of, selected
@@ -90,6 +91,7 @@ class Regularization(TrainerCallback):
         self._made: Step | None = None
         self._resumed_from: Path | None = None
         self._own_passes = False
+        self._divides: bool | None = None
         for name in ("train", "training_step", "compute_loss"):
             setattr(trainer, name, getattr(self, name))
         trainer.add_callback(self)
@@ -219,7 +221,7 @@ class Regularization(TrainerCallback):
             backward=functools.partial(self._backward, scale=group.share * (1.0 if scaled else 1 / count)),
             mixed=self._own_passes,
             teacher=None if teacher is None else teacher.teaching,
-            term_scale=1 / count if scaled else 1.0,
+            term_scale=self._scale_of_means(inputs, num_items_in_batch, count) if scaled else 1.0,
         )
         self._made = step
         return step
@@ -236,6 +238,30 @@ class Regularization(TrainerCallback):
         return (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None) or (
             trainer.compute_loss_func is not None
         )
+
+    def _scale_of_means(self, inputs: dict[str, Any], num_items_in_batch: Any, count: int) -> float:
+        """Return the factor of a mean over a micro-batch that is added to a loss which Trainer does not divide.
+
+        Trainer tells such a model how many items the accumulated batches hold on all ranks. Heads of older make take no
+        notice and return the mean of their micro-batch, which Trainer then adds up and multiplies: what is added must
+        be scaled as the loss is, or its weight would depend on the accumulation.
+        """
+        if self.trainer.compute_loss_func is not None:
+            return 1 / count
+        if self._divides is None:
+            with torch.no_grad(), evaluating(self.module):
+                state = random_state(next(self.module.parameters()).device)
+                losses = [
+                    getattr(self.module(**inputs, num_items_in_batch=n * num_items_in_batch), "loss", None)
+                    for n in (1, 2)
+                ]
+                set_random_state(state, next(self.module.parameters()).device)
+            once, twice = losses
+            # without labels, as under label smoothing, it is Trainer that computes the loss, a mean
+            self._divides = once is not None and bool((once - 2 * twice).abs() <= 1e-3 * once.abs())
+        if self._divides:
+            return 1 / count
+        return float(self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1)
 
     # -- what Trainer's run tells ------------------------------------------------------------------------------------
 

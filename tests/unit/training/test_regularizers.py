@@ -179,6 +179,27 @@ def test_evaluation_is_that_of_a_trainer_without_it(tmp_path):
     assert ends[0] == ends[1]
 
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize(("model_type", "changes_of_config"), [("bert", NO_DROPOUT), ("qwen2", {})])
+def test_a_terms_share_of_the_loss_does_not_depend_on_accumulation(tmp_path, model_type, changes_of_config):
+    """Trainer adds up the means of heads that take no notice of num_items_in_batch: two micro-batches count twice."""
+    moved = []
+    for size, accumulated in ((8, 1), (4, 2)):
+        set_seed(0)
+        model = tiny_model(model_type, "sequence-classification", **changes_of_config).double()
+        model.config.pad_token_id = 0
+        before = {key: p.detach().clone() for key, p in model.named_parameters()}
+        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 1}
+        changes |= {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 1e-3}
+        trainer_of(model, tmp_path, "r3f", {"sigma": 0.5, "weight": 5.0}, **changes).train()
+        moved.append({key: p.detach() - before[key] for key, p in model.named_parameters()})
+    whole = {key: 2 * change for key, change in moved[0].items()}
+    assert largest_difference(whole, moved[1]) <= 1e-9
+    assert max(float(change.abs().max()) for change in moved[0].values()) > 1e-6
+
+
 def test_remove_takes_it_out_again(tmp_path):
     set_seed(0)
     model = tiny_classifier()
