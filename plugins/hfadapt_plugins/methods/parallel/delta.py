@@ -22,6 +22,8 @@ class ByHeadDelta(UpDownDelta):
     Weights of an adapter: ``down`` ``[H R, D]`` (head by head), ``up`` ``[H, K, R]``, biases ``[H R]`` and ``[H K]``.
     """
 
+    keeps_up_apart = True
+
     @property
     def heads(self) -> int:
         """H, the query heads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,9 @@ class UpDownWeights(nn.Module):
 class UpDownDelta(Delta):
     """``value + s (U drop(act(D source + b)) + b')``, every row with its own adapter, in one kernel."""
 
+    #: ``weights`` makes the second projections that the kernel takes of others (one a head).
+    keeps_up_apart: ClassVar[bool] = False
+
     def init_weights(self, weights: Weights, config: HasUpDown, shared: nn.Module | None) -> None:
         form = config.updown(self.site)
         weights.form = form  # type: ignore[assignment]
@@ -194,11 +197,13 @@ class UpDownDelta(Delta):
                 scale = [2 * torch.sigmoid(c) for c in scale]
         else:
             scale = [one.form.scale for one in each]
+        # asked for by name only where a subclass keeps them in another form: every slot comes through here
+        up = self.weights("up", rows.names) if self.keeps_up_apart else tensors_of(inside, "up")
         return parallel_adapter_norm(
             value,
             read,
             tensors_of(inside, "down"),
-            tensors_of(inside, "up"),
+            up,
             rows.batch,
             down_bias=tensors_of(inside, "down_bias") if form.bias else None,
             up_bias=tensors_of(inside, "up_bias") if form.bias else None,
