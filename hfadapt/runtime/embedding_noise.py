@@ -77,7 +77,7 @@ def _stock(model: nn.Module) -> nn.Module:
 
 
 def _encoder(model: nn.Module) -> nn.Module:
-    stock = _stock(model)
+    stock: Any = _stock(model)
     if not getattr(getattr(stock, "config", None), "is_encoder_decoder", False):
         return model
     encoder: Any = stock.get_encoder()

@@ -246,6 +246,9 @@ class Regularization(TrainerCallback):
         notice and return the mean of their micro-batch, which Trainer then adds up and multiplies: what is added must
         be scaled as the loss is, or its weight would depend on the accumulation.
         """
+        ranks = self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1
+        if count == ranks == 1:
+            return 1.0
         if self.trainer.compute_loss_func is not None:
             return 1 / count
         if self._divides is None:
@@ -258,10 +261,12 @@ class Regularization(TrainerCallback):
                 set_random_state(state, next(self.module.parameters()).device)
             once, twice = losses
             # without labels, as under label smoothing, it is Trainer that computes the loss, a mean
-            self._divides = once is not None and bool((once - 2 * twice).abs() <= 1e-3 * once.abs())
+            self._divides = (
+                once is not None and twice is not None and bool((once - 2 * twice).abs() <= 1e-3 * once.abs())
+            )
         if self._divides:
             return 1 / count
-        return float(self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1)
+        return float(ranks)
 
     # -- what Trainer's run tells ------------------------------------------------------------------------------------
 
@@ -274,7 +279,7 @@ class Regularization(TrainerCallback):
             ConfigError: a schedule is longer than the run, or the optimizer does not fit.
             CheckpointError: the run is resumed from a checkpoint with the teacher of another model, or with none.
         """
-        wrapped: nn.Module = self.trainer.model_wrapped
+        wrapped: Any = self.trainer.model_wrapped
         self._own_passes = self.trainer.accelerator.mixed_precision != "no" or _is_compiled(wrapped)
         for one in self.active:
             one.check_run(state.max_steps, kwargs.get("optimizer") or self.trainer.optimizer)
@@ -324,7 +329,9 @@ def _say_what_vanishes(regularizer: Regularizer, leaves: Sequence[nn.Module], mi
         return
     weight: Any = leaves[0].weight
     own = weight.dtype in (torch.bfloat16, torch.float16)
-    dtype = weight.dtype if own else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed, weight.dtype)
+    dtype: torch.dtype = (
+        weight.dtype if own else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(mixed), weight.dtype)
+    )
     size = float(weight.detach().float().abs().mean())
     gap = torch.finfo(dtype).eps * size
     if regularizer.radius >= gap:

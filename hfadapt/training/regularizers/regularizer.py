@@ -154,7 +154,8 @@ class Regularizer(KnownFields, ABC):
         Raises:
             ConfigError: a field is unknown, or holds a value that is not allowed.
         """
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "name"})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "name"}
+        return cls(**given)
 
 
 def no_regularizer(name: str, thing: object) -> str:
