@@ -329,9 +329,8 @@ def _say_what_vanishes(regularizer: Regularizer, leaves: Sequence[nn.Module], mi
         return
     weight: Any = leaves[0].weight
     own = weight.dtype in (torch.bfloat16, torch.float16)
-    dtype: torch.dtype = (
-        weight.dtype if own else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(mixed), weight.dtype)
-    )
+    of_run: dict[str, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype: Any = weight.dtype if own else of_run.get(str(mixed), weight.dtype)
     size = float(weight.detach().float().abs().mean())
     gap = torch.finfo(dtype).eps * size
     if regularizer.radius >= gap:
