@@ -14,6 +14,7 @@ from hfadapt_kernels import native
 from tests import shapes
 from tests.kernels.fuzz import OPS, Draw
 
+# of the tests' own requirements; `make oldest` goes without them
 pytest.importorskip("beartype")
 pytest.importorskip("jaxtyping")
 FUNCTIONS = [value for name in hk.__all__ if inspect.isfunction(value := getattr(hk, name))]

@@ -252,21 +252,27 @@ class Regularization(TrainerCallback):
         if self.trainer.compute_loss_func is not None:
             return 1 / count
         if self._divides is None:
-            with torch.no_grad(), evaluating(self.module):
-                state = random_state(next(self.module.parameters()).device)
-                losses = [
-                    getattr(self.module(**inputs, num_items_in_batch=n * num_items_in_batch), "loss", None)
-                    for n in (1, 2)
-                ]
-                set_random_state(state, next(self.module.parameters()).device)
-            once, twice = losses
-            # without labels, as under label smoothing, it is Trainer that computes the loss, a mean
-            self._divides = (
-                once is not None and twice is not None and bool((once - 2 * twice).abs() <= 1e-3 * once.abs())
+            self._divides = self._finds_division(inputs, num_items_in_batch)
+        return 1 / count if self._divides else float(ranks)
+
+    def _finds_division(self, inputs: dict[str, Any], num_items_in_batch: Any) -> bool | None:
+        """Say whether the model's loss halves when it is told of twice as many items; None where this batch has none.
+
+        Two passes without gradient, once a run: no attribute of a model says which of the two its head does.
+        """
+        device = next(self.module.parameters()).device
+        state = random_state(device)
+        with torch.no_grad(), evaluating(self.module):
+            once, twice = (
+                getattr(self.module(**inputs, num_items_in_batch=times * num_items_in_batch), "loss", None)
+                for times in (1, 2)
             )
-        if self._divides:
-            return 1 / count
-        return float(ranks)
+        set_random_state(state, device)
+        if once is None or twice is None:
+            return False  # under label smoothing it is Trainer that computes the loss, a mean
+        if not (once.isfinite() and once):
+            return None
+        return bool((once - 2 * twice).abs() <= 1e-3 * once.abs())
 
     # -- what Trainer's run tells ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from tests import shapes
 from tests.conformance.small import SMALL
 
+# of the tests' own requirements; `make oldest` goes without them
 pytest.importorskip("beartype")
 pytest.importorskip("jaxtyping")
 METHODS = [name for name in sorted(plugins.methods()) if name != "fusion"]  # it has no delta
@@ -44,7 +45,7 @@ def test_deltas_keep_the_shapes_of_the_signature(method, model_type, monkeypatch
     try:
         hfadapt.attach(model, SMALL.get(method, method), names=NAMES, verify=False)
     except AttachError as error:
-        pytest.skip(str(error).partition(";")[0])
+        pytest.skip(str(error).partition(";")[0])  # a pooler where there is none, cross-attention in an encoder
     seen: list[tuple[int, ...]] = []
     kinds = {type(delta) for delta in deltas(model)}
     ordinary = [kind for kind in kinds if "value" in inspect.signature(kind.forward).parameters]
