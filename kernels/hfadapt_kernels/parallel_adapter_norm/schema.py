@@ -114,6 +114,7 @@ class Backward(NamedTuple):
 
 
 _SHARED = [name for name in Backward._fields if name in Forward._fields]
+# What autograd is given where no gradient came: an entry an argument, in the tuple for its names alone.
 _NO_GRADIENTS = Forward(*(None,) * len(Forward._fields))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
