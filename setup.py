@@ -1,7 +1,8 @@
 """Builds the C++ kernels beside the pure Python packages (everything else stands in pyproject.toml).
 
-``HFADAPT_BUILD_CPP=0`` skips them. Without a compiler, or when the build fails, the install goes on without them:
-every op then runs through its reference, and ``hfadapt doctor`` says so. ``HFADAPT_BUILD_CPP=1`` makes failure fatal.
+``HFADAPT_BUILD_CPP=0`` skips them. Without a compiler, or when the build fails, the install goes on without them: the
+wheel is a pure one that says why it holds no library, every op runs through its reference, and ``hfadapt doctor`` gives
+the reason. ``HFADAPT_BUILD_CPP=1`` makes failure fatal.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -29,19 +32,56 @@ ISA_FLAGS = {
 }
 
 
+# Read by hfadapt_kernels.native, which tells it to who asks why there is no library.
+NOT_BUILT = "_C.not_built.txt"
+
+
+def import_torch() -> ModuleType:
+    """Import torch, from the environment that is installed into if the one of the build has none of its own."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        sys.path.append(sysconfig.get_path("platlib"))
+        import torch
+    return torch
+
+
+def why(error: Exception) -> str:
+    """Say in a line what a user can change."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the compiler {error.cmd[0]} ended with exit status {error.returncode} (pip install -v shows what it said)"
+    if isinstance(error, ImportError):
+        return f"torch could not be imported where the kernels are built: {error}"
+    return f"no C++ compiler could be started: {error}"
+
+
 class BuildKernels(build_ext):
     """Compiles every file with its own flags, several at a time, and links one library against torch's stable ABI."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
+        (ext,) = self.extensions
+        reason_file = Path(self.get_ext_fullpath(ext.name)).with_name(NOT_BUILT)
+        reason_file.unlink(missing_ok=True)
         try:
             self._build(ext)
         except (OSError, subprocess.CalledProcessError, ImportError) as error:
             if WANTED == "1":
                 raise
-            print(f"hfadapt: the C++ kernels were not built ({error}); ops will run through torch", file=sys.stderr)
+            reason = why(error)
+            print(f"hfadapt: the C++ kernels were not built ({reason}); ops will run through torch", file=sys.stderr)
+            reason_file.parent.mkdir(parents=True, exist_ok=True)
+            reason_file.write_text(reason + "\n", encoding="utf-8")
+            self._become_pure()
+
+    def _become_pure(self) -> None:
+        """What is packed now serves any machine, and is named so."""
+        self.extensions = self.distribution.ext_modules = []
+        wheel = self.distribution.command_obj.get("bdist_wheel")
+        if wheel is not None:
+            wheel.root_is_pure, wheel.py_limited_api = True, False
 
     def _build(self, ext: Extension) -> None:
-        import torch
+        torch = import_torch()
         from torch.utils import cpp_extension
 
         compiler = os.environ.get("CXX", "c++")

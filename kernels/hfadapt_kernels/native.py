@@ -29,10 +29,7 @@ def _load() -> str | None:
     folder = Path(__file__).parent
     found = sorted(folder.glob("_C*.so")) + sorted(folder.glob("_C*.pyd"))
     if not found:
-        return (
-            "the C++ library is not built (hfadapt was installed without a C++ compiler or with HFADAPT_BUILD_CPP=0); "
-            "reinstall with g++ or clang++ on the PATH"
-        )
+        return _why_not_built(folder / "_C.not_built.txt")
     try:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
@@ -41,6 +38,17 @@ def _load() -> str | None:
         _log.warning("%s; ops on the CPU run through torch until then", reason)
         return reason
     return None
+
+
+def _why_not_built(told: Path) -> str:
+    """What the build said where it failed (setup.py writes it), and how to build again."""
+    if told.is_file():
+        reason = f"the C++ library was not built: {told.read_text('utf-8').strip()}"
+        cure = "with g++ or clang++ on the PATH (or CXX=...), HFADAPT_BUILD_CPP=1 makes the install stop at what fails"
+    else:
+        reason = "the C++ library was left out when hfadapt was installed (HFADAPT_BUILD_CPP=0, or a pure Python wheel)"
+        cure = "install it from its sources with g++ or clang++ on the PATH"
+    return f"{reason}; {cure}: HFADAPT_BUILD_CPP=1 pip install --force-reinstall --no-deps ."
 
 
 def _outdated(bindings: Path) -> str | None:

@@ -68,6 +68,14 @@ def fresh_library():
         cache.cache_clear()
 
 
+def test_without_a_library_the_reason_is_what_the_build_said(tmp_path: Path) -> None:
+    told = tmp_path / "_C.not_built.txt"
+    assert "left out" in native._why_not_built(told) and "--force-reinstall" in native._why_not_built(told)
+    told.write_text("the compiler g++-99 ended with exit status 1\n", encoding="utf-8")
+    reason = native._why_not_built(told)
+    assert "not built: the compiler g++-99 ended with exit status 1; " in reason and "HFADAPT_BUILD_CPP=1" in reason
+
+
 @pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 @pytest.mark.parametrize(
     ("change", "reason"),

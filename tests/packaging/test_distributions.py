@@ -79,8 +79,14 @@ def test_without_a_compiler_that_works_the_wheel_is_built_without_kernels(
     options = {"CXX": str(broken if compiler == "broken" else tmp_path / "nowhere")}
     run(*BUILD, str(tmp_path), cwd=source, HFADAPT_BUILD_CPP="auto", **options)
     (wheel,) = tmp_path.glob("*.whl")
-    files = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    files = archive.namelist()
     assert top_level(files) == NAMES and not any(name.endswith(".so") for name in files)
+    # what holds nothing of this machine says so, in its name, in its description, and to who asks for the kernels
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert b"Root-Is-Purelib: true" in archive.read(next(name for name in files if name.endswith(".dist-info/WHEEL")))
+    reason = archive.read("hfadapt_kernels/_C.not_built.txt").decode()
+    assert options["CXX"] in reason and ("exit status 1" if compiler == "broken" else "could be started") in reason
     with pytest.raises(AssertionError, match=r"nowhere|exit status 1"):
         run(*BUILD, str(tmp_path), cwd=source, HFADAPT_BUILD_CPP="1", **options)
 
@@ -95,6 +101,43 @@ def test_with_a_compiler_the_wheel_serves_every_python_and_holds_the_kernels(
     (wheel,) = tmp_path.glob("*.whl")
     assert "-cp310-abi3-" in wheel.name
     assert "hfadapt_kernels/_C.abi3.so" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_an_isolated_build_compiles_against_the_torch_of_the_environment_it_installs_into(
+    source_tree: Path, run, tmp_path: Path
+) -> None:
+    """Plain ``pip install .``: its build environment holds setuptools alone."""
+    source = shutil.copytree(source_tree, tmp_path / "source")
+    run("-m", "venv", str(tmp_path / "env"), cwd=tmp_path)
+    python = str(tmp_path / "env" / "bin" / "python")
+    own = next((tmp_path / "env").glob("lib*/python*/site-packages"))
+    for package in Path(sysconfig.get_path("platlib")).iterdir():
+        if not package.name.startswith(("_", "hfadapt", "pip", "setuptools")) and not (own / package.name).exists():
+            (own / package.name).symlink_to(package)
+    compiler = script(tmp_path / "c++", 'while [ "$1" != -o ]; do shift; done; : > "$2"')
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps"]
+    run(*pip, str(source), cwd=tmp_path, python=python, HFADAPT_BUILD_CPP="1", CXX=str(compiler))
+    assert (own / "hfadapt_kernels" / "_C.abi3.so").is_file()
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [({"HFADAPT_BUILD_CPP": "auto"}, True), ({"HFADAPT_BUILD_CPP": "0"}, False), ({"CXX": "no-such-compiler"}, False)],
+)
+def test_torch_is_asked_for_where_there_is_none_and_kernels_can_be_built(
+    environment: dict[str, str], wanted: bool, source_tree: Path, run, tmp_path: Path
+) -> None:
+    run("-m", "venv", "--without-pip", str(tmp_path / "env"), cwd=tmp_path)
+    own = next((tmp_path / "env").glob("lib*/python*/site-packages"))
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if package.name.startswith(("setuptools", "_distutils_hack")):  # the dist-info too: it names the commands
+            (own / package.name).symlink_to(package)
+    code = "import build_backend as backend; print(backend.get_requires_for_build_wheel())"
+    python = str(tmp_path / "env" / "bin" / "python")
+    asked = run(
+        "-c", code, cwd=source_tree, python=python, PYTHONPATH="tools", **{"HFADAPT_BUILD_CPP": "auto", **environment}
+    )
+    assert ("torch>=" in asked.splitlines()[-1]) is wanted
 
 
 def script(path: Path, body: str) -> Path:
