@@ -49,7 +49,7 @@ def import_torch() -> ModuleType:
 def why(error: Exception) -> str:
     """Say in a line what a user can change."""
     if isinstance(error, subprocess.CalledProcessError):
-        return f"the compiler {error.cmd[0]} ended with exit status {error.returncode} (pip install -v shows what it said)"
+        return f"the compiler {error.cmd[0]} ended with exit status {error.returncode} (pip install -v shows why)"
     if isinstance(error, ImportError):
         return f"torch could not be imported where the kernels are built: {error}"
     return f"no C++ compiler could be started: {error}"
