@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .composition import Fuse as Fuse
     from .composition import Parallel as Parallel
     from .composition import Stack as Stack
+    from .context import current as current
+    from .context import use_routing as use_routing
     from .routing import Routing as Routing
     from .routing import Rows as Rows
     from .routing import all_tasks_take_part as all_tasks_take_part
-    from .routing import current as current
-    from .routing import use_routing as use_routing
 
 # compositions are read from recipes without torch, which the routing of a pass needs
 _HOMES = {
@@ -27,8 +27,8 @@ _HOMES = {
     "Routing": ".routing",
     "Rows": ".routing",
     "all_tasks_take_part": ".routing",
-    "current": ".routing",
-    "use_routing": ".routing",
+    "current": ".context",
+    "use_routing": ".context",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

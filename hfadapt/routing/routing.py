@@ -1,12 +1,7 @@
-"""Which adapter each row of a batch uses, how deep adapters are dropped, and what slots hand to one another.
-
-The routing of a forward pass is set by a hook on the model's root and read by slots from a ``threading.local``: a
-``ContextVar`` breaks ``torch.compile(fullgraph=True)``, and an attribute of the model would be shared by threads.
-"""
+"""Which adapter each row of a batch uses, and how deep adapters are dropped."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,41 +12,14 @@ from torch import Tensor
 from hfadapt_kernels import TaskBatch
 
 from ..errors import RoutingError
+from .forward_pass import Pass, StackInputs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .growth import Growth
     from .steps import Step
 
-__all__ = ["Routing", "Rows", "all_tasks_take_part", "current", "use_routing"]
-
-_STATE = threading.local()
-
-
-def current() -> Routing | None:
-    """Return the routing of the forward pass that runs in this thread, or None."""
-    return getattr(_STATE, "routing", None)
-
-
-def set_current(routing: Routing | None) -> None:
-    """Replace the routing of this thread; callers put back what they found."""
-    _STATE.routing = routing
-
-
-class use_routing:
-    """Context manager that sets the routing and puts back what it found, also on exceptions."""
-
-    def __init__(self, routing: Routing | None) -> None:
-        self.routing = routing
-
-    def __enter__(self) -> Routing | None:
-        self.before = current()
-        set_current(self.routing)
-        return self.routing
-
-    def __exit__(self, *error: object) -> None:
-        set_current(self.before)
+__all__ = ["Routing", "Rows", "all_tasks_take_part"]
 
 
 def all_tasks_take_part() -> bool:
@@ -95,9 +63,9 @@ class Rows:
         return chosen.masked_fill(absent, missing)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Routing:
-    """The routing of one forward pass.
+    """The routing of one forward pass, at the root or, with the inputs of that stack, inside one of its stacks.
 
     Args:
         names: Routable names; ``ids`` index them.
@@ -105,21 +73,11 @@ class Routing:
         ids: int64 ``[B]``, or None when every row has the id ``uniform``; -1 for rows without an adapter.
         uniform: The id of all rows when ``ids`` is None.
         batch_size: B.
-        mask: The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None.
-        attentions: The caller asked for attention weights.
-        other_mask: An attention mask of another form than ``mask``, as it was given.
-        memory_mask: The attention mask of the encoder's states that a decoder reads, as it was given.
-        cache: The key-value cache of the call, or None.
-        cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
-        other_past: What stands for earlier tokens in the call and is no cache of transformers' kind; "" for nothing.
-        tokens: How many tokens the stack that runs was given; 0 where it was given something else.
-        without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
-        growth: How the batch grows on its way up (``Parallel``); ``ids`` and ``batch_size`` say what it grows to.
+        given: What the stack that runs was given beside its rows.
+        state: What changes while the pass runs.
+        id_list: ``ids`` as numbers; None where nobody has read them.
+        owner: The token of the model's attachment, by which models inside one another tell theirs.
         drop: AdapterDrop: for each stack's path, how many of its lowest layers have no deltas; "" stands for the rest.
-        prepared: Tensors that shared modules computed before the first layer, by shared module.
-        penalised: Modules that want a term in the training loss, by path.
-        loss_share: How much of that term the loss of this call holds; None where the call has no loss.
-        options: Anything methods agree on among themselves (say, recording of fusion weights).
     """
 
     names: tuple[str, ...]
@@ -127,27 +85,53 @@ class Routing:
     ids: Tensor | None
     uniform: int
     batch_size: int
-    owner: object = None
-    mask: Tensor | None = None
-    attentions: bool = False
-    drop: Mapping[str, int] = field(default_factory=dict)
-    prepared: dict[Any, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    taps: dict[str, Tensor] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    deferred: dict[str, Any] = field(default_factory=dict)
-    penalised: dict[str, Any] = field(default_factory=dict)
-    loss_share: Tensor | float | None = None
-    growth: Growth | None = None
-    other_mask: Any = None
-    memory_mask: Any = None
-    cache: Any = None
-    cached: int | Tensor = 0
-    other_past: str = ""
-    tokens: int = 0
-    without_cache: dict[str, int] = field(default_factory=dict)
+    # Without defaults: torch.compile makes instances of classes that it finds by name, not of a default's.
+    given: StackInputs
+    state: Pass
     id_list: tuple[int, ...] | None = None
-    _rows: dict[Any, Any] = field(default_factory=dict)
+    owner: object = None
+    drop: Mapping[str, int] = field(default_factory=dict)
+
+    # What deltas of any method read, under one name wherever it is kept.
+    @property
+    def mask(self) -> Tensor | None:
+        """The two-dimensional attention mask ``[B, T]`` of the stack that runs, or None."""
+        return self.given.mask
+
+    @property
+    def other_mask(self) -> Any:
+        """An attention mask of another form than ``mask``, as it was given."""
+        return self.given.other_mask
+
+    @property
+    def memory_mask(self) -> Any:
+        """The attention mask of the encoder's states that a decoder reads, as it was given."""
+        return self.given.memory_mask
+
+    @property
+    def attentions(self) -> bool:
+        """Whether the caller asked for attention weights."""
+        return self.given.attentions
+
+    @property
+    def cache(self) -> Any:
+        """The key-value cache of the call, or None."""
+        return self.given.cache
+
+    @property
+    def cached(self) -> int | Tensor:
+        """How many tokens the cache holds; a tensor in a traced graph whose cache counts in one."""
+        return self.given.cached
+
+    @property
+    def taps(self) -> dict[str, Tensor]:
+        """Tensors of the layers that run, kept for deltas further on, by the key of a `Tap`."""
+        return self.state.taps
+
+    @property
+    def prepared(self) -> dict[Any, Any]:
+        """What was computed once for all layers, by adapter and method."""
+        return self.state.prepared
 
     def drop_depth(self, stack: str) -> int:
         """Return how many of the lowest layers of ``stack`` have no deltas in this pass."""
@@ -161,18 +145,23 @@ class Routing:
         """
         if batch_size == self.batch_size:
             return self
+        state = self.state.for_other_rows()
         if self.ids is None:
-            return replace(self, batch_size=batch_size, taps={}, _rows={})
+            return replace(self, batch_size=batch_size, state=state)
         times = _times(batch_size, self.batch_size)
         ids = self.ids.repeat_interleave(times)
         listed = None if self.id_list is None else tuple(i for i in self.id_list for _ in range(times))
-        return replace(self, ids=ids, id_list=listed, batch_size=batch_size, taps={}, _rows={})
+        return replace(self, ids=ids, id_list=listed, batch_size=batch_size, state=state)
+
+    def for_all(self, task: int) -> Routing:
+        """Return the same routing with one id for all rows."""
+        return replace(self, ids=None, id_list=None, uniform=task, state=replace(self.state, found={}))
 
     def live_steps(self) -> tuple[tuple[int, Step], ...]:
         """Return the steps that any row may be in, with their numbers, worked out once a forward."""
-        live = self._rows.get(())
+        live = self.state.found.get(())
         if live is None:
-            live = self._rows[()] = tuple((i, step) for i, step in enumerate(self.steps) if self.takes_part(i))
+            live = self.state.found[()] = tuple((i, step) for i, step in enumerate(self.steps) if self.takes_part(i))
         return live
 
     def rows(
@@ -182,10 +171,10 @@ class Routing:
 
         Worked out once per forward for each set of adapters, however many slots ask.
         """
-        key = (index, available)
-        if key not in self._rows:
-            self._rows[key] = self._find_rows(self.steps[index], available, device)
-        return self._rows[key]
+        key, found = (index, available), self.state.found
+        if key not in found:
+            found[key] = self._find_rows(self.steps[index], available, device)
+        return found[key]
 
     def _find_rows(self, step: Step, available: tuple[str, ...], device: torch.device) -> Any:
         usable = [n in available for n in step.names]
@@ -215,12 +204,12 @@ class Routing:
 
     def together(self, index: int, device: torch.device) -> TaskBatch:
         """Return the rows of an average or fuse step as the rows of one adapter, worked out once a forward."""
-        key = (index, ())
-        if key not in self._rows:
+        key, found = (index, ()), self.state.found
+        if key not in found:
             inside = self.members(index, device)
             whole = TaskBatch.single(self.batch_size, device)
-            self._rows[key] = whole if inside is None else TaskBatch.from_ids(inside.to(torch.int64) - 1, 1)
-        return self._rows[key]
+            found[key] = whole if inside is None else TaskBatch.from_ids(inside.to(torch.int64) - 1, 1)
+        return found[key]
 
     def used_names(self) -> tuple[str, ...]:
         """Return the adapters that take part in this pass."""

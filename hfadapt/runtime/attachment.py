@@ -128,7 +128,6 @@ class Attachment:
     autocast_dtype: bool = True
     label_counts: dict[str, int] = field(default_factory=dict)
     drop: dict[str, int] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
     decoder_paths: tuple[str, ...] = ()
     call_counters: tuple[str, ...] = ()
     original_requires_grad: dict[str, bool] = field(default_factory=dict)
@@ -223,7 +222,7 @@ class Attachment:
         for name in routing.used_names():
             for key, module in _by_method(self.shared, name).items():
                 if isinstance(module, Prepared):
-                    routing.prepared[(name, key)] = module.prepare(routing)
+                    routing.state.prepared[(name, key)] = module.prepare(routing)
 
 
 def find_attachment(model: nn.Module) -> Attachment | None:

@@ -22,7 +22,8 @@ from hfadapt_kernels import TaskBatch
 
 from ..errors import AttachError
 from ..method.delta import Delta
-from ..routing.routing import Routing, Rows, current
+from ..routing.context import current
+from ..routing.routing import Routing, Rows
 from ..routing.steps import Step
 from .slot import applies
 
@@ -107,19 +108,19 @@ class _Twin:
         return _chain(call, _pending(deltas, routing.for_batch(query.shape[0]), module))
 
 
-def _pending(deltas: Sequence[Delta], routing: Routing, module: nn.Module) -> list[_Pass]:
+def _pending(deltas: Sequence[Delta], routing: Routing, module: nn.Module) -> list[_Pending]:
     """What runs at this module, step by step."""
     steps = [(index, step) for index, step in enumerate(routing.steps) if routing.takes_part(index)]
-    return [_Pass(delta, step, index, routing, module) for index, step in steps for delta in deltas]
+    return [_Pending(delta, step, index, routing, module) for index, step in steps for delta in deltas]
 
 
-def _chain(call: AttentionCall, pending: Sequence[_Pass]) -> tuple[Tensor, Tensor | None]:
+def _chain(call: AttentionCall, pending: Sequence[_Pending]) -> tuple[Tensor, Tensor | None]:
     """Run the first pass, which decides when the rest runs; behind the last one stands the stock function."""
     return pending[0](call, pending[1:]) if pending else call.run()
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _Pending:
     """One delta in one step."""
 
     delta: Delta
@@ -128,7 +129,7 @@ class _Pass:
     routing: Routing
     module: nn.Module
 
-    def __call__(self, call: AttentionCall, rest: Sequence[_Pass]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, call: AttentionCall, rest: Sequence[_Pending]) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor | None] = []
 
         def kept(result: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing.routing import Routing, current, use_routing
+from ..routing.context import current, use_routing
+from ..routing.routing import Routing
 
 __all__ = ["CheckpointWithRouting"]
 
@@ -37,7 +38,7 @@ class CheckpointWithRouting:
         if routing is None or getattr(self.function, "keywords", {}).get("use_reentrant") is False:
             return self.function(_WithRouting(layer, routing), *args, **kwargs)
         named = layer.keywords if isinstance(layer, functools.partial) else {}
-        handed = tuple({id(t): t for t in _needing_gradients((routing.prepared, named))}.values())
+        handed = tuple({id(t): t for t in _needing_gradients((routing.state.prepared, named))}.values())
         if torch.is_grad_enabled() and not handed and next(_needing_gradients(args), None) is None:
             args = _first_needs_gradient(args)
         return self.function(_WithRouting(layer, routing, handed), *handed, *args, **kwargs)
@@ -57,27 +58,28 @@ class _WithRouting:
         self.layer = layer
         self.routing = routing
         self.handed = handed
-        self.calls = dict(routing.calls) if routing is not None else {}
+        self.calls = dict(routing.state.calls) if routing is not None else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         count, routing = len(self.handed), self.routing
         if routing is None:
             with use_routing(None):
                 return self.layer(*args, **kwargs)
-        routing.calls = dict(self.calls)
+        state = routing.state
+        state.calls = dict(self.calls)
         if not count:
             with use_routing(routing):
                 return self.layer(*args, **kwargs)
         given = {id(old): new for old, new in zip(self.handed, args[:count], strict=True)}
-        layer, before = self.layer, routing.prepared
+        layer, before = self.layer, state.prepared
         if isinstance(layer, functools.partial):
             layer = functools.partial(layer.func, *layer.args, **_replaced(layer.keywords, given))
         try:
-            routing.prepared = _replaced(before, given)
+            state.prepared = _replaced(before, given)
             with use_routing(routing):
                 return layer(*args[count:], **kwargs)
         finally:
-            routing.prepared = before
+            state.prepared = before
 
 
 def _needing_gradients(value: Any) -> Iterator[Tensor]:

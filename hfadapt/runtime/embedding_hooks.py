@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..routing.routing import current
+from ..routing.context import current
 from .hook_tables import replace_forward_hooks
 
 __all__ = ["WithoutAdapters", "give_back", "let_backward_stop"]

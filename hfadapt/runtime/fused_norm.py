@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..routing.routing import current
+from ..routing.context import current
 from .leaf_hooks import TapInput
 from .slot import apply_rows, slot_of
 
@@ -36,7 +36,7 @@ class FusedNorm:
 
     def __call__(self, input: Tensor) -> Tensor:
         leaf, routing = self.leaf, current()
-        deferred = None if routing is None else routing.deferred.pop(self.path, None)
+        deferred = None if routing is None else routing.state.deferred.pop(self.path, None)
         if deferred is None:
             return type(leaf).forward(leaf, input)
         delta, source, rows = deferred

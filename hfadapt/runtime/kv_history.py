@@ -121,14 +121,15 @@ def needs_earlier_tokens(routing: Routing, site: Site) -> None:
     Raises:
         RoutingError: there is no cache in the call, yet its mask or another argument stands for earlier tokens.
     """
-    if routing.cache is not None or not site.causal or not routing.tokens:
+    given = routing.given
+    if given.cache is not None or not site.causal or not given.tokens:
         return
-    where, tokens = f"{site.leaf} ({site.slot})", routing.tokens
-    mask = routing.mask if routing.other_mask is None else routing.other_mask
+    where, tokens = f"{site.leaf} ({site.slot})", given.tokens
+    mask = given.mask if given.other_mask is None else given.other_mask
     masked = mask.shape[-1] if isinstance(mask, Tensor) else tokens
-    if routing.other_past or masked > tokens:
-        raise _without_cache(where, routing.other_past or f"{tokens} new tokens under a mask of {masked}")
-    routing.without_cache[where] = tokens
+    if given.other_past or masked > tokens:
+        raise _without_cache(where, given.other_past or f"{tokens} new tokens under a mask of {masked}")
+    routing.state.without_cache[where] = tokens
 
 
 def check_steps(routing: Routing, output: Any) -> None:
@@ -138,7 +139,7 @@ def check_steps(routing: Routing, output: Any) -> None:
         RoutingError: it does.
     """
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
-    where, tokens = next(iter(routing.without_cache.items()))
+    where, tokens = next(iter(routing.state.without_cache.items()))
     held = length_of_past(values)
     if held > tokens:
         raise _without_cache(where, f"{tokens} new tokens, and {held} in the cache that the model returns")
@@ -166,7 +167,8 @@ def history_of(routing: Routing, site: Site) -> KVHistory | None:
     cache = routing.cache
     if cache is None or not site.causal:
         return None
-    number = routing.calls[site.leaf + site.slot] = routing.calls.get(site.leaf + site.slot, 0) + 1
+    calls, place = routing.state.calls, site.leaf + site.slot
+    number = calls[place] = calls.get(place, 0) + 1
     room = _room(cache, site) if getattr(cache, "is_compileable", False) else 0
     return KVHistory(_histories(cache), f"{site.leaf}:{site.slot}:{site.layer}:{number}", routing.cached, room, site)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..routing.routing import current
+from ..routing.context import current
 from .hook_tables import remove_hooks
 from .slot import run_slot
 
@@ -68,7 +68,7 @@ class TapInput(Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         routing = current()
         if routing is not None:
-            routing.taps[self.key] = args[0] if args else next(iter(kwargs.values()))
+            routing.state.taps[self.key] = args[0] if args else next(iter(kwargs.values()))
 
 
 class TapOutput(Hook):
@@ -80,7 +80,7 @@ class TapOutput(Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
         routing = current()
         if routing is not None:
-            routing.taps[self.key] = output[0] if isinstance(output, tuple) else output
+            routing.state.taps[self.key] = output[0] if isinstance(output, tuple) else output
 
 
 class CallCounter(Hook):
@@ -92,7 +92,8 @@ class CallCounter(Hook):
     def __call__(self, module: nn.Module, args: tuple) -> None:
         routing = current()
         if routing is not None:
-            routing.calls[self.key] = routing.calls.get(self.key, 0) + 1
+            calls = routing.state.calls
+            calls[self.key] = calls.get(self.key, 0) + 1
 
 
 def add_hook(module: nn.Module, hook: Hook) -> None:

@@ -39,7 +39,7 @@ class Penalised(Protocol):
 
 def ask_loss_term(routing: Routing, path: str, module: Penalised) -> None:
     """Note that ``module`` runs in this forward pass and wants its term in the loss, once however often it runs."""
-    routing.penalised[path] = module
+    routing.state.penalised[path] = module
 
 
 def total(penalised: Mapping[str, Penalised]) -> Tensor | None:
@@ -87,12 +87,12 @@ def add_to_output(output: Any, routing: Routing, *, training: bool) -> Any:
         training: Whether the model trains and nothing around it computes the loss: then a pass without labels is
             reported, because its penalties are in no loss.
     """
-    share = routing.loss_share
-    if not torch.is_grad_enabled() or (term := total(routing.penalised)) is None:
+    share, penalised = routing.state.loss_share, routing.state.penalised
+    if not torch.is_grad_enabled() or (term := total(penalised)) is None:
         return output
     if share is None:
         if training:
-            what = getattr(next(iter(routing.penalised.values())), "penalty_said", _UNNAMED)
+            what = getattr(next(iter(penalised.values())), "penalty_said", _UNNAMED)
             warn_of_other_losses(what[0], f"label_smoothing_factor=0, or {what[1]}")
         return output
     term = share * term

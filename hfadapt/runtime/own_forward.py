@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hfadapt_kernels import TaskBatch
 
 from ..errors import RoutingError
-from ..routing.routing import Routing, Rows, current
+from ..routing.context import current
+from ..routing.routing import Routing, Rows
 from ..routing.steps import Average, Fuse, Select, Step
 from .fused_norm import unfuse_norm
 from .leaf_hooks import tensor_batch_size

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RoutingError
+from ..routing.forward_pass import Pass, StackInputs
 from ..routing.growth import Growth, copies
 from ..routing.routing import Routing
 from ..routing.steps import plan
@@ -32,7 +33,6 @@ def parallel_routing(
     found: tuple[int, Any] | None,
     call: Call,
     prompts: int,
-    make: dict[str, Any],
 ) -> Routing:
     """Build the routing of a call whose rows go through every child of a ``Parallel``.
 
@@ -42,7 +42,6 @@ def parallel_routing(
         found: Batch size and device of the call's inputs.
         call: The call.
         prompts: How many rows there were before ``generate`` repeated them; 0 outside of it.
-        make: Further fields of the routing.
 
     Raises:
         RoutingError: the call goes on from a cache whose rows are not those of every child.
@@ -56,13 +55,14 @@ def parallel_routing(
     before = prompts or cached // len(children) or size
     ids = torch.arange(len(children), device=device).repeat_interleave(before)
     listed = tuple(i for i in range(len(children)) for _ in range(before))
-    labels = tuple(map(str, children))
+    labels, steps = tuple(map(str, children)), plan(children)
+    own: dict[str, Any] = {"owner": attachment.token, "drop": attachment.drop}
     if prompts:
-        return Routing(labels, plan(children), ids, 0, len(listed), id_list=listed, **make).for_batch(size)
+        return Routing(labels, steps, ids, 0, len(listed), StackInputs(), Pass(), listed, **own).for_batch(size)
     # The cache of steps to come holds every layer's rows, so that all of them are there from the start.
     at_root = attachment.rereads_input or cache is not None or bool(call.get("use_cache"))
     growth = Growth(before, len(children), {} if at_root else _first_layers(attachment, choice), at_root)
-    return Routing(labels, plan(children), ids, 0, growth.rows, id_list=listed, growth=growth, **make)
+    return Routing(labels, steps, ids, 0, growth.rows, StackInputs(), Pass(growth=growth), listed, **own)
 
 
 def _rows_of_cache(cache: Any, children: int) -> int:
@@ -105,7 +105,7 @@ def fit_call(routing: Routing, path: str, decoder: bool, call: Call) -> tuple[tu
     A decoder works on the larger batch from its start when its encoder's states are larger, or its own input is. Labels
     are repeated for the model's head.
     """
-    growth = routing.growth
+    growth = routing.state.growth
     assert growth is not None
     labels = None if path else call.get("labels")
     if isinstance(labels, Tensor) and labels.shape[:1] == (growth.size,):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..routing.composition import Parallel, adapter_names
-from ..routing.routing import current
+from ..routing.context import current
 from .attachment import deltas_of
 from .hook_tables import remove_hooks
 from .leaf_hooks import CallCounter, Hook, add_hook
@@ -39,11 +39,11 @@ class GrowInput(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         routing = current()
-        growth = None if routing is None else routing.growth
+        growth = None if routing is None else routing.state.growth
         if routing is None or growth is None or self.stack not in growth.first:
             return None
         # This hook comes before the counter of calls, so the count is the number of the call that begins.
-        layer = self.depths[routing.calls.get(self.calls, 0) if len(self.depths) > 1 else 0]
+        layer = self.depths[routing.state.calls.get(self.calls, 0) if len(self.depths) > 1 else 0]
         # Higher layers are handed the masks and tables of the smaller batch by the loop over layers.
         return growth.repeat_call(args, kwargs) if layer >= growth.first[self.stack] else None
 
@@ -67,10 +67,10 @@ class GrowOutput(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         routing = current()
-        growth = None if routing is None else routing.growth
+        growth = None if routing is None else routing.state.growth
         if routing is None or growth is None or growth.first.get(self.stack) != self.layers:
             return None
-        if self.last > 1 and routing.calls.get(self.calls, 0) != self.last:
+        if self.last > 1 and routing.state.calls.get(self.calls, 0) != self.last:
             return None
         growth.grown = True
         return growth.repeat(output)

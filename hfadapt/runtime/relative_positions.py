@@ -8,14 +8,14 @@ the table is run once for each adapter in the batch, and every row takes its own
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..architecture import join
-from ..routing.routing import all_tasks_take_part, current, use_routing
+from ..routing.context import current, use_routing
+from ..routing.routing import all_tasks_take_part
 
 if TYPE_CHECKING:
     from ..architecture import ArchitectureMap
@@ -42,7 +42,7 @@ class OncePerAdapter:
         listed = None if all_tasks_take_part() else routing.id_list
         out: Tensor | None = None
         for number in range(-1, len(routing.names)) if listed is None else sorted(set(listed)):
-            with use_routing(replace(routing, ids=None, id_list=None, uniform=number, _rows={})):
+            with use_routing(routing.for_all(number)):
                 one = method(self.module, *args, **kwargs)
             mine = (routing.ids == number).repeat_interleave(one.shape[0] // routing.batch_size)
             out = one if out is None else torch.where(mine.view(-1, *(1,) * (one.dim() - 1)), one, out)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import RoutingError
 from ..routing.choice import Choice, chosen
-from ..routing.routing import Routing, all_tasks_take_part, current, set_current
+from ..routing.context import current, set_current
+from ..routing.forward_pass import Pass, StackInputs
+from ..routing.routing import Routing, all_tasks_take_part
 from ..routing.task_ids import TaskIds, parse
 from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
@@ -107,71 +109,75 @@ class Forward:
         if task_ids is None and not self.path and not torch.compiler.is_compiling() and running(attachment) is None:
             check_column()
         call = Call(args, kwargs, self.parameters)
-        routing = self._routing(attachment, before, task_ids, call, getattr(module, "config", None))
+        routing = self._routing(attachment, before, task_ids, call)
         set_current(routing)
         if routing is not None and not self.path and module.training:
-            routing.loss_share = loss_share(call)
+            routing.state.loss_share = loss_share(call)
             if penalised is not None:  # whoever computes the loss adds them
-                routing.penalised = penalised
+                routing.state.penalised = penalised
         if routing is not None and attachment.label_counts and not self.path and kwargs.get("labels") is not None:
             refuse_loss(routing, attachment.label_counts, type(module).__name__)
-        if routing is not None and routing.growth is not None:
+        if routing is not None and routing.state.growth is not None:
             args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, call)
         if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _carry_routing_into_checkpoints(module)
         return args, kwargs
 
-    def _routing(
-        self, attachment: Attachment, before: Routing | None, task_ids: Any, call: Call, config: Any
-    ) -> Routing | None:
+    def _routing(self, attachment: Attachment, before: Routing | None, task_ids: Any, call: Call) -> Routing | None:
         found = tensor_batch_size(call.args, call.kwargs)
         inherits = False
         if before is not None and before.owner is attachment.token and self.path and task_ids is None:
             inherits = True
-            routing = before if found is None or before.growth is not None else before.for_batch(found[0])
+            routing = before if found is None or before.state.growth is not None else before.for_batch(found[0])
         else:
             routing = make_routing(attachment, task_ids, found, call, self.choice)
         if routing is None:
             return None
-        mask = call.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask if routing.growth is None else routing.growth.repeat(mask)
-            routing = replace(routing, mask=mask, other_mask=None)
-        elif self.path in attachment.decoder_paths or (mask is not None and not inherits):
-            # Below the root a model hands on masks of its own making, which say nothing new.
-            mask = mask if routing.growth is None else routing.growth.repeat(mask)
-            routing = replace(routing, mask=None, other_mask=mask)
-        memory = call.get("encoder_attention_mask")
-        if memory is not None or self.path in attachment.decoder_paths:
-            routing = replace(routing, memory_mask=memory if routing.growth is None else routing.growth.repeat(memory))
-        routing.tokens = call.tokens
-        cache = call.cache
-        if cache is not None:
-            routing.cache = cache
-            routing.cached = tokens_in(cache)
-        else:
-            routing.other_past = call.other_past or routing.other_past
+        routing = replace(routing, given=self._given(attachment, routing, call, inherits))
         if not inherits:
             if not torch.compiler.is_compiling():
                 require_intact(attachment, routing)
-            asked = call.get("output_attentions")
-            routing.attentions = bool(getattr(config, "output_attentions", False) if asked is None else asked)
             attachment.prepare(routing)
         for key in attachment.call_counters:
             if not self.path or key.startswith(self.path + "."):
-                routing.calls[key] = 0
+                routing.state.calls[key] = 0
         return routing
+
+    def _given(self, attachment: Attachment, routing: Routing, call: Call, inherits: bool) -> StackInputs:
+        """Return what the module is given, beside what the routing that it inherits knows of the modules around it."""
+        growth = routing.state.growth
+        changed: dict[str, Any] = {"tokens": call.tokens}
+        decodes = self.path in attachment.decoder_paths
+        mask, memory = call.get("attention_mask"), call.get("encoder_attention_mask")
+        if growth is not None:
+            mask, memory = growth.repeat((mask, memory))
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            changed |= {"mask": mask, "other_mask": None}
+        elif decodes or (mask is not None and not inherits):
+            # Below the root a model hands on masks of its own making, which say nothing new.
+            changed |= {"mask": None, "other_mask": mask}
+        if decodes or memory is not None:
+            changed["memory_mask"] = memory
+        cache = call.cache
+        if cache is not None:
+            changed |= {"cache": cache, "cached": tokens_in(cache)}
+        elif other := call.other_past:
+            changed["other_past"] = other
+        if not inherits:
+            asked, config = call.get("output_attentions"), getattr(self.module, "config", None)
+            changed["attentions"] = bool(getattr(config, "output_attentions", False) if asked is None else asked)
+        return replace(routing.given, **changed)
 
     def _leave(self, attachment: Attachment, output: Any) -> Any:
         """Check and complete what the model returned."""
         module, routing = self.module, current()
-        if routing is not None and routing.without_cache and not torch.compiler.is_compiling():
+        if routing is not None and routing.state.without_cache and not torch.compiler.is_compiling():
             check_steps(routing, output)
         if output is None or self.path or routing is None:
             return output
-        if routing.growth is not None:
-            check_output(routing.growth, output)
-        if routing.penalised:
+        if routing.state.growth is not None:
+            check_output(routing.state.growth, output)
+        if routing.state.penalised:
             output = add_to_output(output, routing, training=module.training and not attachment.inside)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
             return output if attachment.inside else _with_every_gradient(module, output)
@@ -267,7 +273,7 @@ def make_routing(
     if generation is not None:
         choice, task_ids = generation.choice, generation.task_ids
     names, steps = attachment.routable, attachment.steps
-    make = {"owner": attachment.token, "drop": attachment.drop, "options": attachment.options}
+    own: dict[str, Any] = {"owner": attachment.token, "drop": attachment.drop}
     if task_ids is None:
         choice = chosen(attachment) if choice is None else choice
         if choice.base:
@@ -275,10 +281,9 @@ def make_routing(
         if choice.node is not None:
             attachment.check_attached(choice.node)
             if choice.parallel is not None:
-                return parallel_routing(
-                    attachment, choice, found, call, generation.prompts if generation is not None else 0, make
-                )
-            return Routing((repr(choice.node),), choice.steps, None, 0, size, **make)
+                prompts = generation.prompts if generation is not None else 0
+                return parallel_routing(attachment, choice, found, call, prompts)
+            return Routing((repr(choice.node),), choice.steps, None, 0, size, StackInputs(), Pass(), **own)
         if choice.task_ids is None:
             raise RoutingError(
                 "the model has several adapters and none was chosen for this call",
@@ -290,8 +295,8 @@ def make_routing(
     if rows.uniform is not None:
         if rows.uniform < 0:  # a routing and not None, or the model's own stacks would look for one
             steps, rows = (), TaskIds(0)
-        return Routing(names, steps, None, rows.uniform or 0, size, **make)
+        return Routing(names, steps, None, rows.uniform or 0, size, StackInputs(), Pass(), **own)
     assert rows.ids is not None
-    routing = Routing(names, steps, rows.ids, 0, rows.ids.shape[0], id_list=rows.listed, **make)
+    routing = Routing(names, steps, rows.ids, 0, rows.ids.shape[0], StackInputs(), Pass(), rows.listed, **own)
     # generate repeats its prompts for beams and for several sequences of each
     return routing if generation is None else routing.for_batch(size)

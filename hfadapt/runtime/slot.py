@@ -99,7 +99,7 @@ def applies(delta: Delta, routing: Routing) -> bool:
     site = delta.site
     if routing.drop and site.layer < routing.drop_depth(site.stack):
         return False
-    return not site.shared_layer or routing.calls.get(site.shared_layer, 0) - 1 == site.call
+    return not site.shared_layer or routing.state.calls.get(site.shared_layer, 0) - 1 == site.call
 
 
 def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | None, routing: Routing) -> Tensor:
@@ -131,7 +131,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf)
             if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
-                routing.deferred[delta.site.leaf] = (delta, source, rows)
+                routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
             value = apply_rows(delta, value, source, rows)
     return value
@@ -148,14 +148,14 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
     """Return the tensor that ``delta`` reads."""
     site = delta.site
     if site.source is not None:
-        if site.source.key not in routing.taps:
+        if site.source.key not in routing.state.taps:
             raise AttachError(
                 "the tensor that a delta reads was not seen in this forward pass",
                 where=f"{site.leaf} ({site.slot})",
                 got=f"no call of {site.source.leaf}",
                 try_="another method or other layers; fused kernels that bypass that module must be switched off",
             )
-        return routing.taps[site.source.key]
+        return routing.state.taps[site.source.key]
     return leaf_input if site.reads_leaf_input and leaf_input is not None else value
 
 

@@ -53,13 +53,15 @@ def test_task_function_alone(name: str) -> None:
     model = Reference(golden)
     state = hfadapt.attachment(model.bert)
     from hfadapt.routing import Routing, Rows
+    from hfadapt.routing.forward_pass import Pass, StackInputs
     from hfadapt.runtime.attachment import deltas_of
     from hfadapt_kernels import TaskBatch
 
     source = golden.output("module.ts.in")
     for task, name_of_task in enumerate(TASKS):
         _, delta = next(iter(deltas_of(model.bert, name_of_task)))
-        routing = Routing(state.names, state.steps, None, task, source.shape[0], mask=golden.input("attention_mask"))
+        given = StackInputs(golden.input("attention_mask"))
+        routing = Routing(state.names, state.steps, None, task, source.shape[0], given, Pass())
         leaf = model.bert.get_submodule(delta.site.leaf)
         rows = Rows((name_of_task,), TaskBatch.single(source.shape[0]), routing, leaf)
         with torch.no_grad():

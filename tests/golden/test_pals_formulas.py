@@ -10,6 +10,7 @@ from golden_files import tensors_of
 
 import hfadapt
 from hfadapt.routing import Routing, Rows
+from hfadapt.routing.forward_pass import Pass, StackInputs
 from hfadapt.runtime.attachment import deltas_of
 from hfadapt_kernels import TaskBatch
 
@@ -51,7 +52,7 @@ def test_task_function_equals_the_formula(variant: str) -> None:
     source, mask = DATA["in.h"], DATA["in.attention_mask"]
     _, delta = next(iter(deltas_of(model, "task0")))
     state = hfadapt.attachment(model)
-    routing = Routing(state.names, state.steps, None, 0, source.shape[0], mask=mask)
+    routing = Routing(state.names, state.steps, None, 0, source.shape[0], StackInputs(mask), Pass())
     rows = Rows(("task0",), TaskBatch.single(source.shape[0]), routing, model.get_submodule(delta.site.leaf))
     serial = variant.startswith("serial")
     got = delta(source if serial else torch.zeros_like(source), source, rows)

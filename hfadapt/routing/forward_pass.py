@@ -1,0 +1,69 @@
+"""What a forward pass knows beside the rows: what its stacks were given, and what its slots hand to one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .growth import Growth
+
+__all__ = ["Pass", "StackInputs"]
+
+
+@dataclass(frozen=True, eq=False)
+class StackInputs:
+    """What the stack of layers that runs was given beside its rows, as far as deltas depend on it.
+
+    Args:
+        mask: The two-dimensional attention mask ``[B, T]``, or None.
+        other_mask: An attention mask of another form, as it was given.
+        memory_mask: The attention mask of the encoder's states that a decoder reads, as it was given.
+        attentions: The caller asked for attention weights.
+        cache: The key-value cache of the call, or None.
+        cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
+        other_past: What stands for earlier tokens in the call and is no cache of transformers' kind; "" for nothing.
+        tokens: How many tokens there are; 0 where the stack was given something else.
+    """
+
+    mask: Tensor | None = None
+    other_mask: Any = None
+    memory_mask: Any = None
+    attentions: bool = False
+    cache: Any = None
+    cached: int | Tensor = 0
+    other_past: str = ""
+    tokens: int = 0
+
+
+@dataclass(eq=False)
+class Pass:
+    """What changes while a forward pass runs; the routings of its stacks share it.
+
+    Args:
+        taps: Tensors kept for slots further on in the same layer, by the key of a `Tap`.
+        prepared: What is computed once for all layers: by shared modules before the first one, and by deltas.
+        calls: How often modules ran that do so several times, by path.
+        deferred: Deltas that are left to the norm behind them, by the norm's path.
+        penalised: Modules that want a term in the training loss, by path.
+        loss_share: How much of that term the loss of this call holds; None where the call has no loss.
+        without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
+        growth: How the batch grows on its way up (``Parallel``); a routing's ids say what it grows to.
+        found: Which rows use which adapters, by step and by what a place has: worked out once, however many ask.
+    """
+
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    prepared: dict[Any, Any] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    deferred: dict[str, Any] = field(default_factory=dict)
+    penalised: dict[str, Any] = field(default_factory=dict)
+    loss_share: Tensor | float | None = None
+    without_cache: dict[str, int] = field(default_factory=dict)
+    growth: Growth | None = None
+    found: dict[Any, Any] = field(default_factory=dict)
+
+    def for_other_rows(self) -> Pass:
+        """Return the same pass without what it holds of the rows."""
+        return replace(self, taps={}, found={})
