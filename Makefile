@@ -33,9 +33,10 @@ headers: ## every header of the C++ kernels compiled alone, as an editor reads i
 	find csrc -name '*.h' ! -path 'csrc/torch/*' -print0 | \
 		xargs -0 -n 1 -P $(JOBS) $(CXX) -std=c++17 -fsyntax-only -w -x c++
 
-lint: $(VENV)/.test ## style and format, by ruff
+lint: $(VENV)/.test ## style and format, by ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
 imports: $(VENV)/.test ## who may import whom, by import-linter
 	PYTHONPATH=.:kernels:plugins $(BIN)/lint-imports

@@ -1,5 +1,5 @@
-// An activation and its derivative, which share most of their work. Results of type bfloat16 are rounded to three digits, and
-// are computed to four.
+// An activation and its derivative, which share most of their work. Results of type bfloat16 are rounded to three digits,
+// and are computed to four.
 #pragma once
 #include "math.h"
 

@@ -48,8 +48,7 @@ static HFK_INLINE void parallel(int64_t n, F&& f) {
     f(int64_t(0), int64_t(1));
     return;
   }
-  parallel_run(
-      n, [](void* c, int64_t b, int64_t e) { (*static_cast<__typeof__(&f)>(c))(b, e); }, &f);
+  parallel_run(n, [](void* c, int64_t b, int64_t e) { (*static_cast<__typeof__(&f)>(c))(b, e); }, &f);
 }
 
 // 64-byte aligned memory of the calling thread, kept for the next call; slots are independent. Contents are garbage

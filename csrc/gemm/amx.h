@@ -33,10 +33,10 @@ struct TileConfig {
   }
 };
 
-// C[32][32] (rows ldc apart) = or += A B, summed over all of K in the tile registers; two: 32 rows, else 16; wide: 32 columns,
-// else 16. A load of a tile that is not in the first-level cache holds up the products behind it, so B is fetched two steps
-// ahead. The rows of A do without: a step's lines are followed by those of the next, which the processor fetches itself.
-// next (or null): 32 rows as far apart that come next, fetched into the second-level cache.
+// C[32][32] (rows ldc apart) = or += A B, summed over all of K in the tile registers; two: 32 rows, else 16; wide: 32
+// columns, else 16. A load of a tile that is not in the first-level cache holds up the products behind it, so B is fetched
+// two steps ahead. The rows of A do without: a step's lines are followed by those of the next, which the processor fetches
+// itself. next (or null): 32 rows as far apart that come next, fetched into the second-level cache.
 template <bool two, bool wide>
 static HFK_INLINE void tile_piece(int64_t K, const bf16* A, int64_t am, const bf16* B, float* C, int64_t ldc, bool add,
                                   const bf16* next = nullptr) {
@@ -77,8 +77,8 @@ static HFK_INLINE void tile_piece(int64_t K, const bf16* A, int64_t am, const bf
 
 // C[m * ldc + n] = (A B)[m][n]; full vectors are written, as by the float version. next (or null): rows of A of the product
 // behind this one, which are fetched meanwhile.
-static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
-                                                 const bf16* B, float* C, int64_t ldc, const bf16* next = nullptr) {
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am, const bf16* B,
+                                                 float* C, int64_t ldc, const bf16* next = nullptr) {
   TileConfig config;
   alignas(64) float edge[32 * 32];
   const int64_t Kp = padded_k<bf16>(K);

@@ -55,10 +55,9 @@ static HFK_INLINE void gemm(int64_t M, int64_t N, int64_t K, const bf16* A, int6
     }
   }
 }
-static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am,
-                                                 const bf16* B, float* C, int64_t ldc) {
-  gemm(M, N, K, A, am, 1, B,
-       [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const bf16* A, int64_t am, const bf16* B,
+                                                 float* C, int64_t ldc) {
+  gemm(M, N, K, A, am, 1, B, [=](int64_t m, int64_t n, V v) __attribute__((always_inline)) { store(C + m * ldc + n, v); });
 }
 #endif
 

@@ -152,14 +152,13 @@ static __attribute__((noinline)) void gemm_add_grouped(int64_t M, int64_t N, int
   }
 }
 
-static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am,
-                                                 const float* B, int64_t ldb, int64_t panel_stride, float* C,
-                                                 int64_t ldc, Ahead ahead = {}) {
+static __attribute__((noinline)) void gemm_store(int64_t M, int64_t N, int64_t K, const float* A, int64_t am, const float* B,
+                                                 int64_t ldb, int64_t panel_stride, float* C, int64_t ldc,
+                                                 Ahead ahead = {}) {
   gemm_pieces<false, false>(M, N, K, A, am, B, ldb, panel_stride, C, ldc, ahead);
 }
-static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t ak,
-                                               const float* B, int64_t ldb, int64_t panel_stride, float* C,
-                                               int64_t ldc, Ahead ahead = {}) {
+static __attribute__((noinline)) void gemm_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t ak, const float* B,
+                                               int64_t ldb, int64_t panel_stride, float* C, int64_t ldc, Ahead ahead = {}) {
   gemm_pieces<true, true>(M, N, K, A, ak, B, ldb, panel_stride, C, ldc, ahead);
 }
 // The same for an operand packed by pack.h.

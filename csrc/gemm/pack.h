@@ -133,8 +133,8 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
 #if defined(__AVX512F__)
 static HFK_INLINE void pack_pair(int64_t Kp, int64_t columns, bool second, const bf16* a, const bf16* b, bf16* d) {
   // Interleaves two rows of bf16, zero beyond `columns`.
-  const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                         36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i last = _mm512_add_epi16(first, _mm512_set1_epi16(16));
   for (int64_t n = 0; n < PW; n += 32) {
     const int64_t here = columns - n;

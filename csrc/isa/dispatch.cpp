@@ -16,8 +16,8 @@
 
 namespace hfk {
 
-#define HFK_TABLE(isa) \
-  namespace isa {      \
+#define HFK_TABLE(isa)        \
+  namespace isa {             \
   extern const Kernels table; \
   }
 HFK_TABLE(generic)
@@ -36,7 +36,7 @@ const Kernels* const kTables[] = {
 #if defined(HFK_X86)
     &avx2::table,
 #if HFK_MAX_ISA > 1
-    &avx512::table, &avx512bf16::table, &amx::table,
+    &avx512::table,  &avx512bf16::table, &amx::table,
 #endif
 #endif
 };
@@ -62,8 +62,8 @@ Isa detect() {
 #if defined(HFK_X86)
   __builtin_cpu_init();
   if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return kGeneric;
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")))
     return kAvx2;
   if (!__builtin_cpu_supports("avx512bf16")) return kAvx512;
   return has_amx_bits() && request_amx() ? kAmx : kAvx512Bf16;

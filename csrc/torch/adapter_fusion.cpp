@@ -42,8 +42,8 @@ void fill(AdapterFusionArgs& a, FusionLists& lists, const Tensor& products, cons
   a.dropout_on = seed.has_value(), a.seed = seed.value_or(0);
 }
 
-void fusion_forward(const Tensor& products, std::vector<Tensor> hidden, OptTensor shift, double temperature,
-                    double dropout, std::optional<int64_t> seed, Tensor weighted, Tensor weights) {
+void fusion_forward(const Tensor& products, std::vector<Tensor> hidden, OptTensor shift, double temperature, double dropout,
+                    std::optional<int64_t> seed, Tensor weighted, Tensor weights) {
   AdapterFusionForwardArgs a = {};
   FusionLists lists;
   fill(a, lists, products, hidden, shift, temperature, dropout, seed);

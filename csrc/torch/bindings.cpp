@@ -61,6 +61,4 @@ namespace {
 int64_t isa(int64_t wanted) { return int64_t(hfk::set_isa(int(wanted))); }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
-  m.impl("isa", TORCH_BOX(&isa));
-}
+STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }

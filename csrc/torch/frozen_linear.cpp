@@ -18,7 +18,7 @@ void check_packed(const Tensor& packed, int64_t weight_type, int64_t K, int64_t 
 }
 
 void frozen_linear_pack(const Tensor& weight, bool transposed, int64_t weight_type, OptTensor scale, OptTensor k_scale,
-                 Tensor packed) {
+                        Tensor packed) {
   HFK_CHECK(weight.dim() == 2, "frozen_linear: weight: expected 2 axes, got ", weight.dim());
   // The operand of x W^T is W^T (K = inputs, N = outputs); that of the gradient is W.
   const int64_t in = transposed ? 0 : 1, out = transposed ? 1 : 0;
@@ -37,8 +37,9 @@ void frozen_linear_pack(const Tensor& weight, bool transposed, int64_t weight_ty
 }
 
 void frozen_linear_forward(const Tensor& x, const Tensor& packed, int64_t weight_type, OptTensor scale, OptTensor bias,
-                    int64_t activation, Tensor out) {
-  HFK_CHECK(x.dim() == 2 && out.dim() == 2 && x.size(0) == out.size(0), "frozen_linear: x and out: expected [M, K] "
+                           int64_t activation, Tensor out) {
+  HFK_CHECK(x.dim() == 2 && out.dim() == 2 && x.size(0) == out.size(0),
+            "frozen_linear: x and out: expected [M, K] "
             "and [M, N]");
   LinearArgs a = {};
   a.type = dtype_of(x, "frozen_linear: x");

@@ -88,8 +88,8 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
   plan.tasks.resize(a.size());
   for (size_t t = 0; t < a.size(); t++) {
     HFK_CHECK(a[t].dim() == 2 && b[t].dim() == 2 && a[t].size(1) == args.Din && b[t].size(0) == args.O &&
-                  b[t].size(1) == a[t].size(0) && a[t].size(0) > 0 &&
-                  dtype_of(a[t], "grouped_lora: a") == args.type && dtype_of(b[t], "grouped_lora: b") == args.type,
+                  b[t].size(1) == a[t].size(0) && a[t].size(0) > 0 && dtype_of(a[t], "grouped_lora: a") == args.type &&
+                  dtype_of(b[t], "grouped_lora: b") == args.type,
               "grouped_lora: a[", t, "] and b[", t, "]: expected [R, ", args.Din, "] and [", args.O, ", R]");
     LoraTask& w = plan.tasks[t];
     w = {};
@@ -111,8 +111,8 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
   return args;
 }
 
-void forward(const Tensor& x, OptTensor y, std::vector<Tensor> a, std::vector<Tensor> b, const Tensor& scale,
-             OptTensor ids, double dropout, OptTensor seed, Tensor out, Tensor low) {
+void forward(const Tensor& x, OptTensor y, std::vector<Tensor> a, std::vector<Tensor> b, const Tensor& scale, OptTensor ids,
+             double dropout, OptTensor seed, Tensor out, Tensor low) {
   Plan plan;
   LoraArgs args = read(x, a, b, scale, ids, dropout, seed, plan);
   const int64_t rows = x.size(0);
@@ -149,8 +149,10 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vecto
     args.dscale = ptr_of<float>(dscale);
   }
   for (size_t t = 0; t < a.size(); t++) {
-    if (da[t].numel() > 0) check_flat(da[t], a[t].numel(), args.type, "grouped_lora: da"), plan.tasks[t].da = da[t].data_ptr();
-    if (db[t].numel() > 0) check_flat(db[t], b[t].numel(), args.type, "grouped_lora: db"), plan.tasks[t].db = db[t].data_ptr();
+    if (da[t].numel() > 0)
+      check_flat(da[t], a[t].numel(), args.type, "grouped_lora: da"), plan.tasks[t].da = da[t].data_ptr();
+    if (db[t].numel() > 0)
+      check_flat(db[t], b[t].numel(), args.type, "grouped_lora: db"), plan.tasks[t].db = db[t].data_ptr();
   }
   if (args.O > 0 && args.Din > 0) kernels().grouped_lora_backward(args);
 }

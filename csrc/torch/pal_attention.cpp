@@ -74,8 +74,8 @@ void read(PalPlan& plan, const Tensor& x, int64_t B, const std::vector<Tensor>& 
               "pal_attention: ids: expected int64 [", B, "]");
     const int64_t* id = ptr_of<int64_t>(*ids);
     for (int64_t b = 0; b < B; b++) {
-      HFK_CHECK(id[b] >= -1 && id[b] < a.tasks, "pal_attention: ids[", b, "] is out of range: expected -1..",
-                a.tasks - 1, ", got ", id[b]);
+      HFK_CHECK(id[b] >= -1 && id[b] < a.tasks, "pal_attention: ids[", b, "] is out of range: expected -1..", a.tasks - 1,
+                ", got ", id[b]);
       plan.sequence_task[size_t(b)] = id[b];
     }
   }
@@ -132,9 +132,8 @@ void forward(const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vecto
 }
 
 void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor> weights, std::vector<int64_t> present,
-              OptTensor ids, OptTensor mask, int64_t heads, bool causal, int64_t activation, double dropout,
-              OptTensor seed, const Tensor& hidden, const Tensor& pre, Tensor dx,
-              std::vector<Tensor> grads) {
+              OptTensor ids, OptTensor mask, int64_t heads, bool causal, int64_t activation, double dropout, OptTensor seed,
+              const Tensor& hidden, const Tensor& pre, Tensor dx, std::vector<Tensor> grads) {
   PalPlan plan;
   read(plan, x, B, weights, present, ids, mask, heads, causal, activation, dropout, seed, grads);
   PalArgs& a = plan.args;

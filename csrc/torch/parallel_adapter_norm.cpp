@@ -8,8 +8,8 @@ const char* const kOp = "parallel_adapter_norm: ";
 
 void check_like(const Tensor& t, const Tensor& like, int64_t size, const char* name) {
   HFK_CHECK(t.scalar_type() == like.scalar_type(), kOp, name, ": expected the dtype of x");
-  HFK_CHECK(t.is_contiguous() && t.numel() == size, kOp, name, ": expected a contiguous tensor of ", size,
-            " elements, got ", t.numel());
+  HFK_CHECK(t.is_contiguous() && t.numel() == size, kOp, name, ": expected a contiguous tensor of ", size, " elements, got ",
+            t.numel());
 }
 void check_like(const OptTensor& t, const Tensor& like, int64_t size, const char* name) {
   if (t.has_value()) check_like(*t, like, size, name);
@@ -103,11 +103,11 @@ void check_saved(const AdapterNormArgs& a, const Tensor& like, const OptTensor& 
   check_f32(rstd, a.rows, "parallel_adapter_norm: rstd");
 }
 
-void forward(const Tensor& x, const OptTensor residual, const Tensor& h, std::vector<Tensor> down,
-             std::vector<Tensor> up, std::vector<Tensor> down_bias, std::vector<Tensor> up_bias,
-             std::vector<Tensor> scale, std::vector<double> scale_values, OptTensor norm_weight, OptTensor norm_bias,
-             OptTensor ids, OptTensor seed, int64_t activation, int64_t norm, double eps, double norm_offset,
-             double dropout, Tensor out, OptTensor z, OptTensor pre, OptTensor mean, OptTensor rstd) {
+void forward(const Tensor& x, const OptTensor residual, const Tensor& h, std::vector<Tensor> down, std::vector<Tensor> up,
+             std::vector<Tensor> down_bias, std::vector<Tensor> up_bias, std::vector<Tensor> scale,
+             std::vector<double> scale_values, OptTensor norm_weight, OptTensor norm_bias, OptTensor ids, OptTensor seed,
+             int64_t activation, int64_t norm, double eps, double norm_offset, double dropout, Tensor out, OptTensor z,
+             OptTensor pre, OptTensor mean, OptTensor rstd) {
   Call call(x, h, down, up, down_bias, up_bias, scale, scale_values, norm_weight, norm_bias, ids, seed, activation, norm,
             eps, norm_offset, dropout);
   AdapterNormArgs& a = call.args;
@@ -127,11 +127,10 @@ void forward(const Tensor& x, const OptTensor residual, const Tensor& h, std::ve
 // weight and bias.
 void backward(const Tensor& dout, OptTensor z, const Tensor& pre, OptTensor mean, OptTensor rstd, const Tensor& h,
               std::vector<Tensor> down, std::vector<Tensor> up, std::vector<Tensor> up_bias, std::vector<Tensor> scale,
-              std::vector<double> scale_values, OptTensor norm_weight, OptTensor ids, OptTensor seed,
-              int64_t activation, int64_t norm, double norm_offset, double dropout, OptTensor dz, OptTensor dh,
-              std::vector<Tensor> grads) {
-  Call call(dout, h, down, up, {}, up_bias, scale, scale_values, norm_weight, std::nullopt, ids, seed, activation, norm,
-            0.0, norm_offset, dropout);
+              std::vector<double> scale_values, OptTensor norm_weight, OptTensor ids, OptTensor seed, int64_t activation,
+              int64_t norm, double norm_offset, double dropout, OptTensor dz, OptTensor dh, std::vector<Tensor> grads) {
+  Call call(dout, h, down, up, {}, up_bias, scale, scale_values, norm_weight, std::nullopt, ids, seed, activation, norm, 0.0,
+            norm_offset, dropout);
   AdapterNormBackwardArgs g = {};
   AdapterNormArgs& a = call.args;
   const int64_t size = a.rows * a.D;
@@ -141,8 +140,8 @@ void backward(const Tensor& dout, OptTensor z, const Tensor& pre, OptTensor mean
   check_like(dh, dout, a.rows * a.Dh, "dh");
   check_saved(a, dout, pre, mean, rstd);
   HFK_CHECK(pre.numel() == a.rows * a.max_rank, kOp, "pre: not saved");
-  HFK_CHECK(a.norm == Norm::none || (z.has_value() && dz.has_value() && rstd.has_value() &&
-                                     (a.norm == Norm::rms || mean.has_value())),
+  HFK_CHECK(a.norm == Norm::none ||
+                (z.has_value() && dz.has_value() && rstd.has_value() && (a.norm == Norm::rms || mean.has_value())),
             kOp, "z, dz, mean, rstd: missing for this norm");
   const size_t L = call.tasks.size();
   HFK_CHECK(grads.size() == 5 * L + 2, kOp, "grads: expected ", 5 * L + 2, ", got ", grads.size());

@@ -31,8 +31,7 @@ struct Lists {
 
 void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tensor& key, const Tensor& value,
           const Tensors& prefix_key, const Tensors& prefix_value, const OptTensor& ids, const OptTensor& mask,
-          const OptTensor& bias, bool causal, double scaling, int64_t form, double dropout, int64_t seed,
-          bool dropout_on) {
+          const OptTensor& bias, bool causal, double scaling, int64_t form, double dropout, int64_t seed, bool dropout_on) {
   a.type = dtype_of(query, "prefix_attention: query");
   HFK_CHECK(query.dim() == 4 && key.dim() == 4, "prefix_attention: query and key: expected 4 axes");
   a.B = query.size(0), a.H = query.size(1), a.Tq = query.size(2), a.D = query.size(3);
@@ -46,8 +45,8 @@ void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tenso
   for (int64_t t = 0; t < a.tasks; t++) {
     const Tensor &k = prefix_key[t], &v = prefix_value[t];
     for (const Tensor* p : {&k, &v})
-      HFK_CHECK(p->dim() == 3 && p->size(0) == a.G && p->size(1) == k.size(1) && p->size(2) == a.D &&
-                    p->is_contiguous() && p->scalar_type() == query.scalar_type(),
+      HFK_CHECK(p->dim() == 3 && p->size(0) == a.G && p->size(1) == k.size(1) && p->size(2) == a.D && p->is_contiguous() &&
+                    p->scalar_type() == query.scalar_type(),
                 "prefix_attention: prefix ", t, ": expected a contiguous [", a.G, ", P, ", a.D, "] of the query's dtype");
     lists.prefix_key.push_back(k.data_ptr());
     lists.prefix_value.push_back(v.data_ptr());
@@ -62,8 +61,8 @@ void fill(PrefixAttentionArgs& a, Lists& lists, const Tensor& query, const Tenso
     for (int64_t b = 0; b < a.B; b++) lists.ids[size_t(b)] = ptr_of<int64_t>(*ids)[b];
   }
   for (int64_t id : lists.ids)
-    HFK_CHECK(id >= -1 && id < a.tasks, "prefix_attention: task id: expected -1 (no prefix) or 0..", a.tasks - 1,
-              ", got ", id);
+    HFK_CHECK(id >= -1 && id < a.tasks, "prefix_attention: task id: expected -1 (no prefix) or 0..", a.tasks - 1, ", got ",
+              id);
   a.ids = lists.ids.data();
   for (int64_t t = -1; t < a.tasks; t++)
     for (int64_t b = 0; b < a.B; b++)
@@ -122,8 +121,7 @@ void backward(const Tensor& grad_out, OptTensor grad_gate, const Tensor& query, 
             "prefix_attention: prefix gradients: expected none or one a task");
   for (size_t t = 0; t < grad_prefix_key.size(); t++) {
     for (const Tensor* p : {&grad_prefix_key[t], &grad_prefix_value[t]})
-      HFK_CHECK(p->is_contiguous() && p->numel() == a.G * lists.length[t] * a.D &&
-                    p->scalar_type() == query.scalar_type(),
+      HFK_CHECK(p->is_contiguous() && p->numel() == a.G * lists.length[t] * a.D && p->scalar_type() == query.scalar_type(),
                 "prefix_attention: prefix gradient ", t, ": expected the prefix's shape and dtype");
     keys.push_back(grad_prefix_key[t].data_ptr());
     values.push_back(grad_prefix_value[t].data_ptr());

@@ -57,8 +57,7 @@ static void frozen_linear_pack_t(const LinearPackArgs& a) {
         break;
       case WeightType::int8:
         for (int64_t p = p0; p < p1; p++)
-          pack_int8_panel(a.K, p * PW, a.N, w, a,
-                          static_cast<int8_t*>(a.packed) + p * panel_size<LowElem>(a.K));
+          pack_int8_panel(a.K, p * PW, a.N, w, a, static_cast<int8_t*>(a.packed) + p * panel_size<LowElem>(a.K));
         break;
     }
   });
@@ -132,8 +131,8 @@ static void frozen_linear_forward_t(const LinearArgs& a) {
       const int64_t b = i / cuts, c = i % cuts, m0 = cut.start(b), rows = imin(cut.start(b + 1), a.M) - m0;
       const T* x = static_cast<const T*>(a.x) + m0 * a.x_stride;
       int64_t am;
-      const E* A = rows_for_product<E>(rows, a.K, x, a.x_stride, nullptr,
-                                       scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am);
+      const E* A =
+          rows_for_product<E>(rows, a.K, x, a.x_stride, nullptr, scratch<E>(0, round_up(rows, 16) * padded_k<E>(a.K)), &am);
       for (int64_t p = panels * c / cuts; p < panels * (c + 1) / cuts; p++) {
         const E* B;
         if (a.weight_type == WeightType::int8) {

@@ -22,7 +22,7 @@ struct LoraBackward {
   Shared<float> g{needs_rows ? a.active * gs : 0}, tile_dscale{a.dscale ? a.tiles : 0};
   const LoraPacks<T, E> packs{a, true, needs_dx};
 
-  static bool any(const LoraArgs& a, void* LoraTask::*gradient) {
+  static bool any(const LoraArgs& a, void* LoraTask::* gradient) {
     for (int64_t t = 0; t < a.tasks; t++)
       if (a.task[t].*gradient) return true;
     return false;

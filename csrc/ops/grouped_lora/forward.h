@@ -68,8 +68,8 @@ static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t
 
 // The rows of a tile as the product wants them, dropped elements zeroed.
 template <class E, class T>
-static const E* lora_rows(const LoraArgs& a, const LoraTile& t, const void* source, int64_t K, int64_t stride,
-                          bool drop, int64_t* out_stride) {
+static const E* lora_rows(const LoraArgs& a, const LoraTile& t, const void* source, int64_t K, int64_t stride, bool drop,
+                          int64_t* out_stride) {
   const int32_t* index = a.order + t.first;
   const T* s = static_cast<const T*>(source);
   const int64_t Kp = padded_k<E>(K);
@@ -226,8 +226,8 @@ struct LoraPacks {
     return present >= 2 * num_threads();
   }
   LoraPacks(const LoraArgs& args, bool backward, bool needs_up)
-      : a(args), backward(backward), needs_up(needs_up), K(backward ? a.O : a.Din), N(backward ? a.Din : a.O),
-        own(many(a)), packed(own ? 0 : total) {
+      : a(args), backward(backward), needs_up(needs_up), K(backward ? a.O : a.Din), N(backward ? a.Din : a.O), own(many(a)),
+        packed(own ? 0 : total) {
     for (int64_t t = 0; t < a.tasks; t++)
       if (a.task[t].count) largest = imax(largest, (t + 1 < a.tasks ? down[t + 1] : total) - down[t]);
     if (own) return;

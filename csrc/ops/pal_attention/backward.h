@@ -1,5 +1,5 @@
-// pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in the tensors' type, then the
-// weights (weights.h).
+// pal_attention backward: the sweeps of the forward in reverse, with gradients of the rank rows in the tensors' type, then
+// the weights (weights.h).
 #pragma once
 #include "../prefix_attention/backward.h"
 #include "forward.h"

@@ -169,8 +169,7 @@ static void pal_decode(const PalArgs& a, const PalWeight<E>& w, const PalTile& t
 template <class T>
 static void pal_clear(const PalArgs& a, int64_t b) {
   memset(static_cast<T*>(a.out) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
-  for (int piece = 0; piece < a.pieces; piece++)
-    memset(pal_hidden<T>(a, piece, b * a.T), 0, a.T * a.Sp * sizeof(T));
+  for (int piece = 0; piece < a.pieces; piece++) memset(pal_hidden<T>(a, piece, b * a.T), 0, a.T * a.Sp * sizeof(T));
   if (a.slope) memset(static_cast<T*>(a.slope) + b * a.T * a.D, 0, a.T * a.D * sizeof(T));
 }
 

@@ -100,8 +100,8 @@ static void pal_backward_weights(const PalArgs& a, const PalGrads<T>& g) {
   // Every weight has S rows or columns, and at most max(D, S) of the other.
   const int64_t squares = ceil_div(a.S, kPalWeightSide) * ceil_div(imax(a.D, a.S), kPalWeightSide);
   const int64_t items = kPalFamilies * squares;
-  const T* coefficients[kPalMatrices] = {g.encoded.data, g.query.data, g.key.data, g.value.data, g.decoded.data,
-                                             g.projected.data};
+  const T* coefficients[kPalMatrices] = {g.encoded.data, g.query.data,   g.key.data,
+                                         g.value.data,   g.decoded.data, g.projected.data};
   parallel(a.tasks * items, [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; i++) {
       const int64_t task = i / items, square = i % items % squares;

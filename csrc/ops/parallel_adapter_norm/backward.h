@@ -13,9 +13,9 @@ namespace HFK_NAMESPACE {
 // What phase 1 leaves for the other phases.
 template <class E>
 struct AdapterTape {
-  E* hidden;        // per task [tape_rows][Kt]: act(pre), dropped; rows along K (float: in groups)
-  E* dpre;          // the same: gradient of pre
-  int64_t stride;   // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
+  E* hidden;       // per task [tape_rows][Kt]: act(pre), dropped; rows along K (float: in groups)
+  E* dpre;         // the same: gradient of pre
+  int64_t stride;  // Kt: the task's rows rounded up to 32, and a little more so that rows do not share cache sets
 };
 
 template <class T>
@@ -25,8 +25,8 @@ static HFK_INLINE float adapter_scale(const AdapterTask& task, int64_t n) {
 
 template <class T, class E>
 struct AdapterBackwardWeights {
-  Shared<E*> up, down;       // panels: dt = dz W_u (K = D) and dh = dpre W_d (K = rank)
-  Shared<float*> up_rows;    // [8][Dp] on the dot path
+  Shared<E*> up, down;         // panels: dt = dz W_u (K = D) and dh = dpre W_d (K = rank)
+  Shared<float*> up_rows;      // [8][Dp] on the dot path
   Shared<float*> scale, bias;  // scale as in the forward; down bias is inside pre already
   Shared<E> panels;
   Shared<float> floats;
@@ -116,9 +116,8 @@ static __attribute__((noinline)) void adapter_norm_rows_backward(const AdapterNo
     if (sizeof(T) == 2 && a.norm == Norm::layer) {
       // z was rounded when it was saved: centre what was saved, or xhat has a mean where z is large beside its spread.
       V sum = zero();
-      for_vectors(D, [&](int64_t n, auto f) __attribute__((always_inline)) {
-        sum += get<decltype(f)::value>(z + n, D - n);
-      });
+      for_vectors(D,
+                  [&](int64_t n, auto f) __attribute__((always_inline)) { sum += get<decltype(f)::value>(z + n, D - n); });
       mean = hsum(sum) / float(D);
     }
     V c1 = zero(), c2 = zero();
@@ -241,8 +240,7 @@ static void adapter_backward_sums(const AdapterBackward<T>& run) {
       if (!dh) continue;
       const int64_t Kp = padded_k<E>(rank);
       for (int64_t m = 0; m < b.count; m++)
-        for (int64_t k = 0; k < Kp; k += VL)
-          store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
+        for (int64_t k = 0; k < Kp; k += VL) store_first(low + m * Kp + k, k < rank ? load(C + m * ld + k) : zero(), Kp - k);
       const int64_t wd = round_up(Dh, VL);
       if (sizeof(T) == 4 && b.index == nullptr && Dh % VL == 0) {
         gemm_store(b.count, Dh, rank, low, Kp, weights.down[b.task], reinterpret_cast<float*>(dh) + b.first * Dh, Dh);
@@ -262,8 +260,7 @@ static void adapter_backward_sums(const AdapterBackward<T>& run) {
   const int64_t all_panels = a.num_tasks * (ceil_div(Dh, PW) + ceil_div(D, PW));
   const int64_t group = imax(1, imin(kWeightPanels, all_panels / (2 * num_threads())));
   const int64_t down_items = ceil_div(ceil_div(Dh, PW), group), up_items = ceil_div(ceil_div(D, PW), group);
-  for (int64_t t = 0; t < a.num_tasks; t++)
-    start[t + 1] = start[t] + down_items + up_items;
+  for (int64_t t = 0; t < a.num_tasks; t++) start[t + 1] = start[t] + down_items + up_items;
   for_panels(a.num_tasks, start, [&](int64_t t, int64_t item) {
     const TaskRows& task_rows = a.plan->tasks[t];
     const AdapterTask& task = a.tasks[t];

@@ -142,8 +142,8 @@ static HFK_INLINE NormWeights norm_floats(const AdapterNormArgs& a, float* buffe
 
 // The product up and the pass over its rows, a few rows at a time: between the two they stay in the first-level cache.
 template <class T, class E>
-static void adapter_up(const AdapterNormArgs& a, const RowBlock& b, const RowBlock& next, int64_t rank, const E* t, int64_t tm,
-                       const AdapterPack<E>& p, NormWeights norm, float* C, int64_t Dp) {
+static void adapter_up(const AdapterNormArgs& a, const RowBlock& b, const RowBlock& next, int64_t rank, const E* t,
+                       int64_t tm, const AdapterPack<E>& p, NormWeights norm, float* C, int64_t Dp) {
   const int64_t D = a.D;
   const bool asks = sizeof(E) == 4 && rank >= 32 && rank <= kSmallRank && b.index == nullptr;
   const int64_t step = adapter_up_rows<E>(rank);
@@ -194,7 +194,8 @@ static void parallel_adapter_norm_forward_t(const AdapterNormArgs& a) {
       int64_t am;
       const E* A = rows_for_product<E>(b.count, a.Dh, h, a.Dh, b.index, rows, &am);
       if constexpr (sizeof(E) == 4) {
-        const Ahead ahead = next.index ? Ahead{} : ahead_of(static_cast<const T*>(a.h) + next.first * a.Dh, next.count * a.Dh);
+        const Ahead ahead =
+            next.index ? Ahead{} : ahead_of(static_cast<const T*>(a.h) + next.first * a.Dh, next.count * a.Dh);
         if (p.down_rows)
           dot8_rows(b.count, a.Dh, A, am, p.down_rows, round_up(a.Dh, VL), hidden, ld);
         else

@@ -126,7 +126,8 @@ struct AdapterWeights {
     if (!own) return packs[t];
     if (mine.task != t) {
       const AdapterTask& task = a.tasks[t];
-      mine.pack = place(task, scratch<E>(4, panel_elements(task, a.D, a.Dh)), scratch<float>(5, float_elements(task, a.D, a.Dh)));
+      mine.pack =
+          place(task, scratch<E>(4, panel_elements(task, a.D, a.Dh)), scratch<float>(5, float_elements(task, a.D, a.Dh)));
       for (int64_t p = 0; p < ceil_div(task.rank, PW) + ceil_div(a.D, PW); p++) pack_one(task, mine.pack, p);
     }
     mine.task = t;

@@ -27,11 +27,11 @@ struct PrefixAttentionArgs {
   int64_t B, H, G, Tq, Tk, D;
   HeadsView query, key, value;
   int64_t tasks;
-  const void* const* prefix_key;    // [tasks] contiguous [G, P, D]
-  const void* const* prefix_value;  // likewise
-  const int64_t* prefix_length;     // [tasks]
-  const int64_t* ids;               // [B], -1 for no prefix
-  const int64_t* order;             // rows, those of a task one after the other; null: as they come
+  const void* const* prefix_key;          // [tasks] contiguous [G, P, D]
+  const void* const* prefix_value;        // likewise
+  const int64_t* prefix_length;           // [tasks]
+  const int64_t* ids;                     // [B], -1 for no prefix
+  const int64_t* order;                   // rows, those of a task one after the other; null: as they come
   ScoreView mask_bool, mask_float, bias;  // uint8, float, float
   bool causal;
   double scaling;
@@ -55,8 +55,8 @@ struct PrefixAttentionBackwardArgs : PrefixAttentionArgs {
   const float* grad_gate;  // [B, H, Tq] or null
   // Results; null data for those not wanted.
   HeadsView grad_query, grad_key, grad_value;
-  float* grad_scores;                // [B, H, Tq, Tk]: the gradient of the bias before broadcasting, or null
-  void* const* grad_prefix_key;      // [tasks] contiguous, or null
+  float* grad_scores;            // [B, H, Tq, Tk]: the gradient of the bias before broadcasting, or null
+  void* const* grad_prefix_key;  // [tasks] contiguous, or null
   void* const* grad_prefix_value;
 };
 

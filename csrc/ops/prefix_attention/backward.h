@@ -32,7 +32,8 @@ struct PrefixBackward {
     parallel(a.tasks * a.G, [&](int64_t i0, int64_t i1) {
       for (int64_t i = i0; i < i1; i++) {
         const int64_t t = i / a.G, g = i % a.G, P = a.prefix_length[t];
-        const T *k = static_cast<const T*>(a.prefix_key[t]) + g * P * D, *v = static_cast<const T*>(a.prefix_value[t]) + g * P * D;
+        const T *k = static_cast<const T*>(a.prefix_key[t]) + g * P * D,
+                *v = static_cast<const T*>(a.prefix_value[t]) + g * P * D;
         pack_columns(P, D, k, D, prefix_keys.at(t, g));
         pack_columns(P, D, v, D, prefix_values.at(t, g));
         pack_rows(P, padded_prefix(P), D, k, D, prefix_rows.at(t, g), padded_prefix(P) * kColumns<E>);
@@ -89,8 +90,8 @@ struct PrefixBackward {
     const int64_t mb = imin(z.block, a.Tq - m0), seen = visible_keys(a, m0 + mb - 1), end = round_up(seen, 32);
     int64_t qm, gm;
     const E* q = near_rows<E>(mb, D, head_at<const T>(a.query, b, h) + m0 * a.query.token, a.query.token, w.query_rows, &qm);
-    const E* o = near_rows<E>(mb, D, head_at<const T>(a.grad_out, b, h) + m0 * a.grad_out.token, a.grad_out.token,
-                              w.grad_rows, &gm);
+    const E* o =
+        near_rows<E>(mb, D, head_at<const T>(a.grad_out, b, h) + m0 * a.grad_out.token, a.grad_out.token, w.grad_rows, &gm);
     // Few queries: products that are summed as forward sums them, in many short sums. One row has no others in which the
     // roundings of one long sum would average out, and an error of a score is a relative one of its probability.
     const bool few = !low && !kProductsInDouble && a.Tq * z.rep <= 8;

@@ -24,8 +24,13 @@ class FetchAhead {
   HFK_INLINE void add(const HeadsView& v, bool by_query) {
     if (!v.data) return;
     const int64_t heads = by_query ? a.H / a.G : 1, tokens = by_query ? a.Tq : a.Tk;
-    tensors[count++] = {static_cast<const char*>(v.data), v.row * element, v.head * element, v.token * element,
-                        heads, tokens, v.head == a.D};
+    tensors[count++] = {static_cast<const char*>(v.data),
+                        v.row * element,
+                        v.head * element,
+                        v.token * element,
+                        heads,
+                        tokens,
+                        v.head == a.D};
     bytes += heads * tokens * a.D * element;
     together = a.key.head > a.key.token ? 1 : imax(1, imin(a.G, kBytes / imax(1, bytes)));
     share = ceil_div(bytes, 64 * imax(1, a.Tq * (a.H / a.G)));

@@ -235,8 +235,8 @@ static __attribute__((noinline)) void prefix_attention_few_queries(const PrefixA
     for (int64_t g = g0; g < g1; g++) {
       const T* v = head_at<const T>(a.value, b, g);
       fetch_rows(j + kFetchRows, imin(j + 2 * kFetchRows, a.Tk), v, a.value.token, D);
-      weigh_rows(R, imin(kFetchRows, a.Tk - j), scores + (g - g0) * R * w + PP + j, w, v + j * a.value.token,
-                 a.value.token, D, mixed + (g - g0) * R * Dv, Dv);
+      weigh_rows(R, imin(kFetchRows, a.Tk - j), scores + (g - g0) * R * w + PP + j, w, v + j * a.value.token, a.value.token,
+                 D, mixed + (g - g0) * R * Dv, Dv);
     }
   for (int64_t r = 0; r < rows; r++) write_row<T>(a, b, g0 * z.rep + r / a.Tq, r % a.Tq, factors[r], mixed + r * Dv);
 }

@@ -213,9 +213,9 @@ struct RowResults {
 // only for the form softmax or without a prefix. ahead (or null) fetches meanwhile.
 template <bool fine>
 static __attribute__((noinline)) void softmax_rows(const PrefixAttentionArgs& a, float* scores, int64_t width, int64_t count,
-                                                   int64_t P, int64_t PP, const int64_t* visible, int64_t end,
-                                                   RowBias& bias, int64_t b, int64_t h, int64_t m0, bf16* low,
-                                                   RowResults& out, FetchAhead* ahead = nullptr) {
+                                                   int64_t P, int64_t PP, const int64_t* visible, int64_t end, RowBias& bias,
+                                                   int64_t b, int64_t h, int64_t m0, bf16* low, RowResults& out,
+                                                   FetchAhead* ahead = nullptr) {
   alignas(64) float top[VL * VL], sum[VL * VL], prefix_sum[VL * VL];
   // Rows beyond `count` must not hold NaN: they share the arithmetic below.
   for (int64_t r = 0; r < VL; r++) {
