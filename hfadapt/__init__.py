@@ -13,7 +13,9 @@ from .errors.version import __version__ as __version__
 from .multitask import auto
 
 if TYPE_CHECKING:
-    # what a type checker sees; __getattr__ below loads the same names on first use
+    # what a type checker sees; __getattr__ below loads the same names on first use, ours and what plugins register
+    from hfadapt_plugins.names import *  # noqa: F403
+
     from .adapters.activate import activate as activate
     from .adapters.activate import active as active
     from .adapters.activate import compose as compose
@@ -142,7 +144,7 @@ auto.install()
 releases.say_if_transformers_is_newer()
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'hfadapt' has no attribute {name!r}")
     if name in _NAMES:
@@ -158,6 +160,10 @@ def __getattr__(name: str) -> Any:
         value = _from_plugins(name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # for whom a name that stands nowhere above is a mistake
+    __getattr__ = _load
 
 
 def _from_plugins(name: str) -> Any:
@@ -190,4 +196,4 @@ def _plugin_exports() -> dict[str, Any]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES})
+    return sorted({*globals(), *_NAMES, *_plugin_exports()})

@@ -12,8 +12,10 @@ import pytest
 import hfadapt
 from hfadapt.errors import ConfigError, TaskError
 from hfadapt.method import expand
+from hfadapt_plugins import names
 
 SOURCE = Path(hfadapt.__file__)
+PLUGINS = "hfadapt_plugins."
 
 
 def names_for_type_checkers() -> dict[str, str]:
@@ -23,6 +25,8 @@ def names_for_type_checkers() -> dict[str, str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for line in node.body:
                 assert isinstance(line, ast.ImportFrom)
+                if line.module == "hfadapt_plugins.names":
+                    continue
                 found.update({alias.asname or alias.name: line.module for alias in line.names})
     return found
 
@@ -38,6 +42,15 @@ def test_all_lists_exactly_the_lazy_names_once():
 
 def test_type_checkers_see_what_is_loaded():
     assert names_for_type_checkers() == hfadapt._NAMES
+
+
+def test_type_checkers_see_what_our_plugins_register():
+    ours = {name: found for name, found in hfadapt._plugin_exports().items() if found.__module__.startswith(PLUGINS)}
+    assert {name: getattr(names, name) for name in names.__all__} == ours
+
+
+def test_completion_offers_the_names_of_plugins():
+    assert {*hfadapt.__all__, "LoRA", "RDrop", "Annealed", "Houlsby", "save_peft"} <= set(dir(hfadapt))
 
 
 @pytest.mark.parametrize("name", sorted(set(hfadapt._NAMES.values())))
