@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ("grouped_lora", "parallel_adapter_norm")
+KERNELS = {f"hfadapt_cpu::{name}_forward" for name in OPS}
 ROWS, TOKENS, TASKS, LAYERS = 32, 4, 32, 6
 
 
@@ -42,8 +43,8 @@ def calls_before_op(method: dict[str, Any], tasks: int) -> dict[str, int]:
     """Count the calls of Python functions at the last slot of a mixed forward.
 
     Returns:
-        From the hook, inclusive, to the op's public function, exclusive (``before_op``), and to the point where the op
-        is handed to torch's dispatcher (``before_dispatch``).
+        From the hook, inclusive, to the op's public function, exclusive (``before_op``), and to the call of the C++
+        kernel (``before_kernel``).
     """
     import torch
 
@@ -67,9 +68,11 @@ def calls_before_op(method: dict[str, Any], tasks: int) -> dict[str, int]:
             return
         if code.co_name in OPS and code.co_filename.endswith("op.py"):
             found["before_op"] = state["calls"]
-        if code.co_filename.endswith(os.path.join("torch", "_ops.py")):
-            found["before_dispatch"], state["calls"] = state["calls"], -1
-            return
+        if code.co_name == "__call__" and code.co_filename.endswith(os.path.join("torch", "_ops.py")):
+            name = getattr(frame.f_locals["self"], "_qualified_op_name", "")
+            if name in KERNELS:
+                found["before_kernel"], state["calls"] = state["calls"], -1
+                return
         state["calls"] += 1
 
     with torch.no_grad():

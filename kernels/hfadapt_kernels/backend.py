@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from . import native
+from .direct import KERNELS, unobserved
 from .errors import BackendError
 
 __all__ = [
@@ -185,7 +186,11 @@ class FusedOp:
         running, before = self._running, self._running.implementation
         running.implementation = implementation
         try:
-            return op(*arguments)
+            watched = torch.is_grad_enabled() or torch.is_autocast_enabled(arguments[0].device.type)
+            if watched or not unobserved(arguments):
+                return op(*arguments)
+            with torch._C._AutoDispatchBelowAutograd():
+                return KERNELS[op](*arguments)
         finally:
             running.implementation = before
 

@@ -7,12 +7,16 @@ text and what a backend reads follow from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
+import torch
 from torch import Tensor
 
-__all__ = ["arguments_of", "keep", "kept", "takes"]
+__all__ = ["arguments_of", "keep", "kept", "takes", "unlike"]
+
+_FORM = operator.attrgetter("shape", "dtype", "device")
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -43,6 +47,21 @@ def takes(call: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any
         return by_position
 
     return decorate
+
+
+def unlike(*weights: Sequence[Tensor]) -> Iterable[int]:
+    """Of tasks whose weights agree in shape, dtype and device the first: what is true of it, is true of all of them.
+
+    Args:
+        weights: Lists with a tensor a task.
+    """
+    if torch.compiler.is_compiling():
+        return range(len(weights[0]))
+    first: dict[Any, int] = {}
+    for task, form in enumerate(zip(*(map(_FORM, tensors) for tensors in weights), strict=True)):
+        if form not in first:
+            first[form] = task
+    return first.values()
 
 
 def keep(ctx: Any, **values: Any) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .direct import unobserved
+
 __all__ = ["autograd_kernel"]
 
 
@@ -59,12 +61,16 @@ class _Call:
 
 
 def autograd_kernel(
-    op: Any, setup_context: Callable[..., None] | None, backward: Callable[..., Any]
+    op: Any,
+    inner: Callable[..., Any],
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., Any],
 ) -> Callable[..., Any]:
     """The kernel of ``op`` for the dispatch key ``Autograd``, to be registered ``with_keyset``.
 
     Args:
         op: Overload whose schema has no default values and no keyword-only arguments.
+        inner: The kernel of ``op`` for CPU and CUDA tensors, which is below this one.
         setup_context: ``setup_context(ctx, inputs, output)``, as in ``torch.library.register_autograd``.
         backward: ``backward(ctx, *grads)``, with a gradient for each result tensor. It finds ``ctx.needs_input_grad``
             and returns gradients as the schema orders the arguments, with a list for each list of tensors.
@@ -79,6 +85,8 @@ def autograd_kernel(
 
     def run(call: _Call) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
+            if unobserved(call.arguments):
+                return inner(*call.arguments)
             return op.redispatch(call.keys & torch._C._after_autograd_keyset, *call.arguments)
 
     class Autograd(torch.autograd.Function):

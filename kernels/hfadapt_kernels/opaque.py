@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .direct import KERNELS
 from .errors import DoubleBackwardError
 from .op_autograd import autograd_kernel
 
@@ -46,7 +47,8 @@ def define(
         LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     op = getattr(torch.ops.hfadapt, name).default
-    gradient = autograd_kernel(op, setup_context, backward or forbid_double_backward(name))
+    KERNELS[op] = kernel
+    gradient = autograd_kernel(op, kernel, setup_context, backward or forbid_double_backward(name))
     LIBRARY.impl(name, gradient, "Autograd", with_keyset=True)
     if autocast:
         for device in ("cpu", "cuda"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import TaskBatch
+from ..calls import unlike
 from ..errors import ShapeError
 
 __all__ = ["check_arguments", "split_scale"]
@@ -41,7 +42,8 @@ def check_arguments(
         )
     din, dtype, device = x.shape[-1], x.dtype, x.device
     out = b[0].shape[0] if b and b[0].dim() == 2 else None
-    for task, (down, up) in enumerate(zip(a, b, strict=True)):
+    for task in unlike(a, b):
+        down, up = a[task], b[task]
         if down.dim() != 2 or down.shape[1] != din or down.dtype != dtype or down.device != device:
             raise ShapeError(op, f"a[{task}]", expected=f"{dtype} [R, {din}] on {device}", got=_describe(down))
         if up.dim() != 2 or up.shape != (out, down.shape[0]) or up.dtype != dtype or up.device != device:
@@ -59,8 +61,8 @@ def split_scale(
     each = list(scale) if isinstance(scale, (list, tuple, torch.nn.ParameterList)) else [scale] * num_tasks
     if len(each) != num_tasks:
         raise ShapeError(op, "scale", expected=f"one number, or {num_tasks}", got=str(len(each)))
-    if not any(isinstance(value, Tensor) for value in each):
-        return [], [float(value) for value in each]
+    if set(map(type, each)) <= {float, int} or not any(isinstance(value, Tensor) for value in each):
+        return [], list(map(float, each))
     learned = [v if isinstance(v, Tensor) else like.new_tensor([float(v)]) for v in each]
     for task, value in enumerate(learned):
         if value.numel() != 1 or not value.is_floating_point():

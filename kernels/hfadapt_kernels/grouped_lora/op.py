@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -181,15 +182,11 @@ def _prepare(
 
 
 def _promote(x: Tensor, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    dtype = x.dtype
-    for weight in (*a, *b):
-        dtype = torch.promote_types(dtype, weight.dtype)
-
-    def cast(tensor: Tensor) -> Tensor:
-        # `to` costs a call also where it changes nothing, and there are two weights for each task
-        return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-    return cast(x), [cast(w) for w in a], [cast(w) for w in b]
+    dtypes = {weight.dtype for weight in (*a, *b)}
+    if dtypes <= {x.dtype}:  # `to` costs a call also where it changes nothing, and there are two weights for each task
+        return x, a, b
+    dtype = functools.reduce(torch.promote_types, dtypes, x.dtype)
+    return x.to(dtype), [w.to(dtype) for w in a], [w.to(dtype) for w in b]
 
 
 def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> None:

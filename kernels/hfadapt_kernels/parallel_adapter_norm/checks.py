@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..batch import TaskBatch
+from ..calls import unlike
 from ..errors import ShapeError, UnsupportedError
 
 __all__ = ["NAME", "NORMS", "check", "split_scale"]
@@ -24,6 +25,8 @@ def split_scale(
     values = [scale] * tasks if isinstance(scale, (int, float)) else list(scale)
     if len(values) != tasks:
         raise ShapeError(NAME, "scale", expected=f"one number or {tasks} entries", got=f"{len(values)} entries")
+    if set(map(type, values)) <= {float, int}:
+        return [], list(map(float, values))
     tensors = [value.reshape(1) if value.dim() == 0 else value for value in values if isinstance(value, Tensor)]
     if tensors and len(tensors) == tasks:
         for task, value in enumerate(tensors):
@@ -31,7 +34,7 @@ def split_scale(
         return tensors, []
     if tensors:
         raise UnsupportedError(NAME, "scale mixes numbers and tensors", expected="all numbers or all tensors")
-    return [], [float(value) for value in values]
+    return [], list(map(float, values))
 
 
 def check(
@@ -64,7 +67,9 @@ def check(
     for name, tensors in lists.items():
         if len(tensors) != tasks and (tensors or not name.endswith("bias")):
             raise ShapeError(NAME, name, expected=f"one tensor a task ({tasks})", got=str(len(tensors)))
-    for t in range(tasks):
+    named = [("h", h), ("residual", residual), ("norm_weight", norm_weight), ("norm_bias", norm_bias)]
+    given = {name: tensors for name, tensors in {**lists, "scale": scale}.items() if tensors}
+    for t in unlike(*given.values()) if tasks else ():
         rank = down[t].shape[0] if down[t].dim() else 0
         if rank < 1:
             raise ShapeError(NAME, f"down[{t}]", expected=f"[R, {inner}] with R >= 1", got=str(list(down[t].shape)))
@@ -74,6 +79,7 @@ def check(
             _shape(f"down_bias[{t}]", down_bias[t], (rank,))
         if up_bias:
             _shape(f"up_bias[{t}]", up_bias[t], (width,))
+        named += [(name, tensors[t]) for name, tensors in given.items()]
     for name, tensor, shape in (
         ("residual", residual, tuple(x.shape)),
         ("norm_weight", norm_weight, (width,)),
@@ -81,9 +87,6 @@ def check(
     ):
         if tensor is not None:
             _shape(name, tensor, shape)
-    named = [("h", h), ("residual", residual), ("norm_weight", norm_weight), ("norm_bias", norm_bias)]
-    named += [(name, tensor) for name, tensors in lists.items() for tensor in tensors]
-    named += [("scale", tensor) for tensor in scale]
     for name, tensor in named:
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
             got = f"{tensor.dtype} on {tensor.device}"

@@ -109,11 +109,14 @@ def parallel_adapter_norm(
             scale=learned or fixed, residual=residual, norm=norm, norm_weight=norm_weight, norm_bias=norm_bias,
             eps=eps, norm_offset=norm_offset, dropout=dropout, seed=seed,
         )  # fmt: skip
-    tensors = (x, h, residual, norm_weight, norm_bias, *downs, *ups, *down_biases, *up_biases, *learned)
+
+    def tensors() -> tuple[Tensor | None, ...]:
+        return (x, h, residual, norm_weight, norm_bias, *downs, *ups, *down_biases, *up_biases, *learned)
+
     call = Forward(
         x=x, residual=residual, h=h, down=downs, up=ups, down_bias=down_biases, up_bias=up_biases, scale=learned,
         scale_values=fixed, norm_weight=norm_weight, norm_bias=norm_bias, ids=batch.op_ids, seed=seed, activation=code,
         norm=NORMS[norm], eps=eps, norm_offset=norm_offset, dropout=dropout,
-        save=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
+        save=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors()),
     )  # fmt: skip
     return (forward_op(*call) if chosen is None else OP.run(chosen, forward_op, *call))[0]
