@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..errors.first_use import on_first_use
+
 if TYPE_CHECKING:
     from .collator import MultiTaskCollator as MultiTaskCollator
     from .datasets import MixtureDataset as MixtureDataset
@@ -45,6 +47,7 @@ _HOMES = {
     "tokenize": ".tokens",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+_load = on_first_use(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -52,6 +55,4 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".bundled", __name__)
     if name == "TaskMixture":
         raise AttributeError(f"{__name__}.TaskMixture stands in hfadapt.training; try: from hfadapt import TaskMixture")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    return _load(name)

@@ -15,7 +15,6 @@ import torch
 from ..data import MultiTaskCollator
 from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, did_you_mean
-from ..errors.names import names_of
 from ..multitask.heads import IGNORE
 from .answers import ANSWERED, answer_of, columns_of
 
@@ -108,13 +107,6 @@ class Predictor:
             label, score = answer_of(task, logits, labels, text, pair, self.tokenizer)
             found.append(Prediction(task.name, text, pair, label, score))
         return found
-
-    def predict_all(
-        self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
-    ) -> list[Prediction]:
-        """The answers of several tasks (all by default) for one text, in one forward."""
-        chosen = names_of(tasks or [task.name for task in self.tasks])
-        return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
 
     def _task(self, name: str, names: list[str]) -> int:
         if name not in names:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...errors.first_use import on_first_use
 
 if TYPE_CHECKING:
     from ...runtime.embedding_noise import Perturbation, perturbed, word_embeddings
@@ -31,20 +32,20 @@ if TYPE_CHECKING:
 
 # the Trainer takes seconds to import: names are resolved on first use
 _HOMES = {
-    **dict.fromkeys(("Answer", "Answers", "answers_of", "divergence"), "answers"),
-    **dict.fromkeys(("first_block", "output_linears"), "blocks"),
-    "make_regularizer": "choice",
-    **dict.fromkeys(("CRITERIA", "DIVERGENCES", "bernoulli_symmetric_kl", "kl", "released_squares"), "divergences"),
-    **dict.fromkeys(("squared", "stable_kl", "symmetric_kl"), "divergences"),
-    **dict.fromkeys(("NORMS", "SCOPES", "Deltas", "Norm", "Scope"), "geometry"),
-    **dict.fromkeys(("ascended", "in_ball", "masked", "norms", "units"), "geometry"),
-    **dict.fromkeys(("Law", "Noise"), "noise"),
-    "first_outputs": "passes",
-    **dict.fromkeys(("Proximal", "Teacher", "momentum_at"), "proximal"),
-    **dict.fromkeys(("Regularization", "regularize"), "regularization"),
-    **dict.fromkeys(("Cost", "Regularizer"), "regularizer"),
-    **dict.fromkeys(("Pass", "Step"), "step"),
-    **dict.fromkeys(("MicroBatch", "Update"), "update"),
+    **dict.fromkeys(("Answer", "Answers", "answers_of", "divergence"), ".answers"),
+    **dict.fromkeys(("first_block", "output_linears"), ".blocks"),
+    "make_regularizer": ".choice",
+    **dict.fromkeys(("CRITERIA", "DIVERGENCES", "bernoulli_symmetric_kl", "kl", "released_squares"), ".divergences"),
+    **dict.fromkeys(("squared", "stable_kl", "symmetric_kl"), ".divergences"),
+    **dict.fromkeys(("NORMS", "SCOPES", "Deltas", "Norm", "Scope"), ".geometry"),
+    **dict.fromkeys(("ascended", "in_ball", "masked", "norms", "units"), ".geometry"),
+    **dict.fromkeys(("Law", "Noise"), ".noise"),
+    "first_outputs": ".passes",
+    **dict.fromkeys(("Proximal", "Teacher", "momentum_at"), ".proximal"),
+    **dict.fromkeys(("Regularization", "regularize"), ".regularization"),
+    **dict.fromkeys(("Cost", "Regularizer"), ".regularizer"),
+    **dict.fromkeys(("Pass", "Step"), ".step"),
+    **dict.fromkeys(("MicroBatch", "Update"), ".update"),
     **dict.fromkeys(("Perturbation", "perturbed", "word_embeddings"), "...runtime.embedding_noise"),
 }
 
@@ -93,9 +94,4 @@ __all__ = [
     "word_embeddings",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    return getattr(importlib.import_module(home if home.startswith("...") else f".{home}", __name__), name)
+__getattr__ = on_first_use(__name__, _HOMES)
