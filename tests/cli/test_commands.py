@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -25,16 +24,12 @@ ENVIRONMENT = {
 }
 
 
-def test_help_is_quick_and_imports_no_torch() -> None:
-    code = "import sys, hfadapt.cli; hfadapt.cli.cli(['--help'], standalone_mode=False); print('torch' in sys.modules)"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-        assert done.stdout.rstrip().endswith("False")
-    # 0.3 s on an idle machine (0.13 s measured); others may be using this one.
-    assert min(times) < 1.0
+def test_help_imports_nothing_heavy() -> None:
+    """Its time is that of its imports: 0.13 s without these, and seconds with one of them."""
+    code = "import sys, hfadapt.cli; hfadapt.cli.cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "rich"}
+    assert not heavy & set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

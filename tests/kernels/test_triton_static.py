@@ -112,7 +112,11 @@ def test_the_command_takes_unchanged_rows_from_the_table_and_prints_them(table, 
     rows = json.loads(result.stdout)["rows"]
     assert [row["kernel"] for row in rows] == ["pal_linear_kernel"] * len(rows)
     assert {"kernel", "target", "registers", "spills", "shared_bytes", "flops", "bytes"} <= set(rows[0])
-    assert json.loads(copy.read_text("utf-8"))["rows"] == table["rows"]
+    written = json.loads(copy.read_text("utf-8"))
+    if table["versions"] == written["versions"]:
+        assert written["rows"] == table["rows"]
+    else:  # rows of another compiler are made anew, and what it was asked for alone is written
+        assert {row["target"] for row in written["rows"]} == {"sm_90"}
 
 
 def _key(row):
