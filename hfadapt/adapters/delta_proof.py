@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -38,12 +39,16 @@ class Proof:
         self.fired: set[int] = set()
         # Deltas that have not returned yet, and what each was given.
         self.running: list[tuple[Delta, Any]] = []
+        # Deltas run once more, to compare.
+        self.comparing = False
 
     def begins(self, delta: nn.Module, args: tuple) -> None:
         """Keep what a delta is given, which it may change."""
-        if _can_look_at(delta):
+        if _can_look_at(delta) and not self.comparing:
             call = args[0]
-            given = _copy(call) if isinstance(call, AttentionCall) else tuple(tensor.clone() for tensor in args[:2])
+            # A delta may put others in the place of a call's tensors; in the tensors themselves it changes nothing.
+            seen = _tensors(call) if isinstance(call, AttentionCall) else args[:2]
+            given = (tuple(tensor.clone() for tensor in seen), _copy(call) if isinstance(call, AttentionCall) else None)
             self.running.append((delta, given))
 
     def ends(self, delta: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -53,13 +58,17 @@ class Proof:
             AttachError: it returned what it may not.
         """
         self.fired.add(id(delta))
-        if not _can_look_at(delta):
+        if not _can_look_at(delta) or self.comparing:
             return
-        found, given = self.running.pop()
-        if isinstance(found, AttentionDelta):
-            wrong = _wrong_attention(given, output)
-        else:
-            wrong = _wrong(found, given, *args, norm=kwargs, output=output)
+        found, (given, call) = self.running.pop()
+        self.comparing = True
+        try:
+            if isinstance(found, AttentionDelta):
+                wrong = _wrong_attention(found, given, call, *args[1:], output=output)
+            else:
+                wrong = _wrong(found, given, *args, norm=kwargs, output=output)
+        finally:
+            self.comparing = False
         if wrong:
             raise self.error(found, wrong)
 
@@ -118,13 +127,46 @@ def _wrong(
     return _unlike_alone(output, rows, given, lambda one: delta.forward(value, source, one, **norm))
 
 
-def _wrong_attention(call: AttentionCall, output: Any) -> str:
-    """Say what is wrong with what a delta in attention returned, or ""; its rows are the methods' own tests' matter."""
+def _wrong_attention(
+    delta: AttentionDelta,
+    given: tuple[Tensor, ...],
+    call: AttentionCall,
+    rows: Rows,
+    proceed: functools.partial[Any],
+    output: Any,
+) -> str:
+    """Say what is wrong with what a delta in attention returned, or "".
+
+    Args:
+        delta: Which one.
+        given: Copies of the call's queries, keys and values.
+        call: As the delta was given it, with the tensors themselves: copies of them may be summed otherwise.
+        rows: Which adapter each row uses.
+        proceed: What the delta called to go on; its second argument says what stands behind it.
+        output: What it returned.
+    """
     if not isinstance(output, tuple) or len(output) != 2:
         return f"{type(output).__name__}, not a tuple of the attention's output and its weights or None"
-    given = (call.query, call.key, call.value)
     shape = torch.Size((call.query.shape[0], call.query.shape[2], call.query.shape[1], call.value.shape[-1]))
-    return _unlike(output[0], shape, call.query.dtype, given)
+    what = _unlike(output[0], shape, call.query.dtype, given)
+    if what:
+        return what
+    if not all(map(_equal, _tensors(call), given)):
+        return "it changed in place what it was given"
+
+    def go_on(one: AttentionCall) -> functools.partial[Any]:
+        return functools.partial(proceed.func, one, *proceed.args[1:])
+
+    idle = rows.batch.ids < 0
+    if idle.any() and not _equal(output[0][idle], go_on(_copy(call))()[0][idle]):
+        return "rows without an adapter changed"
+
+    def run(rows: Rows) -> Any:
+        one = _copy(call)
+        made = delta.forward(one, rows, go_on(one))
+        return made[0] if isinstance(made, tuple) else made
+
+    return _unlike_alone(output[0], rows, given, run)
 
 
 def _unlike_alone(output: Tensor, rows: Rows, given: tuple[Tensor, ...], run: Callable[[Rows], Any]) -> str:
@@ -143,9 +185,11 @@ def _unlike_alone(output: Tensor, rows: Rows, given: tuple[Tensor, ...], run: Ca
 
 
 def _copy(call: AttentionCall) -> AttentionCall:
-    return replace(
-        call, query=call.query.clone(), key=call.key.clone(), value=call.value.clone(), options={**call.options}
-    )
+    return replace(call, options={**call.options})
+
+
+def _tensors(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    return call.query, call.key, call.value
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

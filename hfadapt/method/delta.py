@@ -112,6 +112,8 @@ class Delta(nn.Module):
 
     # Its op can finish with the norm that follows: ``forward`` then takes norm, norm_weight, norm_bias and eps as well.
     fuses_norm: bool = False
+    # Which one it is in its model, the same in every process; set where it is made.
+    place: str = ""
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .draws import Draws
     from .growth import Growth
 
 __all__ = ["Pass", "StackInputs"]
@@ -51,6 +52,7 @@ class Pass:
         loss_share: How much of that term the loss of this call holds; None where the call has no loss.
         without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
         growth: How the batch grows on its way up (``Parallel``); a routing's ids say what it grows to.
+        draws: Where what runs for some rows only draws random numbers; None where torch's generator serves all.
         found: Which rows use which adapters, by step and by what a place has: worked out once, however many ask.
     """
 
@@ -62,6 +64,7 @@ class Pass:
     loss_share: Tensor | float | None = None
     without_cache: dict[str, int] = field(default_factory=dict)
     growth: Growth | None = None
+    draws: Draws | None = None
     found: dict[Any, Any] = field(default_factory=dict)
 
     def for_other_rows(self) -> Pass:

@@ -46,12 +46,14 @@ class Rows:
         batch: Which of ``names`` each row has; -1 where a row has none.
         routing: The routing of the forward pass (masks, shared tensors).
         leaf: The module of the base at whose slot the delta sits.
+        step: Which of the routing's steps this is.
     """
 
     names: tuple[str, ...]
     batch: TaskBatch
     routing: Routing
     leaf: nn.Module
+    step: int = 0
 
     def gather(self, tensors: Sequence[Tensor], missing: float) -> Tensor:
         """Return each row's own tensor, stacked: ``[B, *shape]``, filled with ``missing`` for rows without one."""

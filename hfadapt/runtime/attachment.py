@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -222,7 +223,9 @@ class Attachment:
         for name in routing.used_names():
             for key, module in _by_method(self.shared, name).items():
                 if isinstance(module, Prepared):
-                    routing.state.prepared[(name, key)] = module.prepare(routing)
+                    draws = routing.state.draws
+                    with nullcontext() if draws is None else draws.at(f"shared {name} {key}"):
+                        routing.state.prepared[(name, key)] = module.prepare(routing)
 
 
 def find_attachment(model: nn.Module) -> Attachment | None:

@@ -23,6 +23,7 @@ from hfadapt_kernels import TaskBatch
 from ..errors import AttachError
 from ..method.delta import Delta
 from ..routing.context import current
+from ..routing.draws import DrawSequence
 from ..routing.routing import Routing, Rows
 from ..routing.steps import Step
 from .slot import applies
@@ -46,6 +47,8 @@ class AttentionCall:
         options: dropout, scaling, sliding_window, position_bias, is_causal, ...
         stock: The stock attention function; a delta may put one of its own in its place.
         name: Which one it is: ``eager`` or ``sdpa``.
+        draws: A context for what drops attention weights in training: see `hfadapt.routing.draws`. None where torch's
+            generator serves all rows.
     """
 
     module: nn.Module
@@ -56,6 +59,7 @@ class AttentionCall:
     options: dict[str, Any]
     stock: Callable[..., tuple[Tensor, Tensor | None]]
     name: str
+    draws: DrawSequence | None = None
 
     def run(self) -> tuple[Tensor, Tensor | None]:
         """Call the stock function: output ``[B, Tq, H, K]`` and weights or None."""
@@ -84,6 +88,23 @@ def _stock(name: str, module: nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
+class _DrawsApart:
+    """A stock attention function whose dropout moves no generator: it may run for the rows of some adapters only.
+
+    Args:
+        stock: The function.
+        draws: Of the call.
+    """
+
+    def __init__(self, stock: Callable[..., Any], draws: DrawSequence) -> None:
+        self.stock = stock
+        self.draws = draws
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with self.draws:
+            return self.stock(*args, **options)
+
+
 class _Twin:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,9 +118,15 @@ class _Twin:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        call = AttentionCall(module, query, key, value, attention_mask, options, _stock(self.name, module), self.name)
+        stock = _stock(self.name, module)
         routing = current()
         slot = getattr(module, "hfadapt", None)
+        draws = None
+        drawn = routing is not None and routing.state.draws is not None and slot is not None and options.get("dropout")
+        if drawn and (side := slot.side("attention")):
+            draws = routing.state.draws.at(f"attention {side[0].site.leaf}", routing.state.calls)
+            stock = _DrawsApart(stock, draws)
+        call = AttentionCall(module, query, key, value, attention_mask, options, stock, self.name, draws)
         if routing is None or slot is None:
             return call.run()
         deltas = [delta for delta in slot.side("attention") if applies(delta, routing)]
@@ -141,9 +168,13 @@ class _Pending:
 
         def run(names: tuple[str, ...], batch: TaskBatch) -> Tensor:
             one = replace(call, options=dict(call.options))  # a delta may change the call before it goes on
-            rows = Rows(names, batch, self.routing, self.module)
+            rows = Rows(names, batch, self.routing, self.module, self.index)
             assert isinstance(self.delta, AttentionDelta)
-            return kept(self.delta(one, rows, functools.partial(_chain, one, rest)))
+            proceed = functools.partial(_chain, one, rest)
+            if self.routing.state.draws is None:
+                return kept(self.delta(one, rows, proceed))
+            with self.routing.state.draws.at(f"{self.delta.place} {self.index}", self.routing.state.calls):
+                return kept(self.delta(one, rows, proceed))
 
         output = self.step.apply(self.routing, self.index, call.query.device, self.delta.names, unchanged, run)
         # An average has no attention weights of its own.

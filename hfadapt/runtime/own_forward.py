@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -72,12 +72,12 @@ class RoutedForward:
                     continue
                 rows = Rows(*chosen, routing, self.leaf)
                 if rows.batch.uniform:
-                    out = self.run(copies[rows.names[0]], args, kwargs)
+                    out = self.run(rows.names[0], args, kwargs)
                     continue
                 ids = self._ids(rows, size)
                 out = self.base(*args, **kwargs) if out is None and self._some_without(routing, rows) else out
                 for number, name in enumerate(rows.names):
-                    out = self._merge(out, self.run(copies[name], args, kwargs), ids == number)
+                    out = self._merge(out, self.run(name, args, kwargs), ids == number)
                 continue
             changed = self._together(step, self.base(*args, **kwargs) if out is None else out, args, kwargs)
             members = routing.members(index, device)
@@ -91,26 +91,34 @@ class RoutedForward:
 
     def base(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes without adapters."""
-        if self.stock is not None:
-            return self.stock(*args, **kwargs)
-        return type(self.leaf).forward(self.leaf, *args, **kwargs)
+        stock = self.stock or type(self.leaf).forward.__get__(self.leaf)
+        return self._drawn("", stock, args, kwargs)
 
-    def run(self, own: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Call one copy: float32 on a base of lower precision, it reads and returns the base's dtype."""
+    def _drawn(self, name: str, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a copy, or the module itself (""); what one of them drops moves no other's dropout."""
+        routing = current()
+        if routing is None or routing.state.draws is None:
+            return run(*args, **kwargs)
+        with routing.state.draws.at(f"copy {self.path} {name}", routing.state.calls):
+            return run(*args, **kwargs)
+
+    def run(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call the copy of an adapter: float32 on a base of lower precision, it reads and returns the base's dtype."""
+        own = slot_of(self.leaf).copies[name]
         mine, stock = _place(own), _place(self.leaf)
         if mine is None or stock is None or mine == stock or torch.is_autocast_enabled(mine[0].type):
-            return own(*args, **kwargs)
-        made = own(*_moved(args, *mine), **_moved(kwargs, *mine))
+            return self._drawn(name, own, args, kwargs)
+        made = self._drawn(name, own, _moved(args, *mine), _moved(kwargs, *mine))
         return _moved(made, *stock)
 
     def _together(self, step: Step, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The output of rows that use several adapters at once, or None where these have no copy."""
         copies = slot_of(self.leaf).copies
         if isinstance(step, Fuse):
-            return self.run(copies[step.key], args, kwargs) if step.key in copies else None
+            return self.run(step.key, args, kwargs) if step.key in copies else None
         assert isinstance(step, Average)
         pairs = [(name, w) for name, w in zip(step.names, step.weights, strict=True) if name in copies]
-        made = [(self.run(copies[name], args, kwargs), weight) for name, weight in pairs]
+        made = [(self.run(name, args, kwargs), weight) for name, weight in pairs]
         if not made:
             return None
         if any(not isinstance(one, Tensor) or one.shape != value.shape for one, _ in made):

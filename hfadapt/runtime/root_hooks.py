@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import RoutingError
 from ..routing.choice import Choice, chosen
 from ..routing.context import current, set_current
+from ..routing.draws import draws_of_pass
 from ..routing.forward_pass import Pass, StackInputs
 from ..routing.routing import Routing, all_tasks_take_part
 from ..routing.task_ids import TaskIds, parse
@@ -137,6 +138,7 @@ class Forward:
         if not inherits:
             if not torch.compiler.is_compiling():
                 require_intact(attachment, routing)
+            routing.state.draws = draws_of_pass(self.module.training, None if found is None else found[1])
             attachment.prepare(routing)
         for key in attachment.call_counters:
             if not self.path or key.startswith(self.path + "."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,8 @@ class Slot(nn.Module):
             p for p in (method, site.slot, place.variant, f"d{site.layer}" if site.shared_layer else "") if p
         )
         if key not in self.deltas:
-            self.deltas[key] = place.delta(site)
+            self.deltas[key] = made = place.delta(site)
+            made.place = f"{site.leaf} {key}"
             self._index()
         found = self.deltas[key]
         assert isinstance(found, Delta)
@@ -129,7 +131,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             if found is None:
                 continue
             source = source_of(delta, value, leaf_input, routing)
-            rows = Rows(*found, routing, leaf)
+            rows = Rows(*found, routing, leaf, index)
             if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
                 routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
@@ -182,7 +184,11 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         norm = {key: given.to(dtype) if isinstance(given, Tensor) else given for key, given in norm.items()}
     if dtype != shaped.dtype or dtype != read.dtype:
         shaped, read = shaped.to(dtype), read.to(dtype)
-    return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
+    draws = rows.routing.state.draws
+    if draws is None:
+        return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
+    with draws.at(f"{delta.place} {rows.step}", rows.routing.state.calls):
+        return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
 
 
 def _defers(delta: Delta, index: int, value: Tensor, routing: Routing) -> bool:
@@ -203,7 +209,7 @@ def _repeated(rows: Rows, batch_size: int) -> Rows:
         batch = TaskBatch.single(batch_size, rows.batch.ids.device)
     else:
         batch = rows.batch.expand(batch_size // rows.routing.batch_size)
-    return Rows(rows.names, batch, routing, rows.leaf)
+    return replace(rows, batch=batch, routing=routing)
 
 
 def _run_together(
@@ -218,7 +224,10 @@ def _run_together(
     """Run a step whose rows use several adapters at once."""
     fusion = slot_of(leaf).fusion(step, deltas)
     if fusion is not None:
-        return fusion(value, leaf_input, leaf, routing, index)
+        if routing.state.draws is None:
+            return fusion(value, leaf_input, leaf, routing, index)
+        with routing.state.draws.at(f"{deltas[0].place} {index} fusion", routing.state.calls):
+            return fusion(value, leaf_input, leaf, routing, index)
     for delta in deltas:
         value = _run_delta(delta, step, index, value, leaf_input, leaf, routing)
     return value
@@ -229,6 +238,6 @@ def _run_delta(
 ) -> Tensor:
     def run(names: tuple[str, ...], batch: TaskBatch) -> Tensor:
         source = source_of(delta, value, leaf_input, routing)
-        return apply_rows(delta, value, source, Rows(names, batch, routing, leaf))
+        return apply_rows(delta, value, source, Rows(names, batch, routing, leaf, index))
 
     return step.apply(routing, index, value.device, delta.names, lambda: value, run)

@@ -362,6 +362,14 @@ ATTENTION_FAULTS = {
     "of shape": lambda value, changed, rows: (changed.transpose(1, 2), None),
     "of torch.float64": lambda value, changed, rows: (changed.double(), None),
     "NaN": lambda value, changed, rows: (changed.masked_fill(rows.batch.ids.view(-1, 1, 1, 1) < 0, float("nan")), None),
+    "rows without an adapter changed": lambda value, changed, rows: (
+        torch.where(rows.batch.ids.view(-1, 1, 1, 1) < 0, value * (1 + 1e-6), changed),
+        None,
+    ),
+    "from the same rows in a batch of 'a' alone": lambda value, changed, rows: (
+        torch.where(rows.batch.ids.view(-1, 1, 1, 1) < 0, value, changed + len(rows.names)),
+        None,
+    ),
     "raised ValueError: not today": crash,
 }
 
@@ -375,6 +383,43 @@ def test_a_delta_in_attention_that_does_what_it_may_not_fails_verify(install, mo
     monkeypatch.setattr(OddAttention, "fault", staticmethod(ATTENTION_FAULTS[message]))
     with pytest.raises(AttachError, match=rf"OddAttention; method 'odd' of mine.*{message}"):
         hfadapt.attach(model, Odd(), names=["a", "b"])
+
+
+class WritingAttention(OddAttention):
+    """Computes what it may, and writes into the queries that it was given."""
+
+    def forward(self, call, rows, proceed):
+        made = super().forward(call, rows, proceed)
+        call.query.mul_(1 + 1e-3)
+        return made
+
+
+def test_a_delta_in_attention_that_writes_into_what_it_reads_fails_verify(install):
+    class Method(OddMethod):
+        def place(self, config, arch, model):
+            yield Place(hfadapt.method.sites.attention_core(hfadapt.select_layers(config, arch)[0]), WritingAttention)
+
+    install(Entry("mine", plugin(register_methods=lambda registry: registry.add("odd", Method()))))
+    with pytest.raises(AttachError, match="WritingAttention; method 'odd' of mine.*changed in place"):
+        hfadapt.attach(tiny_model("bert"), Odd(), names=["a", "b"])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", ["llama", "opt", "qwen2"])
+@pytest.mark.parametrize(
+    "configs",
+    [
+        ("prefix", "prefix"),
+        ("mam", "unipelt"),
+        (hfadapt.PrefixConfig(3), hfadapt.PrefixConfig(9, form="relu", query_norm=True)),
+    ],
+    ids=["prefix", "mam", "forms"],
+)
+def test_our_own_deltas_in_attention_pass_verify(configs, model_type, attention):
+    model = tiny_model(model_type, attn_implementation=attention).bfloat16()
+    for name, config in zip("ab", configs, strict=True):
+        hfadapt.attach(model, config, name)
+    assert hfadapt.verify(model) > 0
 
 
 @pytest.mark.parametrize("method", ["odd", "lora"])

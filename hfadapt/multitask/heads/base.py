@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -41,7 +41,7 @@ POOLINGS = ("auto", "cls", "mean", "last", "pooler")
 
 @dataclass(frozen=True)
 class HeadFeatures:
-    """What a head reads: the base's output for some rows of the batch.
+    """What a head reads: the base's output for the rows of the batch, those of other tasks among them.
 
     Args:
         hidden: Last hidden state, [B, T, D].
@@ -58,6 +58,13 @@ class HeadFeatures:
     pair_hidden: Tensor | None = None
     pair_mask: Tensor | None = None
     pair_pooler: Tensor | None = None
+    _made: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Any, make: Callable[[HeadFeatures], Tensor]) -> Tensor:
+        """Return ``make(self)``, computed for the first head that asks for ``key``; others read the same."""
+        if key not in self._made:
+            self._made[key] = make(self)
+        return self._made[key]
 
     def select(self, rows: Tensor) -> HeadFeatures:
         """Return the features of some rows, given by number."""

@@ -75,13 +75,20 @@ class SequenceModule(nn.Module):
 
     def forward(self, features: HeadFeatures) -> Tensor:
         """Return logits [B, C]."""
-        pooled = pool(features.hidden, features.mask, features.pooler, self.pooling)
+        pooled = features.once(("pooled", self.pooling), self._pooled)
         if self.pair == "separate":
-            second = features.pair_hidden
             # a task declared separate still takes single texts: the text is then its own partner
-            other = pooled if second is None else pool(second, features.pair_mask, features.pair_pooler, self.pooling)
+            single = features.pair_hidden is None
+            other = pooled if single else features.once(("other", self.pooling), self._other)
             pooled = pair_features(pooled, other)
         pooled = self.dropout(pooled.to(self.out_proj.weight.dtype))
         if self.dense is not None:
             pooled = self.dropout(torch.tanh(self.dense(pooled)))
         return self.out_proj(pooled)
+
+    def _pooled(self, features: HeadFeatures) -> Tensor:
+        return pool(features.hidden, features.mask, features.pooler, self.pooling)
+
+    def _other(self, features: HeadFeatures) -> Tensor:
+        assert features.pair_hidden is not None
+        return pool(features.pair_hidden, features.pair_mask, features.pair_pooler, self.pooling)

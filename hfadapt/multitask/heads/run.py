@@ -1,14 +1,20 @@
-"""Runs the heads of a batch whose rows belong to different tasks."""
+"""Runs the heads of a batch whose rows belong to different tasks.
+
+Every head that the batch needs computes all rows, and each row takes its own: how a product rounds hangs on the number
+of its rows, so that picking them first would let a row's bits depend on how many others share its task.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...routing.draws import draws_of_pass
 from .base import IGNORE, HeadFeatures
 from .own import flatten_logits
 
@@ -44,19 +50,21 @@ def run_heads(
     width = max(t.head.num_outputs * (1 if t.head.per_text else tokens) for t in tasks)
     logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=torch.float32)
     losses: list[Tensor] = []
+    draws = draws_of_pass(heads.training, ids.device)
     for index in range(len(tasks)) if present is None else present:
         task = tasks[index]
         keep = None if present is not None and len(present) == 1 else ids == index
-        rows = None if keep is None or present is None else keep.nonzero().squeeze(1)
-        own = heads[task.name](features if rows is None else features.select(rows))
+        with nullcontext() if draws is None else draws.at(f"head {task.name}"):
+            own = heads[task.name](features)
         flat = flatten_logits(own).float()
         flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
-        if rows is not None:
-            logits = logits.index_copy(0, rows, flat)
-        else:
-            logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
+        logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
         if labels is not None:
-            chosen, mask = (labels, keep) if rows is None else (labels[rows], None)
             share = 1.0 if keep is None else keep.sum() / size
-            losses.append(task.loss_weight * share * task.head.loss(own, chosen, mask))
+            if keep is None or present is None:
+                loss = task.head.loss(own, labels, keep)
+            else:
+                rows = keep.nonzero().squeeze(1)
+                loss = task.head.loss(own[rows], labels[rows])
+            losses.append(task.loss_weight * share * loss)
     return (torch.stack(losses).sum() if losses else None), logits

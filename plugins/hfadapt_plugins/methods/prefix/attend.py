@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,19 @@ class Part:
     form: str
     query: Tensor | None = None
 
+    def of_rows(self, mine: Tensor) -> Part:
+        """Return the same for some rows; the others have no prefix.
+
+        Args:
+            mine: bool ``[B]``.
+        """
+        return replace(self, batch=TaskBatch.from_ids(torch.where(mine, self.batch.ids, -1), self.batch.num_tasks))
+
+
+def _prefix_length(parts: Sequence[Part], kind: Sequence[int]) -> int:
+    """By how much the keys grow in rows whose prefixes in ``parts`` are as long as ``kind`` says."""
+    return sum(length for part, length in zip(parts, kind, strict=True) if part.form == "concat")
+
 
 def _joined(parts: Sequence[Part]) -> Part:
     """Prefixes of several adapters in one row (a stack): later ones stand in front, as when prepended in turn."""
@@ -57,17 +71,21 @@ class PrefixAttention:
         stock: The stock function.
         name: ``eager`` or ``sdpa``.
         wants_weights: The caller asked for attention weights, which the kernel does not form.
+        draws: ``AttentionCall.draws``.
     """
 
-    def __init__(self, stock: Callable[..., tuple[Tensor, Tensor | None]], name: str, wants_weights: bool) -> None:
+    def __init__(
+        self, stock: Callable[..., tuple[Tensor, Tensor | None]], name: str, wants_weights: bool, draws: Any = None
+    ) -> None:
         self.stock = stock
+        self.draws = draws
         self.name = name
         self.wants_weights = wants_weights and name == "eager"
         self.parts: list[Part] = []
 
     def with_part(self, part: Part) -> PrefixAttention:
         """Return the same with one more part; the old one may serve another branch of a composition."""
-        new = PrefixAttention(self.stock, self.name, self.wants_weights)
+        new = PrefixAttention(self.stock, self.name, self.wants_weights, self.draws)
         new.parts = [*self.parts, part]
         return new
 
@@ -75,12 +93,64 @@ class PrefixAttention:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attention's output ``[B, T, H, K]`` and its weights or None."""
+        fits = not self.wants_weights and not any(options.get(o) is not None for o in _UNKNOWN_TO_KERNEL)
+
+        def run(parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+            with nullcontext() if self.draws is None else self.draws:
+                return self._run(parts, fits, module, query, key, value, mask, options)
+
+        kinds = self._kinds(fits)
+        if len(kinds) < 2:
+            return run(
+                self.parts if not kinds else [p for p, n in zip(self.parts, next(iter(kinds)), strict=True) if n]
+            )
+        longest = max(_prefix_length(self.parts, kind) for kind in kinds)
+        out, weights = torch.empty(0), None
+        for place, (kind, ids) in enumerate(kinds.items()):
+            mine = torch.tensor(ids, device=query.device)
+            parts = [part.of_rows(mine) for part, length in zip(self.parts, kind, strict=True) if length]
+            one, seen = run(parts)
+            if seen is not None:  # rows with shorter prefixes give no weight to what the longest one holds more
+                length = _prefix_length(self.parts, kind)
+                before, after = seen[..., :length], seen[..., length:]
+                seen = torch.cat([nn.functional.pad(before, (0, longest - length)), after], -1)
+            out = torch.where(mine.view(-1, 1, 1, 1), one, out) if place else one
+            both = place and seen is not None and weights is not None
+            weights = torch.where(mine.view(-1, 1, 1, 1), seen, weights) if both else None if place else seen
+        return out, weights
+
+    def _kinds(self, fits: bool) -> dict[tuple[int, ...], list[bool]]:
+        """Which rows attend to prefixes of the same parts, and of the same lengths where they stand before the keys.
+
+        Sums over other parts or longer prefixes round otherwise, so these rows are computed by themselves. Empty where
+        the kernel, which sums row by row, has one part to compute; and in a traced graph, where rows are unknown.
+        """
+        by_length = not fits and any(part.form == "concat" for part in self.parts)
+        if torch.compiler.is_compiling() or (len(self.parts) == 1 and not by_length):
+            return {}
+        lengths = [[part.keys[i].shape[1] if i >= 0 else 0 for i in part.batch.ids.tolist()] for part in self.parts]
+        if not by_length:
+            lengths = [[min(n, 1) for n in one] for one in lengths]
+        rows = list(zip(*lengths, strict=True))
+        return {kind: [row == kind for row in rows] for kind in dict.fromkeys(rows)}
+
+    def _run(
+        self,
+        parts: Sequence[Part],
+        fits: bool,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to ``parts`` besides the keys: each row to those in which it has a prefix."""
         scaling = options.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        fits = not self.wants_weights and not any(options.get(o) is not None for o in _UNKNOWN_TO_KERNEL)
-        plain = [p for p in self.parts if p.form == "concat"]
-        added = [p for p in self.parts if p.form in ("no_gating", "relu")]
-        gated = [p for p in self.parts if p.form == "gate_add"]
+        plain = [p for p in parts if p.form == "concat"]
+        added = [p for p in parts if p.form in ("no_gating", "relu")]
+        gated = [p for p in parts if p.form == "gate_add"]
         kernel = _Kernel(self.name, module, query, key, value, mask, scaling, options)
 
         def keep_idle(out: Tensor, parts: Sequence[Part]) -> Tensor:
@@ -91,9 +161,9 @@ class PrefixAttention:
             idle = torch.stack([part.batch.ids < 0 for part in parts]).all(0)
             return torch.where(idle.view(-1, 1, 1, 1), stock, out)
 
-        if fits and len(self.parts) == 1 and not gated and self.parts[0].query is None:
-            only = self.parts[0]
-            return keep_idle(kernel(only, "softmax" if plain else only.form), self.parts), None
+        if fits and len(parts) == 1 and not gated and parts[0].query is None:
+            only = parts[0]
+            return keep_idle(kernel(only, "softmax" if plain else only.form), parts), None
         weights = None
         if plain and fits:
             out = keep_idle(kernel(_joined(plain), "softmax"), plain)
@@ -121,7 +191,9 @@ class PrefixAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """Put each row's prefix in front of its keys and values, and call the stock function."""
         lengths = [k.shape[1] for k in part.keys]
-        longest = max(lengths)
+        # Longer ones that no row has are cut, which nobody sees.
+        used = part.batch.ids.unique().tolist() if not torch.compiler.is_compiling() else range(len(lengths))
+        longest = max((lengths[i] for i in used if i >= 0), default=0)
         keys, values = (_per_row(t, part.batch, longest, key) for t in (part.keys, part.values))
         valid = torch.arange(longest, device=key.device) < torch.tensor([*lengths, 0], device=key.device).unsqueeze(1)
         valid = valid[part.batch.ids]  # -1 picks the last line: no prefix

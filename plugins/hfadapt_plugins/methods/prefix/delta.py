@@ -59,7 +59,7 @@ class PrefixDelta(AttentionDelta):
         part = self.part(call, rows)
         stock = call.stock
         if not isinstance(stock, PrefixAttention):
-            stock = PrefixAttention(stock, call.name, rows.routing.attentions)
+            stock = PrefixAttention(stock, call.name, rows.routing.attentions, call.draws)
         call.stock = stock.with_part(part)
         return proceed()
 
@@ -110,9 +110,10 @@ class PrefixDelta(AttentionDelta):
         path = self.site.source.leaf
         query = rows.leaf.get_submodule(path.removeprefix(self.site.leaf).lstrip("."))
         x = self.read(rows)
-        x = nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+        # In the dtype of the trained norm, which a base of lower precision reads again.
+        x = nn.functional.layer_norm(x.to(self.own(rows.names[0]).norm_weight.dtype), x.shape[-1:], eps=1e-5)
         gain = rows.gather(self.weights("norm_weight", rows.names), 1.0).unsqueeze(1)
         shift = rows.gather(self.weights("norm_bias", rows.names), 0.0).unsqueeze(1)
         weight, bias = query.get_parameter("weight"), getattr(query, "bias", None)
-        made = nn.functional.linear(x * gain + shift, weight, bias)
+        made = nn.functional.linear((x * gain + shift).to(weight.dtype), weight, bias)
         return made.unflatten(-1, (call.query.shape[1], -1)).transpose(1, 2)
