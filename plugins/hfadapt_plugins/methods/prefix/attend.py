@@ -100,10 +100,10 @@ class PrefixAttention:
                 return self._run(parts, fits, module, query, key, value, mask, options)
 
         kinds = self._kinds(fits)
-        if len(kinds) < 2:
-            return run(
-                self.parts if not kinds else [p for p, n in zip(self.parts, next(iter(kinds)), strict=True) if n]
-            )
+        if not kinds:
+            return run(self.parts)
+        if len(kinds) == 1:
+            return run([part for part, length in zip(self.parts, next(iter(kinds)), strict=True) if length])
         longest = max(_prefix_length(self.parts, kind) for kind in kinds)
         out, weights = torch.empty(0), None
         for place, (kind, ids) in enumerate(kinds.items()):
