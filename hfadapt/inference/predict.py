@@ -72,17 +72,17 @@ class Predictor:
 
     def predict(
         self,
-        texts: Sequence[str],
-        tasks: Sequence[str],
-        pairs: Sequence[str | None] | None = None,
+        texts: str | Sequence[str],
+        tasks: str | Sequence[str],
+        pairs: str | Sequence[str | None] | None = None,
         *,
         batch_size: int = 64,
     ) -> list[Prediction]:
         """One prediction a text, in order.
 
         Args:
-            texts: N texts.
-            tasks: N task names; rows of different tasks share a forward.
+            texts: N texts; a string is one text.
+            tasks: N task names; rows of different tasks share a forward. A string is one name.
             pairs: N second texts, for tasks on pairs; ``None`` where the task reads one text.
             batch_size: Rows a forward.
 
@@ -90,6 +90,7 @@ class Predictor:
             DataError: an unknown task, lists of different lengths, a pair task without pairs, or a task whose answer
                 only its model can read (``OwnHead``).
         """
+        texts, tasks, pairs = names_of(texts), names_of(tasks), None if pairs is None else names_of(pairs)
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
             raise DataError("one task, and for pairs one second text, for each text", got=got)

@@ -59,7 +59,7 @@ class MethodConfig(KnownFields):
 
     def require_one_of(self, name: str, allowed: Iterable[object]) -> None:
         """Raise ``ConfigError`` unless the named field is one of ``allowed``."""
-        allowed = tuple(allowed)
+        allowed = (allowed,) if isinstance(allowed, str) else tuple(allowed)
         value = getattr(self, name)
         if value not in allowed:
             hint = did_you_mean(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else ""

@@ -87,7 +87,7 @@ class MultiTaskModel(PreTrainedModel):
     def from_base(
         cls,
         base: PreTrainedModel,
-        tasks: Iterable[Task],
+        tasks: Task | Iterable[Task],
         method: Any = None,
         *,
         train_base: bool = False,
@@ -142,7 +142,7 @@ class MultiTaskModel(PreTrainedModel):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        tasks: Iterable[Task] | None = None,
+        tasks: Task | Iterable[Task] | None = None,
         method: Any = None,
         train_base: bool = False,
         autocast_adapter_dtype: bool = True,

@@ -147,13 +147,13 @@ class Task(KnownFields):
         return cls(**fields, data=data)
 
 
-def check_tasks(tasks: Iterable[Task]) -> tuple[Task, ...]:
-    """Return the tasks as a tuple.
+def check_tasks(tasks: Task | Iterable[Task]) -> tuple[Task, ...]:
+    """Return the tasks, or the one that stands in their place, as a tuple.
 
     Raises:
         TaskError: no task, something that is not a task, a name used twice, or ``OwnHead`` beside other heads.
     """
-    tasks = tuple(tasks)
+    tasks = (tasks,) if isinstance(tasks, Task | str) else tuple(tasks)
     if not tasks:
         raise TaskError("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)")
     names: list[str] = []

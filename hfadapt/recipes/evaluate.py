@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, did_you_mean
+from ..errors.names import names_of
 
 __all__ = ["evaluate_folder"]
 
 
 def evaluate_folder(
-    folder: Path, data: Mapping[str, str], tasks: Sequence[str], split: str, batch_size: int
+    folder: Path, data: Mapping[str, str], tasks: str | Sequence[str], split: str, batch_size: int
 ) -> dict[str, Any]:
     """Score an adapter folder.
 
     Args:
         folder: Written by ``hfadapt train``.
         data: Task to where its data are; tasks named like a data set need none.
-        tasks: Which to score; all when empty.
+        tasks: Which to score, or one name; all when empty.
         split: Of the data.
         batch_size: Rows a forward.
 
@@ -38,6 +39,7 @@ def evaluate_folder(
     from .arm import score
     from .build import known_task
 
+    tasks = names_of(tasks) if tasks else ()
     predictor = Predictor.from_folder(folder)
     names = [task.name for task in predictor.tasks]
     for name in (*tasks, *data):

@@ -115,8 +115,15 @@ def steps_of(node: Node) -> tuple[Node, ...]:
     """Return what acts on a row, in order: names, ``Fuse`` and ``Average`` nodes.
 
     Raises:
-        CompositionError: the node is a ``Parallel``, which has no single order.
+        CompositionError: the node is a ``Parallel``, which has no single order; or it is neither a name nor a node.
     """
+    if not isinstance(node, (str, Composition)):
+        raise CompositionError(
+            "not a composition",
+            got=repr(node),
+            allowed="an adapter's name, Stack, Fuse, Average",
+            try_="hfadapt.Stack(...), or a list of names as task_ids, one a row",
+        )
     if isinstance(node, Parallel):
         raise CompositionError(
             "Parallel cannot be nested or chosen per row",

@@ -172,11 +172,11 @@ class Attachment:
         Raises:
             AttachError: there is none of that name.
         """
-        if name not in self.adapters:
+        if not isinstance(name, str) or name not in self.adapters:
             raise AttachError(
                 f"no adapter {name!r} on this model",
                 allowed=", ".join(self.adapters) or "none is attached",
-                try_=did_you_mean(name, self.adapters),
+                try_=did_you_mean(str(name), self.adapters),
             )
         return self.adapters[name]
 

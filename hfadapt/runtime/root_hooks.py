@@ -27,7 +27,7 @@ from .loss_terms import add_to_output, loss_share
 from .lost_column import check_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
-from .watch import require_intact
+from .watch import require_intact, require_intact_in_graph
 from .zero_gradients import take_part
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ class Forward:
             return None
         routing = replace(routing, given=self._given(attachment, routing, call, inherits))
         if not inherits:
-            if not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():
+                require_intact_in_graph(attachment, routing)
+            else:
                 require_intact(attachment, routing)
             routing.state.draws = draws_of_pass(self.module.training, None if found is None else found[1])
             attachment.prepare(routing)

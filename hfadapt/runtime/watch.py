@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from ..errors import AttachError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..method.delta import Delta
     from .attachment import Attachment, Lost
 
-__all__ = ["Watch", "require_intact", "watch"]
+__all__ = ["Watch", "require_intact", "require_intact_in_graph", "watch"]
 
 _SHOWN = 3
 
@@ -90,6 +91,32 @@ class Watch:
             if config._attn_implementation != implementation:
                 return False
         return not self.lost_before
+
+    @torch.compiler.assume_constant_result
+    def told_to_graph(self, names: tuple[str, ...]) -> str:
+        """Say what is wrong when ``torch.compile`` traces a call, or "".
+
+        A change that matters breaks a guard of the graph, and the model is traced anew. This runs then, and not in the
+        graph: what became of attention is followed as in any other call, but no proof can be made inside of a trace.
+
+        Args:
+            names: The adapters that are about to run.
+        """
+        if self.holds():
+            return ""
+        try:
+            self._follow_attention(self.model.__dict__["_hfadapt"], names)
+        except AttachError as error:
+            return str(error)
+        theirs = [(path, why) for path, why, who in self.lost() if not who or set(who) & set(names)]
+        if theirs:
+            return str(_lost(self.model, theirs))
+        if self.holds():
+            return ""
+        return (
+            "modules that adapters rely on were changed after the model was compiled; try: one call of the model itself, "
+            "which proves anew that every adapter runs, and then torch.compile"
+        )
 
     def look_again(self, attachment: Attachment, names: Collection[str]) -> None:
         """Put right what can be, after something changed, and prove the rest anew.
@@ -219,6 +246,14 @@ def watch(
     """Take what is there now as what must stay, save for places that were lost to adapters that are still there."""
     still = tuple((path, why, who) for path, why, who in lost if not who or set(who) & set(attachment.names))
     attachment.watch = Watch(model, still)
+
+
+def require_intact_in_graph(attachment: Attachment, routing: Routing) -> None:
+    """As `require_intact`, of a call that ``torch.compile`` traces."""
+    if attachment.watch is not None:
+        wrong = attachment.watch.told_to_graph(routing.used_names())
+        if wrong:
+            raise AttachError(wrong)
 
 
 def require_intact(attachment: Attachment, users: Routing | Collection[str]) -> None:

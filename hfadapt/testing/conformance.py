@@ -31,6 +31,7 @@ import hfadapt
 
 from .. import plugins
 from ..errors import AttachError
+from ..errors.names import names_of
 from ..method.config import MethodConfig
 from ..method.method import expand
 from .tiny import ALL_TINY_TYPES, tiny_inputs, tiny_model
@@ -79,7 +80,7 @@ class Case:
         given = tiny_inputs(self.model_type, batch=batch, padding="right")
         return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
 
-    def adapted(self, names: Sequence[str] = ("one", "two"), **changes: Any) -> PreTrainedModel:
+    def adapted(self, names: str | Sequence[str] = ("one", "two"), **changes: Any) -> PreTrainedModel:
         """A model with adapters whose every parameter is random, so that none of them is a no-op."""
         model = self.model(**changes)
         hfadapt.attach(model, self.method, names=names, seed=0, verify=False)  # the first check verifies
@@ -112,10 +113,13 @@ def randomize(model: PreTrainedModel, seed: int = 7) -> None:
 
 
 def cases(
-    methods: Iterable[str | MethodConfig | tuple[MethodConfig, ...]], model_types: Iterable[str] = ALL_TINY_TYPES
+    methods: str | MethodConfig | Iterable[str | MethodConfig | tuple[MethodConfig, ...]],
+    model_types: str | Iterable[str] = ALL_TINY_TYPES,
 ) -> list[Case]:
     """Every method on every architecture; the full CLIP model's output mixes rows and is left to its towers."""
-    return [Case(m, t) for m in methods for t in model_types if t != "clip"]
+    chosen: Iterable[Any] = (methods,) if isinstance(methods, (str, MethodConfig)) else methods
+    types = names_of(model_types)
+    return [Case(m, t) for m in chosen for t in types if t != "clip"]
 
 
 def output(model: Callable[..., Any], inputs: dict[str, Tensor], **more: Any) -> Tensor:

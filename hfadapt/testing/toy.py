@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from ..errors.names import names_of
 from ..multitask.heads import Classification, Head, Regression
 from ..multitask.task import Task
 
@@ -118,7 +119,7 @@ def every_toy_task() -> list[Task]:
 
 
 def toy_model(
-    tasks: Sequence[Task] | None = None,
+    tasks: Task | Sequence[Task] | None = None,
     method: Any = "low_rank",
     model_type: str = "bert",
     seed: int = 0,
@@ -146,10 +147,13 @@ def toy_model(
 
 
 def toy_batch(
-    tasks: Sequence[Task] | None = None, names: Sequence[str] | None = None, padding_side: str = "right"
+    tasks: Task | Sequence[Task] | None = None,
+    names: str | Sequence[str] | None = None,
+    padding_side: str = "right",
 ) -> dict[str, Any]:
     """One collated batch with the first training row of each task in ``names`` (all tasks by default)."""
     from .. import TaskMixture
 
     mix = TaskMixture(tasks or every_toy_task(), tiny_tokenizer(padding_side))
-    return mix.collator([mix.dataset("train", [name])[0] for name in names or [task.name for task in mix.tasks]])
+    chosen = names_of(names) if names else [task.name for task in mix.tasks]
+    return mix.collator([mix.dataset("train", [name])[0] for name in chosen])

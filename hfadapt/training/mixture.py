@@ -68,7 +68,7 @@ class TaskMixture:
 
     def __init__(
         self,
-        tasks: Iterable[Task],
+        tasks: Task | Iterable[Task],
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         *,
         strategy: MixingStrategy | str | None = None,

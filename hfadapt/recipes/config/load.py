@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import ConfigError, HFAdaptError, did_you_mean
+from ...errors.names import names_of
 from .check import BAD, in_range, known_keys, mapping_of, value_of
 from .recipe import MixingSection, Recipe, TaskSection
 from .training import baselines, training
@@ -29,12 +30,12 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
 SECTIONS = (*(field.name for field in dataclasses.fields(Recipe) if field.name != "source"), "fast")
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool = False) -> Recipe:
+def load_recipe(path: str | Path, overrides: str | Iterable[str] = (), *, fast: bool = False) -> Recipe:
     """Read a recipe file.
 
     Args:
         path: The YAML file.
-        overrides: ``key.sub=value`` assignments, applied in order.
+        overrides: ``key.sub=value`` assignments, applied in order; a string is one.
         fast: Apply the recipe's own ``fast`` overrides first.
 
     Raises:
@@ -50,7 +51,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, fast: bool =
     return read_recipe(text, overrides, fast=fast, source=str(path))
 
 
-def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False, source: str = "recipe") -> Recipe:
+def read_recipe(
+    text: str, overrides: str | Iterable[str] = (), *, fast: bool = False, source: str = "recipe"
+) -> Recipe:
     """Read a recipe from its text; see ``load_recipe``."""
     problems = Problems(source)
     root = parse(text, problems)
@@ -59,7 +62,7 @@ def read_recipe(text: str, overrides: Iterable[str] = (), *, fast: bool = False,
         problems.raise_if_any()
     for assignment in _fast(root, fast, problems):
         override(root, assignment, problems)
-    for assignment in overrides:
+    for assignment in names_of(overrides):
         override(root, assignment, problems)
     known_keys(root, SECTIONS, problems)
     values = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ConfigError, did_you_mean
 from ...errors.limits import require_number
+from ...errors.names import names_of
 from ...method.fields import KnownFields
 
 if TYPE_CHECKING:
@@ -132,9 +133,9 @@ class Regularizer(KnownFields, ABC):
         for name in names:
             require_number(name, getattr(self, name), where=f"{type(self).__name__}({name}=...)", whole=True, least=1)
 
-    def require_one_of(self, name: str, allowed: Iterable[str]) -> None:
+    def require_one_of(self, name: str, allowed: str | Iterable[str]) -> None:
         """Raise ``ConfigError`` unless the named field is one of ``allowed``."""
-        allowed, value = tuple(allowed), getattr(self, name)
+        allowed, value = names_of(allowed), getattr(self, name)
         if not isinstance(value, str) or value not in allowed:
             self.fail(name, value, ", ".join(map(repr, allowed)), did_you_mean(str(value), allowed))
 

@@ -29,7 +29,7 @@ _SUMS = ("ffn_sum", "attention_sum", "cross_sum", "layer_sum")
 
 def add_fusion(
     model: PreTrainedModel,
-    node: Fuse | tuple[str, ...] | list[str],
+    node: Fuse | str | tuple[str, ...] | list[str],
     config: str | FusionConfig | Mapping[str, Any] = "dynamic",
     *,
     train_adapters: bool = False,
@@ -57,7 +57,7 @@ def add_fusion(
     """
     model = adapted_model(model)
     state = attachment(model)
-    fuse = node if isinstance(node, Fuse) else Fuse(*node)
+    fuse = node if isinstance(node, Fuse) else Fuse(*(node,) if isinstance(node, str) else node)
     chosen = read_config(config)
     if not mixed_widths and fuse not in state.fusions:
         state.check_attached(fuse)
