@@ -87,8 +87,9 @@ def _encoder(model: nn.Module) -> nn.Module:
 class _Adding:
     """The hook: adds what the perturbation says, and keeps it."""
 
-    def __init__(self, perturbation: Perturbation) -> None:
+    def __init__(self, perturbation: Perturbation, words: bool) -> None:
         self.perturbation = perturbation
+        self.words = words
         self.added: list[Tensor] = []
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -96,11 +97,11 @@ class _Adding:
         delta = self.perturbation(len(self.added), output, ids)
         self.added.append(delta)
         # summed in the wider dtype and rounded once, so that the model's own dtype goes on
-        return (output + delta).to(output.dtype)
+        return ((output if self.words else output.detach()) + delta).to(output.dtype)
 
 
 @contextlib.contextmanager
-def perturbed(leaves: Sequence[nn.Module], perturbation: Perturbation) -> Iterator[list[Tensor]]:
+def perturbed(leaves: Sequence[nn.Module], perturbation: Perturbation, *, words: bool = True) -> Iterator[list[Tensor]]:
     """Perturb the word embeddings of the forward passes inside; yields what was added, call by call.
 
     Compiled models run eagerly inside: their graphs were made without the hook and would pass it over.
@@ -108,11 +109,12 @@ def perturbed(leaves: Sequence[nn.Module], perturbation: Perturbation) -> Iterat
     Args:
         leaves: What ``word_embeddings`` returned.
         perturbation: Says what to add; zeros give bit-equal logits.
+        words: Whether the embeddings themselves get a gradient from these passes.
 
     Raises:
         ArchitectureError: the passes never looked a word up, so nothing was perturbed.
     """
-    adding = _Adding(perturbation)
+    adding = _Adding(perturbation, words)
     handles = [leaf.register_forward_hook(adding, with_kwargs=True) for leaf in leaves]
     try:
         with torch.compiler.set_stance("force_eager"):

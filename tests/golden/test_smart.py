@@ -10,7 +10,7 @@ from toy_net import gradients, step_of
 
 import hfadapt
 from hfadapt.training import regularizers as kit
-from hfadapt_plugins.regularizers.smart import released_ascent
+from hfadapt_plugins.regularizers.smart import first_ascent, released_ascent
 
 PAPER = {"sigma": 1e-5, "epsilon": 1e-5, "step_size": 1e-3, "proximal": "none"}
 
@@ -80,6 +80,27 @@ def test_mode_mtdnn_computes_what_the_release_does(name, criterion):
     term.backward()
     for key, gradient in gradients(step.module).items():
         close(gradient, golden[f"grad.{key}"], f"gradient of {key}")
+
+
+def test_mode_mtdnn_first_computes_what_the_release_of_april_2020_did():
+    golden = released("mtdnn_5af3326_cls_symkl")
+    step = step_of(golden, golden["step0.noise"])
+    found = []
+    search, perturb = step.search, step.perturb
+    step.search = lambda at, objective: found.append(search(at, objective)) or found[-1]
+    step.perturb = lambda at, **how: found.append(perturb(at, **how)) or found[-1]
+    term = hfadapt.SMART(mode="mtdnn_first").first_released(step)
+    (first, (gradient,)), last = found
+    close(step.clean.answers[0].logits, golden["out.clean_logits"], "clean logits")
+    close(gradient * 1e5, golden["step0.grad"] * 1e5, "gradient of the search")
+    (moved,) = first_ascent(first.deltas, (gradient,), 1e-3, 1e-6)
+    real = golden["in.attention_mask"].unsqueeze(-1)
+    close(1e3 * moved * real, 1e3 * golden["final.offset_from_masked_embed"], "offset, masked")
+    close(1e3 * last.deltas[0], 1e3 * golden["final.offset_from_masked_embed"], "offset that is used")
+    close(term.reshape(1).double() * 1e6, golden["out.adv_loss"].double() * 1e6, "loss")
+    (term * 1024).backward()  # a power of two rounds nothing; words get the gradient of the clean side alone
+    for key, gradient in gradients(step.module).items():
+        close(gradient, golden[f"grad.{key}"] * 1024, f"gradient of {key}")
 
 
 def test_a_regression_is_compared_example_by_example_in_mode_paper():

@@ -159,10 +159,15 @@ class Step:
             model, self._unused = self._unused, None
         return self._run(model, at)
 
-    def perturb(self, at: Deltas | Perturbation) -> Pass:
-        """Make a pass to train on whose answers are compared with ``reference``, in full precision."""
+    def perturb(self, at: Deltas | Perturbation, *, words: bool = True) -> Pass:
+        """Make a pass to train on whose answers are compared with ``reference``, in full precision.
+
+        Args:
+            at: Added to the word embeddings.
+            words: Whether the word embeddings get a gradient from this pass.
+        """
         with self._precise():
-            return self._run(self.module, at, gradient=False)
+            return self._run(self.module, at, gradient=False, words=words)
 
     def search(self, at: Deltas | Perturbation, objective: Callable[[Pass], Tensor]) -> tuple[Pass, Deltas]:
         """Return a pass at a perturbation, and the gradient of ``objective`` with respect to that.
@@ -243,9 +248,11 @@ class Step:
     def _precise(self) -> contextlib.AbstractContextManager[None]:
         return full_precision(self.module, self.device) if self.mixed else contextlib.nullcontext()
 
-    def _run(self, model: nn.Module, at: Deltas | Perturbation | None = None, *, gradient: bool = True) -> Pass:
+    def _run(
+        self, model: nn.Module, at: Deltas | Perturbation | None = None, *, gradient: bool = True, words: bool = True
+    ) -> Pass:
         adding = None if at is None else _Adding(self, at, gradient)
-        with contextlib.nullcontext() if adding is None else perturbed(self.leaves, adding):
+        with contextlib.nullcontext() if adding is None else perturbed(self.leaves, adding, words=words):
             loss, output = self._passing(lambda: self._compute(model, dict(self.inputs)))
         if self.output is None:
             self.output = output

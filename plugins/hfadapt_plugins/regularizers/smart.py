@@ -31,12 +31,13 @@ from hfadapt.training.regularizers import (
     stable_kl,
 )
 
-__all__ = ["SMART", "released_ascent"]
+__all__ = ["SMART", "first_ascent", "released_ascent"]
 
 #: What a field holds that was not given, by mode.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "paper": {"epsilon": 1e-5, "step_size": 1e-3, "proximal": "momentum"},
     "mtdnn": {"epsilon": 1e-6, "step_size": 1e-5, "proximal": "none"},
+    "mtdnn_first": {"epsilon": 1e-6, "step_size": 1e-3, "proximal": "none"},
 }
 
 
@@ -48,19 +49,21 @@ class SMART(Regularizer):
     divergence and a projection on the ball. ``mode="mtdnn"`` computes what the released code does (namisan/mt-dnn at
     3228e7c, ``perturbation.py``): the inner loss is no divergence, epsilon guards a denominator and bounds nothing, the
     noise ends near norm 1 a token, padding is perturbed, and answers of a regression are compared in B x B pairs. Its
-    double embedding is left out: both modes perturb the output of the word embeddings.
+    double embedding is left out: all modes perturb the output of the word embeddings. ``mode="mtdnn_first"`` is the
+    release of April 2020 (5af3326): one step on ``sym_kl`` itself, the gradient normalised, then noise and direction
+    both scaled by ``step_size`` and masked, no projection, and no gradient from the perturbed pass to the words.
 
     Args:
-        mode: ``paper`` or ``mtdnn``.
-        epsilon: Radius of the ball; in mode ``mtdnn`` a guard. Default 1e-5, there 1e-6.
+        mode: ``paper``, ``mtdnn`` or ``mtdnn_first``.
+        epsilon: Radius of the ball; in the other modes a guard. Default 1e-5, there 1e-6.
         sigma: Deviation of the noise to start from.
         step_size: eta. Default 1e-3, in mode ``mtdnn`` 1e-5.
-        inner_steps: Ascent steps.
+        inner_steps: Ascent steps; one in mode ``mtdnn_first``.
         norm: Of the ball and of the gradient, ``inf`` or ``l2``.
         scope: What gradients, and l2 balls, are measured over: each ``token``, each ``example`` or the ``batch``.
         smoothness: Whether R_s is computed; without it the Bregman term is left.
         proximal: ``momentum`` (a mean teacher), ``vanilla`` (the last iterate) or ``none``. Default momentum, in mode
-            ``mtdnn`` none.
+            ``mtdnn`` and ``mtdnn_first`` none.
         mu: Weight of the Bregman term.
         momentum: beta of the teacher, early and late.
         momentum_switch: Up to which share of the run the early one holds; above 1, how many updates of the teacher.
@@ -68,7 +71,7 @@ class SMART(Regularizer):
         criterion: In mode ``mtdnn`` the final loss: ``sym_kl``, ``kl``, ``ns_kl``, ``ns_sym_kl`` or ``js``.
     """
 
-    mode: Literal["paper", "mtdnn"] = "paper"
+    mode: Literal["paper", "mtdnn", "mtdnn_first"] = "paper"
     epsilon: float | None = None
     sigma: float = 1e-5
     step_size: float | None = None
@@ -104,13 +107,16 @@ class SMART(Regularizer):
         require_number("mu", self.mu, where="SMART(mu=...)", least=0)
         require_number("momentum_switch", self.momentum_switch, where="SMART(momentum_switch=...)", least=0)
         self._check_momentum()
-        if self.mode == "paper" and self.criterion != "sym_kl":
-            self.fail("criterion", self.criterion, "'sym_kl' in mode 'paper'", "mode='mtdnn'")
-        if self.mode == "mtdnn" and (self.norm, self.scope) != ("inf", "token"):
-            got = f"norm={self.norm!r}, scope={self.scope!r}"
-            self.fail(
-                "norm", got, "norm='inf', scope='token' in mode 'mtdnn', which crashes with others", "mode='paper'"
+        if self.mode != "mtdnn" and self.criterion != "sym_kl":
+            self.fail("criterion", self.criterion, f"'sym_kl' in mode {self.mode!r}", "mode='mtdnn'")
+        if self.mode != "paper" and (self.norm, self.scope) != ("inf", "token"):
+            got, allowed = (
+                f"norm={self.norm!r}, scope={self.scope!r}",
+                f"norm='inf', scope='token' in mode {self.mode!r}",
             )
+            self.fail("norm", got, f"{allowed}, which knows no others", "mode='paper'")
+        if self.mode == "mtdnn_first" and self.inner_steps != 1:
+            self.fail("inner_steps", self.inner_steps, "1 in mode 'mtdnn_first'", "mode='mtdnn'")
         if not self.smoothness and (self.proximal == "none" or not self.mu):
             self.fail(
                 "smoothness", self.smoothness, "true, unless a proximal point is left", "weight=0 turns SMART off"
@@ -151,7 +157,7 @@ class SMART(Regularizer):
         """The task's loss, and the terms."""
         loss = step.clean.loss
         if self.smoothness:
-            term = self.smooth(step) if self.mode == "paper" else self.released(step)
+            term = {"paper": self.smooth, "mtdnn": self.released, "mtdnn_first": self.first_released}[self.mode](step)
             loss = loss + step.term_scale * self.weight * term
         if self.proximal_point() is not None:
             loss = loss + step.term_scale * self.mu * divergence(step.reference, step.teach())
@@ -190,10 +196,32 @@ class SMART(Regularizer):
             total = total + one.share * compare(one.logits, other.logits)
         return total
 
+    def first_released(self, step: Step) -> Tensor:
+        """What mt-dnn added to the loss in April 2020."""
+        assert self.epsilon is not None and self.step_size is not None  # __post_init__ fills them
+        clean = tuple(one.detach() for one in step.reference)
+        found, gradients = step.search(step.drawn("normal", self.sigma), lambda one: _criterion(clean, one.answers))
+        at = masked(first_ascent(found.deltas, gradients, self.step_size, self.epsilon), found.masks)
+        return _criterion(step.reference, step.perturb(at, words=False).answers)
+
     def cost(self) -> Cost:
         """The clean pass, K searches, the pass at their end, and the teacher's."""
         k = self.inner_steps if self.smoothness else 0
         return Cost(1 + k + bool(k) + (self.proximal_point() is not None), k, 1 + bool(k))
+
+
+def _criterion(clean: Answers, adversarial: Answers) -> Tensor:
+    total = adversarial[0].logits.new_zeros(())
+    for one, other in zip(clean, adversarial, strict=True):
+        if one.kind != "classes":
+            raise ConfigError(
+                f"the first release's loss is one of classes, and a task's answers are {one.kind}",
+                where="SMART(mode='mtdnn_first')",
+                allowed="classification",
+                try_="mode='paper'",
+            )
+        total = total + one.share * CRITERIA["sym_kl"](one.logits, other.logits)
+    return total
 
 
 def _released_inner(found: Pass, clean: Answers) -> Tensor:
@@ -222,5 +250,15 @@ def released_ascent(noise: Deltas, gradients: Deltas, step_size: float, epsilon:
     def moved(one: Tensor, gradient: Tensor) -> Tensor:
         step = one.detach() + step_size * torch.where(gradient.isfinite().all(), gradient, 0.0)
         return step / (step.abs().amax(-1, keepdim=True) + epsilon)
+
+    return tuple(moved(n, g) for n, g in zip(noise, gradients, strict=True))
+
+
+def first_ascent(noise: Deltas, gradients: Deltas, step_size: float, epsilon: float) -> Deltas:
+    """Return ``eta (noise + g / (max |g| + epsilon))``, the maximum over each token: the noise is scaled too."""
+
+    def moved(one: Tensor, gradient: Tensor) -> Tensor:
+        usable = torch.where(gradient.isfinite().all(), gradient, 0.0)
+        return step_size * (one.detach() + usable / (usable.abs().amax(-1, keepdim=True) + epsilon))
 
     return tuple(moved(n, g) for n, g in zip(noise, gradients, strict=True))
