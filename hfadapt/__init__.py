@@ -71,7 +71,9 @@ if TYPE_CHECKING:
     from .training import EpochSync as EpochSync
     from .training import IdleTaskGuard as IdleTaskGuard
     from .training import RobustAdapterDrop as RobustAdapterDrop
+    from .training import TaskEarlyStopping as TaskEarlyStopping
     from .training import TaskMixture as TaskMixture
+    from .training import task_optimizer as task_optimizer
     from .training.regularizers import Regularizer as Regularizer
     from .training.regularizers import regularize as regularize
 
@@ -109,6 +111,7 @@ _NAMES = {
     "Span": "multitask.heads",
     "Stack": "routing",
     "Task": "multitask.task",
+    "TaskEarlyStopping": "training",
     "TaskMixture": "training",
     "TokenClassification": "multitask.heads",
     "Weights": "method",
@@ -130,6 +133,7 @@ _NAMES = {
     "select_layers": "method",
     "set_adapter_drop": "adapters.activate",
     "slim_checkpoints": "adapters.save_hooks",
+    "task_optimizer": "training",
     "trainable_parameters": "adapters.freeze",
     "unfreeze": "adapters.freeze",
     "unpack": "runtime.packing",

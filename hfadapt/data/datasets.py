@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class MixtureDataset(Dataset):
     """The training rows of one epoch, in the order in which they are to be trained.
 
     A map-style data set with a fixed order: with the sequential sampler it trains, shards over processes and resumes
-    exactly. ``set_epoch`` chooses the epoch; worker processes that outlive an epoch see the change.
+    exactly. ``set_epoch`` chooses the epoch and ``stop`` the tasks that have stopped; worker processes that outlive an
+    epoch see the change.
 
     A loader is served only when the mixture knows its batches (``planned``), and only in order: any other sampler would
     change what is trained without a word. Single rows may be looked at any time.
@@ -56,12 +58,35 @@ class MixtureDataset(Dataset):
 
     def __init__(self, tables: Tables, schedule: Schedule) -> None:
         self._tables = tables
-        self.schedule = schedule
+        self._schedule = schedule
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+        self._stops = torch.full((len(schedule.sizes),), -1, dtype=torch.long).share_memory_()
         self._known: tuple[Schedule, int, np.ndarray, np.ndarray] | None = None
         #: Whether the schedule is that of a training run, and no guess.
         self.planned = False
         self._read_in, self._read_to = 0, 0
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which task and rows each step takes."""
+        stops = tuple(self._stops.tolist())
+        stops = stops if max(stops) >= 0 else ()
+        if self._schedule.stops != stops:
+            self._schedule = replace(self._schedule, stops=stops)
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def stop(self, epochs: Mapping[int, int]) -> None:
+        """Draw no more rows of some tasks; replaces what was stopped before.
+
+        Args:
+            epochs: Task to the epoch, counted from 0, from which on it is not drawn.
+        """
+        for task in range(len(self._stops)):
+            self._stops[task] = epochs.get(task, -1)
 
     @property
     def epoch(self) -> int:
@@ -74,9 +99,9 @@ class MixtureDataset(Dataset):
 
     def index(self) -> tuple[np.ndarray, np.ndarray]:
         """Return task and row of every example of the present epoch."""
-        epoch = self.epoch
-        if self._known is None or self._known[0] is not self.schedule or self._known[1] != epoch:
-            self._known = (self.schedule, epoch, *self.schedule.index(epoch))
+        epoch, schedule = self.epoch, self.schedule
+        if self._known is None or self._known[0] is not schedule or self._known[1] != epoch:
+            self._known = (schedule, epoch, *schedule.index(epoch))
         return self._known[2], self._known[3]
 
     def __len__(self) -> int:

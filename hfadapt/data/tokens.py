@@ -84,10 +84,13 @@ class TokenTable:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, of both texts where they are encoded separately; 1 for rows without tokens."""
-        if "input_ids" not in self.fields:
-            return np.ones(len(self), np.int64)
-        lengths = self.fields["input_ids"].lengths
-        return lengths + self.fields["pair_input_ids"].lengths if "pair_input_ids" in self.fields else lengths
+        return self.widths.sum(1)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Tokens of each text of each row that is padded on its own, int64 [N, K]; 1 for rows without tokens."""
+        texts = [self.fields[name] for name in ("input_ids", "pair_input_ids") if name in self.fields]
+        return np.stack([one.lengths for one in texts], 1) if texts else np.ones((len(self), 1), np.int64)
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return the fields of one row."""

@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import DataError
-from ..training import macro_of, regularize
+from ..training import macro_of, regularize, task_optimizer
 from .progress import ProgressLines
 from .results import ArmResult
 
@@ -57,6 +57,7 @@ def train_arm(
     base_parameters: int,
     callbacks: Sequence[TrainerCallback] = (),
     head_learning_rate: float | None = None,
+    task_rates: Mapping[str, Mapping[str, float]] | None = None,
     regularizer: Any = None,
     tokenizer: Any = None,
     resume: str | None = None,
@@ -73,6 +74,7 @@ def train_arm(
         base_parameters: Parameters of the base, to tell what was added.
         callbacks: Beside those of the mixture.
         head_learning_rate: Of the heads, where it differs from the arguments' own.
+        task_rates: ``learning_rates`` and ``weight_decays`` of tasks that have their own.
         regularizer: What ``hfadapt.regularize`` takes, or None.
         tokenizer: Saved with checkpoints.
         resume: Folder of a checkpoint to go on from.
@@ -89,7 +91,7 @@ def train_arm(
         processing_class=tokenizer,
         callbacks=[*mixture.callbacks, *callbacks, clock, ProgressLines(title)],
         # Trainer makes the schedule for it; without it, it makes the optimizer too.
-        optimizers=(head_optimizer(model, arguments, head_learning_rate) if head_learning_rate else None, None),
+        optimizers=(_optimizer(model, arguments, head_learning_rate, task_rates or {}), None),
     )
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
     _drop_printer(trainer)
@@ -116,6 +118,17 @@ def train_arm(
         history=tuple(trainer.state.log_history),
     )
     return Trained(result, model)
+
+
+def _optimizer(
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    head_learning_rate: float | None,
+    task_rates: Mapping[str, Mapping[str, float]],
+) -> torch.optim.Optimizer | None:
+    if not head_learning_rate and not any(task_rates.values()):
+        return None
+    return task_optimizer(model, arguments, head_learning_rate=head_learning_rate, **task_rates)
 
 
 def by_split(mixture: TaskMixture, wanted: str) -> dict[str, list[str]]:
@@ -147,35 +160,6 @@ def macro_average(scores: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
     }
     average = macro_of(tasks).average(first)
     return math.nan if average is None else average
-
-
-def head_optimizer(model: PreTrainedModel, arguments: TrainingArguments, learning_rate: float) -> torch.optim.Optimizer:
-    """The Trainer's own optimizer, with another learning rate for the heads.
-
-    Heads start from nothing while the deltas start from a good encoder: in a short run they need larger steps.
-
-    Args:
-        model: A ``MultiTaskModel``; its heads stand under ``heads``.
-        arguments: Choose the optimizer and its other options.
-        learning_rate: Of the heads; the schedule scales both alike.
-    """
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("heads."), parameter.dim() > 1), []).append(parameter)
-    return kind(
-        [
-            {
-                "params": parameters,
-                "lr": learning_rate if head else arguments.learning_rate,
-                # As Trainer has it: biases and norms are not decayed.
-                "weight_decay": arguments.weight_decay if matrix else 0.0,
-            }
-            for (head, matrix), parameters in groups.items()
-        ],
-        **options,
-    )
 
 
 def trained_tokens(mixture: TaskMixture, steps: int) -> int:

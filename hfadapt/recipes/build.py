@@ -197,6 +197,7 @@ def build_mixture(
         epoch_steps=epoch_steps or mixing.epoch_steps,
         epochs=epochs,
         cache_dir=cache,
+        bucket_steps=mixing.bucket_steps,
     )
 
 

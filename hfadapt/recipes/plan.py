@@ -92,7 +92,7 @@ def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase) -> di
 def plan_of(run: Run) -> dict[str, Any]:
     """The plan of a run as data: sizes, memory, schedule, first batch. Nothing is trained or written."""
     model = run.build_model()
-    longest = int(max(lengths.max() for lengths in run.mixture.schedule.lengths or ()))
+    longest = int(max(lengths.sum(1).max() for lengths in run.mixture.schedule.lengths or ()))
     memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
     preview = run.mixture.preview()
     base, total = run.base_parameters, count_parameters(model)

@@ -206,6 +206,7 @@ class Run:
             self.arguments,
             base_parameters=self.base_parameters,
             head_learning_rate=self.recipe.head_learning_rate,
+            task_rates=self.recipe.task_rates,
             regularizer=self.recipe.regularizers,
             split=self.recipe.score_split,
             callbacks=self._callbacks(model),
@@ -250,7 +251,7 @@ class Run:
 
     def _callbacks(self, model: PreTrainedModel) -> list[Any]:
         from ..plugins import loading
-        from ..training import RobustAdapterDrop
+        from ..training import RobustAdapterDrop, TaskEarlyStopping
 
         found = loading.call_each(
             "configure_training", _no_callbacks, args=self.arguments, model=model, tasks=self.tasks
@@ -258,6 +259,12 @@ class Run:
         callbacks = [callback for _, group in found for callback in group]
         if self.recipe.adapter_drop is not None:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
+        if (stopping := self.recipe.early_stopping) is not None:
+            callbacks.append(
+                TaskEarlyStopping(
+                    self.mixture, stopping.patience, threshold=stopping.threshold, metrics=stopping.metrics
+                )
+            )
         return callbacks
 
     @functools.cached_property

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .callbacks import EpochSync as EpochSync
     from .callbacks import IdleTaskGuard as IdleTaskGuard
     from .callbacks import RobustAdapterDrop as RobustAdapterDrop
+    from .early_stopping import TaskEarlyStopping as TaskEarlyStopping
     from .mixture import TaskMixture as TaskMixture
+    from .optimizer import task_optimizer as task_optimizer
     from .regularizers import Regularizer as Regularizer
     from .regularizers import regularize as regularize
     from .resume import last_checkpoint as last_checkpoint
@@ -30,9 +32,11 @@ _HOMES = {
     "IdleTaskGuard": ".callbacks",
     "RobustAdapterDrop": ".callbacks",
     "Regularizer": ".regularizers",
+    "TaskEarlyStopping": ".early_stopping",
     "TaskMixture": ".mixture",
     "last_checkpoint": ".resume",
     "regularize": ".regularizers",
+    "task_optimizer": ".optimizer",
     "METRICS": "..multitask.metrics",
     "Metric": "..multitask.metrics",
     "RegisteredMetric": "..multitask.metrics",

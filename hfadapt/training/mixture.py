@@ -57,8 +57,10 @@ class TaskMixture:
         max_length: Longest sequence in tokens, for tasks that set none.
         cache_dir: Folder where tokenised data are kept between runs.
         pad_to_multiple_of: Round batch widths up.
-        bucket_steps: With one-task batches, the rows of this many steps are sorted by length together, which saves
-            padding; 1 for random order.
+        bucket_steps: The rows of up to this many steps are sorted by length together, both texts of pairs that are
+            encoded separately, which saves padding; 1 for random order. How often each task is drawn does not change;
+            in mixed batches rows change places within those steps, so tasks of like lengths meet more often (under
+            round robin, whose batches hold all tasks alike, only rows of one task do).
 
     Raises:
         TaskError: no task, a name used twice, ``OwnHead`` beside other heads.
@@ -80,7 +82,7 @@ class TaskMixture:
         max_length: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         pad_to_multiple_of: int | None = None,
-        bucket_steps: int = 16,
+        bucket_steps: int = 128,
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.strategy = make_strategy(strategy)
@@ -302,7 +304,7 @@ class TaskMixture:
                 self.max_length,
                 self.cache_dir,
             )
-        lengths = tuple(self._tables.by_place[task, "train"].lengths for task in range(len(self.tasks)))
+        lengths = tuple(self._tables.by_place[task, "train"].widths for task in range(len(self.tasks)))
         # the windows of long contexts make more rows than the data have
         self.schedule = replace(self.schedule, lengths=lengths, sizes=tuple(map(len, lengths)))
 

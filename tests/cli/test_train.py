@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 
 from hfadapt import hookimpl, plugins
-from hfadapt.errors import ConfigError
+from hfadapt.errors import ConfigError, HFAdaptError
 from hfadapt.recipes import RunResult
 from hfadapt.recipes.report import markdown_table
 
@@ -196,6 +196,39 @@ def test_a_run_that_is_resumed_trains_no_arm_again_that_had_ended(
     assert again.proof == whole.proof
     with pytest.raises(ConfigError, match="no checkpoint to go on from"):  # under other settings no arm has ended
         hfadapt("train", recipe, "seed=1", "--fast", "--resume", "--output", run)
+
+
+def test_tasks_stop_and_learn_as_the_recipe_says(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    options = ["baselines=[]", "--fast", "--output", tmp_path / "run", "training.num_train_epochs=3"]
+    # nothing is better by so much, so the first score of a task is its best
+    stopping = "early_stopping={patience: 1, threshold: 100, metrics: {sms_spam: accuracy, tweet_valence: null}}"
+    hfadapt("train", recipe, *options, stopping, "tasks.wn_relation.learning_rate=0", "tasks.sms_spam.weight_decay=0.5")
+    result = RunResult.read(tmp_path / "run")
+    stopped = {line["stopped_task"]: line for line in result.arms[0].history if "stopped_task" in line}
+    assert {task: line["step"] for task, line in stopped.items()} == {"wn_relation": 4, "sms_spam": 4}
+    said = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "wn_relation stopped at step 4 of low_rank + heads, no better than" in said
+    rows = [line for line in result.arms[0].history if "eval_wn_relation_accuracy" in line]
+    assert len({line["eval_wn_relation_accuracy"] for line in rows}) == 1, "a learning rate of 0 learns nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("early_stopping={patience: 0}", "patience"),
+        ("early_stopping={patiance: 2}", "patiance.*Did you mean 'patience'"),
+        ("early_stopping=true", "expected a mapping"),
+        ("early_stopping={metrics: {sms_spam: f2}}", "not scored by that metric.*'f2'"),
+        ("early_stopping={metrics: {sms_spma: f1}}", "no task 'sms_spma'.*sms_spam"),
+        ("tasks.sms_spam.learning_rate=-1", "learning_rate"),
+        ("tasks.sms_spam.weight_decay=nan", "weight_decay"),
+        ("mixing.bucket_steps=0", "bucket_steps"),
+    ],
+    ids=str,
+)
+def test_what_stopping_and_rates_cannot_mean_is_refused(recipe: Path, hfadapt, tmp_path: Path, change, said) -> None:
+    with pytest.raises(HFAdaptError, match=rf"(?s){said}"):
+        hfadapt("train", recipe, "--fast", change, "--output", tmp_path / "run")
 
 
 def test_resume_without_a_checkpoint_says_how_to_get_one(recipe: Path, hfadapt, tmp_path: Path) -> None:

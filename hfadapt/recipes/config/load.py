@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...errors import ConfigError, HFAdaptError, did_you_mean
 from ...errors.names import names_of
 from .check import BAD, in_range, known_keys, mapping_of, value_of
-from .recipe import MixingSection, Recipe, TaskSection
+from .recipe import EarlyStoppingSection, MixingSection, Recipe, TaskSection
 from .training import baselines, training
 from .tree import Node, Problems, override, parse
 
@@ -23,6 +23,11 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "seed": {"whole": True, "least": 0},
     "batch_size": {"whole": True, "least": 1},
     "epoch_steps": {"whole": True, "least": 1, "optional": True},
+    "bucket_steps": {"whole": True, "least": 1},
+    "patience": {"whole": True, "least": 1},
+    "threshold": {"least": 0},
+    "learning_rate": {"least": 0, "optional": True},
+    "weight_decay": {"least": 0, "optional": True},
     "loss_weight": {"above": 0},
     "max_length": {"whole": True, "least": 4, "optional": True},
 }
@@ -74,6 +79,7 @@ def read_recipe(
         "head_learning_rate": _plain(root, "head_learning_rate", float | None, problems, None),
         "train_base": _plain(root, "train_base", bool, problems, False),
         "adapter_drop": _plain(root, "adapter_drop", int | None, problems, None),
+        "early_stopping": _early_stopping(root, problems),
         "regularizer": _regularizer(root, problems),
         "baselines": baselines(root, problems),
         "score_split": _plain(root, "score_split", Literal["test", "validation"], problems, "test"),
@@ -161,6 +167,17 @@ def _regularizer(node: Node, problems: Problems) -> Any:
 
     named = node.value.get("regularizer")
     return None if named is None else _named(named, "name", plugins.regularizers(), problems, "regularizer")
+
+
+def _early_stopping(root: Node, problems: Problems) -> Any:
+    node = root.value.get("early_stopping")
+    if node is None:
+        return None
+    if not isinstance(node.value, dict):
+        problems.add(node, "expected a mapping", got=node.kind, allowed="patience, threshold, metrics")
+        return BAD
+    values = _ranges_of(node, mapping_of(node, EarlyStoppingSection, problems), problems)
+    return BAD if values is BAD or BAD in values.values() else EarlyStoppingSection(**values)
 
 
 def _method(root: Node, problems: Problems) -> Any:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...multitask.heads import Head
     from ...training import Regularizer
 
-__all__ = ["BASELINES", "Baseline", "MixingSection", "Recipe", "TaskSection"]
+__all__ = ["BASELINES", "Baseline", "EarlyStoppingSection", "MixingSection", "Recipe", "TaskSection"]
 
 Baseline = Literal["frozen_head", "full_finetuning"]
 BASELINES: tuple[Baseline, ...] = ("frozen_head", "full_finetuning")
@@ -35,6 +35,9 @@ class TaskSection:
         max_length: Longest sequence in tokens.
         splits: Names of the splits ``train``, ``validation`` and ``test`` in the data, where they differ.
         limit: Most rows to use of a split, as ``{train: 2000}``.
+        learning_rate: Of this task's adapter and head in the adapted run, in place of ``training.learning_rate`` and
+            ``head_learning_rate``.
+        weight_decay: Of the same, in place of ``training.weight_decay``.
         regularizer: Of this task, in place of the recipe's.
     """
 
@@ -49,6 +52,8 @@ class TaskSection:
     max_length: int | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     limit: Mapping[str, int] = field(default_factory=dict)
+    learning_rate: float | None = None
+    weight_decay: float | None = None
     # left out of what tells settings apart, which knows it from `Recipe.regularizers`
     regularizer: Regularizer | None = field(default=None, repr=False)
 
@@ -62,12 +67,29 @@ class MixingSection:
         batch: ``one_task`` or ``mixed``.
         batch_size: Rows a batch.
         epoch_steps: Steps that make one epoch; ``None`` takes as many as the data fill once.
+        bucket_steps: The rows of up to this many steps are sorted by length together; 1 for random order.
     """
 
     strategy: MixingStrategy
     batch: Literal["one_task", "mixed"] = "one_task"
     batch_size: int = 32
     epoch_steps: int | None = None
+    bucket_steps: int = 128
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSection:
+    """When a task of the adapted run has converged; its share then goes to the others.
+
+    Args:
+        patience: Evaluations in a row without improvement.
+        threshold: By how much a score must be better than the best before.
+        metrics: Task to the metric that decides, where that is not its first one; ``null`` for a task never to stop.
+    """
+
+    patience: int = 3
+    threshold: float = 0.0
+    metrics: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,7 @@ class Recipe:
         head_learning_rate: Of the heads, in every arm, where it differs from that of the rest.
         train_base: Train the base along with the deltas.
         adapter_drop: Redraw at every step how many of the lowest layers go without deltas, at most this many.
+        early_stopping: When each task of the adapted run has converged; without it none stops before the run does.
         regularizer: Of the adapted run, for tasks without one of their own; baselines train without.
         baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
             for itself, and its own ``head_learning_rate``. Each gets the steps that the adapted run gave its tasks.
@@ -100,12 +123,20 @@ class Recipe:
     head_learning_rate: float | None = None
     train_base: bool = False
     adapter_drop: int | None = None
+    early_stopping: EarlyStoppingSection | None = None
     regularizer: Regularizer | None = None
     baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)
     score_split: Literal["test", "validation"] = "test"
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""
+
+    @property
+    def task_rates(self) -> dict[str, dict[str, float]]:
+        """What ``hfadapt.task_optimizer`` takes of the tasks' own rates."""
+        rates = {task.name: task.learning_rate for task in self.tasks if task.learning_rate is not None}
+        decays = {task.name: task.weight_decay for task in self.tasks if task.weight_decay is not None}
+        return {"learning_rates": rates, "weight_decays": decays}
 
     @property
     def regularizers(self) -> Regularizer | dict[str, Regularizer] | None:

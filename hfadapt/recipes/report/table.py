@@ -82,6 +82,11 @@ def legend(result: RunResult) -> str:
             parts.append(f"{task} is scored on a held-out part: {count:,} of its {total:,} training rows.")
         elif split != result.split:
             parts.append(f"{task} is scored on its {split} split.")
+    for arm in result.arms:
+        for line in arm.history:
+            if (task := line.get("stopped_task")) is not None:
+                best = f"{line['best']:.3f} at step {line['best_step']:,}"
+                parts.append(f"{task} stopped at step {line['step']:,} of {arm.title}, no better than {best}.")
     if result.untrained:
         parts.append(f"Never drawn, so untrained in {result.arms[0].title}: {', '.join(result.untrained)}.")
     return " ".join(parts)
