@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .adapters.save_hooks import slim_checkpoints as slim_checkpoints
     from .adapters.verify import verify as verify
     from .architecture import ArchitectureMap as ArchitectureMap
+    from .architecture.probe import probe as probe
     from .data import MixingStrategy as MixingStrategy
     from .errors import HFAdaptError as HFAdaptError
     from .method import Capabilities as Capabilities
@@ -128,6 +129,7 @@ _NAMES = {
     "own_modules": "adapters.own_copies",
     "pack": "runtime.packing",
     "parameters_of": "runtime.attachment",
+    "probe": "architecture.probe",
     "regularize": "training.regularizers",
     "save": "adapters.save",
     "select_layers": "method",

@@ -124,15 +124,15 @@ def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | N
         AttachError: the number is negative or larger than the stack, or there is no such stack.
     """
     state = attachment(model)
-    stacks = {s.path: s for s in state.arch.stacks}
+    depths = state.arch.depths
     kinds = {s.kind: s.path for s in state.arch.stacks}
     wanted = {} if layers is None else dict(layers) if isinstance(layers, Mapping) else {"": layers}
     drop: dict[str, int] = {}
     for stack, n in wanted.items():
         path = kinds.get(stack, stack)
-        if path and path not in stacks:
-            raise AttachError("no such stack", got=stack, allowed=", ".join([*kinds, *stacks]))
-        limit = stacks[path].num_layers if path else max(s.num_layers for s in stacks.values())
+        if path and path not in depths:
+            raise AttachError("no such stack", got=stack, allowed=", ".join([*kinds, *depths]))
+        limit = depths[path] if path else max(depths.values(), default=0)
         if type(n) is not int or not 0 <= n <= limit:
             raise AttachError(
                 "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from .. import plugins
-from ..architecture import resolve
 from ..errors import AttachError
 from ..errors.names import names_of
 from ..method.config import MethodConfig
@@ -25,13 +24,17 @@ from ..runtime.watch import require_intact, watch
 from . import edits
 from .delta_proof import check_place
 from .detach import detach
+from .first_calls import wait_for_calls
 from .freeze import freeze_base as freeze_all
 from .freeze import head_modules
+from .mapping import find_map
 from .own_copies import add_copies, find_modules
-from .verify import verify as verify_slots
+from .verify import prove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..architecture import ArchitectureMap
 
 __all__ = ["Handle", "attach"]
 
@@ -71,6 +74,7 @@ def attach(
     train_head: bool | None = None,
     modules_to_save: str | Iterable[str] = (),
     verify: bool = True,
+    arch: ArchitectureMap | None = None,
     seed: int | None = None,
     autocast_adapter_dtype: bool | None = None,
 ) -> Handle:
@@ -87,7 +91,10 @@ def attach(
             as it is, for calls without adapters.
         modules_to_save: Further modules of which each adapter trains and saves a copy, by path or last part of it
             (``"embeddings"``, ``"lm_head"``), as peft's.
-        verify: Run one small forward pass that counts that every slot and every copy fires.
+        verify: Run one small forward pass that counts that every slot and every copy fires. Where no input can be made
+            up with which the model runs, its first call counts them.
+        arch: The model's map, made by hand or by ``hfadapt.probe(model, inputs=...)``; by default it is looked up by
+            the model's type, or found by a probe where a method needs one.
         seed: Seed of the initial weights; by default torch's current state.
         autocast_adapter_dtype: Keep what is trained in float32 on a base of lower precision, and cast what it reads and
             returns: in bfloat16 most steps of an optimizer are smaller than half the gap to the next number, and do
@@ -101,7 +108,8 @@ def attach(
         AttachError: the method does not fit the model, a name is taken, no module is called as ``modules_to_save``
             says, the model was compiled before, or its adapters have another dtype than ``autocast_adapter_dtype``
             asks for.
-        ArchitectureError: the model's structure cannot be mapped.
+        ArchitectureError: a method needs a map, and the model's structure cannot be mapped or is another one than
+            ``arch`` says.
     """
     wanted = (name,) if names is None else names_of(names)
     configs = expand(method)
@@ -119,9 +127,13 @@ def attach(
     if state is not None:
         _check_dtype(state, autocast_adapter_dtype)
         require_intact(state, state.names)
-    state = _begin(model) if state is None else state
-    if fresh:
+    found = find_map(model, state, [(_method(config), config) for config in configs], arch)
+    if state is None:
+        state = Attachment(found)
+        edits.begin(model, state)
         state.autocast_dtype = autocast_adapter_dtype is not False
+    elif found is not state.arch:
+        edits.change_map(model, state, found)
     try:
         placed = [
             (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
@@ -149,10 +161,11 @@ def attach(
     state.choose_default()
     watch(model, state)
     # A change of the model later on is met as the attaching was, with a proof or on trust.
-    state.prove = verify_slots if verify else state.prove
+    state.prove = prove if verify else state.prove
+    wait_for_calls(model)
     if verify:
         try:
-            verify_slots(model, wanted)
+            prove(model, wanted)
         except BaseException:
             detach(model, wanted)
             raise
@@ -177,7 +190,11 @@ def _check_model(model: PreTrainedModel) -> None:
             try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise AttachError("not a transformers model", got=type(model).__name__, allowed="a PreTrainedModel")
+        raise AttachError(
+            "not a model with a config",
+            got=type(model).__name__,
+            allowed="a PreTrainedModel, or any nn.Module with an attribute config",
+        )
 
 
 def _method(config: MethodConfig) -> Method:
@@ -194,15 +211,6 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _begin(model: PreTrainedModel) -> Attachment:
-    """Put an empty attachment on ``model``."""
-    arch = resolve(model)
-    decoders = [s.path.rpartition(".")[0] for s in arch.stacks if s.kind == "decoder" and len(arch.stacks) > 1]
-    state = Attachment(arch, decoder_paths=tuple(decoders))
-    edits.begin(model, state)
-    return state
 
 
 def _check_dtype(state: Attachment, autocast_adapter_dtype: bool | None) -> None:

@@ -7,6 +7,7 @@ a task and not to the base; they are kept beside the fields, so that a base that
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -56,7 +57,22 @@ _OLD_VOLATILE |= {"transformers_version", "classifier_dropout", "use_cache"}
 
 def base_fields(config: PretrainedConfig) -> dict[str, Any]:
     """Return the fields of a config that decide shapes and computation, as JSON holds them."""
-    return json.loads(json.dumps(_without_others(config.to_dict()), sort_keys=True, default=str))
+    return json.loads(json.dumps(_without_others(_as_dict(config)), sort_keys=True, default=str))
+
+
+def _as_dict(config: Any) -> Mapping[str, Any]:
+    """The fields of a config, also of a model of the user's own: a dataclass, a map or an object with attributes."""
+    if hasattr(config, "to_dict"):
+        return config.to_dict()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.asdict(config)
+    return dict(config) if isinstance(config, Mapping) else dict(vars(config))
+
+
+def _vocabulary(config: Any) -> int | None:
+    """How many words the base knows."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "vocab_size", None)
 
 
 def _without_others(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,14 +104,17 @@ def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
         "base_config_hash": base_hash(fields),
         "base_config": fields,
         "labels": _labels(model.config),
-        "vocab_size": getattr(model.config.get_text_config(), "vocab_size", None),
+        "vocab_size": _vocabulary(model.config),
         "model_class": type(model).__name__,
     }
 
 
 def _labels(config: PretrainedConfig) -> dict[str, Any]:
     names = getattr(config, "id2label", None) or {}
-    return {"id2label": {str(i): name for i, name in names.items()}, "problem_type": config.problem_type}
+    return {
+        "id2label": {str(i): name for i, name in names.items()},
+        "problem_type": getattr(config, "problem_type", None),
+    }
 
 
 def label_options(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +199,7 @@ def token_rows(model: PreTrainedModel) -> dict[str, Tensor]:
     from transformers import AutoConfig
 
     name = getattr(model.config, "_name_or_path", "")
-    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    size = _vocabulary(model.config)
     original = None
     # A config that is not on this machine (or no longer) says nothing; a save needs no network.
     with contextlib.suppress(OSError, ValueError):
@@ -209,7 +228,7 @@ def restore_tokens(model: PreTrainedModel, data: Mapping[str, Any], tensors: Map
     Raises:
         CheckpointError: the rows of tokens that the base lacks are not in the file.
     """
-    size, here = data.get("vocab_size"), getattr(model.config.get_text_config(), "vocab_size", None)
+    size, here = data.get("vocab_size"), _vocabulary(model.config)
     if not isinstance(size, int) or here is None or size == here:
         return
     rows = tensors.get(f"{TOKENS}input")

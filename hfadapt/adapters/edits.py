@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +20,19 @@ from ..runtime.leaf_hooks import remove_our_hooks
 from ..runtime.root_hooks import put_forward, take_forward
 from . import resume, save_hooks
 
-__all__ = ["EDITS", "begin", "chunked_layers", "end", "restore_attention", "restore_chunks", "stop_chunking"]
+if TYPE_CHECKING:
+    from ..architecture import ArchitectureMap
+
+__all__ = [
+    "EDITS",
+    "begin",
+    "change_map",
+    "chunked_layers",
+    "end",
+    "restore_attention",
+    "restore_chunks",
+    "stop_chunking",
+]
 
 #: The attribute of transformers' layers that run their feed-forward part in chunks, which taps cannot follow.
 _CHUNKS = "chunk_size_feed_forward"
@@ -56,10 +69,13 @@ def _restore_what_trains(model: PreTrainedModel, state: Attachment) -> None:
 def _put_forwards(model: PreTrainedModel, state: Attachment) -> None:
     """The root, its base, and the owners of stacks: ``generate`` calls an encoder on its own, past the root."""
     model.__dict__["_hfadapt"] = state
+    state.decoder_paths = _decoders(state.arch)
     base = getattr(model, "base_model", model)
     owners = {stack.path.rpartition(".")[0] for stack in state.arch.stacks}
     paths = {"": model, **{n: m for n, m in model.named_modules() if m is base or n in owners}}
     for path, module in paths.items():
+        if module.__dict__.get("_hfadapt_of") is state:
+            continue
         module.__dict__["_hfadapt_of"] = state
         put_forward(module, path)
 
@@ -97,8 +113,8 @@ def restore_attention(model: PreTrainedModel, state: Attachment) -> None:
 
 def chunked_layers(model: PreTrainedModel, state: Attachment, site: Site) -> Iterator[str]:
     """Yield the path of the layer of ``site`` if it runs its feed-forward part in chunks."""
-    stack = next(s for s in state.arch.stacks if s.path == site.stack)
-    if site.layer < stack.num_layers:
+    stack = next((s for s in state.arch.stacks if s.path == site.stack), None)
+    if stack is not None and site.layer < stack.num_layers:
         path = stack.layer_paths[site.layer]
         if getattr(model.get_submodule(path), _CHUNKS, 0):
             yield path
@@ -142,6 +158,20 @@ EDITS = (
     Edit(_nothing, _restore_checkpointing),
     Edit(_nothing, _remove_every_hook),
 )
+
+
+def change_map(model: PreTrainedModel, state: Attachment, arch: ArchitectureMap) -> None:
+    """Give an adapted model a map of its stacks, in place of one that knew the names of modules alone."""
+    state.arch = arch
+    state.decoder_paths = _decoders(arch)
+    _put_forwards(model, state)
+    relative_positions.install(model, arch)
+
+
+def _decoders(arch: ArchitectureMap) -> tuple[str, ...]:
+    """Where the decoders of a model of several stacks stand."""
+    decoders = (stack.path for stack in arch.stacks if stack.kind == "decoder" and len(arch.stacks) > 1)
+    return tuple(path.rpartition(".")[0] for path in decoders)
 
 
 def begin(model: PreTrainedModel, state: Attachment) -> None:

@@ -21,7 +21,9 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     A model with output embeddings (a language model) has a pretrained head, which counts as base.
     """
     base = getattr(model, "base_model", model)
-    if base is model or model.get_output_embeddings() is not None:
+    if base is model or not isinstance(base, nn.Module):
+        return {}
+    if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
         return {}
     inside = {id(m) for m in base.modules()}
     return {

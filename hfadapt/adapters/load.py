@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .. import plugins
 from ..errors import CheckpointError
 from ..method import CompositionMethod
+from ..method.method import expand
 from ..routing.composition import Fuse, parse
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import compose
 from .attach import attach
 from .base_identity import TOKENS, check_base, label_options, restore_tokens
 from .files import check_digest, read_config, read_tensors
+from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .saved_tensors import check_tensors, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..architecture import ArchitectureMap
 
 from .save import fusions_of, prefix_of
 
@@ -31,8 +36,6 @@ __all__ = ["check_base_of", "load_adapters", "model_class", "restore_fusions"]
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
     """Make the fusion layers that ``adapter_config.json`` names."""
-    from .. import plugins
-
     for entry in data.get("fusions", ()):
         fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
         method = plugins.methods()[entry["method"]]
@@ -78,19 +81,25 @@ def load_adapters(
             "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
         )
     names = list(data["adapters"])
+    with as_described(folder):
+        # Of the model itself: its copy has no weights with which it could be probed.
+        methods = [(plugins.methods()[c.method], c) for configs in data["adapters"].values() for c in expand(configs)]
+        arch = find_map(model, had, methods, None)
     with rehearsal(folder):
         twin = meta_copy(model)
-        _restore(twin, data, tensors)
+        _restore(twin, data, tensors, arch)
         theirs = without_heads(data, tensors, model)
         check_tensors(_targets(twin, theirs, names), theirs, folder, strict=strict)
     check_digest(data, folder)
     with all_or_nothing(model):
-        _restore(model, data, tensors)
+        _restore(model, data, tensors, arch)
         fill(_targets(model, theirs, names), theirs)
     return model.eval()
 
 
-def _restore(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _restore(
+    model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: ArchitectureMap
+) -> None:
     """Attach what ``adapter_config.json`` describes; its weights are still to come."""
     groups: dict[str, list[str]] = {}
     for name, configs in data["adapters"].items():
@@ -98,7 +107,7 @@ def _restore(model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[s
     autocast = autocast_of(model, tensors.values()) if find_attachment(model) is None else None
     for group, names in groups.items():
         configs, options = json.loads(group)
-        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, **options)
+        attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, arch=arch, **options)
     restore_fusions(model, data)
     for name, tree in data.get("compositions", {}).items():
         compose(model, name, parse(tree))  # type: ignore[arg-type]
@@ -149,10 +158,7 @@ def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
 
 def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:
     """Raise ``CheckpointError`` unless ``model`` is the base that the folder's adapters belong to."""
-    from ..architecture import resolve
-
-    found = find_attachment(model)
-    kind = found.arch.model_type if found is not None else resolve(model).model_type
+    kind = find_map(model, find_attachment(model), (), None).model_type
     check_base(data, model, kind, folder, strict)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttachError, did_you_mean
+from ..errors import ArchitectureError, AttachError, did_you_mean
 from ..routing.choice import Block, Choice
 from ..runtime.attachment import Attachment, attachment, copies_of, device_and_dtype, slots_of
 from ..runtime.own_forward import RoutedForward, bare_copy, route, unroute
@@ -189,19 +189,28 @@ def _has_own_tensors(module: nn.Module) -> bool:
 
 def _find_rows(model: PreTrainedModel, state: Attachment, routed: dict[str, RoutedForward]) -> None:
     """Note whether the first axis of what each module reads is the batch's: run the base with two and three rows."""
-    from ..architecture.inputs import example_inputs
+    from ..architecture.inputs import first_that_runs
 
     if any(p.is_meta for p in model.parameters()):
         return
-    inputs = example_inputs(model)
     modes = {module: module.training for module in model.modules()}
     sizes: dict[str, list[int]] = {path: [] for path in routed}
     handles = [one.leaf.register_forward_pre_hook(_Note(sizes[p]), with_kwargs=True) for p, one in routed.items()]
+
+    def run(inputs: dict[str, Any]) -> None:
+        for found in sizes.values():
+            found.clear()
+        for rows in (2, 3):
+            model(**{key: value.repeat(rows, *(1,) * (value.dim() - 1)) for key, value in inputs.items()})
+
     try:
         model.eval()
         with torch.no_grad(), Block(state, Choice(base=True)):
-            for rows in (2, 3):
-                model(**{key: value.repeat(rows, *(1,) * (value.dim() - 1)) for key, value in inputs.items()})
+            first_that_runs(model, 1, run)
+    except ArchitectureError:
+        for one in routed.values():
+            one.by_row = None
+        return
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -105,7 +105,7 @@ def without_heads(data: Mapping[str, Any], tensors: Mapping[str, Tensor], model:
     if head_modules(model):
         return dict(tensors)
     heads = {f"{path}." for own in data.get(_KEY, {}).values() for path in own.get("heads", ())}
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith((_HEAD, *heads))}
+    return {key: t for key, t in tensors.items() if _of_a_delta(key) or not key.startswith((_HEAD, *heads))}
 
 
 def own_targets(
@@ -124,7 +124,12 @@ def own_targets(
 
 
 def _holds_one_head(tensors: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith(_HEAD) for key in tensors)
+    return any(key.startswith(_HEAD) and not _of_a_delta(key) for key in tensors)
+
+
+def _of_a_delta(key: str) -> bool:
+    """Say whether a tensor is an adapter's at a module, which a base may call ``head`` as well."""
+    return ".hfadapt.deltas." in key
 
 
 def fit_heads(model: PreTrainedModel, chosen: list[str], tensors: Mapping[str, Tensor]) -> None:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from .. import plugins
-from ..errors import AttachError, HFAdaptError, RoutingError
+from ..architecture.inputs import first_that_runs
+from ..errors import ArchitectureError, HFAdaptError, RoutingError
 from ..errors.names import names_of
-from ..runtime.attachment import Attachment, attachment, copies_of, deltas_of
+from ..runtime.attachment import Attachment, attachment
 from .delta_proof import Proof
+from .first_calls import wait_for_calls
+from .silence import Silence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["verify"]
+__all__ = ["prove", "verify"]
 
 logger = logging.getLogger(__name__)
 
 
-def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
+def verify(
+    model: PreTrainedModel, names: Iterable[str] | None = None, *, inputs: Mapping[str, Any] | None = None
+) -> int:
     """Run forward passes on a tiny input, count that every delta fires, and look at what it returns.
 
     Fused modules (``nn.MultiheadAttention`` and kernels that replace a forward) never call the leaf modules they hold;
@@ -35,6 +39,7 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     Args:
         model: An adapted model; on the meta device nothing can be run and 0 is returned.
         names: The adapters to look at; all by default.
+        inputs: Keyword arguments for one forward; by default such are made from the config.
 
     Returns:
         How many deltas fired.
@@ -42,71 +47,78 @@ def verify(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
     Raises:
         AttachError: a delta did not fire, raised an error, or returned something else; it is named, and the plugin that
             its method is from.
+        ArchitectureError: no inputs could be made with which the model runs.
     """
     state = attachment(model)
     if any(p.is_meta for p in model.parameters()):
         return 0
     chosen = list(state.names if names is None else names_of(names))
-    deltas: dict[int, tuple[str, nn.Module]] = {}
-    for name in chosen:
-        deltas.update({id(delta): (path, delta) for path, delta in deltas_of(model, name)})
+    wait_for_calls(model)
     representatives = _representatives(state, chosen)
-    for name in representatives:
-        deltas.update({id(own): (f"{path} (its own copy)", own) for path, own in copies_of(model, name)})
-    proof = Proof({key: path for key, (path, _) in deltas.items()})
+    silence = Silence(model, chosen, representatives)
+    proof = Proof({key: path for key, (path, _) in silence.deltas.items()})
     handles = []
-    for _, delta in deltas.values():
+    for _, delta in silence.deltas.values():
         handles.append(delta.register_forward_pre_hook(proof.begins))
         handles.append(delta.register_forward_hook(proof.ends, with_kwargs=True))
     drop = state.drop
     modes = {m: m.training for m in model.modules()}
+    device = next((p.device.type for p in model.parameters()), "cpu")
     try:
         model.eval()
         state.drop = {}
         # Outside of autocast, which gives a delta another dtype than what it changes.
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False), silence:
             for name in representatives:
-                _run(model, state, name, proof)
+                _run(model, state, name, proof, inputs)
     finally:
         state.drop = drop
         for module, mode in modes.items():
             module.training = mode
         for handle in handles:
             handle.remove()
-    silent = [path for key, (path, _) in deltas.items() if key not in proof.fired]
-    if silent:
-        raise AttachError(
-            "some deltas would never run in this model",
-            where=type(model).__name__,
-            got=f"{len(silent)} silent, e.g. {silent[0]}",
-            allowed="every slot fires in a forward pass",
-            try_="another method or other layers; fused kernels that bypass these modules must be switched off; "
-            "train_head=False where the model's head does not run",
-        )
-    return len(proof.fired)
+    silence.report()
+    return len(silence.fired)
 
 
-def _run(model: PreTrainedModel, state: Attachment, name: str, proof: Proof) -> None:
-    from ..architecture.inputs import example_inputs
+def prove(model: PreTrainedModel, names: Iterable[str] | None = None) -> int:
+    """Verify; where no inputs can be made with which the model runs, let its next call show that every delta fires.
 
-    inputs = example_inputs(model)
-    if _can_mix(state, name):
+    Args:
+        model: As of `verify`.
+        names: As of `verify`.
+
+    Raises:
+        AttachError: as of `verify`.
+    """
+    try:
+        return verify(model, names)
+    except ArchitectureError as error:
+        logger.info("what the adapters do is shown by the first call of the model: %s", error)
+        wait_for_calls(model, attachment(model).names if names is None else names_of(names))
+        return 0
+
+
+def _run(model: PreTrainedModel, state: Attachment, name: str, proof: Proof, inputs: Mapping[str, Any] | None) -> None:
+    def call(rows: int, task_ids: Any) -> None:
+        if inputs is not None:
+            return _call(model, dict(inputs), task_ids, proof)
+        first_that_runs(model, rows, lambda given: _call(model, given, task_ids, proof))
+
+    if inputs is None and _can_mix(state, name):
         other = next((n for n in state.names if n != name and _can_mix(state, n)), name)
-        mixed = {key: value.repeat(3, *(1,) * (value.dim() - 1)) for key, value in inputs.items()}
         try:
-            return _call(model, mixed, [name, None, other], proof)
+            return call(3, [name, None, other])
         except RoutingError as error:
             # A module that reads one table for all rows refuses mixed batches, in this proof as in any call.
             logger.debug("%s takes no mixed batch (%s)", type(model).__name__, error)
-        except HFAdaptError:
-            raise
-        except Exception as error:
+        except ArchitectureError as error:
             # Some heads take one row alone until the config has a padding token; then no batch can be mixed either.
             logger.debug("%s takes no batch of three rows (%s)", type(model).__name__, error)
-    _call(model, inputs, name, proof)
+    call(1, name)
 
 
-def _call(model: PreTrainedModel, inputs: dict[str, Tensor], task_ids: Any, proof: Proof) -> None:
+def _call(model: PreTrainedModel, inputs: dict[str, Any], task_ids: Any, proof: Proof) -> None:
     proof.running.clear()
     try:
         # By name: a call inside of generate would take that one's adapters.

@@ -9,6 +9,7 @@ from .explain import explain
 from .linears import is_linear, linear_sizes
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
+from .structure import linear_leaves, place_in_list, structure
 
 __all__ = [
     "KINDS",
@@ -21,7 +22,10 @@ __all__ = [
     "explain",
     "is_linear",
     "join",
+    "linear_leaves",
     "linear_sizes",
+    "place_in_list",
     "resolve",
     "stack_map",
+    "structure",
 ]

@@ -33,7 +33,7 @@ def explain(model: nn.Module) -> str:
         ArchitectureError: The model could not be mapped.
     """
     arch = resolve(model)
-    origin = {"table": "a registered map", "probe": "the automatic probe"}[arch.source]
+    origin = {"table": "a registered map", "probe": "the automatic probe"}.get(arch.source, "a map that was given")
     interface = "through" if arch.attention_interface else "not through"
     lines = [
         f"{type(model).__name__} ({arch.model_type}), mapped by {origin}; attention {interface} AttentionInterface"
@@ -54,6 +54,7 @@ def explain(model: nn.Module) -> str:
         rows += [("word embedding", stack.embedding)] if stack.embedding else []
         width = max(len(role) for role, _ in rows)
         lines += [f"  {role:<{width}}  {path}" for role, path in rows]
+    lines += [f"\n{path}: left out ({why})" for path, why in arch.left_out.items()]
     return "\n".join(lines)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -15,12 +14,14 @@ class _Sized(Protocol):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map over the last axis: Linear, Conv1D or a quantised form of them."""
+    """Whether a module is a linear map over the last axis: Linear, Conv1D, a quantised form or a subclass of them."""
     weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() > 2:
+        return False
     name = type(module).__name__.lower()
-    return (
-        weight is not None and name.endswith(("linear", "conv1d", "linear4bit", "linear8bitlt")) and weight.dim() <= 2
-    )
+    if "grouped" in name:  # one weight for each of several parts of the input
+        return False
+    return name.endswith(("linear", "conv1d", "linear4bit", "linear8bitlt")) or isinstance(module, nn.Linear)
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:

@@ -81,15 +81,19 @@ class StackMap:
         style: "post" is norm(h + sublayer(h)); "pre" is h + sublayer(norm(h)); "sandwich" norms the sub-layer's
             output before the sum (with or without a norm before it: see `norms`); "parallel" is
             h + attention(norm(h)) + ffn(norm(h)).
-        ffn_in: Linears that read the feed-forward input (two where it is gated by separate linears).
+        ffn_in: Linears that read the feed-forward input (two where it is gated by separate linears). Where the part
+            is a block of another kind, such as a mixture of experts, that module stands here and as `ffn_out`.
         ffn_gated_in_one: One ffn_in linear makes gate and value together, so its output is twice `ffn_size`.
-        attn_out_dropout, cross_out_dropout, ffn_out_dropout: The ``nn.Dropout`` leaf right after the output
-            linear, where one exists that serves nothing else.
+        attn_out_dropout, cross_out_dropout, ffn_out_dropout: The last leaf after the output linear that takes its
+            outputs one by one, a dropout or a learned scale, where one exists that serves nothing else.
         norms: Role (see `NORM_ROLES`) to path.
         flat_ffn: The feed-forward part sees [B*T, D] instead of [B, T, D] (OPT).
         final_norm: The norm after the last layer, or None.
         projection_out: A linear after `final_norm` that gives the last hidden state (OPT-350m), or None.
         embedding: The word embedding that is really called, or None where the stack starts from no token ids.
+        others: Layers that are made otherwise (a dense one among mixtures of experts), by their number: the stack as
+            such a layer has it, with attention, feed-forward part and norms of its own.
+        left_out: Layers in which no slots were found (a state space among attentions), by their number, and why.
         reads_shared_table: The method of the attention module that gives a table which all rows share (relative
             positions) to the query and key projections (DeBERTa v3), or "".
     """
@@ -117,7 +121,14 @@ class StackMap:
     final_norm: str | None = None
     projection_out: str | None = None
     embedding: str | None = None
+    others: Mapping[int, StackMap] = field(default_factory=dict, hash=False)
+    left_out: Mapping[int, str] = field(default_factory=dict, hash=False, compare=False)
     reads_shared_table: str = field(default="", compare=False)
+
+    @property
+    def ffn_is_block(self) -> bool:
+        """The feed-forward part is one module that is no linear: it has an input and an output, and nothing between."""
+        return self.ffn_in == (self.ffn_out,)
 
     @property
     def num_layers(self) -> int:
@@ -151,7 +162,7 @@ class StackMap:
             raise IndexError(f"{self.path} has {self.num_layers} layers, got index {index}")
         index %= self.num_layers
         path = self.layer_paths[index]
-        return LayerMap(self, index, path, self.layer_paths[:index].count(path))
+        return LayerMap(self.others.get(index, self), index, path, self.layer_paths[:index].count(path))
 
     def under(self, prefix: str) -> StackMap:
         """The same stack inside a model that holds this one as `prefix`."""
@@ -162,7 +173,8 @@ class StackMap:
             for name in ("final_norm", "projection_out", "embedding")
         }
         paths = tuple(join(prefix, path) for path in self.layer_paths)
-        return replace(self, path=join(prefix, self.path), layer_paths=paths, **absolute)
+        others = {index: other.under(prefix) for index, other in self.others.items()}
+        return replace(self, path=join(prefix, self.path), layer_paths=paths, others=others, **absolute)
 
 
 @dataclass(frozen=True)
@@ -257,7 +269,11 @@ class ArchitectureMap:
         pooler: The module that pools the last hidden state, where the model has one.
         rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
             convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.
-        source: "table" for a shipped or registered map, "probe" for an automatic one.
+        source: "table" for a shipped or registered map, "probe" for an automatic one, "given" for one that a caller
+            of ``attach`` gave, "names" where nothing is known but the names of modules.
+        left_out: Path of each stack that could not be mapped, or did not run where the map was made, to why.
+        lists: Where no stack is mapped: each list of modules with linears inside, and how many members it has.
+        unmapped: Where no stack is mapped: why not.
     """
 
     model_type: str
@@ -266,6 +282,14 @@ class ArchitectureMap:
     pooler: str | None = None
     rereads_input: bool = field(default=False, compare=False)
     source: str = field(default="table", compare=False)
+    left_out: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+    lists: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
+    unmapped: str = field(default="", compare=False)
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Path of each stack, or of each list of modules where none is mapped, to how many layers it has."""
+        return {stack.path: stack.num_layers for stack in self.stacks} or dict(self.lists)
 
     @property
     def embeddings(self) -> tuple[str, ...]:
@@ -290,15 +314,16 @@ class ArchitectureMap:
         return (self.stack(stack) if isinstance(stack, str) else stack).layer(index)
 
     def layers(self, stack: str | StackMap | None = None) -> Iterator[LayerMap]:
-        """Every layer in the order they run; of one stack when it is named."""
+        """Every layer with slots in the order they run; of one stack when it is named."""
         chosen = self.stacks if stack is None else (self.stack(stack) if isinstance(stack, str) else stack,)
         for one in chosen:
             for index in range(one.num_layers):
-                yield one.layer(index)
+                if index not in one.left_out:
+                    yield one.layer(index)
 
     def linears(self, model: nn.Module) -> tuple[str, ...]:
         """Names of every linear leaf inside the layers, mapped to a role or not, in module order."""
-        layers = tuple({layer.path + "." for layer in self.layers()})
+        layers = tuple({f"{path}." for stack in self.stacks for path in stack.layer_paths})
         return tuple(name for name, module in model.named_modules() if name.startswith(layers) and is_linear(module))
 
     def paths(self) -> dict[str, str]:
@@ -324,4 +349,6 @@ class ArchitectureMap:
         if not prefix:
             return self
         pooler = None if self.pooler is None else join(prefix, self.pooler)
-        return replace(self, stacks=tuple(stack.under(prefix) for stack in self.stacks), pooler=pooler)
+        left_out = {join(prefix, path): why for path, why in self.left_out.items()}
+        stacks = tuple(stack.under(prefix) for stack in self.stacks)
+        return replace(self, stacks=stacks, pooler=pooler, left_out=left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..routing.composition import Composition
     from .delta import Delta
     from .site import Site
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Capabilities", "CompositionMethod", "Method", "MethodPreset", "Place", "expand", "select_layers"]
 
@@ -70,6 +73,8 @@ class Method:
     summary: ClassVar[str] = ""
     tests: ClassVar[str] = ""
     """Path of its tests from the root of its repository, for the method table."""
+    by_name: ClassVar[bool] = False
+    """``place`` can do with a map that has no stacks: it chooses modules by name, or says which names there are."""
     exports: ClassVar[Mapping[str, Any]] = {}
     """Functions of the method that ``hfadapt`` offers by name, e.g. ``hfadapt.flatten_prefix``."""
 
@@ -89,6 +94,10 @@ class Method:
     def shared(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         """Return the parameters that the deltas of one adapter share across layers, or None."""
         return None
+
+    def needs_map(self, config: Any) -> bool:
+        """Say whether ``place`` reads the stacks of the map; a method that chooses modules by name needs none."""
+        return True
 
     def starts_as_base(self, config: Any) -> bool:
         """Say whether a fresh adapter leaves the base's outputs as they are (LoRA does, PALs do not)."""
@@ -237,5 +246,15 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
                     allowed=f"0 to {n - 1}, or -{n} to -1",
                 )
             indices = sorted({i % n for i in config.layers})
-        chosen.extend(arch.layer(stack, i) for i in indices)
+        indices = list(indices)
+        chosen.extend(arch.layer(stack, i) for i in indices if i not in stack.left_out)
+        without = [i for i in indices if i in stack.left_out]
+        if without:
+            why = stack.left_out[without[0]]
+            shown = ", ".join(map(str, without))
+            logger.warning("%s leaves out layers %s of %s: %s", config.method, shown, stack.path, why)
+    if not chosen:
+        raise AttachError(
+            "no chosen layer has slots", where=f"{config.method} on {arch.model_type}", got=f"layers={config.layers}"
+        )
     return chosen

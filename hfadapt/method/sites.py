@@ -133,7 +133,13 @@ def attention_heads(layer: LayerMap, cross: bool = False) -> Site:
 
 
 def ffn_hidden(layer: LayerMap) -> Site:
-    """The FFN's hidden units, behind the activation."""
+    """The FFN's hidden units, behind the activation.
+
+    Raises:
+        AttachError: The FFN is a block, such as a mixture of experts, whose hidden units differ from token to token.
+    """
+    if layer.stack.ffn_is_block:
+        raise AttachError("this layer's feed-forward part has no hidden units of its own", where=layer.ffn_out)
     return _site(layer, "ffn_hidden", layer.ffn_out, "input", layer.stack.ffn_size)
 
 

@@ -52,7 +52,8 @@ def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:
         return pooling
     attached = find_attachment(base)
     config = base.config
-    causal = attached.arch.stacks[0].causal if attached is not None else _looks_causal(config)
+    mapped = attached is not None and bool(attached.arch.stacks)
+    causal = attached.arch.stacks[0].causal if attached is not None and mapped else _looks_causal(config)
     # an encoder taken out of an encoder-decoder keeps its config, and has no decoder
     decodes = config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(base.forward).parameters
     return "last" if causal or decodes else "mean"

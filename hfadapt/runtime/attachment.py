@@ -56,6 +56,12 @@ class Watched(Protocol):
     def look_again(self, attachment: Attachment, names: Collection[str]) -> None: ...
 
 
+class Waiting(Protocol):
+    """What is still to be shown of the adapters, and can be shown in a call of the model's alone: `FirstCalls`."""
+
+    def run(self, routing: Routing | None, args: tuple, kwargs: dict[str, Any], run: Callable[[], Any]) -> Any: ...
+
+
 class Token:
     """Tells one attachment from another, its own copies among them."""
 
@@ -117,6 +123,7 @@ class Attachment:
         inside: A model around this one gives idle parameters their gradient of zero.
         watch: What the hooks rely on; compared at every call.
         prove: Shows that every delta of a model fires, and raises where one does not.
+        waiting: Runs calls of the model while something is left that only such a call can show.
         original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
     """
 
@@ -141,6 +148,7 @@ class Attachment:
     steps: tuple[Step, ...] = ()
     watch: Watched | None = None
     prove: Callable[[Any], Any] | None = None
+    waiting: Waiting | None = None
 
     @property
     def active(self) -> Any:

@@ -81,11 +81,11 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
     # Before the hooks of an earlier ``Parallel`` make room, which would look like places that are gone.
     lost = () if attachment.watch is None else attachment.watch.lost()
     layers: dict[str, set[int]] = {}
-    counts = {stack.path: stack.num_layers for stack in attachment.arch.stacks}
+    counts = attachment.arch.depths
     for name in dict.fromkeys(adapter_names(node)):
         for _, delta in deltas_of(model, name):
             site = delta.site
-            depth = {"embedding_output": -1, "top": counts[site.stack]}.get(site.slot, site.layer)
+            depth = {"embedding_output": -1, "top": counts.get(site.stack, 0)}.get(site.slot, site.layer)
             layers.setdefault(site.stack, set()).add(depth)
     for stack in attachment.arch.stacks:
         for layer in dict.fromkeys(stack.layer_paths):
@@ -113,8 +113,11 @@ def count_calls(model: PreTrainedModel, attachment: Attachment, layer: str) -> N
 def _rereads_input(model: PreTrainedModel, attachment: Attachment) -> bool:
     """Say whether the model looks at its input again behind its layers, say for the last token of each row.
 
-    Such a model is given all rows from the start. One that is not known here fails with the error of ``check_output``.
+    Such a model is given all rows from the start, and so is one without a map, whose layers are not known. One that is
+    not known here fails with the error of ``check_output``.
     """
+    if not attachment.arch.stacks:
+        return True
     causal = any(stack.causal for stack in attachment.arch.stacks)
     last_token = type(model).__name__.endswith("ForSequenceClassification") and causal
     return last_token or attachment.arch.rereads_input

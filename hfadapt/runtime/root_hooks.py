@@ -83,7 +83,11 @@ class Forward:
         before = current()
         try:
             args, kwargs = self._enter(attachment, before, args, kwargs)
-            return self._leave(attachment, self._stock(args, kwargs))
+            if attachment.waiting is None or self.path or torch.compiler.is_compiling():
+                return self._leave(attachment, self._stock(args, kwargs))
+            return attachment.waiting.run(
+                current(), args, kwargs, lambda: self._leave(attachment, self._stock(args, kwargs))
+            )
         finally:
             set_current(before)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttachError
+from ..errors import AttachError, RoutingError
 from ..method.delta import Delta
 from ..method.sites import Site
 from ..routing.routing import Routing, Rows
@@ -37,6 +37,8 @@ class Slot(nn.Module):
         self.fusions = nn.ModuleDict()
         # The leaf is a norm that finishes the op of the last delta at its input (see fused_norm.py).
         self.fuses_norm = False
+        # The first axis of what the leaf reads is the batch's; None where that is still to be tried.
+        self.by_row: bool | None = True
         self._sides: dict[str, tuple[Delta, ...]] = {}
 
     def delta(self, place: Place, method: str) -> Delta:
@@ -45,6 +47,8 @@ class Slot(nn.Module):
         key = "__".join(
             p for p in (method, site.slot, place.variant, f"d{site.layer}" if site.shared_layer else "") if p
         )
+        if not site.rows_known and self.by_row:
+            self.by_row = None
         if key not in self.deltas:
             self.deltas[key] = made = place.delta(site)
             made.place = f"{site.leaf} {key}"
@@ -130,6 +134,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             found = routing.rows(index, delta.names, device)
             if found is None:
                 continue
+            if slot.by_row is not True and not found[1].uniform:
+                raise _rows_unknown(delta, value)
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf, index)
             if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
@@ -141,7 +147,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
 
 def shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
     """View ``[B * T, D]`` (models that flatten their feed-forward input) as ``[B, T, D]``."""
-    if tensor.dim() == 2 and tensor.shape[0] != batch_size and batch_size and tensor.shape[0] % batch_size == 0:
+    rows = tensor.shape[0]
+    if tensor.dim() == 2 and rows and rows != batch_size and batch_size and rows % batch_size == 0:
         return tensor.view(batch_size, -1, tensor.shape[-1])
     return tensor
 
@@ -164,10 +171,19 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
 def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: Any) -> Tensor:
     """Call ``delta`` with shapes and dtypes made to match, and return a tensor like ``value``."""
     size = rows.routing.batch_size
+    if value.numel() == 0:  # an expert that no token was sent to
+        return value
+    if value.dim() == 1:  # a vector that all rows share
+        value, source = value.unsqueeze(0), source.unsqueeze(0)
+        return apply_rows(delta, value, source, rows, **norm).squeeze(0)
     shaped = value if value.dim() == 3 else shape_like_batch(value, size)
     read = shaped if source is value else source if source.dim() == 3 else shape_like_batch(source, size)
-    if delta.site.source is not None and shaped.dim() == 2 and read.dim() == 3 and read.shape[1] == 1:
-        shaped = shaped.unsqueeze(1)  # one flattened token a row looks like no tokens at all
+    if delta.site.source is not None and {shaped.dim(), read.dim()} == {2, 3}:
+        # One flattened token a row looks like no tokens at all, on either side.
+        if shaped.dim() == 2 and read.shape[1] == 1:
+            shaped = shaped.unsqueeze(1)
+        elif read.dim() == 2 and shaped.shape[1] == 1:
+            read = read.unsqueeze(1)
     if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
         raise AttachError(
             "a delta that reads the whole layer's input is called for a part of its tokens",
@@ -189,6 +205,17 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
     with draws.at(f"{delta.place} {rows.step}", rows.routing.state.calls):
         return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
+
+
+def _rows_unknown(delta: Delta, value: Tensor) -> RoutingError:
+    """The error of a batch of several adapters at a leaf whose input is not known to have the batch's rows."""
+    return RoutingError(
+        "rows of different adapters cannot be told apart in what this module reads",
+        where=delta.site.leaf,
+        got=f"a tensor of shape {list(value.shape)}, in which no rows of the batch were found",
+        allowed="an input whose first axis is the batch",
+        try_="one call for each adapter; or target_modules without this module",
+    )
 
 
 def _defers(delta: Delta, index: int, value: Tensor, routing: Routing) -> bool:
@@ -222,7 +249,10 @@ def _run_together(
     routing: Routing,
 ) -> Tensor:
     """Run a step whose rows use several adapters at once."""
-    fusion = slot_of(leaf).fusion(step, deltas)
+    slot = slot_of(leaf)
+    if slot.by_row is not True and routing.ids is not None:
+        raise _rows_unknown(deltas[0], value)
+    fusion = slot.fusion(step, deltas)
     if fusion is not None:
         if routing.state.draws is None:
             return fusion(value, leaf_input, leaf, routing, index)

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+import hfadapt
 from hfadapt.architecture import resolve
 from hfadapt.architecture.probe import probe
-from hfadapt.errors import ArchitectureError
+from hfadapt.errors import ArchitectureError, AttachError
 from hfadapt.testing.tiny import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, VOCABULARY, tiny_inputs, tiny_model
 
 COMMON = {
@@ -75,16 +76,15 @@ MAPPED = {
     "siglip": ({"text_config": COMMON, "vision_config": IMAGE}, "pre", "self_attn.q_proj", None),
     "pixtral": (IMAGE, "pre", "attention.q_proj", None),
     "wav2vec2": (SOUND, "post", "attention.q_proj", None),
+    "qwen2_moe": (LLAMA, "pre", "self_attn.q_proj", None),
+    "mixtral": (LLAMA, "pre", "self_attn.q_proj", None),
+    "dinov2": (IMAGE, "pre", "attention.q_proj", None),
+    "granite": ({**LLAMA, "residual_multiplier": 0.5}, "pre", "self_attn.q_proj", None),
 }
 
 # Family: settings and words that the refusal must hold.
 REFUSED = {
-    "qwen2_moe": (LLAMA, "mlp.shared_expert.up_proj"),
-    "mixtral": (LLAMA, "no linear left after attention"),
-    "dinov2": (IMAGE, "the sum that gives the layer's output"),
-    "granite": ({**LLAMA, "residual_multiplier": 0.5}, "the sum that gives the layer's output"),
     "longformer": ({**COMMON, "attention_window": 4}, "one query, key and value projection"),
-    "lfm2": ({**LLAMA, "layer_types": ["conv", "full_attention"]}, "layers.0.self_attn.q_proj"),
     "xlnet": ({"vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": 4}, "no stack of equal layers"),
 }
 
@@ -219,3 +219,38 @@ def _refuse(self, input_ids=None):
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ArchitectureError, match="no stack of equal layers"):
         resolve(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral"])
+def test_a_mixture_of_experts_is_one_feed_forward_slot(name):
+    model = build(name, MAPPED[name][0])
+    stack = resolve(model).stacks[0]
+    assert (stack.ffn_in, stack.ffn_out, stack.ffn_is_block) == (("mlp",), "mlp", True)
+    assert stack.norms["pre_ffn"] == "post_attention_layernorm"
+    for method in ("bottleneck", "parallel", "low_rank", "pal", "lora"):
+        hfadapt.attach(model, method).detach()
+    with pytest.raises(AttachError, match="matched nothing for 'ffn_in'"):
+        hfadapt.attach(model, hfadapt.LoRA(target_modules=("ffn_in",)))
+
+
+def test_deltas_stand_behind_a_learned_scale_that_is_a_module():
+    stack = resolve(build("dinov2", IMAGE)).stacks[0]
+    assert (stack.attn_out_dropout, stack.ffn_out_dropout) == ("layer_scale1", "layer_scale2")
+
+
+def test_layers_without_slots_are_left_out_and_said(caplog):
+    stack = resolve(build("lfm2", {**LLAMA, "layer_types": ["conv", "full_attention"]})).stacks[0]
+    assert list(stack.left_out) == [0] and stack.num_layers == 2
+    model = build("lfm2", {**LLAMA, "layer_types": ["conv", "full_attention"]})
+    with caplog.at_level("WARNING"):
+        hfadapt.attach(model, "bottleneck")
+    assert "bottleneck leaves out layers 0 of layers" in caplog.text
+    assert {delta.site.layer for _, delta in hfadapt.runtime.deltas_of(model)} == {1}
+    with pytest.raises(AttachError, match="no chosen layer has slots"):
+        hfadapt.attach(model, hfadapt.Bottleneck(layers=(0,)), "b")
+
+
+def test_a_dense_layer_among_mixtures_of_experts_keeps_slots_of_its_own():
+    stack = resolve(build("qwen3_moe", {**LLAMA, "mlp_only_layers": [0], "head_dim": 8})).stacks[0]
+    dense, experts = stack.layer(0), stack.layer(1)
+    assert dense.ffn_out == "layers.0.mlp.down_proj" and experts.ffn_out == "layers.1.mlp"

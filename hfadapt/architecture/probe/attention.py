@@ -7,7 +7,7 @@ positions without being the value. Names play no part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,17 +15,21 @@ from torch import Tensor
 
 from ..linears import is_linear, linear_sizes
 from ..maps import AttentionMap
-from .replay import Call, Replay, same
+from .replay import Call, Replay, is_block, same
 
 
 @dataclass
 class Parts:
-    """The linears of a layer by what they do; `missing` says what could not be told."""
+    """The linears of a layer by what they do; `missing` says what could not be told.
+
+    Modules that may be the feed-forward part as a whole (a mixture of experts) are in `blocks`, the outermost first.
+    """
 
     attention: AttentionMap | None = None
     cross: AttentionMap | None = None
     ffn_in: tuple[str, ...] = ()
     ffn_out: str | None = None
+    blocks: tuple[str, ...] = ()
     causal: bool = False
     missing: list[str] = field(default_factory=list)
 
@@ -34,7 +38,14 @@ def find_parts(replay: Replay) -> Parts:
     """Sort the linears of a layer into self-attention, cross-attention and the feed-forward part."""
     parts = Parts()
     everywhere, first, last = replay.moved(None), replay.moved(0), replay.moved(replay.tokens - 1)
-    linears = [call for call in replay.base.calls if is_linear(call.module) and replay.rows(call.input) is not None]
+    # Experts are sent other tokens, or none, in another run.
+    linears = [
+        call
+        for call in replay.base.calls
+        if is_linear(call.module)
+        and replay.rows(call.input) is not None
+        and all(run.count(call.path) for run in (everywhere, first, last))
+    ]
     own = [call for call in linears if not same(call.input, everywhere[call.path].input)]
     foreign = [call for call in linears if call not in own]
     mixed = [call for call in own if replay.positions(call.input, first[call.path].input) - {0}]
@@ -58,7 +69,17 @@ def find_parts(replay: Replay) -> Parts:
 
     rest = [call for call in own if call.path not in used]
     _feed_forward(replay, rest, parts)
+    parts.blocks = tuple(_blocks(replay, {*used, *_linears_of(parts.cross), output.path}))
     return parts
+
+
+def _blocks(replay: Replay, used: set[str]) -> Iterator[str]:
+    """Yield modules that read and return a hidden state, with weights in them and none of what was found so far."""
+    size = replay.base.hidden.numel()
+    calls = [c for c in replay.base.calls if is_block(c.path, c.module) and c.input.numel() == c.output.numel() == size]
+    for call in sorted(calls, key=lambda call: call.path.count(".")):
+        if not any(f"{path}.".startswith(f"{call.path}.") for path in used) and replay.base.count(call.path) == 1:
+            yield call.path
 
 
 def _attention(

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from ...errors import ArchitectureError, problem
+from ..inputs import first_that_runs
 from ..interface import uses_interface
 from ..linears import linear_sizes
 from ..maps import ArchitectureMap, StackMap
 from .attention import find_parts, with_layout
-from .inputs import example_inputs
 from .norms import find_residual
 from .replay import Replay
 from .sizes import attention_sizes, stack_kind
 from .skeleton import probe_skeleton
 from .stacks import layer_lists, outermost_list
 from .surroundings import Forward, after_stack, watch_forward, word_embedding
-from .uniform import differences, linears_of
+from .uniform import differences, kinds_of, linears_of
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
+BATCH = 2
 _ADVICE = (
-    "register a map for this model type (docs/map-an-architecture.md), or use a method that places deltas on "
-    "linears by name"
+    "lora with target_modules='all-linear' or names of modules, which needs no map; the inner language model alone; or "
+    "attach(..., arch=...) with a map by hfadapt.probe(model, inputs={...}) or by hand (docs/map-an-architecture.md)"
 )
 
 
@@ -44,7 +50,31 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return probe_skeleton(cast("PreTrainedModel", model), probe)
-    root, prefix = (model, "") if inputs is not None else _runnable(model)
+    error: ArchitectureError | None = None
+    for root, prefix in [(model, "")] if inputs is not None else _roots(model):
+        try:
+            return _map(root, model, inputs).under(prefix)
+        except _CannotRun as reason:
+            error = error or reason
+    assert error is not None
+    raise error
+
+
+class _CannotRun(ArchitectureError):
+    """A model that does not run on inputs that can be made for it; one around it may."""
+
+
+def _roots(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Base models and their paths, the innermost first, which runs without labels or pooling."""
+    found = [model]
+    while isinstance(base := getattr(found[-1], "base_model", found[-1]), nn.Module) and base is not found[-1]:
+        found.append(base)
+    paths = {id(module): name for name, module in model.named_modules()}
+    return [(root, paths[id(root)]) for root in reversed(found) if id(root) in paths]
+
+
+def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> ArchitectureMap:
+    """The map of ``root``, which is ``model`` or a base inside."""
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
     if not layers:
@@ -55,7 +85,7 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             seen = _forward(root, layers, inputs)
-            stacks = [_stack(root, seen, paths) for paths in _called(root, lists, seen)]
+            stacks, left_out = _stacks(root, seen, _called(root, lists, seen))
     finally:
         for module, flag in training.items():
             module.training = flag
@@ -63,18 +93,32 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
         raise ArchitectureError(
             "no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE
         )
+    ran = {call.path.rpartition(".")[0] for call in seen.layers}
+    left_out |= {path: "it did not run on the inputs of the probe" for path in lists if path not in ran}
+    for path, why in left_out.items():
+        logger.warning("%s: %s is not mapped, and methods leave it out: %s", type(model).__name__, path, why)
     interface = uses_interface(root, stacks)
-    pooler = "pooler" if hasattr(root, "pooler") and root.pooler is not None else None
+    pooler = "pooler" if isinstance(getattr(root, "pooler", None), nn.Module) else None
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe").under(prefix)
+    return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe", left_out=left_out)
 
 
-def _runnable(model: nn.Module) -> tuple[nn.Module, str]:
-    """The innermost base model, which runs without labels or pooling, and its path."""
-    root = model
-    while (base := getattr(root, "base_model", root)) is not root:
-        root = base
-    return root, next(name for name, module in model.named_modules() if module is root)
+def _stacks(root: nn.Module, seen: Forward, found: list[tuple[str, ...]]) -> tuple[list[StackMap], dict[str, str]]:
+    """The maps of the stacks that ran, and why others could not be mapped.
+
+    Raises:
+        ArchitectureError: None could be.
+    """
+    stacks: list[StackMap] = []
+    refused: dict[str, ArchitectureError] = {}
+    for paths in found:
+        try:
+            stacks.append(_stack(root, seen, paths))
+        except ArchitectureError as error:
+            refused[paths[0].rpartition(".")[0]] = error
+    if refused and not stacks:
+        raise next(iter(refused.values()))
+    return stacks, {path: str(error) for path, error in refused.items()}
 
 
 def _nothing() -> None:
@@ -82,16 +126,25 @@ def _nothing() -> None:
 
 
 def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, Any] | None) -> Forward:
-    given = example_inputs(cast("PreTrainedModel", root)) if inputs is None else inputs
+    caches = "use_cache" in inspect.signature(root.forward).parameters
+
+    def run(given: dict[str, Any]) -> Forward:
+        return watch_forward(root, layers, {**given, "use_cache": False} if caches else given)
+
+    if inputs is None:
+        try:
+            return first_that_runs(root, BATCH, run)[1]
+        except ArchitectureError as error:
+            raise _CannotRun(str(error)) from error
     try:
-        return watch_forward(root, layers, given)
-    except Exception as error:  # any model may refuse made-up inputs in any way; the cause is kept and shown
-        shapes = {name: tuple(getattr(value, "shape", ())) or value for name, value in given.items()}
+        return run(dict(inputs))
+    except Exception as error:  # any model may refuse what it is given in any way; the cause is kept and shown
+        shapes = {name: tuple(getattr(value, "shape", ())) or value for name, value in inputs.items()}
         raise ArchitectureError(
             f"the model could not be run to map it ({type(error).__name__}: {error})",
             where=type(root).__name__,
             got=shapes,
-            try_="hfadapt.architecture.probe.probe(model, inputs={...}) with inputs of your own, or " + _ADVICE,
+            try_="inputs with which model(**inputs) runs",
         ) from error
 
 
@@ -110,11 +163,34 @@ def _called(root: nn.Module, lists: dict[str, Any], seen: Forward) -> list[tuple
 
 
 def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
-    """The map of one stack, from its last layer."""
-    last = max(number for number, call in enumerate(seen.layers) if call.path == paths[-1])
+    """The map of one stack: that of its commonest kind of layer, with what other kinds have and what was left out.
+
+    Raises:
+        ArchitectureError: No kind of its layers could be mapped.
+    """
+    kinds = kinds_of(root, paths, seen.fired)
+    mapped: list[tuple[list[int], StackMap]] = []
+    refused: list[tuple[list[int], ArchitectureError]] = []
+    for kind in kinds:
+        try:
+            mapped.append((kind, _one_kind(root, seen, paths, tuple(paths[index] for index in kind))))
+        except ArchitectureError as error:
+            refused.append((kind, error))
+    if not mapped:
+        raise max(refused, key=lambda pair: len(pair[0]))[1]
+    _, most = max(mapped, key=lambda pair: (len(pair[0]), pair[0]))
+    others = {index: stack for kind, stack in mapped if stack != most for index in kind}
+    left_out = {index: str(error) for kind, error in refused for index in kind}
+    return replace(most, others=others, left_out=left_out)
+
+
+def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tuple[str, ...]) -> StackMap:
+    """The map of a stack as its layers ``alike`` have it, from the last of them."""
+    last = max(number for number, call in enumerate(seen.layers) if call.path == alike[-1])
+    end = max(number for number, call in enumerate(seen.layers) if call.path == paths[-1])
     first = next(number for number, call in enumerate(seen.layers) if call.path == paths[0])
-    layer = root.get_submodule(paths[-1])
-    where = f"{type(root).__name__}, {paths[-1]} ({type(layer).__name__})"
+    layer = root.get_submodule(alike[-1])
+    where = f"{type(root).__name__}, {alike[-1]} ({type(layer).__name__})"
     try:
         replay = Replay(layer, seen.layers[last].args, seen.layers[last].kwargs)
         parts = find_parts(replay)
@@ -132,15 +208,17 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
         elif attention.fused is not None:
             attention = with_layout(replay, attention, *sizes)
     linears = linears_of((attention, parts.cross), (*parts.ffn_in, parts.ffn_out))
-    missing += differences(layer, root, paths, linears, residual.norms.values(), seen.fired)
+    missing += differences(layer, root, alike, linears, residual.norms.values(), seen.fired)
     if missing or attention is None or sizes is None or parts.ffn_out is None or residual.style is None:
         raise ArchitectureError(_refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing))
     heads, kv_heads, head_dim = sizes
     shared = len(set(paths)) < len(paths)
     path = paths[0].rpartition(".")[0]
     head = getattr(root, "get_output_embeddings", _nothing)()
-    final_norm, projection = after_stack(seen, seen.layers[last], head)
-    ffn_size = linear_sizes(layer.get_submodule(parts.ffn_out))[0]
+    final_norm, projection = after_stack(seen, seen.layers[end], head)
+    is_block = parts.ffn_in == (parts.ffn_out,)
+    hidden_size = replay.hidden.shape[-1]
+    ffn_size = hidden_size if is_block else linear_sizes(layer.get_submodule(parts.ffn_out))[0]
     others = [number for number, call in enumerate(seen.layers[:first], 1) if call.path not in paths]
     return StackMap(
         path=outermost_list(root, path) if shared else path,
@@ -153,12 +231,12 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
         ffn_in=parts.ffn_in,
         ffn_out=parts.ffn_out,
         norms=residual.norms,
-        hidden_size=replay.hidden.shape[-1],
+        hidden_size=hidden_size,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_size=ffn_size,
-        ffn_gated_in_one=linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
+        ffn_gated_in_one=not is_block and linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
         flat_ffn=replay.base[parts.ffn_out].input.dim() == 2,
         attn_out_dropout=residual.dropouts.get("attention"),
         cross_out_dropout=residual.dropouts.get("cross"),

@@ -162,12 +162,13 @@ class Replay:
 
 
 def watched(layer: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a layer that do the computing: leaves, linears (a quantised one may have children) and norms."""
-    return {
-        path: module
-        for path, module in layer.named_modules()
-        if path and (next(module.children(), None) is None or is_linear(module) or is_norm(path, module))
-    }
+    """The modules of a layer that compute, in one word or in several (a block of experts)."""
+    return {path: module for path, module in layer.named_modules() if path}
+
+
+def is_block(path: str, module: nn.Module) -> bool:
+    """Whether a module computes with weights and is neither a linear nor a norm: perhaps a whole feed-forward part."""
+    return next(module.parameters(), None) is not None and not is_linear(module) and not is_norm(path, module)
 
 
 def is_norm(path: str, module: nn.Module) -> bool:

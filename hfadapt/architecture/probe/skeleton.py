@@ -78,6 +78,8 @@ def shallow_config(config: PretrainedConfig) -> PretrainedConfig:
 
 def _stretched(stack: StackMap, twin: nn.Module, base: nn.Module) -> StackMap:
     """The twin's stack with the layers of the model itself, once they are known to be alike."""
+    if stack.others or stack.left_out:
+        raise ArchitectureError("the layers are not all alike", where=stack.path, try_=_ADVICE)
     if stack.calls_per_module > 1:
         text = "the model shares layers, and how often each one runs cannot be told without weights"
         raise ArchitectureError(text, where=stack.path, try_=_ADVICE)

@@ -22,6 +22,15 @@ def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList)
         and len({type(member) for member in module}) == 1
         and _count(module[0]) >= _FEWEST_LINEARS
+    } | {
+        # Layers of several classes (attention and state spaces); such a list inside a layer holds its sub-layers.
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and outermost_list(model, name) == name
+        and len({type(member) for member in module}) > 1
+        and max(map(_count, module), default=0) >= _FEWEST_LINEARS
+        and min(map(_count, module), default=0) > 0
     }
 
     def inner(name: str) -> list[str]:

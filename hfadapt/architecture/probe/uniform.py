@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..linears import is_linear, linear_sizes
 from ..maps import AttentionMap, join
+from .replay import is_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,6 +18,33 @@ def linears_of(attentions: Iterable[AttentionMap | None], ffn: Iterable[str | No
     names = ("query", "key", "value", "fused", "output")
     paths = [getattr(one, name) for one in attentions if one is not None for name in names]
     return [path for path in (*paths, *ffn) if path is not None]
+
+
+def _sizes(module: nn.Module) -> tuple[int, int] | str:
+    """The sizes of a linear, or the class of a block that does the work of several."""
+    return linear_sizes(module) if is_linear(module) else type(module).__name__
+
+
+def kinds_of(root: nn.Module, layers: Sequence[str], fired: Collection[str]) -> list[list[int]]:
+    """The numbers of layers that are made alike, kind by kind.
+
+    Args:
+        root: The model.
+        layers: Paths of the layer modules, in the order they run.
+        fired: Paths of the modules that ran.
+    """
+    kinds: dict[object, list[int]] = {}
+    known: dict[str, object] = {}
+    for index, path in enumerate(layers):
+        if path not in known:
+            modules = root.get_submodule(path).named_modules()
+            known[path] = tuple(
+                (name, _sizes(module), join(path, name) in fired)
+                for name, module in modules
+                if is_linear(module) or is_norm(name, module) or any(True for _ in module.parameters(recurse=False))
+            )
+        kinds.setdefault(known[path], []).append(index)
+    return list(kinds.values())
 
 
 def differences(
@@ -44,7 +72,7 @@ def differences(
             module = present.get(name)
             if module is None or (fired is not None and join(path, name) not in fired):
                 found.append(f"{join(path, name)}, which the mapped layer has")
-            elif name in linears and linear_sizes(module) != linear_sizes(mapped.get_submodule(name)):
+            elif name in linears and _sizes(module) != _sizes(mapped.get_submodule(name)):
                 found.append(f"{join(path, name)} of the mapped layer's size")
         if sum(map(is_linear, present.values())) != count:
             found.append(f"as many linears in {path} as in the mapped layer")

@@ -159,3 +159,28 @@ def test_the_published_gate_counts_padding():
         model = adapted(config, "bert")
         padded, short = model(ids, attention_mask=mask)[0], model(rows[1][None])[0]
         assert not torch.allclose(padded[1, :3], short[0], atol=1e-6)
+
+
+class AddsAToken(torch.nn.Module):
+    """Embeddings with a token of the model's own in front, of which the caller's mask knows nothing."""
+
+    def __init__(self, stock):
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, *args, **kwargs):
+        made = self.stock(*args, **kwargs)
+        return torch.cat([made[:, :1], made], 1)
+
+
+@pytest.mark.parametrize("method", ["pal", "unipelt"])
+def test_a_mask_that_is_a_token_short_is_an_error_and_no_dropped_mask(method):
+    model = tiny_model("bert")
+    model.embeddings = AddsAToken(model.embeddings)
+    model._create_attention_masks = lambda **more: (None, None)
+    hfadapt.attach(model, METHODS[method], verify=False)
+    ids, mask = batch_of(ids_of("bert"), "right")
+    whole = model(input_ids=ids, attention_mask=torch.ones_like(mask))[0]
+    assert whole.shape[1] == PADDED + 1
+    with pytest.raises(RoutingError, match="differ in number"):
+        model(input_ids=ids, attention_mask=mask)

@@ -19,10 +19,12 @@ __all__ = ["BehindNormDelta", "BehindSumDelta", "closing_norm"]
 def closing_norm(leaf: nn.Module, value: Tensor) -> Tensor:
     """Apply the base's norm ``leaf`` without running hooks, or the deltas at it, again."""
     dtype = next((p.dtype for p in leaf.parameters(recurse=False)), value.dtype)
-    if dtype == value.dtype or torch.is_autocast_enabled(value.device.type):
-        return type(leaf).forward(leaf, value)
-    # adapters in float32 behind a norm of lower precision
-    return type(leaf).forward(leaf, value.to(dtype)).to(value.dtype)
+    as_it_is = dtype == value.dtype or torch.is_autocast_enabled(value.device.type)
+    # adapters may be in float32 behind a norm of lower precision
+    normed = type(leaf).forward(leaf, value if as_it_is else value.to(dtype))
+    # I-BERT's norm returns a scale of its quantised numbers as well
+    normed = normed[0] if isinstance(normed, tuple) else normed
+    return normed if as_it_is else normed.to(value.dtype)
 
 
 class BehindNormDelta(UpDownDelta):

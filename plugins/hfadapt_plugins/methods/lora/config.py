@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +11,15 @@ from hfadapt import MethodConfig
 
 from ..shared.gating import check_gate
 
-__all__ = ["INITS", "LoRA"]
+__all__ = ["INITS", "LoRA", "is_pattern"]
 
 # "lora": A Kaiming-uniform, B zero, so training starts at the base; "normal": both N(0, 0.02), for tests and ablations.
 INITS = ("lora", "normal")
+
+
+def is_pattern(name: str) -> bool:
+    """Say whether an entry of ``target_modules`` is a regular expression: it holds what no module's name does."""
+    return re.fullmatch(r"[\w.-]+", name) is None
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,9 @@ class LoRA(MethodConfig):
         lora_alpha: Scale of the update, divided by the rank (or its root).
         target_modules: Which linears: roles (``query``, ``key``, ``value``, ``output``, ``ffn_in``, ``ffn_out``; with
             ``self_`` or ``cross_`` in front for one of two attentions), names of modules as in their path's end
-            (``q_proj``, ``attention.self.query``), or ``"all-linear"``. A role that a fused linear serves (GPT-2's
-            ``c_attn``) gets its own slice of that linear's output.
+            (``q_proj``, ``attention.self.query``), regular expressions for whole paths (``.*layers.[02].*_proj``), or
+            ``"all-linear"``. A role that a fused linear serves (GPT-2's ``c_attn``) gets its own slice of that linear's
+            output. Roles are those of the model's map; in a model without one every entry is a name.
         dropout: Dropout on what the update reads.
         use_rslora: Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
         gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate on the update.
@@ -59,6 +66,12 @@ class LoRA(MethodConfig):
         names = self.target_modules
         if not names or not all(isinstance(n, str) and n for n in names):
             self.fail("target_modules", names, "roles or module names, at least one")
+        for name in names:
+            if is_pattern(name):
+                try:
+                    re.compile(name)
+                except re.error as error:
+                    self.fail("target_modules", name, f"a name, or a regular expression (this is none: {error})")
 
     @functools.cached_property
     def scale(self) -> float:

@@ -11,7 +11,7 @@ from ..shared.gating import gate_variant
 from .config import LoRA
 from .delta import LoRADelta
 from .peft_files import load_peft, save_peft
-from .targets import find_targets
+from .targets import ROLES, find_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +32,12 @@ class LoRAMethod(Method):
     summary = "low-rank update of any linear, also of the slices of a fused one"
     tests = "tests/unit/methods/test_lora.py"
     exports: ClassVar[Mapping[str, Any]] = {"load_peft": load_peft, "save_peft": save_peft}
+
+    by_name = True
+
+    def needs_map(self, config: LoRA) -> bool:
+        """Roles, stacks by their kind and gates over a row's tokens are the map's; names are the model's."""
+        return config.stack != "all" or config.gate != "none" or bool(set(config.target_modules) & set(ROLES))
 
     def starts_as_base(self, config: LoRA) -> bool:
         """B is zero in the published initialisation."""

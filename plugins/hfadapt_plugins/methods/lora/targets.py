@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from hfadapt import Site, select_layers
-from hfadapt.architecture import is_linear, linear_sizes
+from hfadapt import select_layers
+from hfadapt.architecture import is_linear, linear_leaves
 from hfadapt.errors import AttachError, did_you_mean
 from hfadapt.method import sites
+
+from .names import ALL, POSITION_TABLES, Target, matches, named_site, targets_by_name
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, MethodConfig
@@ -19,25 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Target", "find_targets"]
 
-ALL = "all-linear"
-# These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own.
-POSITION_TABLES = ("pos_key_proj", "pos_query_proj", "pos_proj", "pos_q_proj")
 ATTENTION_ROLES = ("query", "key", "value", "output")
-# A linear outside the stacks of layers belongs to no depth, so that AdapterDrop never reaches it.
-OUTSIDE = 1 << 30
-
-
-@dataclass(frozen=True)
-class Target:
-    """One linear (or the slice of a fused one) that gets an update.
-
-    Args:
-        site: The linear's output.
-        part: What the slice of a fused linear makes (``query``), or "" for all of it.
-    """
-
-    site: Site
-    part: str = ""
 
 
 def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureMap, model: nn.Module) -> list[Target]:
@@ -47,16 +31,19 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
         AttachError: a name matches nothing, a role is served by a linear that cannot be sliced, or both a fused linear
             and a slice of it were named.
     """
+    if not arch.stacks:
+        return targets_by_name(names, config, arch, model)
     layers = select_layers(config, arch)
     inside = {layer.path for layer in arch.layers()}
     found: dict[tuple[str, int, str], Target] = {}
     for name in names:
-        matches = [t for layer in layers for t in _in_layer(name, layer, model)]
-        if name != ALL and config.layers == "all" and config.stack == "all":
-            matches += _outside(name, inside, model)
-        if not matches:
+        targets = [t for layer in layers for t in _in_layer(name, layer, model)]
+        # A role is one of the map's own linears, and never a module of that name elsewhere, such as in another tower.
+        if name not in ROLES and name != ALL and config.layers == "all" and config.stack == "all":
+            targets += _outside(name, inside, model)
+        if not targets:
             raise _no_match(name, config.method, arch, model)
-        found.update({(t.site.leaf, t.site.layer, t.part): t for t in matches})
+        found.update({(t.site.leaf, t.site.layer, t.part): t for t in targets})
     whole = {(leaf, depth) for leaf, depth, part in found if not part}
     twice = [t for (leaf, depth, part), t in found.items() if part and (leaf, depth) in whole]
     if twice:
@@ -80,12 +67,8 @@ def _in_layer(name: str, layer: LayerMap, model: nn.Module) -> Iterator[Target]:
         full = f"{layer.path}.{path}" if path else layer.path
         if not is_linear(child) or ".hfadapt." in full:
             continue
-        if _ends_with(full, name) or (name == ALL and path.rpartition(".")[2] not in POSITION_TABLES):
+        if matches(full, name) or (name == ALL and path.rpartition(".")[2] not in POSITION_TABLES):
             yield Target(sites.linear(layer, full, model))
-
-
-def _ends_with(path: str, name: str) -> bool:
-    return path == name or path.endswith("." + name)
 
 
 def _role_names() -> dict[str, tuple[str, ...]]:
@@ -112,6 +95,8 @@ def _roles(layer: LayerMap) -> Iterator[tuple[str, tuple[str, str]]]:
                 yield f"{prefix}_{role}", (leaf, "")
             elif attention.fused is not None:
                 yield f"{prefix}_{role}", (attention.fused, role)
+    if layer.stack.ffn_is_block:  # a mixture of experts
+        return
     yield from (("ffn_in", (leaf, "")) for leaf in layer.ffn_in[:1])
     yield from ((f"ffn_in_{i}", (leaf, "")) for i, leaf in enumerate(layer.ffn_in) if i)
     yield "ffn_out", (layer.ffn_out, "")
@@ -145,14 +130,11 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
 def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
     """Linears outside the stacks of layers (pooler, projections, language-model head) with that name."""
     starts = tuple(f"{path}." for path in layers)
-    found = []
-    for path, module in model.named_modules():
-        if not _ends_with(path, name) or ".hfadapt." in path or path.startswith(starts) or not is_linear(module):
-            continue
-        inputs, outputs = linear_sizes(module)
-        site = Site("linear", "", OUTSIDE, path, "output", outputs, reads_leaf_input=True, source_width=inputs)
-        found.append(Target(site))
-    return found
+    return [
+        Target(named_site(model, path))
+        for path, _ in linear_leaves(model)
+        if matches(path, name) and not path.startswith(starts)
+    ]
 
 
 def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:

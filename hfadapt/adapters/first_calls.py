@@ -1,0 +1,90 @@
+"""What calls of the model show of adapters, where no input could be made up or nothing was to run at attach."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..errors import HFAdaptError
+from ..runtime.attachment import attachment
+from .row_proof import prove_rows, slots_to_prove
+from .silence import Silence
+
+if TYPE_CHECKING:
+    from ..routing.routing import Routing
+
+__all__ = ["FirstCalls", "wait_for_calls"]
+
+logger = logging.getLogger(__name__)
+
+
+class FirstCalls:
+    """Stands between an adapted model and its calls until they have shown what is to be shown.
+
+    Args:
+        model: The adapted model.
+        names: Adapters of which no call has shown yet that they run.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
+        self.model = model
+        self.names = set(names)
+        # A module that did not run in one call will not in the next of the same form.
+        self.tried: set[frozenset[Any]] = set()
+
+    def run(self, routing: Routing | None, args: tuple, kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+        """Make a call of the model, and see what it shows.
+
+        Raises:
+            AttachError: a delta of an adapter that is used, and of which no call has been seen, does not run.
+        """
+        if routing is None:
+            return run()
+        if routing.ids is not None:
+            self._prove_rows(args, kwargs)
+        unseen = self.names.intersection(routing.used_names())
+        if not unseen:
+            self._end()
+            return run()
+        with Silence(self.model, sorted(unseen)) as silence:
+            output = run()
+        if not silence.fired and not silence.ran:  # a call that reached no layer of theirs shows nothing
+            return output
+        self.names -= unseen
+        self._end()
+        silence.report()
+        return output
+
+    def _prove_rows(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        form = frozenset((*range(len(args)), *(key for key, value in kwargs.items() if value is not None)))
+        slots = dict(slots_to_prove(self.model))
+        if not slots or form in self.tried:
+            return
+        self.tried.add(form)
+        try:
+            prove_rows(self.model, attachment(self.model), slots, args, kwargs)
+        except HFAdaptError:
+            raise
+        except Exception as error:  # the call itself will show what is wrong with it
+            logger.debug("rows could not be told apart: %s: %s", type(error).__name__, error)
+
+    def _end(self) -> None:
+        if not self.names and not any(True for _ in slots_to_prove(self.model)):
+            attachment(self.model).waiting = None
+
+
+def wait_for_calls(model: nn.Module, unseen: Iterable[str] = ()) -> None:
+    """Let the calls of an adapted model show what nothing has shown yet.
+
+    Args:
+        model: The adapted model.
+        unseen: Adapters of which nobody knows yet whether they run.
+    """
+    state = attachment(model)
+    waiting = state.waiting
+    names = {*unseen, *(waiting.names if isinstance(waiting, FirstCalls) else ())} & set(state.names)
+    rows = any(True for _ in slots_to_prove(model))
+    state.waiting = FirstCalls(model, names) if names or rows else None
