@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from .adapters.activate import set_adapter_drop as set_adapter_drop
     from .adapters.attach import Handle as Handle
     from .adapters.attach import attach as attach
+    from .adapters.combine import combine as combine
+    from .adapters.combine import compress as compress
     from .adapters.detach import detach as detach
     from .adapters.folder_config import HFAdaptConfig as HFAdaptConfig
     from .adapters.folder_config import MultiTaskOutput as MultiTaskOutput
+    from .adapters.foreign import export as export
     from .adapters.freeze import freeze as freeze
     from .adapters.freeze import trainable_parameters as trainable_parameters
     from .adapters.freeze import unfreeze as unfreeze
@@ -120,8 +123,11 @@ _NAMES = {
     "active": "adapters.activate",
     "attach": "adapters.attach",
     "attachment": "runtime.attachment",
+    "combine": "adapters.combine",
     "compose": "adapters.activate",
+    "compress": "adapters.combine",
     "detach": "adapters.detach",
+    "export": "adapters.foreign",
     "freeze": "adapters.freeze",
     "hookimpl": "plugins.hookspecs",
     "load": "multitask.load",
@@ -190,6 +196,8 @@ def _plugin_exports() -> dict[str, Any]:
     exports: dict[str, Any] = {}
     for registry in (plugins.regularizers(), plugins.mixing_strategies()):
         exports |= {getattr(entry, "__name__", ""): entry for entry in registry.values()}
+    for entry in plugins.formats().values():
+        exports |= getattr(entry, "exports", {})
     for entry in plugins.methods().values():
         exports |= getattr(entry, "exports", {})
         config_class = getattr(entry, "config_class", None)

@@ -82,7 +82,8 @@ def attach(
 
     Args:
         model: A transformers model; its class, its parameters' names and its ``forward`` stay as they are.
-        method: A registered name, a method config, or a tuple of configs that make one adapter together.
+        method: A registered name, a method config, or a tuple of configs that make one adapter together; the empty
+            tuple for an adapter that is ``modules_to_save`` alone (a head, or norms: LN tuning).
         name: Name of the adapter.
         names: Several names, one adapter each with parameters of its own (one a task); in place of ``name``.
         freeze_base: Stop training the base, its head included.
@@ -112,7 +113,7 @@ def attach(
             ``arch`` says.
     """
     wanted = (name,) if names is None else names_of(names)
-    configs = expand(method)
+    configs = () if method == () and modules_to_save else expand(method)
     _check_model(model)
     state = find_attachment(model)
     for i, one in enumerate(wanted):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,6 +31,8 @@ __all__ = [
     "outdated",
     "read_config",
     "read_json",
+    "read_pickle",
+    "read_safetensors",
     "read_tensors",
     "refuse_foreign",
     "require_file",
@@ -313,21 +316,7 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
         CheckpointError: it is missing, damaged, or not the file that was saved.
     """
     path = Path(folder) / WEIGHTS_FILE
-    try:
-        require_file(path)
-    except OSError:
-        raise CheckpointError(
-            f"no {WEIGHTS_FILE}", where=str(folder), try_="save again; pickle files are not read here"
-        ) from None
-    try:
-        tensors = load_file(str(path))
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{WEIGHTS_FILE} is damaged",
-            where=str(folder),
-            got=str(error),
-            try_="save again; the file was cut off or changed",
-        ) from None
+    tensors = read_safetensors(path)
     found = _digest(path) if digest is not None else None
     if found != digest:
         raise CheckpointError(
@@ -338,3 +327,54 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
             try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
         )
     return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        require_file(path)
+    except OSError:
+        raise CheckpointError(
+            f"no {path.name}", where=str(path.parent), try_="save again; pickle files are not read here"
+        ) from None
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged",
+            where=str(path.parent),
+            got=str(error),
+            try_="save again; the file was cut off or changed",
+        ) from None
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Read a ``.bin`` file of tensors by name, which nothing does unless it was asked for: no code in it is run.
+
+    Raises:
+        CheckpointError: it is missing, damaged, holds anything but tensors, or tensors that are larger than the file.
+    """
+    try:
+        require_file(path)
+    except OSError:
+        raise CheckpointError(f"no {path.name}", where=str(path.parent)) from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler meets in a file of others
+        got = f"{type(error).__name__}: {error}"[:300]
+        raise CheckpointError(f"{path.name} cannot be read as tensors alone", where=str(path.parent), got=got) from None
+    size = path.stat().st_size
+    wrong = [str(type(found).__name__)] if not isinstance(found, dict) else []
+    for key, value in found.items() if isinstance(found, dict) else ():
+        plain = isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        # a view may repeat one number as often as it likes
+        if not plain or value.is_quantized or value.is_meta or value.numel() * value.element_size() > size:
+            wrong.append(str(key)[:80])
+    if wrong:
+        got = ", ".join(wrong[:5])
+        raise CheckpointError(f"{path.name} holds more than tensors by name", where=str(path.parent), got=got)
+    return {key: value.detach().clone().contiguous() for key, value in found.items()}

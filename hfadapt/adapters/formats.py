@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .atomic import atomic_folder, target_folder
-from .files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_tensors
+from .files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    is_ours,
+    read_json,
+    read_pickle,
+    read_safetensors,
+    read_tensors,
+    require_file,
+)
+from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions, no_format
+from .foreign import arch_of, export, fusion_tensors, put_on
 from .freeze import head_modules
 from .own_copies import add_copies, own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described
@@ -12,17 +23,31 @@ from .saved_tensors import check_tensors, fill, require_finite
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "Described",
+    "DescribedFusion",
+    "FolderContent",
+    "FolderFormat",
+    "ReadOptions",
     "add_copies",
     "all_or_nothing",
+    "arch_of",
     "as_described",
     "atomic_folder",
     "check_tensors",
+    "export",
     "fill",
+    "fusion_tensors",
     "head_modules",
+    "is_ours",
+    "no_format",
     "own_modules",
     "own_tensors",
+    "put_on",
     "read_json",
+    "read_pickle",
+    "read_safetensors",
     "read_tensors",
+    "require_file",
     "require_finite",
     "resize_outputs",
     "target_folder",

@@ -18,6 +18,7 @@ from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import compose
 from .attach import attach
 from .base_identity import TOKENS, check_base, label_options, restore_tokens
+from .base_model import load_base
 from .files import check_digest, read_config, read_tensors
 from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 from .save import fusions_of, prefix_of
 
-__all__ = ["check_base_of", "load_adapters", "model_class", "restore_fusions"]
+__all__ = ["check_base_of", "load_adapters", "restore_fusions"]
 
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
@@ -69,7 +70,8 @@ def load_adapters(
     data = read_config(folder)
     tensors = read_tensors(folder, data.get("weights_sha256"))
     if model is None:
-        model = _base(data, folder)
+        options = label_options(data) if data.get("head") else {}
+        model = load_base(folder, data["model_class"], data.get("base_model_name_or_path"), options)
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
@@ -114,46 +116,6 @@ def _restore(
     fit_heads(model, list(data["adapters"]), tensors)
     if data.get("active") in attachment(model).routable:
         attachment(model).active = data["active"]
-
-
-def model_class(name: str, folder: Any) -> type[PreTrainedModel]:
-    """Return the class of transformers' that a folder names.
-
-    Raises:
-        CheckpointError: it has none of that name, or the name is no model's.
-    """
-    import transformers
-
-    found = getattr(transformers, name, None) if name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise CheckpointError(
-            "the base's class is no model of transformers",
-            where=str(folder),
-            got=repr(name),
-            try_="hfadapt.load(folder, model=base)",
-        )
-    return found
-
-
-def _base(data: Mapping[str, Any], folder: Any) -> PreTrainedModel:
-    name = data.get("base_model_name_or_path")
-    cls = model_class(data["model_class"], folder)
-    if not name:
-        raise CheckpointError(
-            "the base is not known",
-            where=str(folder),
-            got=f"base {name!r}, class {data.get('model_class')!r}",
-            try_="hfadapt.load(folder, model=base)",
-        )
-    try:
-        return cls.from_pretrained(name, **(label_options(data) if data.get("head") else {}))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the base cannot be loaded",
-            where=str(folder),
-            got=f"{name!r}: {error}",
-            try_="hfadapt.load(folder, model=base)",
-        ) from error
 
 
 def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:

@@ -112,7 +112,7 @@ def make_strategy(strategy: MixingStrategy | str | None) -> MixingStrategy:
         RegistryError: no strategy has that name.
         ConfigError: neither a strategy nor a name.
     """
-    from ..plugins.loading import mixing_strategies
+    from ..plugins import mixing_strategies
 
     if strategy is None:
         strategy = "annealed"

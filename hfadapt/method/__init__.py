@@ -1,5 +1,6 @@
 """What the author of a method writes: a config, the places it wants, and the deltas that sit there."""
 
+from .combination import Combination, Combined
 from .config import MethodConfig
 from .delta import Delta, FusionPart, Weights, tensors_of
 from .method import Capabilities, CompositionMethod, Method, MethodPreset, Place, expand, select_layers
@@ -7,6 +8,8 @@ from .site import Site, Tap
 
 __all__ = [
     "Capabilities",
+    "Combination",
+    "Combined",
     "CompositionMethod",
     "Delta",
     "FusionPart",

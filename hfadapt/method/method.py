@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import AttachError, ConfigError
+from ..errors import AttachError, CompositionError, ConfigError
 from .config import MethodConfig
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..architecture import ArchitectureMap, LayerMap, StackMap
     from ..routing.composition import Composition
+    from .combination import Combination, Combined
     from .delta import Delta
     from .site import Site
 
@@ -77,6 +78,9 @@ class Method:
     """``place`` can do with a map that has no stacks: it chooses modules by name, or says which names there are."""
     exports: ClassVar[Mapping[str, Any]] = {}
     """Functions of the method that ``hfadapt`` offers by name, e.g. ``hfadapt.flatten_prefix``."""
+    foreign: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """By a format and a kind of adapter in it, how that is read: ``{"peft": {"LORA": read_lora}}``. The format's page
+    says what such a function takes."""
 
     def place(self, config: Any, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """Say which delta goes to which slot.
@@ -102,6 +106,24 @@ class Method:
     def starts_as_base(self, config: Any) -> bool:
         """Say whether a fresh adapter leaves the base's outputs as they are (LoRA does, PALs do not)."""
         return False
+
+    def combine(self, model: PreTrainedModel, weights: Mapping[str, float], how: Combination) -> Combined:
+        """Return one adapter made of several of this method, each of which has one config of it.
+
+        Args:
+            model: With the adapters; not to be changed.
+            weights: By adapter.
+            how: What the caller said.
+
+        Raises:
+            CompositionError: adapters of this method cannot be combined so.
+        """
+        raise CompositionError(
+            f"adapters of the method {self.name!r} cannot be combined into one",
+            got=f"method={how.method!r} of {', '.join(weights)}",
+            allowed="LoRA; bottleneck and parallel adapters by averaging",
+            try_="hfadapt.Average of the adapters, which runs them beside one another",
+        )
 
     def refuse(
         self, what: str, arch: ArchitectureMap, *, got: object = None, allowed: object = None, try_: str = ""

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters.files import read_config
+from ..adapters.folder_format import ReadOptions
+from ..adapters.foreign import find_format, load_foreign
 from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
+from ..errors import CheckpointError, ConfigError
 from .model import MultiTaskModel
 from .save import KEY
 
@@ -17,27 +20,62 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
+WEIGHTS = ("safetensors", "bin")
+
 
 def load(
-    folder: str | os.PathLike[str], model: PreTrainedModel | None = None, *, strict: bool = True
+    folder: str | os.PathLike[str],
+    model: PreTrainedModel | None = None,
+    *,
+    strict: bool = True,
+    format: str | None = None,
+    name: str | None = None,
+    weights: str = "safetensors",
 ) -> PreTrainedModel:
     """Put saved adapters on a base, or load a ``MultiTaskModel``.
 
     Args:
-        folder: Written by ``save``; or by ``save_pretrained`` of an adapted model, as Trainer and other libraries call
-            it, which holds the base too.
+        folder: Written by ``save``; by ``save_pretrained`` of an adapted model, as Trainer and other libraries call it,
+            which holds the base too; or by another library: peft, AdapterHub, or what a plugin reads.
         model: The base; by default the one named in the folder, with ``from_pretrained``.
         strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
-            that decides shapes and computation. Otherwise fields may differ that no stock code reads.
+            that decides shapes and computation. Otherwise fields may differ that no stock code reads. Folders of other
+            libraries are always read strictly.
+        format: Whose folder it is, ``"peft"`` or ``"adapterhub"``; by default its files tell.
+        name: What to call the adapter of another library's folder here; by default as it is called there.
+        weights: ``"bin"`` reads pickle files of other libraries, whose tensors are opened with ``weights_only=True``,
+            in place of ``"safetensors"``.
 
     Returns:
         ``model`` (or the new one), adapted; adapters that were there stay.
 
     Raises:
-        CheckpointError: the files are damaged, belong to another base, or differ from what the configs make.
+        CheckpointError: the files are damaged, belong to another base, differ from what the configs make, or say what
+            hfadapt cannot do.
+        ConfigError: an argument holds a value that is not allowed, or is for folders of other libraries.
+        RegistryError: there is no such format.
     """
-    if is_whole(folder):
+    if weights not in WEIGHTS:
+        raise ConfigError("bad weights", where="hfadapt.load", got=repr(weights), allowed="'safetensors' or 'bin'")
+    if format is None and is_whole(folder):
         return load_adapters(Path(folder) / SIDE_FOLDER, base_beside(folder, model), strict=strict)
+    found = find_format(folder, format)
+    if found is not None:
+        if isinstance(model, MultiTaskModel):
+            raise CheckpointError(
+                "a folder of another library holds an adapter, and a MultiTaskModel has tasks",
+                where=str(folder),
+                try_="hfadapt.load(folder, base) on a base of its own",
+            )
+        return load_foreign(folder, model, found, ReadOptions(name, weights == "bin"))
+    if name is not None or weights != "safetensors":
+        given = f"name={name!r}" if name is not None else f"weights={weights!r}"
+        raise ConfigError(
+            "an argument for folders of other libraries",
+            where="hfadapt.load",
+            got=given,
+            allowed="hfadapt's own folder",
+        )
     if (model is None or isinstance(model, MultiTaskModel)) and KEY in read_config(folder):
         return MultiTaskModel.from_pretrained(str(folder))
     return load_adapters(folder, model, strict=strict)

@@ -15,9 +15,10 @@ from ..adapters import own_files
 from ..adapters.activate import compose
 from ..adapters.attach import attach
 from ..adapters.base_identity import label_options, restore_tokens
+from ..adapters.base_model import model_class
 from ..adapters.folder_config import HFAdaptConfig
 from ..adapters.freeze import head_modules
-from ..adapters.load import check_base_of, model_class, restore_fusions
+from ..adapters.load import check_base_of, restore_fusions
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
 from ..errors import CheckpointError, TaskError

@@ -5,18 +5,21 @@ from .loading import (
     BUILTIN_PLUGINS,
     ENTRY_POINT_GROUP,
     PluginRecord,
-    architectures,
-    backends,
-    heads,
     manager,
-    methods,
-    metrics,
-    mixing_strategies,
     register,
-    regularizers,
     reload,
     report,
     unregister,
+)
+from .registered import (
+    architectures,
+    backends,
+    formats,
+    heads,
+    methods,
+    metrics,
+    mixing_strategies,
+    regularizers,
 )
 from .registry import Registry
 
@@ -27,6 +30,7 @@ __all__ = [
     "Registry",
     "architectures",
     "backends",
+    "formats",
     "heads",
     "hookimpl",
     "manager",

@@ -35,5 +35,6 @@ REGISTRIES: dict[str, tuple[str, Callable[[str, object], str]]] = {
     "register_regularizers": ("regularizer", _asked("hfadapt.training.regularizers.regularizer:no_regularizer")),
     "register_metrics": ("metric", _asked("hfadapt.multitask.metrics:no_metric")),
     "register_heads": ("head", _asked("hfadapt.multitask.heads.base:no_head")),
+    "register_formats": ("format", _asked("hfadapt.adapters.formats:no_format")),
     "register_backends": ("backend", _no_backend),
 }

@@ -89,6 +89,16 @@ def register_backends(registry: Registry) -> None:
 
 
 @hookspec
+def register_formats(registry: Registry) -> None:
+    """Add formats of other libraries' folders: ``registry.add("peft", PeftFormat())``.
+
+    Args:
+        registry: Maps a format's name to a ``FolderFormat`` of ``hfadapt.adapters.formats``; ``hfadapt.load`` asks each
+            whether a folder is its own.
+    """
+
+
+@hookspec
 def register_commands(group: click.Group) -> None:
     """Add commands to the command line: ``group.add_command(my_command)``.
 

@@ -33,16 +33,10 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "PluginRecord",
     "add_commands",
-    "architectures",
-    "backends",
     "call_each",
-    "heads",
     "manager",
-    "methods",
-    "metrics",
-    "mixing_strategies",
     "register",
-    "regularizers",
+    "registered",
     "reload",
     "report",
     "unregister",
@@ -54,6 +48,7 @@ ENTRY_POINT_GROUP = "hfadapt"
 BUILTIN_PLUGINS = (
     "hfadapt_plugins.methods",
     "hfadapt_plugins.architectures",
+    "hfadapt_plugins.formats",
     "hfadapt_plugins.mixing",
     "hfadapt_plugins.regularizers",
 )
@@ -360,36 +355,6 @@ def report() -> list[PluginRecord]:
     return list(_loaded().records)
 
 
-def methods() -> Registry:
-    """Return the registry of adaptation methods and presets."""
-    return _loaded().registries["register_methods"]
-
-
-def architectures() -> Registry:
-    """Return the registry of architecture maps by ``model_type``."""
-    return _loaded().registries["register_architectures"]
-
-
-def mixing_strategies() -> Registry:
-    """Return the registry of task-mixing strategies."""
-    return _loaded().registries["register_mixing_strategies"]
-
-
-def regularizers() -> Registry:
-    """Return the registry of loss regularizers."""
-    return _loaded().registries["register_regularizers"]
-
-
-def metrics() -> Registry:
-    """Return the registry of metrics beside hfadapt's own."""
-    return _loaded().registries["register_metrics"]
-
-
-def heads() -> Registry:
-    """Return the registry of kinds of heads beside hfadapt's own."""
-    return _loaded().registries["register_heads"]
-
-
-def backends() -> Registry:
-    """Return the registry of additional op implementations."""
-    return _loaded().registries["register_backends"]
+def registered(hook: str) -> Registry:
+    """Return what plugins registered by one hook."""
+    return _loaded().registries[hook]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import golden_adapterhub as hub
 import pytest
 import torch
 from golden_adapterhub_runs import DATA
@@ -26,21 +24,12 @@ ALONE = sorted(p.name for p in SAVED.iterdir() if (p / "x").is_dir())
 ONE_DROPPED = "adapterdrop_skip_layers"
 
 
-def weights_in(folder: Path) -> dict[str, Tensor]:
-    found = next(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-    if found.suffix == ".bin":  # the library cannot write its prefix tuning as safetensors
-        return torch.load(found, weights_only=True)
-    return load_file(str(found))
-
-
 def attach(model: PreTrainedModel, folder: Path, name: str) -> None:
-    """Attach what ``save_adapter`` wrote to ``folder``; every weight in it is used, or another name of one that is."""
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    weights = weights_in(folder)
-    hfadapt.attach(model, hub.configs(saved["config"], model.config.num_hidden_layers), name)
-    filler = hub.fill(model, name, weights, saved["name"])
-    copies = [key for key, value in weights.items() if any(torch.equal(value, weights[used]) for used in filler.used)]
-    filler.check("", copies)
+    """Load what ``save_adapter`` wrote to ``folder``, as a user would."""
+    kind = (
+        "bin" if list(folder.glob("*.bin")) else "safetensors"
+    )  # the library cannot write its prefix tuning otherwise
+    assert hfadapt.load(folder, model, name=name, weights=kind) is model
 
 
 def run(case: str, names: tuple[str, ...], choice: Any, **call: Any) -> dict[str, Tensor]:
@@ -49,10 +38,7 @@ def run(case: str, names: tuple[str, ...], choice: Any, **call: Any) -> dict[str
         attach(model, SAVED / case / name, name)
     if choice is not None:
         if isinstance(choice, hfadapt.Fuse):
-            fusion = json.loads((SAVED / case / "fusion" / "adapter_fusion_config.json").read_text())["config"]
-            kept = ("query", "key", "value", "query_before_ln", "regularization", "residual_before", "temperature")
-            hfadapt.add_fusion(model, names, {k: fusion[k] for k in kept})
-            hub.fill_fusion(model, names, weights_in(SAVED / case / "fusion")).check("")
+            hfadapt.load(SAVED / case / "fusion", model)
         hfadapt.activate(model, choice)
     hfadapt.set_adapter_drop(model, 1 if case == ONE_DROPPED else None)
     with torch.no_grad():
@@ -101,8 +87,7 @@ def test_fusion_weights_are_recorded_as_the_library_gives_them() -> None:
     model = BertModel.from_pretrained(SAVED / "base").eval()
     for name in THREE:
         attach(model, SAVED / case / name, name)
-    hfadapt.add_fusion(model, THREE, "static")
-    hub.fill_fusion(model, THREE, weights_in(SAVED / case / "fusion"))
+    hfadapt.load(SAVED / case / "fusion", model)
     inputs = load_file(str(SAVED / "inputs.safetensors"))
     real = inputs["attention_mask"].bool()
     with hfadapt.record_fusion(model) as record, torch.no_grad():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from hfadapt import ArchitectureMap, Capabilities, Method, Place, Site, select_layers
 from hfadapt.architecture import LayerMap
-from hfadapt.method import sites
+from hfadapt.method import Combination, Combined, sites
 
 from ..shared import UpDownDelta, updown_variant
 from ..shared.across import SharedUpDown
+from ..shared.averaging import average
 from ..shared.sublayers import sublayer_output, sublayer_residual
 from .config import Bottleneck
 from .delta import BehindNormDelta, BehindSumDelta
@@ -35,6 +36,10 @@ class BottleneckMethod(Method):
     paper = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
     summary = "a small non-linear adapter after or beside attention and FFN"
     tests = "tests/unit/methods/test_bottleneck.py"
+
+    def combine(self, model: PreTrainedModel, weights: Mapping[str, float], how: Combination) -> Combined:
+        """By averaging."""
+        return average(model, weights, how)
 
     def place(self, config: Bottleneck, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         crosses = False

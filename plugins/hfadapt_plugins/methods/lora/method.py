@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hfadapt import Capabilities, Method, Place
 
 from ..shared.gating import gate_variant
+from .combining import combine_loras
 from .config import LoRA
 from .delta import LoRADelta
-from .peft_files import load_peft, save_peft
+from .peft_files import read_lora, save_peft
 from .targets import ROLES, find_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
+    from hfadapt.method import Combination, Combined
 
 __all__ = ["LoRAMethod"]
 
@@ -31,7 +33,8 @@ class LoRAMethod(Method):
     paper = "Hu et al. 2021, arXiv:2106.09685"
     summary = "low-rank update of any linear, also of the slices of a fused one"
     tests = "tests/unit/methods/test_lora.py"
-    exports: ClassVar[Mapping[str, Any]] = {"load_peft": load_peft, "save_peft": save_peft}
+    exports: ClassVar[Mapping[str, Any]] = {"save_peft": save_peft}
+    foreign: ClassVar[Mapping[str, Mapping[str, Any]]] = {"peft": {"LORA": read_lora}}
 
     by_name = True
 
@@ -42,6 +45,10 @@ class LoRAMethod(Method):
     def starts_as_base(self, config: LoRA) -> bool:
         """B is zero in the published initialisation."""
         return config.init == "lora"
+
+    def combine(self, model: PreTrainedModel, weights: Mapping[str, float], how: Combination) -> Combined:
+        """By any of the methods of ``hfadapt.combine``."""
+        return combine_loras(model, weights, how)
 
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One update at every linear that ``config.target_modules`` names."""

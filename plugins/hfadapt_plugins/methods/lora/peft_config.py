@@ -11,13 +11,12 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from hfadapt.adapters.formats import CONFIG_FILE, read_json
+from hfadapt.adapters.formats import CONFIG_FILE
 from hfadapt.errors import CheckpointError
 
-__all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "read_peft_config"]
+__all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "check_fields"]
 
 # Fields that say what is computed, and are read.
 READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "modules_to_save", "init_lora_weights")
@@ -97,17 +96,13 @@ class PeftLoRA:
     modules_to_save: tuple[str, ...]
 
 
-def read_peft_config(folder: str | os.PathLike[str]) -> PeftLoRA:
-    """Read ``adapter_config.json`` of a plain LoRA.
+def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> PeftLoRA:
+    """Return what ``adapter_config.json`` of a plain LoRA says.
 
     Raises:
-        CheckpointError: it cannot be read, is no LoRA, holds a value of a wrong type, or says more than a plain LoRA
-            can do: every such field is named.
+        CheckpointError: it holds a value of a wrong type, or says more than a plain LoRA can do: every such field is
+            named.
     """
-    data = _json(folder)
-    if data.get("peft_type") != "LORA":
-        got = f"peft_type {data.get('peft_type')!r}"
-        raise CheckpointError("no LoRA of peft's", where=str(folder), got=got, allowed="'LORA'")
     _refuse_more(data, folder)
     wrong = [f"{key}={data[key]!r}" for key, fits in _TYPES.items() if key in data and not fits(data[key])]
     if wrong or "r" not in data:
@@ -120,18 +115,6 @@ def read_peft_config(folder: str | os.PathLike[str]) -> PeftLoRA:
         use_rslora=data.get("use_rslora", False),
         modules_to_save=tuple(data.get("modules_to_save") or ()),
     )
-
-
-def _json(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        data = read_json(Path(folder) / CONFIG_FILE)
-    except OSError as error:
-        got = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{CONFIG_FILE} cannot be read", where=str(folder), got=got) from error
-    if not isinstance(data, dict):
-        got = type(data).__name__
-        raise CheckpointError(f"{CONFIG_FILE} holds no fields", where=str(folder), got=got)
-    return data
 
 
 def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:

@@ -1,39 +1,35 @@
-"""LoRA adapters in peft's own files, through peft's own config class."""
+"""LoRA adapters in peft's files: read from their fields, written through peft's own config class."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hfadapt import Handle, attach, attachment
+from hfadapt import attachment
 from hfadapt.adapters.formats import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    all_or_nothing,
-    as_described,
+    Described,
     atomic_folder,
-    check_tensors,
-    fill,
     head_modules,
-    own_modules,
     own_tensors,
-    read_tensors,
-    require_finite,
-    resize_outputs,
     target_folder,
 )
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
 from .config import LoRA
-from .peft_config import read_peft_config
-from .peft_tensors import PARTS, PREFIX, fit_to_model, split_tensors
+from .peft_config import check_fields
+from .peft_tensors import PARTS, PREFIX, Updates, fit_to_model, split_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["load_peft", "save_peft"]
+__all__ = ["read_lora", "save_peft"]
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -125,62 +121,45 @@ def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     return adapter.name, config
 
 
-def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str = "default") -> Handle:
-    """Attach a LoRA adapter that peft saved, with the head and the other modules that it saved.
-
-    These are the adapter's own: the base's modules stay as they are, for other adapters and for calls without one.
+def read_lora(
+    model: PreTrainedModel, config: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path, name: str
+) -> Described:
+    """Describe a LoRA that peft saved, with the head and the other modules that it saved.
 
     The adapter may have been trained with a head or without one: it is put on the same linears of the base either way.
 
     Args:
         model: The base that was adapted; a head that the files lack stays as it is.
-        folder: With peft's ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: What to call the adapter here.
+        config: Content of ``adapter_config.json``.
+        tensors: Content of the file of weights.
+        folder: For errors.
+        name: What the adapter is to be called.
 
     Raises:
-        CheckpointError: the files are damaged, say more than a plain LoRA can do (each such field is named), or do not
+        CheckpointError: the files are damaged, say more than a LoRA can do here (each such field is named), or do not
             fit this model.
-        AttachError: the name is taken.
     """
-    config = read_peft_config(folder)
-    updates, others = fit_to_model(model, *split_tensors(read_tensors(folder), folder), config, folder)
+    fields = check_fields(config, folder)
+    updates, others = fit_to_model(model, *split_tensors(tensors, folder), fields, folder)
     method = LoRA(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
+        r=fields.r,
+        lora_alpha=fields.lora_alpha,
         target_modules=tuple(updates),
-        dropout=config.lora_dropout,
-        use_rslora=config.use_rslora,
+        dropout=fields.lora_dropout,
+        use_rslora=fields.use_rslora,
     )
-    require_finite({f"{path}{PARTS[part]}": t for path, parts in updates.items() for part, t in parts.items()}, folder)
-    with as_described(folder), all_or_nothing(model):
-        handle = attach(model, method, name, modules_to_save=dict.fromkeys(key.rpartition(".")[0] for key in others))
-        _copy(model, name, updates, others, folder)
-    return handle
+    return Described(name, (method,), partial(_weights, updates=updates, folder=folder), others)
 
 
-def _copy(
-    model: PreTrainedModel,
-    name: str,
-    updates: dict[str, dict[str, Tensor]],
-    others: dict[str, Tensor],
-    folder: str | os.PathLike[str],
-) -> None:
-    for path in own_modules(model, name):
-        if f"{path}.weight" in others:
-            resize_outputs(model, name, path, others[f"{path}.weight"].shape)
-    own = {f"{path}.{key}": tensor for path, key, tensor in own_tensors(model, name)}
-    pairs = [(key, own[key], tensor) for key, tensor in others.items()]
-    deltas = [delta for _, delta in deltas_of(model, name)]
-    more = {delta.site.leaf for delta in deltas} - set(updates)
+def _weights(model: PreTrainedModel, name: str, updates: Updates, folder: Path) -> dict[str, Tensor]:
+    deltas = list(deltas_of(model, name))
+    more = {delta.site.leaf for _, delta in deltas} - set(updates)
     if more:
         # Names of modules are matched by their end, and a whole path may be the end of a longer one.
         got = f"{sorted(more)[0]} is meant by the same name as a linear of the file"
         raise CheckpointError("linears cannot be told apart by their paths", where=str(folder), got=got)
-    for delta in deltas:
-        given = updates[delta.site.leaf]
-        pairs += [(f"{delta.site.leaf}{PARTS[part]}", getattr(delta.own(name), part), given[part]) for part in PARTS]
-    targets, given = {key: [ours] for key, ours, _ in pairs}, {key: theirs for key, _, theirs in pairs}
-    check_tensors(
-        targets, given, folder, try_="the base that it was trained on; tensors of another shape are of another"
-    )
-    fill(targets, given)
+    return {
+        f"{path}.adapters.{name}.{part}": tensor
+        for path, delta in deltas
+        for part, tensor in updates[delta.site.leaf].items()
+    }

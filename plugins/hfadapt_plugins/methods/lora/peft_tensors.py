@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .peft_config import PeftLoRA
 
-__all__ = ["PARTS", "PREFIX", "fit_to_model", "split_tensors"]
+__all__ = ["PARTS", "PREFIX", "Updates", "fit_to_model", "split_tensors"]
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}

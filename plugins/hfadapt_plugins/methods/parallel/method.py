@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hfadapt import Capabilities, Method, Place, select_layers
 from hfadapt.method import sites
 
 from ..shared import UpDownDelta, updown_variant
+from ..shared.averaging import average
 from .config import ParallelConfig
 from .delta import ByHeadDelta
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
+    from hfadapt.method import Combination, Combined
 
 __all__ = ["ParallelMethod"]
 
@@ -38,6 +40,10 @@ class ParallelMethod(Method):
     def starts_as_base(self, config: ParallelConfig) -> bool:
         """The second projection is zero in the published initialisation."""
         return config.init == "identity"
+
+    def combine(self, model: PreTrainedModel, weights: Mapping[str, float], how: Combination) -> Combined:
+        """By averaging."""
+        return average(model, weights, how)
 
     def place(self, config: ParallelConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One adapter for each sub-layer that ``config.sublayers`` names."""

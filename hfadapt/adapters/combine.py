@@ -1,0 +1,179 @@
+"""One adapter made of several, or of one with fewer numbers: ``combine`` and ``compress``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import plugins
+from ..errors import CompositionError
+from ..errors.limits import require_number
+from ..method import Combination
+from ..runtime.attachment import attachment, uncompiled
+from ..runtime.watch import require_intact
+from .folder_format import Described, FolderContent
+from .foreign import put_on
+from .own_copies import own_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CombinedAdapter", "combine", "compress"]
+
+METHODS = ("linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+_PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+@dataclass(frozen=True)
+class CombinedAdapter:
+    """What ``combine`` and ``compress`` made.
+
+    Args:
+        name: Of the new adapter.
+        errors: By module, the part of the weighted sum of the updates that the new one lacks, relative to that sum in
+            the Frobenius norm; empty where the method has no such sum (bottleneck adapters).
+    """
+
+    name: str
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """The largest of the errors; 0 where there are none."""
+        return max(self.errors.values(), default=0.0)
+
+
+def combine(
+    model: PreTrainedModel,
+    weights: Mapping[str, float],
+    *,
+    method: str = "linear",
+    name: str,
+    r: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    heads: bool = True,
+) -> CombinedAdapter:
+    """Make one adapter of several, beside them.
+
+    LoRAs may differ in rank, scale and places; a place that one lacks counts as no update there:
+
+    - ``"cat"`` joins their matrices: exactly the weighted sum of their updates, of the sum of their ranks.
+    - ``"svd"`` is the closest update of rank ``r`` to that sum (by default the largest of their ranks).
+    - ``"linear"``, ``"ties"`` (Yadav et al. 2023), ``"dare_linear"``, ``"dare_ties"`` (Yu et al. 2024) and
+      ``"magnitude_prune"`` act on the matrices A and B apart, as in peft, which needs equal ranks. With ``r`` they act
+      on the updates themselves, of any ranks, and the result is cut to rank ``r``.
+
+    Bottleneck and parallel adapters are averaged by ``"linear"`` with weights that sum to 1 (AdapterSoup, Chronopoulou
+    et al. 2023). Heads and other own modules are averaged, with weights divided by their sum.
+
+    Args:
+        model: With the adapters.
+        weights: By adapter.
+        method: See above.
+        name: Of the new adapter.
+        r: Rank of the result.
+        density: Share of the numbers that ``"ties"``, ``"dare_..."`` and ``"magnitude_prune"`` keep.
+        seed: Of the numbers that DARE drops.
+        heads: Average own modules too; False leaves the new adapter the base's.
+
+    Returns:
+        The name, and what of the sum of the updates was lost.
+
+    Raises:
+        CompositionError: what is asked for is not defined for these adapters.
+        AttachError: an adapter is not there.
+        CheckpointError: the name is taken.
+    """
+    model = uncompiled(model)
+    state = attachment(model)
+    given = _check(weights, method, r, density)
+    for one in given:
+        state.require(one)
+    require_intact(state, list(given))
+    kinds = {one: tuple(config.method for config in state.adapters[one].configs) for one in given}
+    if len(set(kinds.values())) > 1 or any(len(found) != 1 for found in kinds.values()):
+        raise CompositionError(
+            "adapters of different methods, or of several at once, cannot be made one",
+            got=", ".join(f"{one}: {' + '.join(found) or 'own modules alone'}" for one, found in kinds.items()),
+            try_="hfadapt.Average of the adapters, which runs them beside one another",
+        )
+    found = plugins.methods()[next(iter(kinds.values()))[0]]
+    made = found.combine(model, given, Combination(method, r, density, seed))
+    whole = _heads(model, given) if heads else {}
+    content = FolderContent((Described(name, made.configs, made.weights, whole),))
+    put_on(model, content, f"combine(name={name!r})")
+    return CombinedAdapter(name, made.errors)
+
+
+def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None = None) -> CombinedAdapter:
+    """Make a LoRA of rank ``r`` that is the closest to one of a higher rank, beside it, by a truncated SVD.
+
+    Args:
+        model: With the adapter.
+        adapter: A LoRA.
+        r: Rank of the new one.
+        name: Of the new one; by default that of ``adapter`` with ``_r`` and the rank behind it.
+
+    Returns:
+        The name, and the error that the cut makes at each linear.
+
+    Raises:
+        CompositionError: the adapter is no LoRA, or the rank is none.
+        AttachError: it is not there.
+        CheckpointError: the name is taken.
+    """
+    return combine(model, {adapter: 1.0}, method="svd", name=name or f"{adapter}_r{r}", r=r)
+
+
+def _check(weights: Mapping[str, float], method: str, r: int | None, density: float | None) -> dict[str, float]:
+    where = "hfadapt.combine"
+    if method not in METHODS:
+        raise CompositionError("no such method", where=where, got=repr(method), allowed=", ".join(METHODS))
+    if not isinstance(weights, Mapping) or not weights:
+        raise CompositionError("weights by adapter", where=where, got=repr(weights), allowed="{'a': 0.7, 'b': 0.3}")
+    if r is not None and (type(r) is not int or r < 1 or method == "cat"):
+        allowed = "a whole number >= 1; 'cat' has the sum of the ranks"
+        raise CompositionError("bad rank", where=where, got=f"r={r!r}, method={method!r}", allowed=allowed)
+    if (density is not None) != (method in _PRUNING):
+        allowed = f"a share with {', '.join(_PRUNING)}, and only with them"
+        raise CompositionError("bad density", where=where, got=f"density={density!r}, {method!r}", allowed=allowed)
+    if density is not None and not 0 < require_number("density", density, where=where, error=CompositionError) <= 1:
+        raise CompositionError("bad density", where=where, got=density, allowed="more than 0, at most 1")
+    return {
+        one: float(require_number("weight", value, where=f"{where}, {one!r}", error=CompositionError))
+        for one, value in weights.items()
+    }
+
+
+def _heads(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return the average of what the adapters have of own modules.
+
+    Raises:
+        CompositionError: their modules or shapes differ, or the weights sum to nothing.
+    """
+    each = {one: {f"{path}.{key}": t for path, key, t in own_tensors(model, one)} for one in weights}
+    shapes = {one: {key: tuple(t.shape) for key, t in found.items()} for one, found in each.items()}
+    first = next(iter(shapes.values()))
+    differing = [one for one, found in shapes.items() if found != first]
+    total = sum(weights.values())
+    if differing or (first and abs(total) < 1e-12):
+        keys = {key for key in first if shapes[differing[0]].get(key) != first[key]} if differing else set()
+        raise CompositionError(
+            "heads and other own modules can be averaged where their shapes agree, and their weights sum to more than 0",
+            got=f"{differing[0]!r} has others: {', '.join(sorted(keys)[:3]) or 'more'}"
+            if differing
+            else f"sum {total}",
+            try_="heads=False, which leaves the new adapter the base's",
+        )
+    with torch.no_grad():
+        return {
+            key: sum(weight / total * each[one][key].double() for one, weight in weights.items()).to(like.dtype)  # type: ignore[union-attr]
+            if like.is_floating_point()
+            else like.clone()
+            for key, like in next(iter(each.values())).items()
+        }

@@ -1,0 +1,252 @@
+"""Folders of other libraries: told by the registered formats, tried on an empty copy, then put on the model whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..method import CompositionMethod
+from ..method.delta import is_adapter_name, nearest_name
+from ..routing.composition import adapter_names
+from ..runtime.attachment import attachment, find_attachment, parameters_of
+from .activate import activate
+from .attach import attach
+from .base_model import load_base
+from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions
+from .own_copies import own_modules, own_tensors, resize_outputs
+from .restore import all_or_nothing, as_described, meta_copy, rehearsal
+from .save import fusions_of
+from .saved_tensors import check_tensors, fill, require_finite
+from .verify import verify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..architecture import ArchitectureMap
+
+__all__ = ["arch_of", "export", "find_format", "fusion_tensors", "load_foreign", "put_on"]
+
+
+def arch_of(model: PreTrainedModel) -> ArchitectureMap:
+    """Return the map of a model, adapted or not.
+
+    Raises:
+        ArchitectureError: its structure cannot be mapped.
+    """
+    from ..architecture import resolve
+
+    state = find_attachment(model)
+    return resolve(model) if state is None else state.arch
+
+
+def find_format(folder: str | os.PathLike[str], name: str | None = None) -> FolderFormat | None:
+    """Return the format of a folder, or None where it is no other library's.
+
+    Args:
+        folder: Any folder.
+        name: The format, where the caller knows it.
+
+    Raises:
+        RegistryError: there is no format of that name.
+        CheckpointError: a folder looks like one of several.
+    """
+    from .. import plugins
+
+    if name is not None:
+        return plugins.formats()[name]
+    found = []
+    for one in plugins.formats().values():
+        with as_described(folder):
+            if one.recognises(Path(folder)):
+                found.append(one)
+    if len(found) > 1:
+        names = [one.name for one in found]
+        raise CheckpointError(
+            "the folder looks like one of several libraries",
+            where=str(folder),
+            got=" and ".join(names),
+            try_=f"hfadapt.load(folder, model, format={names[0]!r})",
+        )
+    return found[0] if found else None
+
+
+def load_foreign(
+    folder: str | os.PathLike[str], model: PreTrainedModel | None, found: FolderFormat, options: ReadOptions
+) -> PreTrainedModel:
+    """Put what another library saved on a base.
+
+    Args:
+        folder: Of the format ``found``.
+        model: The base; by default the one that the folder names.
+        found: The format.
+        options: What the caller said.
+
+    Returns:
+        ``model`` (or the new one), adapted; adapters that were there stay.
+
+    Raises:
+        CheckpointError: the files are damaged, say what hfadapt cannot do, or belong to another base.
+    """
+    path = Path(folder)
+    with as_described(folder):
+        if model is None:
+            model = load_base(folder, *found.base(path, options), automatic=True)
+        content = found.read(model, path, options)
+    put_on(model, content, folder)
+    return model.eval()
+
+
+def put_on(model: PreTrainedModel, content: FolderContent, folder: str | os.PathLike[str]) -> None:
+    """Attach what a folder describes, with its weights, all of it or nothing.
+
+    Args:
+        model: The base, which may have adapters.
+        content: What a format read.
+        folder: For errors.
+
+    Raises:
+        CheckpointError: names are taken or no names; tensors are missing, left over, of another shape or not finite;
+            or what is described does not fit the model.
+    """
+    _check_names(model, content, folder)
+    for one in content.adapters:
+        require_finite(one.whole, folder)
+    with rehearsal(folder):
+        twin = meta_copy(model)
+        _attach(twin, content, folder, prove=False)
+    with as_described(folder):  # beside the rehearsal: what is computed from the files is no shape
+        given = _weights(twin, content)
+        check_tensors(_targets(twin, content), given, folder, try_="a file of this base, or another base")
+    with as_described(folder), all_or_nothing(model):
+        had = find_attachment(model)
+        chosen = had is not None and had.choice.made
+        _attach(model, content, folder, prove=True)
+        fill(_targets(model, content), given)
+        if content.adapters:
+            verify(model, [one.name for one in content.adapters])
+        if content.choice is not None and not chosen:
+            choice = content.choice
+            activate(model, list(choice) if isinstance(choice, tuple) else choice)
+
+
+def _check_names(model: PreTrainedModel, content: FolderContent, folder: str | os.PathLike[str]) -> None:
+    names = [one.name for one in content.adapters]
+    state = find_attachment(model)
+    had = () if state is None else state.routable
+    bad = [name for name in names if not is_adapter_name(name)]
+    if bad:
+        try_ = f"hfadapt.load(folder, model, name={nearest_name(bad[0])!r})"
+        raise CheckpointError(
+            "the adapter's name cannot be a name here", where=str(folder), got=repr(bad[0]), try_=try_
+        )
+    clash = [name for name in names if name in had or names.count(name) > 1]
+    if clash:
+        raise CheckpointError(
+            "adapters of these names are attached already",
+            where=str(folder),
+            got=clash,
+            try_="detach them first, or name=...",
+        )
+    joined = [name for one in content.fusions for name in adapter_names(one.node)]
+    missing = [name for name in dict.fromkeys(joined) if name not in (*names, *had)]
+    if missing:
+        raise CheckpointError(
+            "the folder joins adapters that the model has not",
+            where=str(folder),
+            got=", ".join(missing),
+            allowed=", ".join(had) or "none is attached",
+            try_="load the adapters first, under the names that the folder gives them",
+        )
+
+
+def _attach(model: PreTrainedModel, content: FolderContent, folder: str | os.PathLike[str], *, prove: bool) -> None:
+    from .. import plugins
+
+    for one in content.adapters:
+        modules = dict.fromkeys(key.rpartition(".")[0] for key in one.whole)
+        attach(model, one.configs, one.name, modules_to_save=modules, verify=False)
+        for path in own_modules(model, one.name):
+            if f"{path}.weight" in one.whole:
+                resize_outputs(model, one.name, path, one.whole[f"{path}.weight"].shape)
+    for one in content.fusions:
+        method = plugins.methods()[one.method]
+        if not isinstance(method, CompositionMethod):
+            raise CheckpointError("the folder joins adapters by a method that is attached", where=str(folder))
+        method.restore(model, one.node, one.fields, {})
+        attachment(model).changed()
+    if prove and content.adapters:
+        attachment(model).prove = verify
+
+
+def _weights(twin: PreTrainedModel, content: FolderContent) -> dict[str, Tensor]:
+    """Return the tensors of a folder by the names of what they go into."""
+    given: dict[str, Tensor] = {}
+    for one in content.adapters:
+        given |= one.weights(twin, one.name)
+        given |= {_copy_key(one.name, *key.rpartition(".")[::2]): tensor for key, tensor in one.whole.items()}
+    for fusion in content.fusions:
+        given |= fusion.weights(twin, fusion.node.key)
+    return given
+
+
+def _targets(model: PreTrainedModel, content: FolderContent) -> dict[str, Sequence[Tensor]]:
+    targets: dict[str, Sequence[Tensor]] = {}
+    for one in content.adapters:
+        targets |= {key: [p] for key, p in parameters_of(model, one.name, own_modules=False).items()}
+        targets |= {key: [tensor] for key, tensor in _whole_targets(model, one)}
+    for fusion in content.fusions:
+        targets |= {key: [p] for key, p in fusion_tensors(model, fusion).items()}
+    return targets
+
+
+def _whole_targets(model: PreTrainedModel, one: Described) -> Iterator[tuple[str, Tensor]]:
+    """Yield what of the adapter's own modules the file must hold: all of a module, or nothing (a head it lacks)."""
+    touched = {key.rpartition(".")[0] for key in one.whole}
+    for path, key, tensor in own_tensors(model, one.name):
+        if path in touched:
+            yield _copy_key(one.name, path, key), tensor
+
+
+def _copy_key(name: str, path: str, key: str) -> str:
+    return f"{path}.hfadapt.copies.{name}.{key}"
+
+
+def fusion_tensors(model: PreTrainedModel, fusion: DescribedFusion) -> Mapping[str, Tensor]:
+    """Return the parameters of a fusion's layers, by their names in the model."""
+    names = [str(name) for name in adapter_names(fusion.node)]
+    return {
+        f"{path}.{key}": parameter
+        for path, layer in fusions_of(model, names)
+        if getattr(layer, "names", ()) == tuple(names)
+        for key, parameter in layer.named_parameters()
+    }
+
+
+def export(
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    format: str,
+) -> None:
+    """Write an adapter as another library does.
+
+    Args:
+        model: With the adapter attached.
+        folder: Made if it is missing.
+        name: Of the adapter; may be left out where there is one.
+        format: ``"peft"``, ``"adapterhub"``, or what a plugin registered.
+
+    Raises:
+        RegistryError: there is no format of that name.
+        AttachError: there is no such adapter, or the format cannot say what it is.
+        CheckpointError: the folder holds what hfadapt or another library saved, or cannot be written.
+    """
+    from .. import plugins
+
+    plugins.formats()[format].write(model, Path(folder), name)

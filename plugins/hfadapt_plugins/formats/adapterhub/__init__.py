@@ -1,0 +1,5 @@
+"""AdapterHub's folders (the library ``adapters``, before: adapter-transformers)."""
+
+from .format import AdapterHubFormat
+
+__all__ = ["AdapterHubFormat"]
