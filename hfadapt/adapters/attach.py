@@ -113,7 +113,8 @@ def attach(
             ``arch`` says.
     """
     wanted = (name,) if names is None else names_of(names)
-    configs = () if method == () and modules_to_save else expand(method)
+    alone = isinstance(method, (tuple, list)) and not method and bool(modules_to_save or train_head)
+    configs = () if alone else expand(method)
     _check_model(model)
     state = find_attachment(model)
     for i, one in enumerate(wanted):

@@ -164,7 +164,7 @@ def _heads(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Te
     if differing or (first and abs(total) < 1e-12):
         keys = {key for key in first if shapes[differing[0]].get(key) != first[key]} if differing else set()
         raise CompositionError(
-            "heads and other own modules can be averaged where their shapes agree, and their weights sum to more than 0",
+            "heads and other own modules are averaged where their shapes agree, with weights that sum to more than 0",
             got=f"{differing[0]!r} has others: {', '.join(sorted(keys)[:3]) or 'more'}"
             if differing
             else f"sum {total}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, did_you_mean
 from ..method import CompositionMethod
 from ..method.delta import is_adapter_name, nearest_name
 from ..routing.composition import adapter_names
@@ -17,6 +17,7 @@ from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import activate
 from .attach import attach
 from .base_model import load_base
+from .files import CONFIG_FILE, is_ours, require_file
 from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..architecture import ArchitectureMap
 
-__all__ = ["arch_of", "export", "find_format", "fusion_tensors", "load_foreign", "put_on"]
+__all__ = ["arch_of", "export", "find_format", "fusion_tensors", "load_foreign", "paths_in", "put_on"]
 
 
 def arch_of(model: PreTrainedModel) -> ArchitectureMap:
@@ -42,6 +43,40 @@ def arch_of(model: PreTrainedModel) -> ArchitectureMap:
 
     state = find_attachment(model)
     return resolve(model) if state is None else state.arch
+
+
+def paths_in(
+    model: PreTrainedModel, paths: Iterable[str], folder: str | os.PathLike[str], allowed: object = None
+) -> dict[str, str]:
+    """Return where modules are in a model that were saved from a class with a head, or from one without.
+
+    Args:
+        model: The base, whose class may have a head or none.
+        paths: In the model that was saved.
+        folder: For errors.
+        allowed: For errors: what there is.
+
+    Raises:
+        CheckpointError: the model lacks one of them.
+    """
+    saved, modules, prefix = list(paths), {path for path, _ in model.named_modules()}, f"{model.base_model_prefix}."
+    inside = getattr(model, "base_model", model) is not model
+    found = (
+        {path: path for path in saved},
+        {path: f"{prefix}{path}" for path in saved if inside},
+        {path: path.removeprefix(prefix) for path in saved},
+    )
+    for one in found:
+        if len(one) == len(saved) and modules.issuperset(one.values()):
+            return one
+    missing = next(path for path in saved if path not in modules)
+    raise CheckpointError(
+        "the adapter is of another base: it updates modules that this model has not",
+        where=str(folder),
+        got=f"{missing} (of {len(saved)}) on {type(model).__name__}",
+        allowed=allowed,
+        try_=did_you_mean(missing, sorted(modules)),
+    )
 
 
 def find_format(folder: str | os.PathLike[str], name: str | None = None) -> FolderFormat | None:
@@ -59,6 +94,8 @@ def find_format(folder: str | os.PathLike[str], name: str | None = None) -> Fold
 
     if name is not None:
         return plugins.formats()[name]
+    if _is_own(Path(folder)):
+        return None  # nobody else is asked: a plugin's fault must not keep our own folders from being read
     found = []
     for one in plugins.formats().values():
         with as_described(folder):
@@ -73,6 +110,14 @@ def find_format(folder: str | os.PathLike[str], name: str | None = None) -> Fold
             try_=f"hfadapt.load(folder, model, format={names[0]!r})",
         )
     return found[0] if found else None
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        require_file(folder / CONFIG_FILE)
+        return is_ours(folder / CONFIG_FILE)
+    except (OSError, ValueError, CheckpointError):
+        return False
 
 
 def load_foreign(

@@ -11,10 +11,11 @@ from .files import (
     read_pickle,
     read_safetensors,
     read_tensors,
+    refuse_foreign,
     require_file,
 )
 from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions, no_format
-from .foreign import arch_of, export, fusion_tensors, put_on
+from .foreign import arch_of, export, fusion_tensors, paths_in, put_on
 from .freeze import head_modules
 from .own_copies import add_copies, own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described
@@ -42,11 +43,13 @@ __all__ = [
     "no_format",
     "own_modules",
     "own_tensors",
+    "paths_in",
     "put_on",
     "read_json",
     "read_pickle",
     "read_safetensors",
     "read_tensors",
+    "refuse_foreign",
     "require_file",
     "require_finite",
     "resize_outputs",

@@ -334,6 +334,61 @@ def test_a_config_that_is_none_is_our_error(folder, text):
     refused(place, "adapter_config.json|not an hfadapt folder")
 
 
+WRITTEN = (
+    "seq_bn", "double_seq_bn", "par_bn", "seq_bn_inv", "seq_bn_ln_before_after", "adapterdrop_leave_out", "lora",
+    "prefix_tuning", "prefix_tuning_flat", "mam", "head_static",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_what_was_read_is_written_with_the_librarys_keys_fields_and_numbers(case, tmp_path):
+    place = SAVED / case / ("with_adapter" if case == "head_static" else "x")
+    kind = "bin" if (place / "pytorch_adapter.bin").exists() else "safetensors"
+    cls = BertForSequenceClassification if case == "head_static" else BertModel
+    options = {"num_labels": 3} if case == "head_static" else {}
+    model = hfadapt.load(place, base(cls, **options), weights=kind)
+    hfadapt.export(model, tmp_path / "out", format="adapterhub")
+
+    for safe, pickled in (("adapter", "pytorch_adapter"), ("model_head", "pytorch_model_head")):
+        if not (place / f"{safe}.safetensors").exists() and not (place / f"{pickled}.bin").exists():
+            continue
+        theirs = torch.load(place / f"{pickled}.bin", weights_only=True) if kind == "bin" else None
+        theirs = load_file(str(place / f"{safe}.safetensors")) if theirs is None else theirs
+        mine = load_file(str(tmp_path / "out" / f"{safe}.safetensors"))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    for file in ("adapter_config.json", "head_config.json"):
+        if (place / file).exists():
+            mine, theirs = (json.loads((folder / file).read_text()) for folder in (tmp_path / "out", place))
+            for data in (mine, theirs):
+                del data["model_name"]
+                for one in (data["config"] or {}).get("configs", [data["config"]]) if data["config"] else ():
+                    one.pop("init_weights", None)
+            assert mine == theirs
+    again = hfadapt.load(tmp_path / "out", base(cls, **options))
+    assert torch.equal(output(again), output(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ("pal", "this adapter"),
+        (hfadapt.LoRA(use_rslora=True), "rslora"),
+        (hfadapt.LoRA(target_modules=("output",)), "other linears"),
+        (hfadapt.PrefixConfig(form="relu"), "this form of prefixes"),
+        (hfadapt.Bottleneck(share=True), "share an adapter"),
+        (hfadapt.ParallelConfig(sublayers=("attention",)), "parallel adapter"),
+    ],
+    ids=str,
+)
+def test_what_the_librarys_folders_cannot_say_is_refused(method, match, tmp_path):
+    model = base()
+    hfadapt.attach(model, method)
+    with pytest.raises(hfadapt.HFAdaptError, match=rf"cannot say[\s\S]*{match}"):
+        hfadapt.export(model, tmp_path / "out", format="adapterhub")
+    assert not (tmp_path / "out").exists()
+
+
 def test_arguments_for_other_libraries_folders_are_refused_for_our_own(tmp_path):
     model = base()
     hfadapt.attach(model, "lora")

@@ -20,20 +20,16 @@ TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"]}
 # a value of each refused field that peft would act on
 NON_DEFAULT = {
     "alora_invocation_tokens": [3, 4],
-    "alpha_pattern": {"query": 2},
     "arrow_config": {"top_k": 2},
-    "bias": "lora_only",
+    "bias": "all",
     "ensure_weight_tying": True,
     "kasa_config": {"beta": 1e-4},
     "layer_replication": [[0, 2], [1, 2]],
-    "lora_bias": True,
     "megatron_config": {"tensor_model_parallel_size": 2},
     "monteclora_config": {"num_samples": 8},
-    "rank_pattern": {"query": 2},
     "target_parameters": ["experts.gate_up_proj"],
     "trainable_token_indices": [1, 2],
     "use_bdlora": {"nblocks": 2},
-    "use_dora": True,
     "use_qalora": True,
     "velora_config": {"num_groups": 4},
 }

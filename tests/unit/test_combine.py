@@ -1,4 +1,4 @@
-"""Adapters made one: exact where the method is exact, as peft where peft is right, and refused where nothing is defined."""
+"""Adapters made one: exact where the method is, as peft where that is right, refused where nothing is defined."""
 
 from __future__ import annotations
 
@@ -212,6 +212,8 @@ def test_arguments_that_mean_nothing_are_refused(options, match):
         (("pfeiffer", "pfeiffer"), {"method": "cat"}, "only be averaged"),
         (("pfeiffer", "pfeiffer"), {"weights": {"a": 1.0, "b": 1.0}}, "sum to 1"),
         ((hfadapt.LoRA(gate="token"), A), {"method": "cat"}, "gate"),
+        ((hfadapt.LoRA(dora=True), A), {"method": "cat"}, "DoRA"),
+        ((A, hfadapt.LoRA(bias=True)), {"method": "cat"}, "bias"),
         ((A, A), {"weights": {"a": 1.0, "b": -1.0}}, "heads"),
     ],
     ids=lambda value: str(value)[:30],

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hfadapt import Capabilities, Delta, Method, MethodConfig, Place, Rows, Weights, hookimpl, select_layers
+from hfadapt.adapters.formats import Described, paths_in
+from hfadapt.errors import CheckpointError
 from hfadapt.method.sites import ffn_hidden, linear
+from hfadapt.runtime import deltas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,16 +32,20 @@ class IA3Config(MethodConfig):
     Args:
         attention: Scale keys and values.
         feed_forward: Scale the hidden units of the feed-forward layer.
+        outputs: Paths of further linears whose output is scaled.
+        inputs: Paths of further linears whose input is scaled.
     """
 
     method: ClassVar[str] = "ia3"
 
     attention: bool = True
     feed_forward: bool = True
+    outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.attention or self.feed_forward):
+        if not (self.attention or self.feed_forward or self.outputs or self.inputs):
             self.fail("attention", self.attention, "attention or feed_forward, or both")
 
 
@@ -67,6 +75,39 @@ class ScaleDelta(Delta):
                 leaf.bias.mul_(scale)
 
 
+def read_peft(
+    model: PreTrainedModel, config: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path, name: str
+) -> Described:
+    """Read an IA3 that peft saved: a vector at each linear, which scales its output, or its input where it says so.
+
+    Raises:
+        CheckpointError: the model has not these linears, or they stand in no layer.
+    """
+    end = ".ia3_l"
+    saved = {
+        key.removeprefix("base_model.model.").removesuffix(end): t for key, t in tensors.items() if key.endswith(end)
+    }
+    if len(saved) != len(tensors) or not saved or any(t.dim() != 2 or 1 not in t.shape for t in saved.values()):
+        raise CheckpointError(
+            "the file holds more or less than IA3's vectors", where=str(folder), got=list(tensors)[:3]
+        )
+    paths = paths_in(model, saved, folder)
+    # peft keeps what scales an input as a row, and what scales an output as a column
+    found = {paths[path]: tensor for path, tensor in saved.items()}
+    inputs = tuple(path for path, tensor in found.items() if tensor.shape[0] == 1)
+    outputs = tuple(path for path in found if path not in inputs)
+
+    def weights(twin: PreTrainedModel, called: str) -> dict[str, Tensor]:
+        places = {
+            path.partition(".hfadapt.")[0]: f"{path}.adapters.{called}.scale" for path, _ in deltas_of(twin, called)
+        }
+        if set(places) != set(found):
+            raise CheckpointError("IA3 of linears outside the layers", where=str(folder), got=set(found) - set(places))
+        return {places[path]: tensor.flatten() for path, tensor in found.items()}
+
+    return Described(name, (IA3Config(False, False, outputs, inputs),), weights)
+
+
 class IA3(Method):
     """The method: which layer gets a scale where."""
 
@@ -76,6 +117,7 @@ class IA3(Method):
     family = "scale"
     paper = "Liu et al. 2022, arXiv:2205.05638"
     summary = "learned scales of keys, values and feed-forward units"
+    foreign: ClassVar[Mapping[str, Any]] = {"peft": {"IA3": read_peft}}
 
     def place(self, config: IA3Config, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """See ``Method.place``."""
@@ -94,6 +136,12 @@ class IA3(Method):
                     yield Place(linear(layer, leaf, model), ScaleDelta)
             if config.feed_forward:
                 yield Place(ffn_hidden(layer), ScaleDelta)
+            for leaf in (path for path in config.outputs if path.startswith(f"{layer.path}.")):
+                yield Place(linear(layer, leaf, model), ScaleDelta)
+            for leaf in (path for path in config.inputs if path.startswith(f"{layer.path}.")):
+                site = linear(layer, leaf, model)
+                read = {"side": "input", "width": site.source_width, "source_width": 0, "reads_leaf_input": False}
+                yield Place(replace(site, slot="linear_input", **read), ScaleDelta)
 
 
 @hookimpl

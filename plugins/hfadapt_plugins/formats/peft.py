@@ -18,6 +18,7 @@ from hfadapt.adapters.formats import (
     FolderFormat,
     ReadOptions,
     as_described,
+    paths_in,
     put_on,
 )
 from hfadapt.errors import CheckpointError, did_you_mean
@@ -25,11 +26,14 @@ from hfadapt.errors import CheckpointError, did_you_mean
 from .files import config_in, is_file, tensors_in
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = ["PeftFormat"]
 
 _PICKLED = "adapter_model.bin"
+_PREFIX = "base_model.model."
+_NORM = ".ln_tuning_layers"
 
 _AUTO = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -49,6 +53,7 @@ _CURES = {
     "P_TUNING": "prefix tuning (hfadapt.PrefixConfig), trained anew: no method here adds tokens to the input",
     "MULTITASK_PROMPT_TUNING": "prefix tuning of each task (hfadapt.PrefixConfig), trained anew",
     "ADAPTION_PROMPT": "prefix tuning (hfadapt.PrefixConfig), trained anew",
+    "PREFIX_TUNING": "hfadapt.PrefixConfig, trained anew: peft shifts the positions of the tokens behind a prefix",
     **dict.fromkeys(("ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "RANDLORA", "FOURIERFT"), _CONVERT),
 }
 
@@ -131,7 +136,8 @@ def read_adapter(model: PreTrainedModel, folder: Path, options: ReadOptions) -> 
     """
     data = config_in(folder, CONFIG_FILE)
     kind = data.get("peft_type")
-    readers = {k: read for method in plugins.methods().values() for k, read in _readers(method).items()}
+    readers = {"LN_TUNING": _read_norms}
+    readers |= {k: read for method in plugins.methods().values() for k, read in _readers(method).items()}
     if not isinstance(kind, str) or kind not in readers:
         raise CheckpointError(
             "no kind of peft's adapters that hfadapt reads",
@@ -141,6 +147,24 @@ def read_adapter(model: PreTrainedModel, folder: Path, options: ReadOptions) -> 
             try_=_CURES.get(str(kind)) or did_you_mean(str(kind), readers) or _MERGE,
         )
     return readers[kind](model, data, tensors_in(folder, WEIGHTS_FILE, _PICKLED, options), folder, options.name)
+
+
+_NORM_FIELDS = ("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "peft_type", "revision")
+_NORM_FIELDS += ("peft_version", "target_modules", "task_type", "modules_to_save")
+
+
+def _read_norms(
+    model: PreTrainedModel, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, name: str
+) -> Described:
+    """LN tuning: an adapter that is its own copies of norms, and of what ``modules_to_save`` names."""
+    strange = [f"{key}={value!r}" for key, value in config.items() if key not in _NORM_FIELDS and value]
+    saved = {key.removeprefix(_PREFIX).replace(_NORM, ""): tensor for key, tensor in tensors.items()}
+    if strange or not any(_NORM in key for key in tensors):
+        got = ", ".join(strange)[:300] or "no tensor of a norm"
+        raise CheckpointError("more or less than hfadapt knows of LN tuning", where=str(folder), got=got, try_=_MERGE)
+    paths = paths_in(model, dict.fromkeys(key.rpartition(".")[0] for key in saved), folder)
+    whole = {f"{paths[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in saved.items()}
+    return Described(name, (), lambda twin, called: {}, whole)
 
 
 def _readers(method: Any) -> Mapping[str, Any]:

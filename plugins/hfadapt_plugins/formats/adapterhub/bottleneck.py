@@ -103,6 +103,13 @@ def bottleneck_configs(config: Mapping[str, Any], tensors: Tensors, old: bool) -
         if (stack, index) not in sizes.setdefault(size, []):
             sizes[size].append((stack, index))
     shared = any(stack.calls_per_module > 1 for stack in tensors.arch.stacks)
+    if shared and (on != ("ffn",) or config.get("inv_adapter") or config.get("leave_out")):
+        raise refused(
+            "layers that are one module take an adapter behind the feed-forward part alone",
+            tensors.folder,
+            f"{', '.join(on)}, inv_adapter={config.get('inv_adapter')!r}, leave_out={config.get('leave_out')!r}",
+            "train it anew",
+        )
     made: list[MethodConfig] = []
     norms = _norms(config)
     for size, layers in sizes.items():

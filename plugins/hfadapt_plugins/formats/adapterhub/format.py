@@ -19,6 +19,7 @@ from .fusion import describe_fusion
 from .heads import CLASSES, head_tensors
 from .lora import lora_configs, lora_weights
 from .prefix import prefix_configs, prefix_twins, prefix_weights
+from .write import write_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,10 @@ class AdapterHubFormat(FolderFormat):
         data = config_in(folder, _HEAD)
         whole = head_tensors(data, tensors_in(folder, *_HEAD_WEIGHTS, options), model, folder)
         return FolderContent((Described(options.name or data.get("name") or "head", (), lambda twin, name: {}, whole),))
+
+    def write(self, model: PreTrainedModel, folder: Path, name: str | None) -> None:
+        """Write an adapter and its head, as ``save_adapter(..., use_safetensors=True)`` does."""
+        write_adapter(model, folder, name)
 
 
 def _first_part(folder: Path) -> Path:
@@ -222,7 +227,7 @@ def _rows(children: list[str], more: Any, folder: Path) -> tuple[str, ...]:
     """Return the adapter of each row of a BatchSplit."""
     given = more.get("batch_sizes") if isinstance(more, dict) else None
     sizes = [given] * len(children) if type(given) is int else given
-    if isinstance(sizes, list) and len(sizes) == len(children):
-        if all(type(n) is int and 0 <= n < 1 << 20 for n in sizes):
-            return tuple(name for name, count in zip(children, sizes, strict=True) for _ in range(count))
+    fits = isinstance(sizes, list) and all(type(n) is int and 0 <= n < 1 << 20 for n in sizes)
+    if isinstance(sizes, list) and fits and len(sizes) == len(children):
+        return tuple(name for name, count in zip(children, sizes, strict=True) for _ in range(count))
     raise refused(f"{_SETUP} is damaged", folder, f"batch_sizes {given!r}"[:200])

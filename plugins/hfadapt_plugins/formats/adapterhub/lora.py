@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from hfadapt import MethodConfig
 
-__all__ = ["lora_configs", "lora_weights"]
+__all__ = ["KEYS", "lora_configs", "lora_weights"]
 
-_KEYS = {"lora_a": "lora_A", "lora_b": "lora_B", "gate_weight": "gate.weight", "gate_bias": "gate.bias"}
+KEYS = {"lora_a": "lora_A", "lora_b": "lora_B", "gate_weight": "gate.weight", "gate_bias": "gate.bias"}
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 
 
@@ -143,7 +143,7 @@ def lora_weights(model: PreTrainedModel, name: str, tensors: Tensors, config: Ma
             raise refused("linears cannot be told apart by their paths", tensors.folder, got)
         fused = _fused(tensors, delta.site.leaf)
         for ours, _ in delta.own(name).named_parameters():
-            tensor = tensors.take(f"{owner}.loras.{tensors.name}.{_KEYS[ours]}")
+            tensor = tensors.take(f"{owner}.loras.{tensors.name}.{KEYS[ours]}")
             if fused and ours == "lora_b":
                 outputs = linear_sizes(model.get_submodule(delta.site.leaf))[1]
                 tensor = _spread(tensors, tensor, config.get("attn_matrices", ["q", "v"]), outputs)

@@ -88,8 +88,11 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
     for name, weight in weights.items():
         for _, delta in deltas_of(model, name):
             config, site, own = delta.config(name), delta.site, delta.own(name)
-            if config.gate != "none":
-                raise CompositionError("a LoRA with a gate is no update of the weights", got=f"{name!r}: {config}")
+            if config.gate != "none" or config.dora or config.bias:
+                why = "a gate" if config.gate != "none" else "DoRA's lengths" if config.dora else "a bias"
+                raise CompositionError(
+                    f"a LoRA with {why} is more than an update of weights", got=f"{name!r}: {config}"
+                )
             if site.shared_layer:
                 raise CompositionError("layers that are one module cannot have a LoRA each", where=site.leaf, got=name)
             outputs = linear_sizes(model.get_submodule(site.leaf))[1]

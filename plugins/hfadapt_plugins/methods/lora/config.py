@@ -38,6 +38,8 @@ class LoRA(MethodConfig):
         use_rslora: Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
         gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate on the update.
         init: ``"lora"`` or ``"normal"``.
+        bias: A trained bias c behind B: ``s (B A x + c)``, from zero.
+        dora: Learn the length of each row of ``W + s B A`` apart (DoRA, Liu et al. 2024, arXiv:2402.09353).
     """
 
     method: ClassVar[str] = "lora"
@@ -49,6 +51,8 @@ class LoRA(MethodConfig):
     use_rslora: bool = False
     gate: str = "none"
     init: str = "lora"
+    bias: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +63,11 @@ class LoRA(MethodConfig):
         self.require_fraction("dropout")
         self.require_one_of("use_rslora", (True, False))
         self.require_one_of("init", INITS)
+        self.require_one_of("bias", (True, False))
+        self.require_one_of("dora", (True, False))
         check_gate(self)
+        if self.dora and self.gate != "none":
+            self.fail("dora", True, "False with a gate")
         alpha = self.lora_alpha
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
             self.fail("lora_alpha", alpha, "a number above 0")

@@ -15,6 +15,7 @@ from hfadapt.method import FusionPart, tensors_of
 from hfadapt_kernels import grouped_lora
 
 from ..shared.gating import add_gate, gate_of_rows
+from ..shared.norms import over_tokens
 
 if TYPE_CHECKING:
     from .config import LoRA
@@ -38,27 +39,37 @@ class LoRADelta(Delta):
         else:
             weights.lora_a = self.parameter((config.r, self.site.read_width), lambda t: nn.init.normal_(t, std=0.02))
             weights.lora_b = self.parameter((self.site.changed_width, config.r), lambda t: nn.init.normal_(t, std=0.02))
+        if config.bias:
+            weights.lora_bias = self.parameter((self.site.changed_width,))
         if config.gate != "none":
             add_gate(self, weights, self.site.read_width)
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the changed output ``[B, T, O]`` of a linear that read ``source`` ``[B, T, Din]``."""
         each = self.each(rows.names)
+        first = each[0].config
         a, b = tensors_of(each, "lora_a"), tensors_of(each, "lora_b")
         scales = [one.config.scale for one in each]
-        options = {"dropout": each[0].config.dropout, "training": self.training}
-        gated = each[0].config.gate != "none"
-        if self.site.part is None:
-            if not gated:
-                return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)
-            return value + gate_of_rows(self, source, rows) * grouped_lora(source, a, b, scales, rows.batch, **options)
+        options = {"dropout": first.dropout, "training": self.training}
+        # written out: every slot comes through here, and each function costs a call
+        if self.site.part is None and first.gate == "none" and not first.bias:
+            return grouped_lora(source, a, b, scales, rows.batch, y=value, **options)
         update = grouped_lora(source, a, b, scales, rows.batch, **options)
-        if gated:
+        if first.bias:
+            update = update + self.biases(rows, update)
+        if first.gate != "none":
             update = gate_of_rows(self, source, rows) * update
+        if self.site.part is None:
+            return value + update
         blocks, start, stop = self.site.part
         whole = value.unflatten(-1, (blocks, -1))
         changed = whole[..., start:stop] + update.unflatten(-1, (blocks, -1))
         return whole.slice_scatter(changed, -1, start, stop).flatten(-2)
+
+    def biases(self, rows: Rows, like: Tensor) -> Tensor:
+        """Return ``s c`` of each row's adapter, as it is added to ``like``; 0 for rows without one."""
+        each = [one.config.scale * one.lora_bias for one in self.each(rows.names)]
+        return over_tokens(rows.gather(each, 0.0), like).to(like.dtype)
 
     def cannot_fuse(self, name: str) -> str:
         """A whole linear's ungated update can be fused."""
@@ -73,7 +84,8 @@ class LoRADelta(Delta):
         """The update as a bottleneck without activation; the fusion's query is the linear's output."""
         config, inside = self.config(name), self.own(name)
         read = nn.functional.dropout(source, config.dropout, self.training)
-        return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, None, config.scale)
+        bias = inside.lora_bias if config.bias else None
+        return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, bias, config.scale)
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the weight of ``leaf``."""
@@ -83,6 +95,7 @@ class LoRADelta(Delta):
             why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
             raise AttachError(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name)
         inside = self.own(name)
+        self.merge_bias(name, leaf)
         # In float64, so that a bfloat16 base is rounded once.
         update = (inside.lora_b.double() @ inside.lora_a.double()) * config.scale
         inputs, outputs = linear_sizes(leaf)
@@ -93,3 +106,21 @@ class LoRADelta(Delta):
         transposed = not hasattr(leaf, "in_features")
         with torch.no_grad():
             weight.copy_((weight.double() + (full.T if transposed else full)).to(weight.dtype))
+
+    def merge_bias(self, name: str, leaf: nn.Module) -> None:
+        """Add ``s c`` to the bias of ``leaf``.
+
+        Raises:
+            AttachError: it has none.
+        """
+        config: LoRA = self.config(name)
+        if not config.bias:
+            return
+        bias = getattr(leaf, "bias", None)
+        if bias is None:
+            raise AttachError("cannot fold the update's bias: the linear has none", where=self.site.leaf, got=name)
+        blocks, start, stop = self.site.part or (1, 0, bias.shape[0])
+        full = torch.zeros_like(bias, dtype=torch.float64)
+        full.view(blocks, -1)[:, start:stop] = (config.scale * self.own(name).lora_bias.double()).view(blocks, -1)
+        with torch.no_grad():
+            bias.copy_((bias.double() + full).to(bias.dtype))

@@ -11,6 +11,7 @@ from ..shared.gating import gate_variant
 from .combining import combine_loras
 from .config import LoRA
 from .delta import LoRADelta
+from .dora import DoRADelta
 from .peft_files import read_lora, save_peft
 from .targets import ROLES, find_targets
 
@@ -54,5 +55,15 @@ class LoRAMethod(Method):
         """One update at every linear that ``config.target_modules`` names."""
         for target in find_targets(config.target_modules, config, arch, model):
             # Rows with different dropout cannot share one call of the op.
-            parts = (target.part, gate_variant(config), f"p{config.dropout:g}" if config.dropout else "")
-            yield Place(target.site, LoRADelta, "_".join(p for p in parts if p).replace(".", "_"))
+            if config.dora and target.part:
+                raise self.refuse(
+                    "DoRA of a slice of a fused linear",
+                    arch,
+                    got=f"{target.part} of {target.site.leaf}",
+                    try_=f"target_modules=({target.site.leaf.rpartition('.')[2]!r},) for all of it",
+                )
+            words = {"dora": config.dora, "bias": config.bias}
+            flags = [target.part, gate_variant(config), *(word for word, on in words.items() if on)]
+            flags.append(f"p{config.dropout:g}" if config.dropout else "")
+            variant = "_".join(flag for flag in flags if flag).replace(".", "_")
+            yield Place(target.site, DoRADelta if config.dora else LoRADelta, variant)

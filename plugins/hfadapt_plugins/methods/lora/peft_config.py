@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfadapt.adapters.formats import CONFIG_FILE
@@ -19,7 +20,19 @@ from hfadapt.errors import CheckpointError
 __all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "check_fields"]
 
 # Fields that say what is computed, and are read.
-READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "modules_to_save", "init_lora_weights")
+READ = (
+    "alpha_pattern",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "use_dora",
+    "use_rslora",
+)
 
 # Fields that say where the file comes from or how it was trained, or which linears it adapts: the weights show those.
 HARMLESS = (
@@ -49,20 +62,17 @@ HARMLESS = (
 # Fields that change the computation, or the modules, in ways that a plain LoRA here has not; with peft's default.
 REFUSED: dict[str, Any] = {
     "alora_invocation_tokens": None,
-    "alpha_pattern": {},
     "arrow_config": None,
+    # "lora_only", the biases of the linears that are adapted, is read; other biases belong to no update
     "bias": "none",
     "ensure_weight_tying": False,
     "kasa_config": None,
     "layer_replication": None,
-    "lora_bias": False,
     "megatron_config": None,
     "monteclora_config": None,
-    "rank_pattern": {},
     "target_parameters": None,
     "trainable_token_indices": None,
     "use_bdlora": None,
-    "use_dora": False,
     "use_qalora": False,
     "velora_config": None,
 }
@@ -87,6 +97,11 @@ class PeftLoRA:
         lora_dropout: Dropout on what the update reads.
         use_rslora: Divide by the root.
         modules_to_save: Ends of the paths of modules that the file holds whole.
+        rank_pattern: Ranks of modules whose paths end so, or match.
+        alpha_pattern: Scales of such modules.
+        use_dora: Lengths of rows are learned apart.
+        biases: The base's biases of the linears are in the file, trained.
+        lora_bias: B has a bias.
     """
 
     r: int
@@ -94,6 +109,19 @@ class PeftLoRA:
     lora_dropout: float
     use_rslora: bool
     modules_to_save: tuple[str, ...]
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_dora: bool
+    biases: bool
+    lora_bias: bool
+
+    def rank(self, path: str) -> int:
+        """Return the rank of a module."""
+        return int(_matched(self.rank_pattern, path, self.r))
+
+    def alpha(self, path: str) -> float:
+        """Return the scale of a module, to be divided by its rank or the root of that."""
+        return _matched(self.alpha_pattern, path, self.lora_alpha)
 
 
 def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> PeftLoRA:
@@ -114,6 +142,11 @@ def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pef
         lora_dropout=data.get("lora_dropout", 0.0),
         use_rslora=data.get("use_rslora", False),
         modules_to_save=tuple(data.get("modules_to_save") or ()),
+        rank_pattern=data.get("rank_pattern") or {},
+        alpha_pattern=data.get("alpha_pattern") or {},
+        use_dora=bool(data.get("use_dora")),
+        biases=data.get("bias") == "lora_only",
+        lora_bias=bool(data.get("lora_bias")),
     )
 
 
@@ -123,6 +156,8 @@ def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
     kind = init.lower() if isinstance(init, str) else init
     changed = [] if kind in _PLAIN_INITS else [f"init_lora_weights={init!r}"]
     more = [f"{key}={data[key]!r}" for key, usual in REFUSED.items() if key in data and not _same(data[key], usual)]
+    if data.get("bias") == "lora_only":
+        more = [one for one in more if not one.startswith("bias=")]
     unknown = {key: data[key] for key in data if key not in (*READ, *HARMLESS, *REFUSED)}
     defaults = _installed_defaults() if unknown else {}
     strange = [f"{key}={value!r}" for key, value in unknown.items() if not _same(value, defaults.get(key))]
@@ -161,12 +196,40 @@ def _installed_defaults() -> dict[str, Any]:
     return found
 
 
+def _matched(patterns: Mapping[str, float], path: str, default: float) -> float:
+    """Return the value of the first pattern that a path matches as peft does: whole, or its last parts."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+def _is_pattern(key: Any) -> bool:
+    """Say whether a key is a regular expression that is quickly matched: no repetition of a group, few of others."""
+    if not isinstance(key, str) or len(key) > 300 or re.search(r"\)[*+?{]", key) or len(re.findall(r"[*+{]", key)) > 3:
+        return False
+    try:
+        re.compile(key)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def _patterns(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return value is None or (isinstance(value, dict) and all(_is_pattern(k) and fits(v) for k, v in value.items()))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
 _TYPES = {
-    "r": lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31,
+    "r": _is_rank,
+    "rank_pattern": lambda v: _patterns(v, _is_rank),
+    "alpha_pattern": lambda v: _patterns(v, lambda one: _is_number(one) and one > 0),
+    "use_dora": lambda v: isinstance(v, bool),
+    "lora_bias": lambda v: isinstance(v, bool),
     "lora_alpha": lambda v: _is_number(v) and v > 0,
     "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
     "use_rslora": lambda v: isinstance(v, bool),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from hfadapt import attachment
 from hfadapt.adapters.formats import (
@@ -22,11 +26,12 @@ from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
 from .config import LoRA
+from .dora import row_norms, weight_of
 from .peft_config import check_fields
-from .peft_tensors import PARTS, PREFIX, Updates, fit_to_model, split_tensors
+from .peft_tensors import MORE, PARTS, PREFIX, Updates, fit_to_model, split_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = ["read_lora", "save_peft"]
@@ -73,6 +78,17 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
             )
         for own, theirs in PARTS.items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
+        if config.bias:
+            tensors[f"{PREFIX}{delta.site.leaf}{MORE['lora_bias']}"] = delta.own(name).lora_bias
+        if config.dora:
+            lengths = row_norms(weight_of(model.get_submodule(delta.site.leaf)))
+            tensors[f"{PREFIX}{delta.site.leaf}{MORE['magnitude']}"] = delta.own(name).magnitude * lengths
+    patterns: dict[str, dict[str, Any]] = {"rank_pattern": {}, "alpha_pattern": {}}
+    for delta in deltas:
+        other = delta.config(name)
+        if (other.r, other.lora_alpha) != (config.r, config.lora_alpha):
+            patterns["rank_pattern"][re.escape(delta.site.leaf)] = other.r
+            patterns["alpha_pattern"][re.escape(delta.site.leaf)] = other.lora_alpha
     adapter = attachment(model).require(name)
     whole = [*adapter.heads, *adapter.modules]
     tensors |= {f"{PREFIX}{path}.{key}": value for path, key, value in own_tensors(model, name)}
@@ -88,6 +104,9 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         lora_dropout=config.dropout,
         target_modules=leaves,
         use_rslora=config.use_rslora,
+        use_dora=config.dora,
+        lora_bias=config.bias,
+        **patterns,
         # transformers' Conv1D keeps its weight as [in, out]
         fan_in_fan_out=all(not hasattr(model.get_submodule(leaf), "in_features") for leaf in leaves),
         modules_to_save=whole or None,
@@ -105,13 +124,19 @@ def _is_base(key: str) -> bool:
     return ".hfadapt." not in f".{key}"
 
 
+def _are_loras(configs: tuple[Any, ...]) -> bool:
+    return all(isinstance(config, LoRA) for config in configs)
+
+
 def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     state = attachment(model)
     if name is None and len(state.names) != 1:
         raise AttachError("which adapter?", allowed=", ".join(state.names), try_="save_peft(model, folder, name)")
     adapter = state.require(name or state.names[0])
-    config = adapter.configs[0]
-    if len(adapter.configs) != 1 or not isinstance(config, LoRA) or config.gate != "none":
+    config = adapter.configs[0] if adapter.configs else None
+    # peft has ranks and scales by module, and one of everything else
+    alike = {replace(c, r=1, lora_alpha=1.0, target_modules=("?",)) for c in adapter.configs if isinstance(c, LoRA)}
+    if not isinstance(config, LoRA) or not _are_loras(adapter.configs) or len(alike) != 1 or config.gate != "none":
         raise AttachError(
             "only a LoRA without a gate can be written in peft's files",
             where=f"adapter {adapter.name!r}",
@@ -140,15 +165,44 @@ def read_lora(
             fit this model.
     """
     fields = check_fields(config, folder)
-    updates, others = fit_to_model(model, *split_tensors(tensors, folder), fields, folder)
-    method = LoRA(
-        r=fields.r,
-        lora_alpha=fields.lora_alpha,
-        target_modules=tuple(updates),
-        dropout=fields.lora_dropout,
-        use_rslora=fields.use_rslora,
-    )
-    return Described(name, (method,), partial(_weights, updates=updates, folder=folder), others)
+    announced = {"lora_bias": fields.lora_bias, "magnitude": fields.use_dora, "base_bias": fields.biases}
+    split = split_tensors(tensors, folder, [part for part, on in announced.items() if on])
+    updates, others, paths = fit_to_model(model, *split, fields, folder)
+    groups: dict[LoRA, list[str]] = {}
+    for leaf, parts in updates.items():
+        form = LoRA(
+            r=fields.rank(paths[leaf]),
+            lora_alpha=fields.alpha(paths[leaf]),
+            target_modules=("?",),
+            dropout=fields.lora_dropout,
+            use_rslora=fields.use_rslora,
+            bias="lora_bias" in parts or "base_bias" in parts,
+            dora=fields.use_dora,
+        )
+        groups.setdefault(form, []).append(leaf)
+        updates[leaf] = _own_parts(model.get_submodule(leaf), parts, form, folder)
+    configs = tuple(replace(form, target_modules=tuple(leaves)) for form, leaves in groups.items())
+    return Described(name, configs, partial(_weights, updates=updates, folder=folder), others)
+
+
+def _own_parts(linear: nn.Module, parts: dict[str, Tensor], form: LoRA, folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of our parameters: a trained bias of the base is one of the update, lengths are factors."""
+    made = {part: parts[part] for part in ("lora_a", "lora_b")}
+    if form.bias:
+        bias = parts.get("lora_bias", torch.zeros(())).double()
+        if "base_bias" in parts:
+            base = getattr(linear, "bias", None)
+            if base is None or base.shape != parts["base_bias"].shape:
+                raise CheckpointError("the file has biases that the base's linears have not", where=str(folder))
+            bias = bias + (parts["base_bias"].double() - base.detach().double().cpu()) / form.scale
+        made["lora_bias"] = bias.float()
+    if form.dora:
+        norms = row_norms(weight_of(linear).double().cpu())
+        lengths = parts["magnitude"].flatten().double()
+        if lengths.shape != norms.shape:
+            raise CheckpointError("DoRA's lengths are of another base", where=str(folder), got=list(lengths.shape))
+        made["magnitude"] = (lengths / norms).float()
+    return made
 
 
 def _weights(model: PreTrainedModel, name: str, updates: Updates, folder: Path) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfadapt.adapters.formats import WEIGHTS_FILE
+from hfadapt.adapters.formats import WEIGHTS_FILE, paths_in
 from hfadapt.architecture import is_linear
-from hfadapt.errors import CheckpointError, did_you_mean
+from hfadapt.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
     from .peft_config import PeftLoRA
 
-__all__ = ["PARTS", "PREFIX", "Updates", "fit_to_model", "split_tensors"]
+__all__ = ["MORE", "PARTS", "PREFIX", "Updates", "fit_to_model", "split_tensors"]
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
+#: What a LoRA may have beside them: the bias of B, DoRA's lengths, and the linear's own bias, trained.
+MORE = {
+    "lora_bias": ".lora_B.bias",
+    "magnitude": ".lora_magnitude_vector",
+    "base_bias": ".base_layer.bias",
+}
 _BASE_COPY = ".base_layer."
 
 Updates = dict[str, dict[str, "Tensor"]]
@@ -33,21 +39,29 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
-def split_tensors(tensors: dict[str, Tensor], folder: Folder) -> tuple[Updates, dict[str, Tensor]]:
-    """Return the two matrices of each linear, and the other tensors, by their paths in the model that was adapted.
+def split_tensors(
+    tensors: dict[str, Tensor], folder: Folder, wanted: Iterable[str] = ()
+) -> tuple[Updates, dict[str, Tensor]]:
+    """Return the matrices of each linear, and the other tensors, by their paths in the model that was adapted.
+
+    Args:
+        tensors: Content of the file.
+        folder: For errors.
+        wanted: Which of ``MORE`` the config announces; every linear must have them then.
 
     Raises:
         CheckpointError: there is no LoRA in the file, half of one, or more than A and B.
     """
     updates: Updates = {}
     others: dict[str, Tensor] = {}
+    known = {**PARTS, **{part: end for part, end in MORE.items() if part in wanted}}
     for key, tensor in tensors.items():
-        path = key.removeprefix(PREFIX)
-        part = next((own for own, theirs in PARTS.items() if path.endswith(theirs)), None)
+        path = key.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+        part = next((own for own, theirs in known.items() if path.endswith(theirs)), None)
         if part is None:
             others[path] = tensor
         else:
-            updates.setdefault(path.removesuffix(PARTS[part]), {})[part] = tensor
+            updates.setdefault(path.removesuffix(known[part]), {})[part] = tensor
     embeddings = [key for key in others if ".lora_embedding_" in key]
     if embeddings:
         got = embeddings[0]
@@ -55,9 +69,11 @@ def split_tensors(tensors: dict[str, Tensor], folder: Folder) -> tuple[Updates, 
     more = [key for key in others if any(one.startswith("lora_") for one in key.split("."))]
     if more:
         raise _refusal("more than the matrices A and B of a plain LoRA", folder, ", ".join(more[:3]), _MERGE)
-    halves = [leaf for leaf, parts in updates.items() if len(parts) != len(PARTS)]
+    # a linear without a bias has none to train
+    needed = {part for part in known if part != "base_bias"}
+    halves = [leaf for leaf, parts in updates.items() if not needed.issubset(parts)]
     if not updates or halves:
-        got = f"one matrix of two at {halves[0]}" if halves else "no lora_A and lora_B"
+        got = f"{', '.join(updates[halves[0]])} alone at {halves[0]}" if halves else "no lora_A and lora_B"
         raise CheckpointError(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got)
     return updates, others
 
@@ -67,8 +83,8 @@ _MERGE = "merge it with peft (merge_and_unload) and adapt what comes out"
 
 def fit_to_model(
     model: PreTrainedModel, updates: Updates, others: dict[str, Tensor], config: PeftLoRA, folder: Folder
-) -> tuple[Updates, dict[str, Tensor]]:
-    """Return the updates and the modules saved whole by their paths in ``model``.
+) -> tuple[Updates, dict[str, Tensor], dict[str, str]]:
+    """Return the updates and the modules saved whole by their paths in ``model``, and the updates' paths in the file.
 
     Copies of the base's own weights, which peft writes beside a LoRA of tied or resized embeddings, are compared with
     this base and left out.
@@ -77,14 +93,16 @@ def fit_to_model(
         CheckpointError: this model lacks a module, or it is no linear; ranks differ from the config; a tensor is none
             that the config announces; or the file's copy of the base differs from this base.
     """
+    saved = list(updates)
     updates, others = _with_paths_of(model, updates, others, folder)
+    paths = dict(zip(updates, saved, strict=True))  # patterns are of the paths that peft had
     for leaf, parts in updates.items():
         module = model.get_submodule(leaf)
         if not is_linear(module):
             raise _refusal(f"a LoRA of a {type(module).__name__}, which is no linear", folder, leaf, _MERGE)
-        a, b = parts["lora_a"], parts["lora_b"]
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != config.r or b.shape[1] != config.r:
-            got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={config.r}"
+        a, b, r = parts["lora_a"], parts["lora_b"], config.rank(paths[leaf])
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
+            got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={r}"
             raise _refusal("the matrices do not have the config's rank", folder, got, "")
     own = named_tensors(model)
     whole: dict[str, Tensor] = {}
@@ -95,36 +113,25 @@ def fit_to_model(
             whole[key] = tensor
         else:
             _check_base_copy(model, key.replace(_BASE_COPY, "."), tensor, own, folder)
-    return updates, whole
+    return updates, whole, paths
 
 
 def _with_paths_of(
     model: PreTrainedModel, updates: Updates, others: dict[str, Tensor], folder: Folder
 ) -> tuple[Updates, dict[str, Tensor]]:
     """Rename what was saved from a model with a head, or without one, to this model's paths."""
-    modules = {path for path, _ in model.named_modules()}
-    if modules.issuperset(updates):
-        return updates, others
-    prefix = f"{model.base_model_prefix}."
-    if getattr(model, "base_model", model) is not model:
-        longer = {f"{prefix}{leaf}": parts for leaf, parts in updates.items()}
-        if modules.issuperset(longer):
-            return longer, {f"{prefix}{key}": tensor for key, tensor in others.items()}
-    shorter = {leaf.removeprefix(prefix): parts for leaf, parts in updates.items()}
-    if modules.issuperset(shorter):
-        head = [key for key in others if not key.startswith(prefix)]
-        if head:
-            raise _no_place(model, head[0], folder)
-        return shorter, {key.removeprefix(prefix): tensor for key, tensor in others.items()}
-    missing = next(leaf for leaf in updates if leaf not in modules)
     linears = [path for path, module in model.named_modules() if is_linear(module)]
-    raise CheckpointError(
-        "the adapter is of another base: it updates modules that this model has not",
-        where=str(folder),
-        got=f"{missing} (of {len(updates)}) on {type(model).__name__}",
-        allowed=f"linears such as {', '.join(linears[:3])}",
-        try_=did_you_mean(missing, linears),
-    )
+    paths = paths_in(model, updates, folder, f"linears such as {', '.join(linears[:3])}")
+    renamed, prefix = {paths[leaf]: parts for leaf, parts in updates.items()}, f"{model.base_model_prefix}."
+    first = next(iter(updates))
+    if paths[first] == first:
+        return updates, others
+    if paths[first] == f"{prefix}{first}":
+        return renamed, {f"{prefix}{key}": tensor for key, tensor in others.items()}
+    head = [key for key in others if not key.startswith(prefix)]
+    if head:
+        raise _no_place(model, head[0], folder)
+    return renamed, {key.removeprefix(prefix): tensor for key, tensor in others.items()}
 
 
 def _is_saved_whole(key: str, modules_to_save: Iterable[str]) -> bool:
