@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfadapt
+from hfadapt import plugins
 from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError, HFAdaptError
 from hfadapt.testing.tiny import tiny_model
@@ -251,3 +253,18 @@ def test_an_interrupted_load_is_undone(first, folder, monkeypatch):
     assert set(model.state_dict()) == keys
     monkeypatch.undo()
     hfadapt.load(folder("load"), model)
+
+
+def test_a_model_that_no_table_maps_loads_what_it_saved(tmp_path):
+    from transformers import DebertaConfig, DebertaModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = DebertaModel(DebertaConfig(vocab_size=50, max_position_embeddings=16, **sizes))
+    assert "deberta" not in plugins.architectures()
+    fresh = copy.deepcopy(model)
+    hfadapt.attach(model, "pfeiffer")
+    again = hfadapt.load(hfadapt.save(model, tmp_path / "own"), fresh)
+    assert hfadapt.attachment(again).arch.source == "probe"
+    for key, parameter in hfadapt.parameters_of(model, "default").items():
+        assert torch.equal(again.get_parameter(key), parameter)

@@ -6,6 +6,8 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+import torch
+
 from ...errors import ArchitectureError
 from ..maps import ArchitectureMap, StackMap, join
 from .uniform import differences, linears_of
@@ -48,11 +50,14 @@ def probe_skeleton(model: PreTrainedModel, probe: Callable[[nn.Module], Architec
     key = (type(base).__qualname__, config.to_json_string())
     if key not in _seen:
         try:
-            twin = type(base)(shallow_config(config))
+            # loads try a folder where tensors are made on the meta device, and this twin has to be run
+            with torch.device("cpu"):
+                twin = type(base)(shallow_config(config))
         except Exception as error:  # any config may refuse to be cut short, in any way; the cause is kept and shown
             text = f"the model has no weights (meta device), and no shallow twin of it can be built ({error})"
             raise ArchitectureError(text, where=type(base).__name__, try_=_ADVICE) from error
-        arch = probe(twin)
+        with torch.device("cpu"):
+            arch = probe(twin)
         _seen[key] = replace(arch, stacks=tuple(_stretched(stack, twin, base) for stack in arch.stacks))
     return _seen[key].under(prefix)
 
