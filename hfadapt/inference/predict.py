@@ -15,6 +15,7 @@ import torch
 from ..data import MultiTaskCollator
 from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, did_you_mean
+from ..errors.names import names_of
 from ..multitask.heads import IGNORE
 from .answers import ANSWERED, answer_of, columns_of
 

@@ -114,8 +114,8 @@ class Watch:
         if self.holds():
             return ""
         return (
-            "modules that adapters rely on were changed after the model was compiled; try: one call of the model itself, "
-            "which proves anew that every adapter runs, and then torch.compile"
+            "modules that adapters rely on were changed after the model was compiled; try: one call of the model "
+            "itself, which proves anew that every adapter runs, and then torch.compile"
         )
 
     def look_again(self, attachment: Attachment, names: Collection[str]) -> None:

@@ -87,7 +87,8 @@ def prefix_configs(config: Mapping[str, Any], tensors: Tensors) -> tuple[MethodC
     if config.get("use_gating") and not config.get("shared_gating", True):
         raise refused("gates of keys and of values apart", tensors.folder, "shared_gating=False", "shared_gating=True")
     if any(stack.calls_per_module > 1 for stack in tensors.arch.stacks):
-        raise refused("a prefix of layers that are one module", tensors.folder, tensors.arch.model_type, "train it anew")
+        what = "a prefix of layers that are one module"
+        raise refused(what, tensors.folder, tensors.arch.model_type, "train it anew")
     places = _places(config, tensors)
     act = activation_of({"non_linearity": "tanh", **config}, tensors.folder, False)
     words = {path: tuple(w for w, cross in (("self", False), ("cross", True)) if (path, cross) in places)
