@@ -358,3 +358,70 @@ def test_what_the_look_costs():
     watch.holds()
     sys.setprofile(None)
     assert len(watch.modules) > 30 and len(calls) <= 8, calls
+
+
+def compiled(method, model_type="bert", head=None, **settings):
+    """A model that was attached to, compiled and called."""
+    model = tiny_model(model_type, head, **settings)
+    hfadapt.attach(model, method, names=("one", "two"), verify=False)
+    randomize(model)
+    inputs = {**tiny_inputs(model_type, head), "task_ids": torch.tensor([0, 1, 0])}
+    run = torch.no_grad()(torch.compile(model, backend="eager", fullgraph=True))
+    run(**inputs)
+    return model, run, inputs
+
+
+def test_a_compiled_model_follows_another_attention():
+    model, run, inputs = compiled(hfadapt.PrefixConfig(3, mlp_size=8))
+    want = run(**inputs)[0]
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        torch.testing.assert_close(run(**inputs)[0], want, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def grown_head(model):
+    model.resize_token_embeddings(120)
+
+
+def another_leaf(model):
+    model.encoder.layer[0].attention.self.query = torch.nn.Linear(32, 32)
+
+
+def another_forward(model):
+    layer = model.encoder.layer[0].intermediate
+    layer.forward = lambda states: torch.relu(torch.nn.functional.linear(states, layer.dense.weight, layer.dense.bias))
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "given"),
+    [
+        (
+            grown_head,
+            "lm_head .a new Linear stands there",
+            (hfadapt.LoRA(target_modules="lm_head"), "llama", "causal-lm", False),
+        ),
+        (another_leaf, "attention.self.query .a new Linear stands there", (hfadapt.LoRA(r=2), "bert", None, None)),
+        (
+            another_forward,
+            "were changed after the model was compiled",
+            (hfadapt.LoRA(target_modules="dense"), "bert", None, None),
+        ),
+    ],
+    ids=["head", "leaf", "forward"],
+)
+def test_a_compiled_model_notices_what_its_adapters_lost(change, said, given):
+    method, model_type, head, tied = given
+    model, run, inputs = compiled(method, model_type, head, **({} if tied is None else {"tie_word_embeddings": tied}))
+    change(model)
+    with pytest.raises(Exception, match=said):
+        run(**inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_compiled_model_that_was_cast_keeps_its_adapters(dtype):
+    model, run, inputs = compiled("lora")
+    model.to(dtype)
+    with torch.no_grad():
+        assert torch.equal(run(**inputs)[0], model(**inputs)[0])

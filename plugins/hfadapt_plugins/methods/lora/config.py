@@ -80,6 +80,7 @@ class LoRA(MethodConfig):
                     re.compile(name)
                 except re.error as error:
                     self.fail("target_modules", name, f"a name, or a regular expression (this is none: {error})")
+        _ = self.scale  # kept before torch.compile traces a call, which cannot take the property's lock
 
     @functools.cached_property
     def scale(self) -> float:

@@ -52,6 +52,9 @@ class UpDown:
     norm_eps: float | None = 1e-5
     gate: str = ""
 
+    def __post_init__(self) -> None:
+        _ = self.plain  # kept before torch.compile traces a call, which cannot take the property's lock
+
     @functools.cached_property
     def plain(self) -> bool:
         """Whether one call of the kernel is all."""
