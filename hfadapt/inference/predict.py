@@ -110,6 +110,13 @@ class Predictor:
             found.append(Prediction(task.name, text, pair, label, score))
         return found
 
+    def predict_all(
+        self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
+    ) -> list[Prediction]:
+        """The answers of several tasks (all by default) for one text, in one forward."""
+        chosen = names_of(tasks or [task.name for task in self.tasks])
+        return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
+
     def _task(self, name: str, names: list[str]) -> int:
         if name not in names:
             raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))

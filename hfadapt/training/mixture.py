@@ -191,6 +191,10 @@ class TaskMixture:
         rows = self.schedule.trained(steps)
         return [task.name for task, count in zip(self.tasks, rows, strict=True) if not count]
 
+    def has_split(self, split: str) -> bool:
+        """Say whether any task has rows of that split."""
+        return any(len(splits.get(split, ())) for splits in self._splits)
+
     def rows_of(self, task: int, split: str) -> int:
         """Return how many rows a task has in a split; 0 where it lacks the split."""
         return len(self._splits[task].get(split, ()))
