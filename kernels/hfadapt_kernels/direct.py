@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 
 __all__ = ["KERNELS", "unobserved"]
 
@@ -34,7 +35,7 @@ def unobserved(arguments: Sequence[Any]) -> bool:
     if (
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._functorch.maybe_current_level() is not None
+        or maybe_current_level() is not None
         or torch._C._is_tracing()
         or torch.compiler.is_compiling()
         or arguments[0].device.type not in _DEVICES
