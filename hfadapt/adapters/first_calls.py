@@ -72,6 +72,7 @@ class FirstCalls:
             logger.debug("rows could not be told apart: %s: %s", type(error).__name__, error)
 
     def _end(self) -> None:
+        self.names &= set(attachment(self.model).names)
         if not self.names and not any(True for _ in slots_to_prove(self.model)):
             attachment(self.model).waiting = None
 

@@ -132,7 +132,17 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
 
 
 # What a further adapter may change in a model's attachment, beside the adapters themselves.
-_OF_ALL = ("choice", "compositions", "fusions", "rereads_input", "call_counters", "inside", "label_counts", "prove")
+_OF_ALL = (
+    "choice",
+    "compositions",
+    "fusions",
+    "rereads_input",
+    "call_counters",
+    "inside",
+    "label_counts",
+    "prove",
+    "waiting",
+)
 
 
 def _reset(model: PreTrainedModel, state: Attachment, before: dict[str, Any]) -> None:

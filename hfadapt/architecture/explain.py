@@ -39,7 +39,7 @@ def explain(model: nn.Module) -> str:
         f"{type(model).__name__} ({arch.model_type}), mapped by {origin}; attention {interface} AttentionInterface"
     ]
     for stack in arch.stacks:
-        layer = stack.layer(0)
+        layer = stack.layer(next(i for i in range(stack.num_layers) if i not in stack.left_out))
         causal = "causal" if stack.causal else "bidirectional"
         lines += [
             "",
@@ -49,6 +49,11 @@ def explain(model: nn.Module) -> str:
         ]
         if stack.calls_per_module > 1:
             lines.append(f"  each layer module runs {stack.calls_per_module} times; depth is counted by calls")
+        lines += [f"  layer {index} is left out: {why}" for index, why in stack.left_out.items()]
+        if stack.others:
+            lines.append(
+                f"  layers {', '.join(map(str, stack.others))} are made otherwise; shown is layer {layer.index}"
+            )
         rows = [(row.role, f"{row.path} ({row.kind}{_sizes(row)})") for row in leaves_of(model, layer)]
         rows += [("last hidden state", stack.top)]
         rows += [("word embedding", stack.embedding)] if stack.embedding else []

@@ -21,11 +21,18 @@ def uses_interface(model: nn.Module, stacks: Sequence[StackMap]) -> bool:
     transformers must agree that the function of this model may be changed, which older releases refuse ModernBERT.
     """
     return all(_may_change(model, stack.path) for stack in stacks) and all(
-        _looks_up(model, stack.layer_paths[-1], attention.module)
+        _looks_up(model, path, attention.module)
         for stack in stacks
-        for attention in (stack.attention, stack.cross_attention)
+        for path, kind in _kinds(stack)
+        for attention in (kind.attention, kind.cross_attention)
         if attention is not None
     )
+
+
+def _kinds(stack: StackMap) -> list[tuple[str, StackMap]]:
+    """One layer of each kind that a stack has, and the stack as such a layer has it."""
+    usual = [i for i in range(stack.num_layers) if i not in stack.others and i not in stack.left_out]
+    return [(stack.layer_paths[i], stack.others.get(i, stack)) for i in (*usual[-1:], *stack.others)]
 
 
 def _looks_up(model: nn.Module, layer: str, module: str) -> bool:

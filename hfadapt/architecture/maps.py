@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .linears import is_linear
 
@@ -125,6 +125,10 @@ class StackMap:
     left_out: Mapping[int, str] = field(default_factory=dict, hash=False, compare=False)
     reads_shared_table: str = field(default="", compare=False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of an earlier version lacks what came later.
+        vars(self).update({"others": {}, "left_out": {}} | state)
+
     @property
     def ffn_is_block(self) -> bool:
         """The feed-forward part is one module that is no linear: it has an input and an output, and nothing between."""
@@ -153,8 +157,9 @@ class StackMap:
         """
         if self.projection_out or self.final_norm:
             return self.projection_out or self.final_norm or ""
-        last = self.layer_paths[-1]
-        return join(last, self.norms["post_ffn"]) if "post_ffn" in self.norms else last
+        last, number = self.layer_paths[-1], self.num_layers - 1
+        norms = {} if number in self.left_out else self.others.get(number, self).norms
+        return join(last, norms["post_ffn"]) if "post_ffn" in norms else last
 
     def layer(self, index: int) -> LayerMap:
         """The layer that runs as number `index`, negative from the end."""
@@ -285,6 +290,10 @@ class ArchitectureMap:
     left_out: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
     lists: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
     unmapped: str = field(default="", compare=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # As of StackMap.
+        vars(self).update({"lists": {}, "left_out": {}} | state)
 
     @property
     def depths(self) -> dict[str, int]:

@@ -29,6 +29,9 @@ __all__ = ["Slot", "run_slot"]
 class Slot(nn.Module):
     """The child ``hfadapt`` of a module: the deltas at its input, its output and in its attention, and its copies."""
 
+    # The first axis of what the leaf reads is the batch's; None where that is still to be tried.
+    by_row: bool | None = True
+
     def __init__(self) -> None:
         super().__init__()
         self.deltas = nn.ModuleDict()
@@ -37,8 +40,6 @@ class Slot(nn.Module):
         self.fusions = nn.ModuleDict()
         # The leaf is a norm that finishes the op of the last delta at its input (see fused_norm.py).
         self.fuses_norm = False
-        # The first axis of what the leaf reads is the batch's; None where that is still to be tried.
-        self.by_row: bool | None = True
         self._sides: dict[str, tuple[Delta, ...]] = {}
 
     def delta(self, place: Place, method: str) -> Delta:

@@ -96,12 +96,18 @@ def _attention(
         query, key, value = found
         module = _common_parent(found)
         return AttentionMap(query, key, value, output.path, module)
-    if len(found) == 1 and not roles["query"]:
+    if len(found) == 1 and not roles["query"] and not _is_gated_sum(replay, found[0], output):
         # One linear makes all three; where queries and keys are normed, doubling it doubles the values only.
         return AttentionMap(None, None, None, output.path, _common_parent(found), found[0], "unknown")
     seen = "; ".join(f"{role}: {', '.join(paths) or 'none'}" for role, paths in roles.items())
     missing.append(f"{what} before {output.path!r}: one query, key and value projection each ({seen})")
     return None
+
+
+def _is_gated_sum(replay: Replay, path: str, output: Call) -> bool:
+    """Whether one linear's parts are only multiplied with each other (a gated convolution), with no softmax between."""
+    doubled = replay.run(edit=path, by=lambda value: 2 * value)[output.path].input
+    return any(same(doubled, factor * output.input) for factor in (4, 8))
 
 
 def _role(replay: Replay, call: Call, output: Call) -> str | None:

@@ -62,19 +62,19 @@ def padding_mask(rows: Rows, size: int, tokens: int, site: Site) -> Tensor | Non
     if routing.cache is None or not site.causal:
         # An encoder over frames or patches has a sequence of another length than the mask of its input, and no mask.
         if mask.shape[1] != tokens and routing.other_mask is None:
-            _refuse_added_tokens(mask, routing.tokens, tokens, site)
+            _refuse_added_tokens(mask, tokens, site)
             return None
     elif mask.shape[1] < tokens:  # places of a static cache for tokens to come, which causality hides
         mask = F.pad(mask, (0, tokens - mask.shape[1]), value=1)
     return _for_rows(mask[:, :tokens], size)
 
 
-def _refuse_added_tokens(mask: Tensor, given: int, tokens: int, site: Site) -> None:
-    """Raise where a mask of words hides some, and the layers have other tokens than these."""
-    if torch.compiler.is_compiling() or mask.shape[1] != given or bool(mask.all()):
+def _refuse_added_tokens(mask: Tensor, tokens: int, site: Site) -> None:
+    """Raise where a mask hides some tokens, and the layers have more: which of them it means cannot be told."""
+    if torch.compiler.is_compiling() or mask.shape[1] > tokens or bool(mask.all()):
         return
     raise RoutingError(
-        "the padding mask and the tokens of the layers differ in number: the model adds tokens, or takes some away",
+        "the padding mask and the tokens of the layers differ in number: the model adds tokens of its own",
         where=f"{site.leaf} ({site.slot})",
         got=f"a mask of {mask.shape[1]} tokens for {tokens}",
         allowed="a mask of as many, or one that hides nothing",
