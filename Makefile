@@ -13,7 +13,7 @@ INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test check headers lint imports types packaging plugin sanitize triton compile thorough oldest newest readme \
-	changelog hooks clean
+	changelog hooks sweep clean
 
 help: ## what can be made, which is this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ compile: $(VENV)/.test ## every method compiled on every architecture, forward a
 
 thorough: $(VENV)/.test ## hundreds of random cases where the tests take a sample: kernels, rows, damaged folders
 	$(PYTEST) -m thorough -n $(JOBS) --dist worksteal tests
+
+sweep: $(VENV)/.demo ## every model type of the installed transformers with every method, resumable: an hour and more
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep/sweep.py
 
 plugin: $(VENV)/.test ## a third party's distribution installed, tested and trained with
 	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3
