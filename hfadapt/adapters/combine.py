@@ -95,7 +95,7 @@ def combine(
     for one in given:
         state.require(one)
     require_intact(state, list(given))
-    kinds = {one: tuple(config.method for config in state.adapters[one].configs) for one in given}
+    kinds = {one: tuple({config.method: 0 for config in state.adapters[one].configs}) for one in given}
     if len(set(kinds.values())) > 1 or any(len(found) != 1 for found in kinds.values()):
         raise CompositionError(
             "adapters of different methods, or of several at once, cannot be made one",

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..errors import CheckpointError, did_you_mean
 from ..method import CompositionMethod
 from ..method.delta import is_adapter_name, nearest_name
-from ..routing.composition import adapter_names
+from ..routing.composition import Fuse, adapter_names
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import activate
 from .attach import attach
 from .base_model import load_base
 from .files import CONFIG_FILE, is_ours, require_file
-from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions
+from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .save import fusions_of
@@ -245,7 +245,7 @@ def _targets(model: PreTrainedModel, content: FolderContent) -> dict[str, Sequen
         targets |= {key: [p] for key, p in parameters_of(model, one.name, own_modules=False).items()}
         targets |= {key: [tensor] for key, tensor in _whole_targets(model, one)}
     for fusion in content.fusions:
-        targets |= {key: [p] for key, p in fusion_tensors(model, fusion).items()}
+        targets |= {key: [p] for key, p in fusion_tensors(model, fusion.node).items()}
     return targets
 
 
@@ -261,9 +261,9 @@ def _copy_key(name: str, path: str, key: str) -> str:
     return f"{path}.hfadapt.copies.{name}.{key}"
 
 
-def fusion_tensors(model: PreTrainedModel, fusion: DescribedFusion) -> Mapping[str, Tensor]:
+def fusion_tensors(model: PreTrainedModel, node: Fuse) -> Mapping[str, Tensor]:
     """Return the parameters of a fusion's layers, by their names in the model."""
-    names = [str(name) for name in adapter_names(fusion.node)]
+    names = [str(name) for name in adapter_names(node)]
     return {
         f"{path}.{key}": parameter
         for path, layer in fusions_of(model, names)

@@ -107,6 +107,16 @@ def test_svd_is_the_closest_update_of_its_rank_and_says_what_it_lost():
     assert {c.r for c in hfadapt.attachment(model).adapters["d"].configs} == {4}
 
 
+def test_what_was_combined_is_combined_and_compressed_again():
+    model = model_with(A, B)
+    hfadapt.combine(model, {"a": 1, "b": 1}, method="cat", name="ab", heads=False)
+    assert hfadapt.compress(model, "ab", r=6).error < 1e-6
+    hfadapt.combine(model, {"a": 1, "ab": -1}, method="cat", name="rest", heads=False)
+    minus_b = {key: -delta for key, delta in deltas(model, "b").items()}
+    rest = deltas(model, "rest")
+    close({key: rest[key] for key in minus_b}, minus_b, 1e-5)
+
+
 def test_compress_is_the_svd_of_one_adapter():
     model = model_with(A)
     made = hfadapt.compress(model, "a", r=2)

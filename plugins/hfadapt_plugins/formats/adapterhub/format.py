@@ -35,6 +35,11 @@ _FUSION = "adapter_fusion_config.json"
 _FUSION_WEIGHTS = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
 _SETUP = "adapter_setup.json"
 _FIRST_WITH_ALPHA = (1, 1, 0)
+#: Families on which the library's own adapters were compared with its outputs, and those that share their code.
+_CHECKED = (
+    *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "gpt2", "llama", "mistral", "qwen2"),
+    *("bart", "mbart", "t5", "mt5"),
+)
 
 
 class AdapterHubFormat(FolderFormat):
@@ -70,6 +75,14 @@ class AdapterHubFormat(FolderFormat):
     def read(self, model: PreTrainedModel, folder: Path, options: ReadOptions) -> FolderContent:
         """Read an adapter with its head, a fusion, a head alone, or several adapters and their composition."""
         arch = arch_of(model)
+        if arch.model_type not in _CHECKED:
+            raise refused(
+                "a family on which no adapter of AdapterHub's has been compared with its outputs",
+                folder,
+                arch.model_type,
+                "convert it by hand: hfadapt.attach, and copy the weights",
+                ", ".join(_CHECKED),
+            )
         if is_file(folder / _SETUP):
             return _read_setup(model, arch, folder, options)
         if is_file(folder / _FUSION):

@@ -60,8 +60,8 @@ def describe_fusion(
         )
     fields = {key: config[key] for key in _FLAGS if key in config} | {"dropout": dropout}
     tensors = Tensors.read(file, model, arch, name, folder)
-    fusion = DescribedFusion(Fuse(*names), "fusion", fields, lambda twin, key: {})
-    return DescribedFusion(fusion.node, "fusion", fields, partial(_weights, fusion=fusion, tensors=tensors))
+    node = Fuse(*names)
+    return DescribedFusion(node, "fusion", fields, partial(_weights, node=node, tensors=tensors))
 
 
 def _are_names(names: Any) -> bool:
@@ -73,11 +73,11 @@ def _are_names(names: Any) -> bool:
     )
 
 
-def _weights(model: PreTrainedModel, key: str, fusion: DescribedFusion, tensors: Tensors) -> dict[str, Tensor]:
+def _weights(model: PreTrainedModel, key: str, node: Fuse, tensors: Tensors) -> dict[str, Tensor]:
     owners = owners_of(tensors, "adapter_fusion_layer")
     stacks = {layer.path: layer for layer in attachment(model).arch.layers()}
     found: dict[str, Tensor] = {}
-    for full in fusion_tensors(model, fusion):
+    for full in fusion_tensors(model, node):
         leaf, _, rest = full.partition(".hfadapt.")
         layer = next(one for path, one in stacks.items() if leaf.startswith(f"{path}."))
         place = (

@@ -113,8 +113,7 @@ def _check_places(config: Mapping[str, Any], tensors: Tensors, owners: Mapping[s
         leaves = wanted.setdefault(layer.path, set())
         for attention in (layer.attention, layer.cross_attention):
             if attention is not None and matrices:
-                fused = [attention.fused] if attention is layer.attention or not _is_gpt2(tensors) else []
-                found = fused if attention.fused else [getattr(attention, _ROLES[m]) for m in matrices]
+                found = [getattr(attention, _ROLES[letter]) or attention.fused for letter in matrices]
                 leaves.update(tensors.relative(leaf) for leaf in found if leaf is not None)
     attended = set().union(*wanted.values()) if wanted else set()
     rest = [owner for owner in owners if owner not in attended]
@@ -124,10 +123,6 @@ def _check_places(config: Mapping[str, Any], tensors: Tensors, owners: Mapping[s
             f"{missing[0]} is not in the file" if missing else f"{len(rest)} beside attention, in {len(wanted)} layers"
         )
         raise refused("the file updates other linears than its config says", tensors.folder, got)
-
-
-def _is_gpt2(tensors: Tensors) -> bool:
-    return tensors.arch.model_type == "gpt2"
 
 
 def lora_weights(model: PreTrainedModel, name: str, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
