@@ -25,6 +25,8 @@ __all__ = ["prefix_configs", "prefix_twins", "prefix_weights"]
 
 _PARTS = {"embedding": "wte.weight", "down": "control_trans.0", "up": "control_trans.2"}
 _POOL = "prefix_tuning.prefix_tunings"
+# The library's outputs with prefixes differ here from the formula that holds on BERT, BART, GPT-2 and Llama.
+_OTHERWISE = ("distilbert", "t5", "mt5")
 
 #: (path of a stack, its cross-attention), the layers in the order of the table
 Places = dict[tuple[str, bool], list[int]]
@@ -89,6 +91,9 @@ def prefix_configs(config: Mapping[str, Any], tensors: Tensors) -> tuple[MethodC
     if any(stack.calls_per_module > 1 for stack in tensors.arch.stacks):
         what = "a prefix of layers that are one module"
         raise refused(what, tensors.folder, tensors.arch.model_type, "train it anew")
+    if tensors.arch.model_type in _OTHERWISE:
+        what = "prefixes that adapters computes otherwise in this family"
+        raise refused(what, tensors.folder, tensors.arch.model_type)
     places = _places(config, tensors)
     act = activation_of({"non_linearity": "tanh", **config}, tensors.folder, False)
     words = {path: tuple(w for w, cross in (("self", False), ("cross", True)) if (path, cross) in places)
