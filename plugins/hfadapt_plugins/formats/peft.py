@@ -146,7 +146,8 @@ def read_adapter(model: PreTrainedModel, folder: Path, options: ReadOptions) -> 
             allowed=", ".join(sorted(readers)),
             try_=_CURES.get(str(kind)) or did_you_mean(str(kind), readers) or _MERGE,
         )
-    return readers[kind](model, data, tensors_in(folder, WEIGHTS_FILE, _PICKLED, options), folder, options.name)
+    tensors = tensors_in(folder, WEIGHTS_FILE, _PICKLED, options)
+    return readers[kind](model, data, tensors, folder, options.name or "default")
 
 
 _NORM_FIELDS = ("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "peft_type", "revision")

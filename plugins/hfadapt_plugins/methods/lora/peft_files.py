@@ -106,7 +106,8 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         use_rslora=config.use_rslora,
         use_dora=config.dora,
         lora_bias=config.bias,
-        **patterns,
+        rank_pattern=patterns["rank_pattern"],
+        alpha_pattern=patterns["alpha_pattern"],
         # transformers' Conv1D keeps its weight as [in, out]
         fan_in_fan_out=all(not hasattr(model.get_submodule(leaf), "in_features") for leaf in leaves),
         modules_to_save=whole or None,
