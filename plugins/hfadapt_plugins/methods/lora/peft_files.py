@@ -136,7 +136,7 @@ def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     adapter = state.require(name or state.names[0])
     config = adapter.configs[0] if adapter.configs else None
     # peft has ranks and scales by module, and one of everything else
-    alike = {replace(c, r=1, lora_alpha=1.0, target_modules=("?",)) for c in adapter.configs if isinstance(c, LoRA)}
+    alike = {replace(c, r=1, lora_alpha=1.0, target_modules=("query",)) for c in adapter.configs if isinstance(c, LoRA)}
     if not isinstance(config, LoRA) or not _are_loras(adapter.configs) or len(alike) != 1 or config.gate != "none":
         raise AttachError(
             "only a LoRA without a gate can be written in peft's files",
@@ -174,7 +174,7 @@ def read_lora(
         form = LoRA(
             r=fields.rank(paths[leaf]),
             lora_alpha=fields.alpha(paths[leaf]),
-            target_modules=("?",),
+            target_modules=("query",),
             dropout=fields.lora_dropout,
             use_rslora=fields.use_rslora,
             bias="lora_bias" in parts or "base_bias" in parts,
