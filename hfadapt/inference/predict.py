@@ -91,7 +91,7 @@ class Predictor:
             DataError: an unknown task, lists of different lengths, a pair task without pairs, or a task whose answer
                 only its model can read (``OwnHead``).
         """
-        texts, tasks, pairs = names_of(texts), names_of(tasks), None if pairs is None else names_of(pairs)
+        texts, tasks, pairs = names_of(texts), names_of(tasks), (pairs,) if isinstance(pairs, str) else pairs
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
             raise DataError("one task, and for pairs one second text, for each text", got=got)

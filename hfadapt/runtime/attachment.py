@@ -55,6 +55,8 @@ class Watched(Protocol):
 
     def look_again(self, attachment: Attachment, names: Collection[str]) -> None: ...
 
+    def told_to_graph(self, names: tuple[str, ...]) -> str: ...
+
 
 class Waiting(Protocol):
     """What is still to be shown of the adapters, and can be shown in a call of the model's alone: `FirstCalls`."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .formats.peft import load_peft as load_peft
 from .methods.bottleneck.config import Bottleneck as Bottleneck
 from .methods.bottleneck.presets import houlsby as Houlsby
 from .methods.bottleneck.presets import pfeiffer as Pfeiffer
@@ -17,7 +18,6 @@ from .methods.fusion.regularizer import fusion_regularizer as fusion_regularizer
 from .methods.invertible.config import Invertible as Invertible
 from .methods.lhuc.config import LHUC as LHUC
 from .methods.lora.config import LoRA as LoRA
-from .methods.lora.peft_files import load_peft as load_peft
 from .methods.lora.peft_files import save_peft as save_peft
 from .methods.low_rank.config import LowRank as LowRank
 from .methods.mam.preset import mam as MAM

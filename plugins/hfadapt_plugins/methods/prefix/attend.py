@@ -115,8 +115,12 @@ class PrefixAttention:
                 before, after = seen[..., :length], seen[..., length:]
                 seen = torch.cat([nn.functional.pad(before, (0, longest - length)), after], -1)
             out = torch.where(mine.view(-1, 1, 1, 1), one, out) if place else one
-            both = place and seen is not None and weights is not None
-            weights = torch.where(mine.view(-1, 1, 1, 1), seen, weights) if both else None if place else seen
+            if not place:
+                weights = seen
+            elif seen is None or weights is None:
+                weights = None
+            else:
+                weights = torch.where(mine.view(-1, 1, 1, 1), seen, weights)
         return out, weights
 
     def _kinds(self, fits: bool) -> dict[tuple[int, ...], list[bool]]:
