@@ -122,10 +122,10 @@ class _Twin:
         routing = current()
         slot = getattr(module, "hfadapt", None)
         draws = None
-        if routing is not None and slot is not None and routing.state.draws is not None and options.get("dropout"):
-            if side := slot.side("attention"):
-                draws = routing.state.draws.at(f"attention {side[0].site.leaf}", routing.state.calls)
-                stock = _DrawsApart(stock, draws)
+        side = () if slot is None else slot.side("attention")
+        if side and routing is not None and routing.state.draws is not None and options.get("dropout"):
+            draws = routing.state.draws.at(f"attention {side[0].site.leaf}", routing.state.calls)
+            stock = _DrawsApart(stock, draws)
         call = AttentionCall(module, query, key, value, attention_mask, options, stock, self.name, draws)
         if routing is None or slot is None:
             return call.run()
