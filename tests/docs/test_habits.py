@@ -60,8 +60,10 @@ def test_every_fragment_has_a_name_and_a_kind(path: Path) -> None:
 def test_the_hooks_before_a_commit_run_what_make_check_runs() -> None:
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
     entries = {hook["id"]: shlex.split(hook["entry"]) for hook in repo["hooks"]}
-    assert {words[0] for name, words in entries.items() if name != "imports"} == {".venv/bin/ruff"}
+    tools = {words[0] for name, words in entries.items() if name != "imports"}
+    assert tools == {".venv/bin/ruff", ".venv/bin/clang-format"}
     assert "$(BIN)/ruff check ." in MAKEFILE and "$(BIN)/ruff format --check ." in MAKEFILE
+    assert "$(BIN)/clang-format --dry-run -Werror" in MAKEFILE
     assert " ".join(entries["imports"][1:]).replace(".venv/bin", "$(BIN)") in MAKEFILE
 
 
