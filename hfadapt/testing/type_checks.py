@@ -19,6 +19,7 @@ import hfadapt
 
 from ..architecture.inputs import first_that_runs
 from ..errors import HFAdaptError, RoutingError
+from ..runtime import deltas_of
 from .conformance import randomize
 
 __all__ = ["METHODS", "Verdict", "stock_inputs", "try_method"]
@@ -27,7 +28,7 @@ ROWS = 3
 _TOLERANCE = 2e-4
 
 METHODS: dict[str, Callable[[], Any]] = {
-    "lora": lambda: hfadapt.LoRA(target_modules="all-linear"),
+    "lora": lambda: hfadapt.LoRA(target_modules=("all-linear",)),
     "lora by role": lambda: hfadapt.LoRA(),
     "bottleneck": lambda: "bottleneck",
     "parallel": lambda: "parallel",
@@ -83,7 +84,7 @@ def try_method(model: nn.Module, inputs: Mapping[str, Any], method: Any) -> Verd
         return Verdict("refused", str(error))
     except Exception as error:  # what is not ours is the finding
         return Verdict("crash", _told(error))
-    places = sum(1 for _ in hfadapt.runtime.deltas_of(adapted, "one"))
+    places = sum(1 for _ in deltas_of(adapted, "one"))
     try:
         mixes = _check(model, adapted, inputs, handle)
     except AssertionError as error:
