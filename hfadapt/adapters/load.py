@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..method import CompositionMethod
 from ..method.method import expand
 from ..routing.composition import Fuse, parse
-from ..runtime.attachment import attachment, find_attachment, parameters_of
+from ..runtime.attachment import attachment, find_attachment
 from .activate import compose
 from .attach import attach
 from .base_identity import TOKENS, check_base, label_options, restore_tokens
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..architecture import ArchitectureMap
 
-from .save import fusions_of, prefix_of
+from .save import prefix_of, saved_parameters
 
 __all__ = ["check_base_of", "load_adapters", "restore_fusions"]
 
@@ -128,10 +128,6 @@ def _targets(model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[
     """Return what the saved tensors of attached adapters and their own modules go into, by their keys in the file."""
     prefix = prefix_of(model)
     targets: dict[str, list[Tensor]] = {**own_targets(model, names, tensors, prefix)}
-    for name in names:
-        for key, parameter in parameters_of(model, name, own_modules=False).items():
-            targets[key.removeprefix(prefix)] = [parameter]
-    for path, fusion in fusions_of(model, names):
-        for key, parameter in fusion.named_parameters():
-            targets[f"{path.removeprefix(prefix)}.{key}"] = [parameter]
+    for key, parameter in saved_parameters(model, names, own_modules=False).items():
+        targets[key.removeprefix(prefix)] = [parameter]
     return targets

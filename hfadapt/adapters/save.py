@@ -16,18 +16,28 @@ from torch import Tensor, nn
 
 from ..errors.names import names_of
 from ..routing.composition import to_json
-from ..runtime.attachment import attachment, parameters_of, uncompiled
+from ..runtime.attachment import Attachment, attachment, find_attachment, parameters_of, slots_of, uncompiled
+from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
 from .base_identity import describe_base, token_rows
-from .files import outdated, refuse_foreign, write_files
+from .files import FIRST_VERSION, outdated, refuse_foreign, write_files
 from .folder_config import HFAdaptConfig
 from .own_files import describe_own, own_to_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describe", "fusions_of", "prefix_of", "save", "state_of", "versions", "write"]
+__all__ = ["describe", "fusions_of", "prefix_of", "save", "saved_parameters", "state_of", "write"]
+
+
+_NO_ADAPTERS: dict[str, Any] = {
+    "format_version": FIRST_VERSION,
+    "head": [],
+    "adapters": {},
+    "compositions": {},
+    "active": None,
+}
 
 
 def versions() -> dict[str, str]:
@@ -69,39 +79,58 @@ def state_of(
     chosen = _chosen(model, names)
     prefix = prefix_of(model)
     given = {} if weights is None else weights
-    tensors: dict[str, Tensor] = {}
     require_intact(attachment(model), chosen)
-    for name in chosen:
-        for key, parameter in parameters_of(model, name, own_modules=False).items():
-            tensors[key.removeprefix(prefix)] = given.get(key, parameter).detach()
-    for path, delta in fusions_of(model, chosen):
-        for key, parameter in delta.named_parameters():
-            full = f"{path}.{key}"
-            tensors[full.removeprefix(prefix)] = given.get(full, parameter).detach()
+    parameters = saved_parameters(model, chosen, own_modules=False)
+    tensors = {key.removeprefix(prefix): given.get(key, p).detach() for key, p in parameters.items()}
     return tensors | own_to_save(model, chosen, prefix, given)
 
 
-def fusions_of(model: PreTrainedModel, names: Iterable[str] | None = None) -> list[tuple[str, nn.Module]]:
-    from ..runtime.attachment import slots_of
-    from ..runtime.slot import fused_node
+def saved_parameters(
+    model: PreTrainedModel, names: Iterable[str] | None = None, *, own_modules: bool
+) -> dict[str, nn.Parameter]:
+    """Return the parameters of adapters and of the fusion layers that join them, by the model's own names.
 
-    names = None if names is None else tuple(names)
+    Args:
+        model: A model, adapted or not.
+        names: The adapters; all by default.
+        own_modules: With those of the adapters' own copies of modules of the base.
+    """
+    state = find_attachment(model)
+    chosen = tuple(() if state is None else state.names if names is None else names)
+    found: dict[str, nn.Parameter] = {}
+    for name in chosen:
+        found.update(parameters_of(model, name, own_modules))
+    for path, fusion in fusions_of(model, chosen):
+        found.update((f"{path}.{key}", parameter) for key, parameter in fusion.named_parameters())
+    return found
+
+
+def fusions_of(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """Return the path of each fusion layer that joins adapters of ``names`` alone, and the layer."""
+    among = set(names)
     return [
         (f"{path}.hfadapt.fusions.{key}", fusion)
         for path, slot in slots_of(model)
         for key, fusion in slot.fusions.items()
-        if names is None or all(n in names for n in fused_node(key).split(","))
+        if set(fused_node(key).split(",")) <= among
     ]
 
 
 def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the content of ``adapter_config.json``."""
-    state = attachment(model)
-    chosen = _chosen(model, names)
+    """Return the content of ``adapter_config.json``; a model without adapters may be one whose heads alone train."""
+    state = find_attachment(model)
+    if state is None:
+        kind = model.config.model_type
+        adapters = {**_NO_ADAPTERS}
+    else:
+        kind = state.arch.model_type
+        adapters = _describe_adapters(model, state, _chosen(model, names))
+    return {"format": "hfadapt", **adapters, **describe_base(model, kind), "versions": versions()}
+
+
+def _describe_adapters(model: PreTrainedModel, state: Attachment, chosen: list[str]) -> dict[str, Any]:
     return {
-        "format": "hfadapt",
         **describe_own(state, chosen, prefix_of(model)),
-        **describe_base(model, state.arch.model_type),
         "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
         "compositions": {
             k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
@@ -112,7 +141,6 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
             if _covered(node, chosen)
         ],
         "active": state.active if isinstance(state.active, str) and state.active in chosen else None,
-        "versions": versions(),
     }
 
 

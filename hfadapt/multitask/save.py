@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from ..adapters import files as adapter_files
 from ..adapters.atomic import atomic_folder
-from ..adapters.base_identity import TOKENS, describe_base, token_rows
+from ..adapters.base_identity import TOKENS, token_rows
 from ..adapters.folder_config import is_marked
-from ..adapters.save import describe, fusions_of, prefix_of, versions
+from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
-from ..runtime.attachment import find_attachment, parameters_of
 from .task import Task
 
 if TYPE_CHECKING:
@@ -59,43 +58,24 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
 
 def file_keys(model: Saved) -> dict[str, str]:
     """Return, for each tensor that a save writes, its key in the file and its key in ``model.state_dict()``."""
-    base = model.base
-    attached = find_attachment(base)
-    keys: dict[str, str] = {}
-    adapter_names: set[str] = set()
-    if attached is not None:
-        prefix = prefix_of(base)
-        for name in attached.names:
-            for key in parameters_of(base, name):
-                keys[key.removeprefix(prefix)] = f"base.{key}"
-                adapter_names.add(key)
-        for path, fusion in fusions_of(base):
-            for key, _ in fusion.named_parameters():
-                keys[f"{path.removeprefix(prefix)}.{key}"] = f"base.{path}.{key}"
-                adapter_names.add(f"{path}.{key}")
+    base, prefix = model.base, prefix_of(model.base)
+    adapters = saved_parameters(base, own_modules=True)
+    keys = {key.removeprefix(prefix): f"base.{key}" for key in adapters}
     keys.update({f"heads.{key}": f"heads.{key}" for key in model.heads.state_dict()})
-    keys.update({f"base.{name}": f"base.{name}" for name in _trained_base(model, adapter_names)})
+    keys.update({f"base.{name}": f"base.{name}" for name in _trained_base(model, adapters)})
     return keys
 
 
-def _trained_base(model: Saved, adapter_names: set[str]) -> list[str]:
+def _trained_base(model: Saved, adapters: Mapping[str, nn.Parameter]) -> list[str]:
     """Names of base parameters (and, with a trained base, buffers) that a save must hold."""
-    inside = {id(p) for _, p in _adapter_parameters(model.base)}
+    inside = {id(p) for p in adapters.values()}
     names = [n for n, p in model.base.named_parameters() if p.requires_grad and id(p) not in inside]
     if model.config.train_base:
         parameters = dict(model.base.named_parameters(remove_duplicate=False))
         persistent = model.base.state_dict()
-        names = [n for n, p in model.base.named_parameters() if id(p) not in inside and n not in adapter_names]
+        names = [n for n, p in model.base.named_parameters() if id(p) not in inside and n not in adapters]
         names += [n for n in persistent if n not in parameters]
     return names
-
-
-def _adapter_parameters(base: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
-    attached = find_attachment(base)
-    names = attached.names if attached is not None else ()
-    found = [item for name in names for item in parameters_of(base, name).items()]
-    fusions = fusions_of(base) if attached is not None else []
-    return found + [(f"{path}.{key}", p) for path, fusion in fusions for key, p in fusion.named_parameters()]
 
 
 def is_partial(model: Saved, state_dict: Mapping[str, Tensor]) -> bool:
@@ -146,10 +126,6 @@ def save_multi_task(
             "routes": model.routes,
         }
     }
-    if find_attachment(model.base) is not None:
-        extra = {**describe(model.base), **extra}
-    else:
-        extra = {**_describe_without_adapters(model.base), **extra}
     adapter_files.refuse_foreign(folder)
     with atomic_folder(folder, dropped=adapter_files.outdated(folder)) as temporary:
         weights_file = temporary / adapter_files.WEIGHTS_FILE
@@ -157,23 +133,10 @@ def save_multi_task(
         packed = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        adapter_files.write_files(temporary, extra, packed)
+        adapter_files.write_files(temporary, {**describe(model.base), **extra}, packed)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(temporary)
         try:
             os.link(weights_file, temporary / _TRAINER_FILE)
         except OSError:
             shutil.copyfile(weights_file, temporary / _TRAINER_FILE)
-
-
-def _describe_without_adapters(base: PreTrainedModel) -> dict[str, Any]:
-    return {
-        "format": "hfadapt",
-        "format_version": adapter_files.FIRST_VERSION,
-        **describe_base(base, base.config.model_type),
-        "adapters": {},
-        "compositions": {},
-        "active": None,
-        "head": [],
-        "versions": versions(),
-    }

@@ -122,12 +122,15 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
         leaf_input: What the leaf read; None at its input.
         routing: Of the forward pass.
     """
+    steps = routing.live_steps()
+    if not steps:  # every row is the base's
+        return value
     slot: Any = leaf._modules["hfadapt"]
     deltas = [delta for delta in slot.side(side) if applies(delta, routing)]
     if not deltas:
         return value
     device = value.device
-    for index, step in routing.live_steps():
+    for index, step in steps:
         if not isinstance(step, Select):
             value = _run_together(step, index, deltas, value, leaf_input, leaf, routing)
             continue
