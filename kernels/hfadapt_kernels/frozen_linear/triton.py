@@ -59,7 +59,7 @@ def _product(
     rows = aligned(x.reshape(-1, inputs))
     out = rows.new_empty(rows.shape[0], outputs)
     narrow = kind in _NARROW
-    launch = config(2 if narrow else rows.element_size())
+    launch = config(panels.element_size() if narrow else rows.element_size())
     if out.numel():
         frozen_linear_kernel[(triton.cdiv(len(rows), launch["BM"]), triton.cdiv(outputs, launch["BN"]))](
             rows, panels, rows if scale is None else scale, rows if bias is None else bias.contiguous(), out, len(rows),
