@@ -23,6 +23,7 @@ from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .save import fusions_of
 from .saved_tensors import check_tensors, fill, require_finite
+from .verify import prove as prove_again
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _attach(model: PreTrainedModel, content: FolderContent, folder: str | os.Pat
         method.restore(model, one.node, one.fields, {})
         attachment(model).changed()
     if prove and content.adapters:
-        attachment(model).prove = verify
+        attachment(model).prove = prove_again
 
 
 def _weights(twin: PreTrainedModel, content: FolderContent) -> dict[str, Tensor]:

@@ -175,7 +175,7 @@ def _slots(arch: ArchitectureMap, layer: LayerMap) -> Iterator[SlotRow]:
         sites.attention_heads(layer),
         sites.ffn_output(layer),
         sites.ffn_output(layer, sites.ffn_input(layer)),
-        sites.ffn_hidden(layer),
+        *([] if layer.stack.ffn_is_block else [sites.ffn_hidden(layer)]),
         sites.layer_sum(layer),
         sites.layer_output(layer),
     ]

@@ -139,7 +139,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             if found is None:
                 continue
             if slot.by_row is not True and not found[1].uniform:
-                raise _rows_unknown(delta, value)
+                raise _rows_unknown(delta, value, slot.by_row)
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf, index)
             if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
@@ -211,8 +211,14 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
 
 
-def _rows_unknown(delta: Delta, value: Tensor) -> RoutingError:
+def _rows_unknown(delta: Delta, value: Tensor, by_row: bool | None) -> RoutingError:
     """The error of a batch of several adapters at a leaf whose input is not known to have the batch's rows."""
+    if by_row is None and torch.compiler.is_compiling():  # all that a trace shows of an error is what is wrong
+        return RoutingError(
+            "no call has shown yet whether what a module reads has the batch's rows: make one call of the model itself "
+            "with such a batch before torch.compile",
+            where=delta.site.leaf,
+        )
     return RoutingError(
         "rows of different adapters cannot be told apart in what this module reads",
         where=delta.site.leaf,
@@ -255,7 +261,7 @@ def _run_together(
     """Run a step whose rows use several adapters at once."""
     slot = slot_of(leaf)
     if slot.by_row is not True and routing.ids is not None:
-        raise _rows_unknown(deltas[0], value)
+        raise _rows_unknown(deltas[0], value, slot.by_row)
     fusion = slot.fusion(step, deltas)
     if fusion is not None:
         if routing.state.draws is None:

@@ -83,10 +83,9 @@ def test_inspect_shows_slots_sizes_and_fitting_methods(hfadapt) -> None:
 
 
 def test_inspect_refuses_a_model_that_cannot_be_mapped_and_says_why(hfadapt, tmp_path) -> None:
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = {"model_type": "mixtral", "vocab_size": 99, "intermediate_size": 64, **small}
+    config = {"model_type": "mamba", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArchitectureError, match="no linear left after attention"):
+    with pytest.raises(ArchitectureError, match="missing the feed-forward part"):
         hfadapt("inspect", tmp_path)
 
 

@@ -63,9 +63,15 @@ def test_an_unknown_family_is_described_through_the_probe():
 
 
 def test_a_model_that_cannot_be_mapped_is_described_with_the_reason():
-    report = describe(skeleton(AutoConfig.for_model("mixtral", **_SMALL)))
+    report = describe(skeleton(AutoConfig.for_model("mamba", **_SMALL)))
     assert report.stacks == ()
-    assert "no linear left after attention" in report.refusal
+    assert "missing the feed-forward part" in report.refusal and "target_modules='all-linear'" in report.refusal
+
+
+def test_a_block_of_experts_has_no_hidden_units_to_show():
+    (stack,) = describe(skeleton(AutoConfig.for_model("mixtral", **_SMALL)), methods=False).stacks
+    slots = {row.slot: row.leaf for row in stack.slots}
+    assert slots["ffn_output"] == "layers.0.mlp" and "ffn_hidden" not in slots
 
 
 def test_a_layer_that_is_not_there_gives_the_last_one():
