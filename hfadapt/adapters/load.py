@@ -85,7 +85,8 @@ def load_adapters(
     names = list(data["adapters"])
     with as_described(folder):
         # Of the model itself: its copy has no weights with which it could be probed.
-        methods = [(plugins.methods()[c.method], c) for configs in data["adapters"].values() for c in expand(configs)]
+        described = [configs for configs in data["adapters"].values() if configs]  # none: copied modules alone
+        methods = [(plugins.methods()[c.method], c) for configs in described for c in expand(configs)]
         arch = find_map(model, had, methods, None)
     with rehearsal(folder):
         twin = meta_copy(model)

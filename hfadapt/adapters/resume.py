@@ -74,7 +74,7 @@ def require_same_adapters(model: nn.Module, record: Mapping[str, Any], folder: P
 def _configs(saved: Any) -> Any:
     try:
         # read anew, so that fields that a release added have their defaults
-        return expand(saved)
+        return expand(saved) if saved else ()  # none: copied modules alone
     except (HFAdaptError, TypeError, ValueError, KeyError):
         return saved
 

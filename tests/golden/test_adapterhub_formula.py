@@ -14,7 +14,7 @@ from golden_adapterhub import fill_fusion
 from golden_adapterhub_runs import DATA
 from golden_files import close
 from safetensors.torch import load_file, save_file
-from test_adapterhub_saved import ALONE, THREE, attach, expected, weights_in
+from test_adapterhub_saved import ALONE, THREE, attach, expected
 from torch import Tensor
 from transformers import BertModel
 
@@ -26,6 +26,13 @@ INPUTS = load_file(str(SAVED / "inputs.safetensors"))
 
 def saved(case: str) -> dict[str, Any]:
     return json.loads((SAVED / case / "x" / "adapter_config.json").read_text())["config"]
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    found = next(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    if found.suffix == ".bin":  # the library cannot write its prefix tuning as safetensors
+        return torch.load(found, weights_only=True)
+    return load_file(str(found))
 
 
 def union(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +79,9 @@ def weights_for(config: dict[str, Any], name: str, model: BertModel, seed: int =
 def folder_of(config: dict[str, Any], name: str, weights: dict[str, Tensor], folder: Path) -> Path:
     """A folder as ``save_adapter`` writes it."""
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"config": config, "name": name}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"config": config, "name": name, "version": "adapters.1.3.0"})
+    )
     save_file(weights, str(folder / "adapter.safetensors"))
     return folder
 
