@@ -14,7 +14,7 @@ from .multitask import auto
 
 if TYPE_CHECKING:
     # what a type checker sees; __getattr__ below loads the same names on first use, ours and what plugins register
-    from hfadapt_plugins.names import *  # noqa: F403
+    from hfadapt_plugins.names import *  # noqa: F403  (whatever names plugins of ours register; a test holds the list)
 
     from .adapters.activate import activate as activate
     from .adapters.activate import active as active

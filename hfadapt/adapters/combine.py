@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .. import plugins
 from ..errors import CompositionError
 from ..errors.limits import require_number
-from ..method import Combination
+from ..method import Combination, weighted_sum
 from ..runtime.attachment import attachment, uncompiled
 from ..runtime.watch import require_intact
 from .folder_format import Described, FolderContent
@@ -164,16 +163,16 @@ def _heads(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Te
     if differing or (first and abs(total) < 1e-12):
         keys = {key for key in first if shapes[differing[0]].get(key) != first[key]} if differing else set()
         raise CompositionError(
-            "heads and other own modules are averaged where their shapes agree, with weights that sum to more than 0",
+            "heads and other own modules are averaged where their shapes agree, with weights that do not sum to 0",
             got=f"{differing[0]!r} has others: {', '.join(sorted(keys)[:3]) or 'more'}"
             if differing
             else f"sum {total}",
             try_="heads=False, which leaves the new adapter the base's",
         )
-    with torch.no_grad():
-        return {
-            key: sum(weight / total * each[one][key].double() for one, weight in weights.items()).to(like.dtype)  # type: ignore[union-attr]
-            if like.is_floating_point()
-            else like.clone()
-            for key, like in next(iter(each.values())).items()
-        }
+    shares = {one: weight / total for one, weight in weights.items()} if first else {}
+    return {
+        key: weighted_sum(shares, {one: found[key] for one, found in each.items()})
+        if like.is_floating_point()
+        else like.clone()
+        for key, like in next(iter(each.values())).items()
+    }

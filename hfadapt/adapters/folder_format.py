@@ -100,7 +100,7 @@ class FolderFormat:
         Raises:
             CheckpointError: a file that would tell cannot be read.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # `no_format` refuses whoever leaves it so
 
     def base(self, folder: Path, options: ReadOptions) -> tuple[str, str, Mapping[str, Any]]:
         """Return the base that a folder names: its class in transformers, its name or path, and further arguments.
@@ -124,7 +124,7 @@ class FolderFormat:
             CheckpointError: the files are damaged, say what hfadapt cannot do (each such field is named), or belong to
                 another model.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # `no_format` refuses whoever leaves it so
 
     def write(self, model: PreTrainedModel, folder: Path, name: str | None) -> None:
         """Write an adapter of a model into a folder of this format.

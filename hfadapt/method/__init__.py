@@ -1,6 +1,6 @@
 """What the author of a method writes: a config, the places it wants, and the deltas that sit there."""
 
-from .combination import Combination, Combined
+from .combination import Combination, Combined, weighted_sum
 from .config import MethodConfig
 from .delta import Delta, FusionPart, Weights, tensors_of
 from .method import Capabilities, CompositionMethod, Method, MethodPreset, Place, expand, select_layers
@@ -23,4 +23,5 @@ __all__ = [
     "expand",
     "select_layers",
     "tensors_of",
+    "weighted_sum",
 ]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .config import MethodConfig
 
-__all__ = ["Combination", "Combined"]
+__all__ = ["Combination", "Combined", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,17 @@ class Combined:
     configs: tuple[MethodConfig, ...]
     weights: Callable[[PreTrainedModel, str], Mapping[str, Tensor]]
     errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def weighted_sum(weights: Mapping[str, float], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weighted sum of tensors of one shape: added in float64, in the dtype of the first.
+
+    Args:
+        weights: By name, at least one.
+        tensors: By the same names.
+    """
+    first, *others = weights
+    total = weights[first] * tensors[first].detach().double()
+    for name in others:
+        total += weights[name] * tensors[name].detach().double()
+    return total.to(tensors[first].dtype)

@@ -91,7 +91,7 @@ def try_method(model: nn.Module, inputs: Mapping[str, Any], method: Any) -> Verd
         return Verdict("wrong", str(error), places)
     except HFAdaptError as error:
         return Verdict("wrong", f"{type(error).__name__} after attach: {error}", places)
-    except Exception as error:
+    except Exception as error:  # as above
         return Verdict("crash", _told(error), places)
     return Verdict("ok", "", places) if mixes is None else Verdict("one adapter a batch", mixes, places)
 

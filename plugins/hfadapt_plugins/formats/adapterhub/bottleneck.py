@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.architecture import LayerMap
 from hfadapt.runtime import deltas_of, shared_modules
-from hfadapt_kernels import get_activation
+from hfadapt_kernels import UnsupportedError, get_activation
 
 from ...methods.bottleneck import Bottleneck, LayerNorms
 from ...methods.invertible import Invertible
@@ -52,7 +52,7 @@ def activation_of(config: Mapping[str, Any], folder: Any, old: bool) -> str:
     name = _OLD_ACTIVATIONS.get(given, given) if old else given
     try:
         return get_activation(name).name
-    except Exception as error:
+    except UnsupportedError as error:
         raise refused("a non-linearity that hfadapt has not", folder, f"{given!r}", str(error)) from None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hfadapt import attachment, parameters_of
 from hfadapt.errors import CompositionError
-from hfadapt.method import Combination, Combined
+from hfadapt.method import Combination, Combined, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,10 @@ def average(model: PreTrainedModel, weights: Mapping[str, float], how: Combinati
 def _mean(
     model: PreTrainedModel, name: str, weights: Mapping[str, float], found: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    made: dict[str, Tensor] = {}
-    for key in parameters_of(model, name, own_modules=False):
-        parts = [weight * found[one][_of(key, name, one)].detach().double() for one, weight in weights.items()]
-        like = found[next(iter(weights))][_of(key, name, next(iter(weights)))]
-        made[key] = sum(parts).to(like.dtype)  # type: ignore[union-attr]
-    return made
+    return {
+        key: weighted_sum(weights, {one: found[one][_of(key, name, one)] for one in weights})
+        for key in parameters_of(model, name, own_modules=False)
+    }
 
 
 def _of(key: str, name: str, other: str) -> str:
