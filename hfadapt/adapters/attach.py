@@ -18,6 +18,7 @@ from ..method.method import Method, MethodPreset, Place, expand
 from ..runtime.attachment import Adapter, Attachment, device_and_dtype, find_attachment, parameters_of, shared_modules
 from ..runtime.fused_norm import fuse_norm
 from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add_hook
+from ..runtime.numbering import change_numbers
 from ..runtime.parallel_hooks import count_calls
 from ..runtime.slot import Slot, slot_of
 from ..runtime.watch import require_intact, watch
@@ -284,6 +285,8 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         before = attention.enable(model)
         if state.original_attention is None:
             state.original_attention = before
+    elif site.side == "numbers":
+        change_numbers(leaf)
     else:
         add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
     if site.source is not None:

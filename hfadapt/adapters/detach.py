@@ -11,6 +11,7 @@ from ..runtime.attachment import Attachment, attachment, deltas_of, slots_of, un
 from ..runtime.fused_norm import unfuse_norm
 from ..runtime.hook_tables import remove_hooks
 from ..runtime.leaf_hooks import InputHook, OutputHook
+from ..runtime.numbering import NumbersHook, RowsOfNumbersHook
 from ..runtime.slot import fused_node
 from ..runtime.watch import watch
 from . import edits
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["detach", "drop_fusions"]
+
+_OF_DELTAS = (InputHook, OutputHook, NumbersHook, RowsOfNumbersHook)
 
 
 def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> None:
@@ -54,7 +57,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
         if slot.drop_empty():
             leaf = model.get_submodule(path)
             # taps at the same module may serve other slots and stay
-            remove_hooks(leaf, lambda hook: isinstance(hook, (InputHook, OutputHook)))
+            remove_hooks(leaf, lambda hook: isinstance(hook, _OF_DELTAS))
             unfuse_norm(leaf)
             del leaf.hfadapt
     if state.adapters:

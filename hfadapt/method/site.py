@@ -38,7 +38,8 @@ class Site:
         stack: Path of the stack of layers.
         layer: Depth in that stack, counted by calls (ALBERT calls one module for many depths).
         leaf: Path of the module at which the tensor is changed.
-        side: ``"input"``, ``"output"`` or ``"attention"`` (the core of attention, through AttentionInterface).
+        side: ``"input"``, ``"output"``, ``"attention"`` (the core of attention, through AttentionInterface) or
+            ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``).
         width: Size of the last axis of the changed tensor.
         source: The tensor that is read when it is neither the changed one nor the leaf's input.
         reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).

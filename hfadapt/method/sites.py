@@ -33,6 +33,7 @@ __all__ = [
     "layer_output",
     "layer_sum",
     "linear",
+    "numbers",
     "sublayer_sum",
     "top",
 ]
@@ -180,6 +181,14 @@ def embedding_output(stack: StackMap) -> Site:
     """The tensor that enters the first layer."""
     first = stack.layer(0)
     return _site(first, "embedding_output", first.path, "input", stack.hidden_size)
+
+
+def numbers(stack: StackMap, leaf: str, slot: str) -> Site:
+    """The ids that a leaf looks up for every token of a stack: its positions, or its token types.
+
+    They belong to no layer, so that AdapterDrop leaves them.
+    """
+    return Site(slot, stack.path, stack.num_layers, leaf, "numbers", 1, causal=stack.causal)
 
 
 def top(stack: StackMap, model: nn.Module) -> Site:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .leaf_hooks import add_hook as add_hook
     from .leaf_hooks import remove_our_hooks as remove_our_hooks
     from .loss_terms import ask_loss_term as ask_loss_term
+    from .numbering import takes_numbers as takes_numbers
     from .slot import applies as applies
     from .slot import fusion_key as fusion_key
     from .slot import shape_like_batch as shape_like_batch
@@ -44,6 +45,7 @@ _HOMES = {
     "add_hook": ".leaf_hooks",
     "remove_our_hooks": ".leaf_hooks",
     "ask_loss_term": ".loss_terms",
+    "takes_numbers": ".numbering",
     "applies": ".slot",
     "fusion_key": ".slot",
     "shape_like_batch": ".slot",

@@ -28,6 +28,10 @@ __all__ = [
 class Hook:
     """Base of hfadapt's hooks, which are found by this class."""
 
+    # It runs before the module, and is told arguments that were given by name.
+    before = False
+    by_name = False
+
     def __call__(self, module: nn.Module, *call: Any) -> Any:
         """Do the hook's work; ``call`` is what torch hands to a hook of that kind."""
         raise NotImplementedError
@@ -49,6 +53,8 @@ class OutputHook(Hook):
 class InputHook(Hook):
     """Runs the deltas at a module's input."""
 
+    before = by_name = True
+
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         routing = current()
         if routing is None:
@@ -61,6 +67,8 @@ class InputHook(Hook):
 
 class TapInput(Hook):
     """Keeps a module's input for slots further on in the same layer."""
+
+    before = by_name = True
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -86,6 +94,8 @@ class TapOutput(Hook):
 class CallCounter(Hook):
     """Counts the calls of a layer module that serves several depths (ALBERT)."""
 
+    before = True
+
     def __init__(self, key: str) -> None:
         self.key = key
 
@@ -102,17 +112,16 @@ def add_hook(module: nn.Module, hook: Hook) -> None:
     Hooks go first in line: transformers records hidden states with hooks of its own, and one that runs before ours
     would record the unchanged tensor.
     """
-    before = isinstance(hook, (InputHook, TapInput, CallCounter))
-    table = module._forward_pre_hooks if before else module._forward_hooks
+    table = module._forward_pre_hooks if hook.before else module._forward_hooks
     for other in table.values():
         if type(other) is type(hook) and getattr(other, "key", None) == getattr(hook, "key", None):
             return
-    if before:
+    if hook.before:
         # A tap must see what the deltas at the same input made, so deltas come before taps.
         prepend = not isinstance(hook, TapInput)
-        module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=isinstance(hook, (InputHook, TapInput)))
+        module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=hook.by_name)
     else:
-        module.register_forward_hook(hook, prepend=True)
+        module.register_forward_hook(hook, prepend=True, with_kwargs=hook.by_name)
 
 
 def remove_our_hooks(module: nn.Module) -> None:

@@ -97,8 +97,9 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
     watch(model, attachment, lost)
-    # A copy of the embeddings, say, is below every layer.
+    # A copy of the embeddings, say, is below every layer, and so is what changes positions.
     below = any(attachment.adapters[name].modules for name in adapter_names(node))
+    below = below or any(d.site.side == "numbers" for name in adapter_names(node) for _, d in deltas_of(model, name))
     attachment.rereads_input = below or _rereads_input(model, attachment)
     return {stack: tuple(sorted(found)) for stack, found in layers.items()}
 

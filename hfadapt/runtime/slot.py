@@ -177,6 +177,8 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     size = rows.routing.batch_size
     if value.numel() == 0:  # an expert that no token was sent to
         return value
+    if not value.is_floating_point():  # ids that are about to be looked up
+        return delta(value, value, rows)
     if value.dim() == 1:  # a vector that all rows share
         value, source = value.unsqueeze(0), source.unsqueeze(0)
         return apply_rows(delta, value, source, rows, **norm).squeeze(0)

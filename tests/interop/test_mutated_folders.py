@@ -23,7 +23,7 @@ from hfadapt.testing.conformance import randomize
 SAVED = Path(__file__).resolve().parents[1] / "golden" / "data" / "adapterhub" / "saved"
 SECONDS = 120  # of one load: a hang, however busy the machine
 ODD = [None, True, False, -1, 0, 3, 1e308, float("nan"), 2**40, -0.5, "", "x", "../x", [], {}, [1], {"a": 1}, "[" * 50]
-SOURCES = ("own", "peft", "seq_bn", "lora", "seq_bn_inv", "mam", "setup", "fusion")
+SOURCES = ("own", "peft", "peft_prefix", "seq_bn", "lora", "seq_bn_inv", "mam", "setup", "fusion")
 PICKLED = ("mam",)
 
 
@@ -39,6 +39,7 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     hfadapt.attach(model, hfadapt.LoRA(2), "x")
     randomize(model)
     hfadapt.export(model, root / "peft", format="peft")
+    shutil.copytree(SAVED.parents[1] / "peft" / "saved" / "prefix_tuning", root / "peft_prefix")
     for name in ("seq_bn", "lora", "seq_bn_inv", "mam"):
         shutil.copytree(SAVED / name / "x", root / name)
     for name in "abc":

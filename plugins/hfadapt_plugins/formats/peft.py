@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import Handle, plugins
+from hfadapt import Handle, attachment, plugins
 from hfadapt.adapters.formats import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -53,7 +53,6 @@ _CURES = {
     "P_TUNING": "prefix tuning (hfadapt.PrefixConfig), trained anew: no method here adds tokens to the input",
     "MULTITASK_PROMPT_TUNING": "prefix tuning of each task (hfadapt.PrefixConfig), trained anew",
     "ADAPTION_PROMPT": "prefix tuning (hfadapt.PrefixConfig), trained anew",
-    "PREFIX_TUNING": "hfadapt.PrefixConfig, trained anew: peft shifts the positions of the tokens behind a prefix",
     **dict.fromkeys(("ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "RANDLORA", "FOURIERFT"), _CONVERT),
 }
 
@@ -102,10 +101,17 @@ class PeftFormat(FolderFormat):
         return FolderContent(tuple(each))
 
     def write(self, model: PreTrainedModel, folder: Path, name: str | None) -> None:
-        """Write a LoRA, as ``save_peft`` does."""
+        """Write a LoRA, as ``save_peft`` does, or a prefix."""
         from ..methods.lora.peft_files import save_peft
+        from ..methods.prefix import PrefixConfig
+        from ..methods.prefix.peft_files import write_prefix
 
-        save_peft(model, folder, name)
+        state = attachment(model)
+        one = name if name is not None or len(state.names) != 1 else state.names[0]
+        if one is not None and any(isinstance(config, PrefixConfig) for config in state.require(one).configs):
+            write_prefix(model, folder, one)
+        else:
+            save_peft(model, folder, name)
 
 
 def _is_peft(folder: Path) -> bool:

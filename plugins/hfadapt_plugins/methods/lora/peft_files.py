@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt import attachment
-from hfadapt.adapters.formats import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Described,
-    atomic_folder,
-    head_modules,
-    own_tensors,
-    target_folder,
-)
+from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
+from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
 from .config import LoRA
 from .dora import row_norms, weight_of
 from .peft_config import check_fields
@@ -35,15 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["read_lora", "save_peft"]
-
-_TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-}
 
 
 def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str | None = None) -> None:
@@ -62,11 +46,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     from safetensors.torch import save_file
 
     name, config = _plain_lora(model, name)
-    where = target_folder(folder) / CONFIG_FILE
-    if where.is_file() and '"format": "hfadapt"' in where.read_text("utf-8", errors="replace"):
-        raise CheckpointError(
-            "the folder holds an adapter of hfadapt's own", where=str(folder), try_="another folder for peft's files"
-        )
+    refuse_own_folder(folder)
     deltas = [delta for _, delta in deltas_of(model, name)]
     tensors: dict[str, Tensor] = {}
     for delta in deltas:
@@ -89,15 +69,9 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         if (other.r, other.lora_alpha) != (config.r, config.lora_alpha):
             patterns["rank_pattern"][re.escape(delta.site.leaf)] = other.r
             patterns["alpha_pattern"][re.escape(delta.site.leaf)] = other.lora_alpha
-    adapter = attachment(model).require(name)
-    whole = [*adapter.heads, *adapter.modules]
-    tensors |= {f"{PREFIX}{path}.{key}": value for path, key, value in own_tensors(model, name)}
-    for path, head in head_modules(model).items():  # trained in place, together with the base
-        if path not in adapter.heads and any(p.requires_grad for key, p in head.named_parameters() if _is_base(key)):
-            whole.append(path)
-            tensors |= {f"{PREFIX}{path}.{key}": value for key, value in head.state_dict().items() if _is_base(key)}
+    whole, own = whole_modules(model, name)
+    tensors |= {f"{PREFIX}{key}": value for key, value in own.items()}
     leaves = [delta.site.leaf for delta in deltas]
-    kind = type(model).__name__
     described = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  (peft itself reads fractions)
@@ -111,7 +85,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         # transformers' Conv1D keeps its weight as [in, out]
         fan_in_fan_out=all(not hasattr(model.get_submodule(leaf), "in_features") for leaf in leaves),
         modules_to_save=whole or None,
-        task_type=next((task for end, task in _TASK_TYPES.items() if kind.endswith(end)), None),
+        task_type=task_type_of(model),
         base_model_name_or_path=getattr(model.config, "_name_or_path", "") or None,
         inference_mode=True,
     )
@@ -119,10 +93,6 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         described.save_pretrained(str(temporary))
         packed = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
         save_file(packed, str(temporary / WEIGHTS_FILE), metadata={"format": "pt"})
-
-
-def _is_base(key: str) -> bool:
-    return ".hfadapt." not in f".{key}"
 
 
 def _are_loras(configs: tuple[Any, ...]) -> bool:

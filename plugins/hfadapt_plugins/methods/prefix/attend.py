@@ -28,6 +28,7 @@ class Part:
         batch: Which of them each row has.
         form: See ``PrefixConfig``.
         query: Queries of its own ``[B, H, T, K]`` (then the products are not scaled), or None for the attention's.
+        bias: What is added to the products with each of ``keys``, ``[1, H, T, P]``; None for nothing.
     """
 
     keys: list[Tensor]
@@ -35,6 +36,7 @@ class Part:
     batch: TaskBatch
     form: str
     query: Tensor | None = None
+    bias: list[Tensor] | None = None
 
     def of_rows(self, mine: Tensor) -> Part:
         """Return the same for some rows; the others have no prefix.
@@ -51,8 +53,12 @@ def _prefix_length(parts: Sequence[Part], kind: Sequence[int]) -> int:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    """Prefixes of several adapters in one row (a stack): later ones stand in front, as when prepended in turn."""
+    """Prefixes of several adapters in one row (a stack): later ones stand in front, as when prepended in turn.
+
+    Where distances count, each counts its own from the row's tokens.
+    """
     first = parts[0]
+    like = next((part.bias[0] for part in parts if part.bias is not None), None)
     for part in parts[1:]:
         n, m = len(first.keys), len(part.keys)
         empty_k, empty_v = first.keys[0][:, :0], first.values[0][:, :0]
@@ -60,8 +66,21 @@ def _joined(parts: Sequence[Part]) -> Part:
         values = [torch.cat([q, p], 1) for p in [*first.values, empty_v] for q in [*part.values, empty_v]]
         # -1 stands for the empty prefix, which is the last of each list.
         ids = (first.batch.ids % (n + 1)) * (m + 1) + part.batch.ids % (m + 1)
-        first = Part(keys, values, TaskBatch.from_ids(ids, (n + 1) * (m + 1)), first.form)
+        biases = None
+        if like is not None:
+            none = like[..., :0]
+            biases = [
+                torch.cat([q, p], -1) for p in [*_biases(first, like), none] for q in [*_biases(part, like), none]
+            ]
+        first = Part(keys, values, TaskBatch.from_ids(ids, (n + 1) * (m + 1)), first.form, bias=biases)
     return first
+
+
+def _biases(part: Part, like: Tensor) -> list[Tensor]:
+    """Return what is added to the products with each prefix; zeros ``[1, H, T, P]`` where distances do not count."""
+    if part.bias is not None:
+        return part.bias
+    return [like.new_zeros(*like.shape[:-1], key.shape[1]) for key in part.keys]
 
 
 class PrefixAttention:
@@ -94,6 +113,7 @@ class PrefixAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attention's output ``[B, T, H, K]`` and its weights or None."""
         fits = not self.wants_weights and not any(options.get(o) is not None for o in _UNKNOWN_TO_KERNEL)
+        fits = fits and all(part.bias is None for part in self.parts)
 
         def run(parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
             with nullcontext() if self.draws is None else self.draws:
@@ -220,7 +240,11 @@ class PrefixAttention:
             none = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device)
             seen = none.masked_fill(~seen, torch.finfo(mask.dtype).min)
         options = {**options, "is_causal": False} if self.name == "sdpa" else options
-        if bias is not None:
+        if bias is not None and part.bias is not None:
+            of_prefix = _per_row([b.squeeze(0).transpose(1, 2) for b in part.bias], part.batch, longest, query)
+            bias = torch.cat([of_prefix.transpose(2, 3), bias.expand(query.shape[0], -1, -1, -1)], -1)
+            options = {**options, "position_bias": bias}
+        elif bias is not None:
             options = {**options, "position_bias": nn.functional.pad(bias, (longest, 0))}
         key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
         return self.stock(module, query, key, value, torch.cat([seen, mask], -1), **options)

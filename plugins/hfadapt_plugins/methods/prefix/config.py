@@ -14,6 +14,7 @@ __all__ = ["ATTENTIONS", "FORMS", "REPARAMETRIZATIONS", "PrefixConfig"]
 FORMS = ("concat", "gate_add", "no_gating", "relu")
 ATTENTIONS = ("self", "cross")
 REPARAMETRIZATIONS = ("mlp", "flat")
+TOKENS = ("apart", "behind", "behind_untyped")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class PrefixConfig(MethodConfig):
         gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate, a factor on ``P_k`` and ``P_v``
             (a row's, so ``"token"`` is not possible).
         init_std: Standard deviation of the flat prefix and of the embedding.
+        tokens: Where a row's own tokens stand: ``"apart"``, at the positions that they have without a prefix;
+            ``"behind"``, at those behind it, as peft trains it; ``"behind_untyped"``, and their token types count as 0,
+            as peft does for tasks without a head. The longest input is then shorter by the prefix.
     """
 
     method: ClassVar[str] = "prefix"
@@ -49,6 +53,7 @@ class PrefixConfig(MethodConfig):
     dropout: float = 0.0
     gate: str = "none"
     init_std: float = 0.02
+    tokens: str = "apart"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,5 +73,8 @@ class PrefixConfig(MethodConfig):
             self.fail("query_norm", True, "False with the forms 'concat' and 'gate_add'")
         if self.query_norm and self.gate != "none":
             self.fail("query_norm", True, "False with a gate")
+        self.require_one_of("tokens", TOKENS)
+        if self.tokens != "apart" and ("self" not in given or self.form != "concat" or self.gate != "none"):
+            self.fail("tokens", self.tokens, "'apart' unless attention has 'self', form='concat' and gate='none'")
         if not isinstance(self.init_std, (int, float)) or isinstance(self.init_std, bool) or self.init_std <= 0:
             self.fail("init_std", self.init_std, "a number above 0")

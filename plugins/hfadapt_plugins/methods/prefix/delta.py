@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import AttentionCall, AttentionDelta, Rows, Weights
+from hfadapt.errors import RoutingError
 from hfadapt_kernels import TaskBatch, draw_seed, drop_rows
 
 from ..shared.gating import add_gate, gate_of_rows
 from .attend import Part, PrefixAttention
+from .behind import distance_biases
 
 if TYPE_CHECKING:
     from .tables import PrefixTables
@@ -71,11 +73,28 @@ class PrefixDelta(AttentionDelta):
         drop = config.dropout
         if drop and self.training:
             keys, values = self.dropped(keys, values, drop)
+        if config.tokens != "apart":
+            lengths = [key.shape[1] for key in keys]
+            self.check_window(call, max(lengths))
+            bias = distance_biases(call, rows, self.site.stack, lengths)
+            return Part(keys, values, rows.batch, config.form, bias=bias)
         if config.query_norm:
             return Part(keys, values, rows.batch, config.form, self.normed_query(call, rows))
         if config.gate == "none":
             return Part(keys, values, rows.batch, config.form)
         return self.gated(keys, values, rows, config.form)
+
+    def check_window(self, call: AttentionCall, length: int) -> None:
+        """Raise ``RoutingError`` where a prefix that stands among the positions leaves a sliding window."""
+        window = call.options.get("sliding_window")
+        if window is not None and call.key.shape[2] + length > window:
+            raise RoutingError(
+                "the prefix leaves the window of tokens that the model sees, among whose positions it stands",
+                where=self.site.leaf,
+                got=f"{call.key.shape[2]} tokens behind a prefix of {length}",
+                allowed=f"{window} together",
+                try_="shorter inputs; or a prefix with tokens='apart', which every token sees",
+            )
 
     def dropped(self, keys: list[Tensor], values: list[Tensor], p: float) -> tuple[list[Tensor], list[Tensor]]:
         """Prefixes with entries dropped: the masks do not depend on which adapters have rows."""

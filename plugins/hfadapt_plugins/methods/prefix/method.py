@@ -9,9 +9,11 @@ from hfadapt import Capabilities, Method, Place, select_layers
 from hfadapt.method import sites
 
 from ..shared.gating import gate_variant
+from .behind import behind_places
 from .config import PrefixConfig
 from .delta import PrefixDelta
 from .flatten import flatten_prefix
+from .peft_files import read_prefix
 from .tables import PrefixTables, attentions_of
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class PrefixMethod(Method):
     summary = "trained keys and values in front of every attention's own"
     tests = "tests/unit/methods/test_prefix.py"
     exports: ClassVar[Mapping[str, Any]] = {"flatten_prefix": flatten_prefix}
+    foreign: ClassVar[Mapping[str, Mapping[str, Any]]] = {"peft": {"PREFIX_TUNING": read_prefix}}
 
     def shared(self, config: PrefixConfig, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         """The reparametrisation networks, one for each kind of attention and all its layers."""
@@ -79,9 +82,14 @@ def prefix_places(
             try_="lora, bottleneck, parallel or pal, which change no attention core",
         )
     drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
-    parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, more)
+    behind = "behind" if config.tokens != "apart" else ""
+    parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, behind, more)
     variant = "_".join(p for p in parts if p)
-    for layer in select_layers(config, arch):
+    layers = select_layers(config, arch)
+    if behind:
+        stacks = list({layer.stack.path: layer.stack for layer in layers}.values())
+        yield from behind_places(method, config, stacks, arch, model)
+    for layer in layers:
         for cross in attentions_of(config, layer):
             attention = layer.cross_attention if cross else layer.attention
             if config.query_norm and attention.query is None:  # type: ignore[union-attr]
