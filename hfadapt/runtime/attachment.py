@@ -48,6 +48,7 @@ class Watched(Protocol):
     """What notices that a place of a delta was replaced or bypassed: `Watch`."""
 
     lost_before: Lost
+    model: Any
 
     def holds(self) -> bool: ...
 

@@ -1,21 +1,31 @@
-"""Notices a Trainer whose data says which adapter each row uses, and whose batches do not."""
+"""Notices a Trainer whose data says which adapter each row uses, and whose batches do not; or that trains nothing."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..errors import RoutingError
 
-__all__ = ["check_column"]
+if TYPE_CHECKING:
+    from .attachment import Watched
+
+__all__ = ["check_column", "check_that_something_trains", "note_taken_column"]
 
 # The methods of Trainer that run a model, and the name under which each has its data.
 _DATA_OF = {"training_step": "train_dataset", "evaluate": "eval_dataset", "predict": "test_dataset"}
 
+# What Trainers were given with the column and took it out of, as packing does: "train_dataset", "eval_dataset".
+_took: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
 
 def check_column() -> None:
-    """Raise when a Trainer calls the model without the column ``task_ids`` that its dataset has.
+    """Raise when a Trainer calls the model without the column ``task_ids`` that its dataset has, or had.
 
     Trainer keeps the columns that the model's signature names, and so this one; but subclasses have lists of their own
     (TRL's), and collators drop what they do not know. Every row would train, or be scored with, the active adapter.
@@ -24,23 +34,92 @@ def check_column() -> None:
     Raises:
         RoutingError: the column was lost on the way.
     """
+    frame, trainer = next(_trainers_among_callers(_DATA_OF), (None, None))
+    if frame is None or trainer is None:
+        return
+    name = _DATA_OF[frame.f_code.co_name]
+    data = frame.f_locals.get(name)
+    where = f"{type(trainer).__name__}.{frame.f_code.co_name}"
+    got = f"batches of {type(trainer.data_collator).__name__} without it"
+    if _has_column(getattr(trainer, name, None) if data is None else data):
+        raise RoutingError(
+            "the dataset has a column 'task_ids', which did not reach the model",
+            where=where,
+            got=got,
+            try_="a data_collator that returns 'task_ids', with remove_unused_columns=False; or remove the "
+            "column to let every row use what is active",
+        )
+    took = _took.get(trainer, set())
+    if name in took or (took and name != "train_dataset"):
+        raise RoutingError(
+            "the data had a column 'task_ids', which the trainer took out before the model saw it",
+            where=where,
+            got=f"{got}, of rows that were packed or made anew",
+            allowed="rows that keep their 'task_ids'",
+            try_="packing=False with a data_collator that returns 'task_ids', and remove_unused_columns=False; or "
+            "remove the column, to train what is active on every row",
+        )
+
+
+def note_taken_column() -> None:
+    """Note a Trainer that is being made and has no column ``task_ids`` left of the data that it was given.
+
+    Packing makes new rows of tokens alone before Trainer's own constructor sees them, and afterwards nothing tells them
+    from rows that never had the column. That constructor asks for the signature of the model's ``forward``; those of
+    the subclasses around it still hold a row, or the data, as it was given.
+    """
+    making: Any = None
+    lost: set[str] = set()
+    for frame, trainer in _trainers_among_callers(("__init__",)):
+        if making is None:
+            making = trainer
+            kept = {name: frame.f_locals.get(name) for name in ("train_dataset", "eval_dataset")}
+            lost = {name for name, data in kept.items() if data is not None and not _has_column(data)}
+        elif trainer is making:
+            given = [key for key, value in list(frame.f_locals.items()) if _has_column(value) or _is_row(value)]
+            found = {"eval_dataset" if "eval" in key else "train_dataset" for key in given} & lost
+            if found:
+                _took.setdefault(trainer, set()).update(found)
+
+
+def check_that_something_trains(watch: Watched | None) -> None:
+    """Raise when a Trainer trains a model whose base is frozen, without any adapter: every gradient would be zero.
+
+    Args:
+        watch: Knows the model, of which a call is about to run the base alone.
+
+    Raises:
+        RoutingError: no parameter of the base trains either.
+    """
+    if watch is None or not torch.is_grad_enabled():
+        return
+    _, trainer = next(_trainers_among_callers(("training_step",)), (None, None))
+    model: Any = watch.model
+    if getattr(trainer, "model", None) is not model:
+        return
+    if not any(p.requires_grad for name, p in model.named_parameters() if ".hfadapt" not in f".{name}"):
+        raise RoutingError(
+            "a training step without any adapter, over a base that does not train: nothing would learn",
+            where=f"{type(trainer).__name__}.training_step",
+            got="no task_ids, and nothing active",
+            try_="hfadapt.activate(model, name), or a column 'task_ids' in the data",
+        )
+
+
+def _trainers_among_callers(methods: Collection[str]) -> Iterator[tuple[FrameType, Any]]:
+    """Yield the frames of a Trainer's methods of these names, innermost first, and the Trainer."""
     module = sys.modules.get("transformers.trainer")
     frame = None if module is None else sys._getframe(1)
     while frame is not None:
-        name = _DATA_OF.get(frame.f_code.co_name)
-        trainer = frame.f_locals.get("self") if name is not None else None
-        if name is not None and trainer is not None and isinstance(trainer, module.Trainer):  # type: ignore[union-attr]
-            data = frame.f_locals.get(name)
-            if _has_column(getattr(trainer, name, None) if data is None else data):
-                raise RoutingError(
-                    "the dataset has a column 'task_ids', which did not reach the model",
-                    where=f"{type(trainer).__name__}.{frame.f_code.co_name}",
-                    got=f"batches of {type(trainer.data_collator).__name__} without it",
-                    try_="a data_collator that returns 'task_ids', with remove_unused_columns=False; or remove the "
-                    "column to let every row use what is active",
-                )
-            return
+        if frame.f_code.co_name in methods:
+            trainer = frame.f_locals.get("self")
+            if trainer is not None and isinstance(trainer, module.Trainer):  # type: ignore[union-attr]
+                yield frame, trainer
         frame = frame.f_back
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Mapping) and "task_ids" in value
 
 
 def _has_column(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ from .handing_on import hand_on
 from .kv_history import check_steps, tokens_in
 from .leaf_hooks import tensor_batch_size
 from .loss_terms import add_to_output, loss_share
-from .lost_column import check_column
+from .lost_column import check_column, check_that_something_trains, note_taken_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
+from .past_the_head import check_begin, head_runs
 from .watch import require_intact, require_intact_in_graph
 from .zero_gradients import take_part
 
@@ -56,6 +58,8 @@ class Forward:
         self.choice: Choice | None = None
         # Whoever wrapped the method before (accelerate's device hooks) goes on doing so.
         self.wrapped = module.__dict__.get("forward")
+        # The forms of call in which such a wrapper has run the whole model, and with which adapter.
+        self.forms: set[tuple[bool, int, frozenset[str], str]] = set()
         # Read here and not in a call, which torch.compile may be tracing.
         self.parameters = parameters_of(type(module).forward.__get__(module))
 
@@ -65,6 +69,7 @@ class Forward:
         stock = inspect.signature(self.wrapped or type(self.module).forward.__get__(self.module))
         if self.path or "task_ids" in stock.parameters:
             return stock
+        note_taken_column()
         parameters = list(stock.parameters.values())
         place = len(parameters) - any(p.kind is p.VAR_KEYWORD for p in parameters)
         parameters.insert(place, inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None))
@@ -81,13 +86,14 @@ class Forward:
         if attachment is None or attachment.token is not self.token:
             return self._stock(args, kwargs)  # kept by a wrapper beyond detach
         before = current()
+        # Wrappers of the model's forward (TRL's, for its loss) call the base alone: the pass begins there then.
+        begins = not self.path or before is None or before.owner is not attachment.token
         try:
-            args, kwargs = self._enter(attachment, before, args, kwargs)
-            if attachment.waiting is None or self.path or torch.compiler.is_compiling():
-                return self._leave(attachment, self._stock(args, kwargs))
-            return attachment.waiting.run(
-                current(), args, kwargs, lambda: self._leave(attachment, self._stock(args, kwargs))
-            )
+            args, kwargs = self._enter(attachment, before, begins, args, kwargs)
+            if self.path or torch.compiler.is_compiling() or (attachment.waiting is None and self.wrapped is None):
+                return self._leave(attachment, begins, self._stock(args, kwargs))
+            call = functools.partial(self._run, attachment, args, kwargs)
+            return call() if attachment.waiting is None else attachment.waiting.run(current(), args, kwargs, call)
         finally:
             set_current(before)
 
@@ -99,23 +105,38 @@ class Forward:
         replica.__dict__["forward"].choice = chosen(_attachment_of(module))
         return replica
 
+    def _run(self, attachment: Attachment, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call the model's stock method; one that was wrapped shows in each form of call that it runs the head."""
+        routing = current()
+        forms: set[tuple[bool, int, frozenset[str], str]] = set()
+        if self.wrapped is not None and routing is not None:
+            given = frozenset(key for key, value in kwargs.items() if value is not None)
+            forms = {(self.module.training, len(args), given, name) for name in routing.used_names()}
+        if forms <= self.forms:
+            return self._leave(attachment, True, self._stock(args, kwargs))
+        output = head_runs(self.module, {form[-1] for form in forms}, lambda: self._stock(args, kwargs))
+        self.forms |= forms
+        return self._leave(attachment, True, output)
+
     def _stock(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self.wrapped is not None:
             return hand_on(self.wrapped, args, kwargs)
         return hand_on(type(self.module).forward, (self.module, *args), kwargs)
 
     def _enter(
-        self, attachment: Attachment, before: Routing | None, args: tuple, kwargs: dict[str, Any]
+        self, attachment: Attachment, before: Routing | None, begins: bool, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         """Set the routing, or fit the one that is set; return what the stock method is called with."""
         module = self.module
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
-        if task_ids is None and not self.path and not torch.compiler.is_compiling() and running(attachment) is None:
+        if task_ids is None and begins and not torch.compiler.is_compiling() and running(attachment) is None:
             check_column()
         call = Call(args, kwargs, self.parameters)
         routing = self._routing(attachment, before, task_ids, call)
         set_current(routing)
+        if routing is None and begins and module.training and not torch.compiler.is_compiling():
+            check_that_something_trains(attachment.watch)
         if routing is not None and not self.path and module.training:
             routing.state.loss_share = loss_share(call)
             if penalised is not None:  # whoever computes the loss adds them
@@ -124,7 +145,7 @@ class Forward:
             refuse_loss(routing, attachment.label_counts, type(module).__name__)
         if routing is not None and routing.state.growth is not None:
             args, kwargs = fit_call(routing, self.path, self.path in attachment.decoder_paths, call)
-        if not self.path and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if begins and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _carry_routing_into_checkpoints(module)
         return args, kwargs
 
@@ -144,6 +165,8 @@ class Forward:
                 require_intact_in_graph(attachment, routing)
             else:
                 require_intact(attachment, routing)
+                if self.path and attachment.watch is not None:
+                    check_begin(attachment.watch.model, self.path, routing.used_names())
             routing.state.draws = draws_of_pass(self.module.training, None if found is None else found[1])
             attachment.prepare(routing)
         for key in attachment.call_counters:
@@ -176,12 +199,12 @@ class Forward:
             changed["attentions"] = bool(getattr(config, "output_attentions", False) if asked is None else asked)
         return replace(routing.given, **changed)
 
-    def _leave(self, attachment: Attachment, output: Any) -> Any:
+    def _leave(self, attachment: Attachment, begins: bool, output: Any) -> Any:
         """Check and complete what the model returned."""
         module, routing = self.module, current()
         if routing is not None and routing.state.without_cache and not torch.compiler.is_compiling():
             check_steps(routing, output)
-        if output is None or self.path or routing is None:
+        if output is None or not begins or routing is None:
             return output
         if routing.state.growth is not None:
             check_output(routing.state.growth, output)

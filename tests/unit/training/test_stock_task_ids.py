@@ -11,6 +11,7 @@ import hfadapt
 from hfadapt.errors import RoutingError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
+from tests.unit.releases import checkpoint_activations
 
 
 class FixedColumns(Trainer):
@@ -18,6 +19,19 @@ class FixedColumns(Trainer):
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ["input_ids", "labels"]
+
+
+class Packing(Trainer):
+    """Makes new rows of tokens alone before Trainer's constructor sees any, and keeps one as it was, as TRL's do."""
+
+    def __init__(self, train_dataset=None, eval_dataset=None, **options):
+        sample = next(iter(train_dataset))
+        assert "input_ids" in sample
+        kept = ["input_ids", "attention_mask", "label"]
+        train_dataset = train_dataset.select_columns(kept)
+        eval_datasets = {"eval": eval_dataset}
+        eval_dataset = eval_datasets["eval"].select_columns(kept)
+        super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
 
 
 def rows(ids):
@@ -34,10 +48,11 @@ def rows(ids):
     ]
 
 
-def trainer(folder, kind=Trainer, ids=(0, 0, 2, 2), collator=None, data=None, **options):
-    model = tiny_model("bert", "sequence-classification")
-    hfadapt.attach(model, "lora", names=("one", "two", "three"), seed=0)
-    hfadapt.activate(model, "two")
+def trainer(folder, kind=Trainer, ids=(0, 0, 2, 2), collator=None, data=None, model=None, **options):
+    if model is None:
+        model = tiny_model("bert", "sequence-classification")
+        hfadapt.attach(model, "lora", names=("one", "two", "three"), seed=0)
+        hfadapt.activate(model, "two")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=2,
@@ -45,6 +60,7 @@ def trainer(folder, kind=Trainer, ids=(0, 0, 2, 2), collator=None, data=None, **
         report_to="none",
         learning_rate=1e-2,
         use_cpu=True,
+        **options,
     )
     data = Dataset.from_list(rows(ids)) if data is None else data
     return kind(
@@ -53,7 +69,6 @@ def trainer(folder, kind=Trainer, ids=(0, 0, 2, 2), collator=None, data=None, **
         train_dataset=data,
         eval_dataset=data,
         data_collator=collator or DataCollatorWithPadding(tiny_tokenizer()),
-        **options,
     )
 
 
@@ -96,6 +111,45 @@ def test_a_lost_column_stops_training_before_the_first_step(tmp_path, case, chos
         made.evaluate()
     with pytest.raises(RoutingError, match="did not reach the model"):
         made.predict(made.eval_dataset)
+
+
+@pytest.mark.parametrize("chosen", ["two", None])
+@pytest.mark.parametrize("case", [{}, {"remove_unused_columns": False}], ids=["", "unused columns kept"])
+def test_a_column_that_was_packed_away_stops_training_before_the_first_step(tmp_path, chosen, case):
+    made = trainer(tmp_path, kind=Packing, ids=("one", "three"), **case)
+    hfadapt.activate(made.model, chosen)
+    before = weights(made.model)
+    with pytest.raises(RoutingError, match="'task_ids', which the trainer took out"):
+        made.train()
+    assert made.state.global_step == 0 and not moved(made.model, before)
+    with pytest.raises(RoutingError, match="took out"):
+        made.evaluate()
+
+
+def test_data_that_never_had_the_column_is_packed_and_trained(tmp_path):
+    data = Dataset.from_list(rows((0,))).remove_columns("task_ids")
+    kept = trainer(tmp_path, kind=Packing, ids=("one",))  # another Trainer of the same model
+    made = trainer(tmp_path, kind=Packing, data=data, model=kept.model)
+    before = weights(made.model)
+    made.train()
+    made.evaluate()
+    assert moved(made.model, before) == {"two"}
+
+
+def test_a_trainer_without_any_adapter_over_a_frozen_base_is_refused(tmp_path):
+    data = Dataset.from_list(rows((0,))).remove_columns("task_ids")
+    made = trainer(tmp_path, data=data)
+    hfadapt.activate(made.model, None)
+    for _ in range(2):
+        with pytest.raises(RoutingError, match="nothing would learn"):
+            made.train()
+        checkpoint_activations(made.model)  # lets the embeddings' output require a gradient
+    made = trainer(tmp_path, data=data)
+    hfadapt.activate(made.model, None)
+    made.model.classifier.weight.requires_grad_(True)
+    before = made.model.classifier.weight.clone()
+    made.train()
+    assert not torch.equal(made.model.classifier.weight, before)
 
 
 def test_data_without_the_column_trains_what_is_active(tmp_path):
