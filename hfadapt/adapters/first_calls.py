@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import HFAdaptError
 from ..runtime.attachment import attachment
@@ -61,14 +61,16 @@ class FirstCalls:
     def _prove_rows(self, args: tuple, kwargs: dict[str, Any]) -> None:
         form = frozenset((*range(len(args)), *(key for key, value in kwargs.items() if value is not None)))
         slots = dict(slots_to_prove(self.model))
-        if not slots or form in self.tried:
+        sizes = form | {value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        if not slots or not self.tried.isdisjoint((form, sizes)):
             return
-        self.tried.add(form)
         try:
             prove_rows(self.model, attachment(self.model), slots, args, kwargs)
+            self.tried.add(form)
         except HFAdaptError:
             raise
-        except Exception as error:  # the call itself will show what is wrong with it
+        except Exception as error:  # the call itself will show what is wrong with it; one of other sizes may be right
+            self.tried.add(sizes)
             logger.debug("rows could not be told apart: %s: %s", type(error).__name__, error)
 
     def _end(self) -> None:

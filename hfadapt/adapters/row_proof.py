@@ -1,4 +1,4 @@
-"""Whether the first axis of what a module reads is the batch's, tried on the inputs of a call.
+"""Which axis of what a module reads is the batch's, tried on the inputs of a call: the first, the second, or none.
 
 A map says it of the modules it names. Of others it is not known: experts read the tokens that were sent to them, image
 towers the images of all rows one behind the other, position tables no rows at all. So the base runs twice, and once
@@ -33,14 +33,22 @@ _TOLERANCE = 1e-5
 
 @dataclass
 class _Reads:
-    """What one module read in one pass: the shape of each tensor, and two numbers for each row of the batch."""
+    """What one module read in one pass: the shape of each tensor, and two numbers for each row of the batch.
+
+    Attributes:
+        rows: By the first axis; None where it cannot be the batch's.
+        columns: By the second of three.
+    """
 
     shapes: list[torch.Size] = field(default_factory=list)
     rows: list[Tensor | None] = field(default_factory=list)
+    columns: list[Tensor | None] = field(default_factory=list)
 
 
 def prove_rows(model: nn.Module, state: Attachment, slots: Mapping[str, Slot], args: tuple, kwargs: dict) -> None:
     """Find out of each slot whether the rows of its module are those of the batch, and note it in ``slot.by_row``.
+
+    Where they lie on the second axis, ``slot.row_axis`` says so.
 
     A slot whose module does not run stays as it was.
 
@@ -82,6 +90,8 @@ def prove_rows(model: nn.Module, state: Attachment, slots: Mapping[str, Slot], a
         if not stock[path].shapes:
             continue
         slot.by_row = _first_row_moves(stock[path], other[path])
+        if not slot.by_row and _first_row_moves(stock[path], other[path], columns=True):
+            slot.by_row, slot.row_axis = True, 1
         if slot.by_row is False and _nothing_moves(stock[path], other[path]) and _rows_alike(stock[path]):
             constant.append(path)
     if not constant:
@@ -136,26 +146,31 @@ def _note(reads: _Reads, rows: int, count: int | None) -> Callable[..., None]:
         if tensor is None:
             return
         reads.shapes.append(tensor.shape)
+        second = tensor.dim() == 3 and tensor.shape[1] == rows
+        reads.columns.append(_two_numbers(tensor.detach().transpose(0, 1), rows) if second else None)
         size = tensor.shape[0]
         listed = tensor.dim() == 2 and count is not None and size not in (rows, rows * count)
         if tensor.dim() < 2 or size == 0 or size % rows or listed:
             reads.rows.append(None)
             return
-        each = tensor.detach().reshape(rows, -1).double()
-        weights = torch.linspace(0.5, 1.5, each.shape[1], dtype=torch.float64, device=each.device)
-        reads.rows.append(torch.stack([each @ weights, each.abs().sum(1)], 1))
+        reads.rows.append(_two_numbers(tensor.detach(), rows))
 
     return hook
 
 
-def _first_row_moves(one: _Reads, other: _Reads) -> bool:
+def _two_numbers(tensor: Tensor, rows: int) -> Tensor:
+    """A weighted sum of each row's numbers, and the sum of their sizes."""
+    each = tensor.reshape(rows, -1).double()
+    weights = torch.linspace(0.5, 1.5, each.shape[1], dtype=torch.float64, device=each.device)
+    return torch.stack([each @ weights, each.abs().sum(1)], 1)
+
+
+def _first_row_moves(one: _Reads, other: _Reads, columns: bool = False) -> bool:
     """Whether the first row of a module's input differs between two passes, in every call of it, and no other does."""
     if one.shapes != other.shapes:
         return False
-    return all(
-        a is not None and b is not None and _apart(a[:1], b[:1]) and not _apart(a[1:], b[1:])
-        for a, b in zip(one.rows, other.rows, strict=True)
-    )
+    pairs = zip(one.columns, other.columns, strict=True) if columns else zip(one.rows, other.rows, strict=True)
+    return all(a is not None and b is not None and _apart(a[:1], b[:1]) and not _apart(a[1:], b[1:]) for a, b in pairs)
 
 
 def _nothing_moves(one: _Reads, other: _Reads) -> bool:

@@ -31,6 +31,8 @@ class Slot(nn.Module):
 
     # The first axis of what the leaf reads is the batch's; None where that is still to be tried.
     by_row: bool | None = True
+    # The axis of the rows: 1 where the leaf was seen to read time before the batch, as speech and older models hand on.
+    row_axis: int = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,6 +132,9 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     if not deltas:
         return value
     device = value.device
+    if slot.row_axis:
+        value = value.transpose(0, 1)
+        leaf_input = leaf_input if leaf_input is None else leaf_input.transpose(0, 1)
     for index, step in steps:
         if not isinstance(step, Select):
             value = _run_together(step, index, deltas, value, leaf_input, leaf, routing)
@@ -146,7 +151,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
                 routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
             value = apply_rows(delta, value, source, rows)
-    return value
+    return value.transpose(0, 1).contiguous() if slot.row_axis else value
 
 
 def shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
@@ -225,7 +230,7 @@ def _rows_unknown(delta: Delta, value: Tensor, by_row: bool | None) -> RoutingEr
         "rows of different adapters cannot be told apart in what this module reads",
         where=delta.site.leaf,
         got=f"a tensor of shape {list(value.shape)}, in which no rows of the batch were found",
-        allowed="an input whose first axis is the batch",
+        allowed="an input whose first axis is the batch, or whose second is where it has three",
         try_="one call for each adapter; or target_modules without this module",
     )
 

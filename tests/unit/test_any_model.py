@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -12,72 +11,14 @@ import torch
 from torch import nn
 
 import hfadapt
-from hfadapt.errors import ArchitectureError, AttachError, ConfigError, RoutingError
+from hfadapt.errors import ArchitectureError, AttachError, ConfigError
 from hfadapt.runtime import deltas_of
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
-
-WIDTH = 8
-
-
-@dataclass
-class Config:
-    model_type: str = "own"
-    vocab_size: int = 50
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mix = nn.Linear(WIDTH, WIDTH)
-        self.up = nn.Linear(WIDTH, 2 * WIDTH)
-        self.down = nn.Linear(2 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        x = x + self.mix(x).cumsum(1) / 7
-        return x + self.down(torch.tanh(self.up(x)))
-
-
-class Own(nn.Module):
-    """A model of a user's own, which takes words and knows no transformers."""
-
-    def __init__(self, layers=3):
-        super().__init__()
-        self.config = Config()
-        self.words = nn.Embedding(50, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(layers))
-        self.score = nn.Linear(WIDTH, 4)
-
-    def forward(self, tokens):
-        x = self.words(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.score(x)
-
-
-def own(seed=0, kind=Own):
-    torch.manual_seed(seed)
-    return kind().double().eval()
-
-
-def tokens(rows=3, seed=1):
-    return torch.randint(0, 50, (rows, 6), generator=torch.Generator().manual_seed(seed))
-
-
-def lora(*names, **more):
-    return hfadapt.LoRA(target_modules=names, init="normal", **more)
+from tests.unit.own_model import WIDTH, Block, Own, assert_rows_are_their_adapters, lora, own, tokens
 
 
 def places(model, name="default"):
     return {path.partition(".hfadapt.")[0] for path, _ in deltas_of(model, name)}
-
-
-@torch.no_grad()
-def assert_rows_are_their_adapters(model, given, names=("a", "b", "a")):
-    alone = {name: model(given, task_ids=name) for name in set(names)}
-    mixed = model(given, task_ids=list(names))
-    assert not torch.allclose(alone["a"], alone["b"])
-    for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], alone[name][row], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -175,93 +116,6 @@ def test_other_methods_say_so_too_and_leave_the_adapters_alone():
     with pytest.raises(ArchitectureError, match="all-linear"):
         hfadapt.attach(model, "bottleneck", "b")
     assert hfadapt.attachment(model).names == ("a",)
-
-
-class Windows(Own):
-    """Looks at three windows of each row, as Swin does: B * 3 rows, a row's windows side by side."""
-
-    def forward(self, tokens):
-        x = self.words(tokens).unflatten(1, (3, 2)).flatten(0, 1)
-        for block in self.blocks:
-            x = block(x)
-        return self.score(x.unflatten(0, (-1, 3)).flatten(1, 2))
-
-
-class Flat(Own):
-    """Reads all tokens of the batch as one list."""
-
-    def forward(self, tokens):
-        x = self.words(tokens)
-        return self.score(self.blocks[0].mix(x.flatten(0, 1)).view_as(x))
-
-
-class TimeFirst(Own):
-    """Puts time before the batch, as XLNet does."""
-
-    def forward(self, tokens):
-        return self.score(self.blocks[0](self.words(tokens).transpose(0, 1)).transpose(0, 1))
-
-
-class Queries(Own):
-    """Begins with vectors that are the same for every row, as DETR's decoder does."""
-
-    def __init__(self):
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, 6, WIDTH))
-
-    def forward(self, tokens):
-        x = self.blocks[0](self.queries.expand(len(tokens), -1, -1))
-        return self.score(self.blocks[1](x + self.words(tokens)))
-
-
-class Table(Own):
-    """Projects one table of positions for the whole batch, as long as six rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(6, WIDTH))
-
-    def forward(self, tokens):
-        return self.score(self.words(tokens) + self.blocks[0].mix(self.table))
-
-
-class Experts(Own):
-    """Sends every token to one of three experts, which reads what all rows sent to it."""
-
-    def forward(self, tokens):
-        x = self.words(tokens)
-        flat, out = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
-        chosen = tokens.flatten() % 3
-        for number, expert in enumerate(self.blocks):
-            mine = (chosen == number).nonzero().flatten()
-            out = out.index_copy(0, mine, expert.up(flat[mine])[..., :WIDTH])
-        return self.score(x + out.view_as(x))
-
-
-@pytest.mark.parametrize("verify", [True, False], ids=["verified", "on-trust"])
-@pytest.mark.parametrize("kind", [Windows, Flat, Queries])
-def test_rows_are_found_wherever_the_batch_comes_first(kind, verify):
-    model = own(kind=kind)
-    hfadapt.attach(model, lora("all-linear"), names=["a", "b"], verify=verify)
-    assert_rows_are_their_adapters(model, tokens())
-
-
-@pytest.mark.parametrize("rows", [2, 3, 6])
-@pytest.mark.parametrize("verify", [True, False], ids=["verified", "on-trust"])
-@pytest.mark.parametrize("kind", [TimeFirst, Table, Experts])
-def test_where_rows_cannot_be_told_apart_a_mixed_batch_is_an_error_and_one_adapter_is_not(kind, verify, rows):
-    model, given = own(kind=kind), tokens(rows)
-    names = {"all-linear"} if kind is not Experts else {"up"}
-    hfadapt.attach(model, lora(*names), names=["a", "b"], verify=verify)
-    assert not torch.allclose(model(given, task_ids="a"), model(given, task_ids="b"))
-    with pytest.raises(RoutingError, match="rows of different adapters cannot be told apart"):
-        model(given, task_ids=["a", "b", "a", "b", "b", "a"][:rows])
-
-
-def test_an_expert_without_a_token_computes_nothing_and_is_no_error():
-    model = own(kind=Experts)
-    hfadapt.attach(model, lora("up"), "a")
-    assert torch.isfinite(model(torch.zeros(2, 6, dtype=torch.long))).all()
 
 
 class Bypassed(Own):

@@ -1,0 +1,39 @@
+"""A sample of every kind of model in transformers, with LoRA on all linears, mapped or not; `make sweep` tries all."""
+
+from __future__ import annotations
+
+import pytest
+
+from hfadapt.testing.every_type import tiny_of_type
+from hfadapt.testing.type_checks import METHODS, stock_inputs, try_method
+
+# Some modules of these read no rows of the batch: a table of positions.
+ONE_ADAPTER = ("wav2vec2-conformer",)
+
+TYPES = (
+    # text: encoders, decoders, both; attention of many kinds
+    "canine", "deberta", "fnet", "gemma3_text", "ibert", "longformer", "squeezebert", "xlnet",
+    "falcon", "fsmt", "glm4", "granite", "gpt_neox", "phi3", "led", "umt5",
+    # mixtures of experts, low-rank attention, state spaces and hybrids
+    "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen3_moe", "falcon_mamba", "lfm2", "qwen3_next",
+    # images, sound, and both beside text
+    "beit", "convnext", "dinov2", "segformer", "swin", "videomae",
+    "audio-spectrogram-transformer", "hubert", "wav2vec2-conformer",
+    "gemma3", "llava", "qwen2_5_vl", "clipseg", "git",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_lora_takes_every_kind_of_model(model_type: str) -> None:
+    model = tiny_of_type(model_type)
+    found = try_method(model, stock_inputs(model), METHODS["lora"]())
+    assert found.verdict == ("one adapter a batch" if model_type in ONE_ADAPTER else "ok"), found.reason
+    assert found.places
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "pal"])
+@pytest.mark.parametrize("model_type", ["beit", "gemma3", "gpt_oss", "granite", "mixtral"])
+def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, method: str) -> None:
+    model = tiny_of_type(model_type)
+    found = try_method(model, stock_inputs(model), METHODS[method]())
+    assert found.verdict == "ok", found.reason
