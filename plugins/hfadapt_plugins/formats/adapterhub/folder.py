@@ -10,6 +10,8 @@ import torch
 
 from hfadapt.errors import CheckpointError
 
+from ...methods.prefix import has_distances
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -48,6 +50,7 @@ class Tensors:
         prefix: What stands before the base's paths in that model.
         name: The adapter's in the file.
         tensors: By name.
+        distances: The model adds a learned bias for the distance of two tokens.
     """
 
     folder: Path
@@ -55,6 +58,7 @@ class Tensors:
     prefix: str
     name: str
     tensors: dict[str, Tensor]
+    distances: bool = False
     used: set[str] = field(default_factory=set)
 
     @classmethod
@@ -72,7 +76,8 @@ class Tensors:
             if new in renamed:
                 raise refused("two tensors of the file have one name", folder, new)
             renamed[new] = tensor
-        return cls(folder, arch, base_path(model), name, renamed)
+        first = model.get_submodule(arch.stacks[0].layer(0).attention.module)
+        return cls(folder, arch, base_path(model), name, renamed, has_distances(first))
 
     def relative(self, path: str) -> str:
         """Return a path of the model as one of the base."""

@@ -25,8 +25,6 @@ __all__ = ["prefix_configs", "prefix_twins", "prefix_weights"]
 
 _PARTS = {"embedding": "wte.weight", "down": "control_trans.0", "up": "control_trans.2"}
 _POOL = "prefix_tuning.prefix_tunings"
-# The library's outputs with prefixes differ here from the formula that holds on BERT, BART, GPT-2 and Llama.
-_OTHERWISE = ("distilbert", "t5", "mt5")
 
 #: (path of a stack, its cross-attention), the layers in the order of the table
 Places = dict[tuple[str, bool], list[int]]
@@ -91,9 +89,14 @@ def prefix_configs(config: Mapping[str, Any], tensors: Tensors) -> tuple[MethodC
     if any(stack.calls_per_module > 1 for stack in tensors.arch.stacks):
         what = "a prefix of layers that are one module"
         raise refused(what, tensors.folder, tensors.arch.model_type, "train it anew")
-    if tensors.arch.model_type in _OTHERWISE:
-        what = "prefixes that adapters computes otherwise in this family"
-        raise refused(what, tensors.folder, tensors.arch.model_type)
+    distances = tensors.distances
+    if distances and config.get("leave_out"):
+        raise refused(
+            "prefixes that leave layers out of a model that counts distances: adapters forgets the distances there",
+            tensors.folder,
+            f"leave_out={config['leave_out']!r} on {tensors.arch.model_type}",
+            "train it anew, on all layers",
+        )
     places = _places(config, tensors)
     act = activation_of({"non_linearity": "tanh", **config}, tensors.folder, False)
     words = {path: tuple(w for w, cross in (("self", False), ("cross", True)) if (path, cross) in places)
@@ -106,17 +109,18 @@ def prefix_configs(config: Mapping[str, Any], tensors: Tensors) -> tuple[MethodC
     made = []
     for stack, indices in split:
         of = [s.path for s in tensors.arch.stacks if stack in ("all", "decoder" if s.kind == "decoder" else "encoder")]
-        attention = tuple(dict.fromkeys(word for path in of for word in words.get(path, ())))
+        attention = tuple(dict.fromkeys(word for path in of for word in words.get(path, ()))) or ("self",)
         made.append(
             PrefixConfig(
                 config.get("prefix_length", 30),
                 "flat" if flat else "mlp",
                 config.get("bottleneck_size", 512),
-                attention=attention or ("self",),
+                attention=attention,
                 dropout=config.get("dropout", 0.0),
                 gate="mean_padded" if config.get("use_gating") else "none",
                 layers=indices,
                 stack=stack,
+                tokens="keys_behind" if distances and "self" in attention else "apart",
             )
         )
     return tuple(made)

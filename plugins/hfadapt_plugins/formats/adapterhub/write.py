@@ -256,6 +256,8 @@ def _prefix(config: PrefixConfig, name: str, arch: ArchitectureMap) -> dict[str,
         raise _unsaid("this form of prefixes, or a gate over real tokens alone", name, config)
     if "self" not in config.attention or config.stack == "encoder" or len(arch.stacks) > 1:
         raise _unsaid("these prefixes; those of an encoder and a decoder stay here", name, config)
+    if config.tokens != "apart":
+        raise _unsaid("that tokens stand behind a prefix", name, config)
     return {
         "architecture": "prefix_tuning",
         "bottleneck_size": config.mlp_size,

@@ -29,6 +29,7 @@ class Part:
         form: See ``PrefixConfig``.
         query: Queries of its own ``[B, H, T, K]`` (then the products are not scaled), or None for the attention's.
         bias: What is added to the products with each of ``keys``, ``[1, H, T, P]``; None for nothing.
+        rest: What is added to those with the row's own keys, ``[1, H, T, Tk]``; None for what the model adds.
     """
 
     keys: list[Tensor]
@@ -37,6 +38,7 @@ class Part:
     form: str
     query: Tensor | None = None
     bias: list[Tensor] | None = None
+    rest: Sequence[Tensor | None] | None = None
 
     def of_rows(self, mine: Tensor) -> Part:
         """Return the same for some rows; the others have no prefix.
@@ -55,7 +57,7 @@ def _prefix_length(parts: Sequence[Part], kind: Sequence[int]) -> int:
 def _joined(parts: Sequence[Part]) -> Part:
     """Prefixes of several adapters in one row (a stack): later ones stand in front, as when prepended in turn.
 
-    Where distances count, each counts its own from the row's tokens.
+    Where distances count, each counts its own from the row's tokens; the first that moves the keys moves them.
     """
     first = parts[0]
     like = next((part.bias[0] for part in parts if part.bias is not None), None)
@@ -66,13 +68,16 @@ def _joined(parts: Sequence[Part]) -> Part:
         values = [torch.cat([q, p], 1) for p in [*first.values, empty_v] for q in [*part.values, empty_v]]
         # -1 stands for the empty prefix, which is the last of each list.
         ids = (first.batch.ids % (n + 1)) * (m + 1) + part.batch.ids % (m + 1)
-        biases = None
+        biases, rests = None, None
         if like is not None:
             none = like[..., :0]
             biases = [
                 torch.cat([q, p], -1) for p in [*_biases(first, like), none] for q in [*_biases(part, like), none]
             ]
-        first = Part(keys, values, TaskBatch.from_ids(ids, (n + 1) * (m + 1)), first.form, bias=biases)
+            mine, theirs = (one.rest or [None] * len(one.keys) for one in (first, part))
+            rests = [p if p is not None else q for p in [*mine, None] for q in [*theirs, None]]
+        batch = TaskBatch.from_ids(ids, (n + 1) * (m + 1))
+        first = Part(keys, values, batch, first.form, bias=biases, rest=rests)
     return first
 
 
@@ -242,7 +247,11 @@ class PrefixAttention:
         options = {**options, "is_causal": False} if self.name == "sdpa" else options
         if bias is not None and part.bias is not None:
             of_prefix = _per_row([b.squeeze(0).transpose(1, 2) for b in part.bias], part.batch, longest, query)
-            bias = torch.cat([of_prefix.transpose(2, 3), bias.expand(query.shape[0], -1, -1, -1)], -1)
+            bias = bias.expand(query.shape[0], -1, -1, -1)
+            for number, rest in enumerate(part.rest or ()):
+                if rest is not None:
+                    bias = torch.where((part.batch.ids == number).view(-1, 1, 1, 1), rest, bias)
+            bias = torch.cat([of_prefix.transpose(2, 3), bias], -1)
             options = {**options, "position_bias": bias}
         elif bias is not None:
             options = {**options, "position_bias": nn.functional.pad(bias, (longest, 0))}

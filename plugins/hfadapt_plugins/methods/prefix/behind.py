@@ -93,6 +93,10 @@ def behind_places(
         found = [f"{path}{name}" for path in above for name in _TABLES if f"{path}{name}" in modules]
         tables = [path for path in found if takes_numbers(modules[path])]
         distances = has_distances(modules[stack.layer(0).attention.module])
+        if config.tokens == "keys_behind":
+            if distances:
+                continue
+            raise method.refuse("the model counts no distances between tokens", arch, try_="tokens='apart'")
         if (len(tables) != 1 or len(found) != 1) and not (distances and not found):
             raise method.refuse(
                 "the model counts positions in a way in which tokens cannot be put behind a prefix",
@@ -113,27 +117,33 @@ def has_distances(attention: nn.Module) -> bool:
     return hasattr(attention, "compute_bias") and hasattr(attention, "relative_attention_num_buckets")
 
 
-def distance_biases(call: AttentionCall, rows: Rows, stack: str, lengths: list[int]) -> list[Tensor] | None:
-    """Return what is added to the products with each prefix, ``[1, H, Tq, P]``; None where distances do not count.
+def distance_biases(
+    call: AttentionCall, rows: Rows, stack: str, config: PrefixConfig, lengths: list[int]
+) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+    """Return what is added to the products with each prefix ``[1, H, Tq, P]``, and with the row's own keys beside it.
 
-    The first layer has the table of all, so that the others find there what it made.
+    None in place of the first where distances do not count, in place of the second where the keys' distances stay. The
+    first layer has the table of all, so that the others find there what it made.
 
     Raises:
         RoutingError: the first layer ran without the prefix.
     """
     module: Any = rows.leaf
     if not has_distances(module) or call.options.get("position_bias") is None:
-        return None
-    kept, found = rows.routing.prepared, []
+        return None, None
+    shifted = config.tokens == "keys_behind"
+    kept, queries, keys = rows.routing.prepared, call.query.shape[2], call.key.shape[2]
+    found: list[Tensor] = []
     for length in lengths:
-        key = (stack, "distances", length, call.query.shape[2])
+        total = length + keys if shifted else length
+        key = (stack, "distances", config.tokens, total, queries)
         if module.has_relative_attention_bias:
-            before = length + rows.routing.cached
+            before = rows.routing.cached + (0 if shifted else length)
             if "past_seen_tokens" in inspect.signature(module.compute_bias).parameters:
                 told: dict[str, Any] = {"past_seen_tokens": before}
-            else:  # transformers before 5.20
-                told = {"cache_position": torch.arange(call.query.shape[2], device=call.query.device) + before}
-            kept[key] = module.compute_bias(call.query.shape[2], length, device=call.query.device, **told)
+            else:  # older releases of transformers
+                told = {"cache_position": torch.arange(queries, device=call.query.device) + before}
+            kept[key] = module.compute_bias(queries, total, device=call.query.device, **told)
         if key not in kept:
             raise RoutingError(
                 "the first layer knows what distances count, and ran without the prefix",
@@ -141,4 +151,7 @@ def distance_biases(call: AttentionCall, rows: Rows, stack: str, lengths: list[i
                 try_="the prefix in every layer, and no AdapterDrop; or tokens='apart'",
             )
         found.append(kept[key])
-    return found
+    if not shifted:
+        return found, None
+    split = [(bias[..., :length], bias[..., length:]) for bias, length in zip(found, lengths, strict=True)]
+    return [one for one, _ in split], [rest for _, rest in split]

@@ -14,7 +14,7 @@ __all__ = ["ATTENTIONS", "FORMS", "REPARAMETRIZATIONS", "PrefixConfig"]
 FORMS = ("concat", "gate_add", "no_gating", "relu")
 ATTENTIONS = ("self", "cross")
 REPARAMETRIZATIONS = ("mlp", "flat")
-TOKENS = ("apart", "behind", "behind_untyped")
+TOKENS = ("apart", "behind", "behind_untyped", "keys_behind")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class PrefixConfig(MethodConfig):
         init_std: Standard deviation of the flat prefix and of the embedding.
         tokens: Where a row's own tokens stand: ``"apart"``, at the positions that they have without a prefix;
             ``"behind"``, at those behind it, as peft trains it; ``"behind_untyped"``, and their token types count as 0,
-            as peft does for tasks without a head. The longest input is then shorter by the prefix.
+            as peft does for tasks without a head; the longest input is then shorter by the prefix. ``"keys_behind"``:
+            keys count their distances from behind the prefix and queries do not, as adapters computes T5.
     """
 
     method: ClassVar[str] = "prefix"
@@ -74,7 +75,8 @@ class PrefixConfig(MethodConfig):
         if self.query_norm and self.gate != "none":
             self.fail("query_norm", True, "False with a gate")
         self.require_one_of("tokens", TOKENS)
-        if self.tokens != "apart" and ("self" not in given or self.form != "concat" or self.gate != "none"):
+        ungated = self.gate == "none" or self.tokens == "keys_behind"
+        if self.tokens != "apart" and ("self" not in given or self.form != "concat" or not ungated):
             self.fail("tokens", self.tokens, "'apart' unless attention has 'self', form='concat' and gate='none'")
         if not isinstance(self.init_std, (int, float)) or isinstance(self.init_std, bool) or self.init_std <= 0:
             self.fail("init_std", self.init_std, "a number above 0")

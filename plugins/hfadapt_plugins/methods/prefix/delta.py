@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,16 +74,19 @@ class PrefixDelta(AttentionDelta):
         drop = config.dropout
         if drop and self.training:
             keys, values = self.dropped(keys, values, drop)
-        if config.tokens != "apart":
-            lengths = [key.shape[1] for key in keys]
-            self.check_window(call, max(lengths))
-            bias = distance_biases(call, rows, self.site.stack, lengths)
-            return Part(keys, values, rows.batch, config.form, bias=bias)
         if config.query_norm:
             return Part(keys, values, rows.batch, config.form, self.normed_query(call, rows))
+        bias = rest = None
+        if config.tokens != "apart" and self.site.slot == "attention_core":
+            lengths = [key.shape[1] for key in keys]
+            self.check_window(call, max(lengths))
+            bias, rest = distance_biases(call, rows, self.site.stack, config, lengths)
         if config.gate == "none":
-            return Part(keys, values, rows.batch, config.form)
-        return self.gated(keys, values, rows, config.form)
+            return Part(keys, values, rows.batch, config.form, bias=bias, rest=rest)
+        if bias is not None:  # each row has a prefix of its own then
+            tasks = [max(i, 0) for i in rows.batch.ids.tolist()]
+            bias, rest = ([side[t] for t in tasks] if side else None for side in (bias, rest))
+        return replace(self.gated(keys, values, rows, config.form), bias=bias, rest=rest)
 
     def check_window(self, call: AttentionCall, length: int) -> None:
         """Raise ``RoutingError`` where a prefix that stands among the positions leaves a sliding window."""

@@ -82,7 +82,7 @@ def prefix_places(
             try_="lora, bottleneck, parallel or pal, which change no attention core",
         )
     drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
-    behind = "behind" if config.tokens != "apart" else ""
+    behind = {"apart": "", "keys_behind": "keys"}.get(config.tokens, "behind")
     parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, behind, more)
     variant = "_".join(p for p in parts if p)
     layers = select_layers(config, arch)
