@@ -1,7 +1,9 @@
 """Adapters on disk: one folder, safetensors and JSON, written atomically and read strictly.
 
 ``adapter_config.json`` holds the format's version, the adapters' configs, compositions, the base it belongs to and the
-library versions; ``adapter_model.safetensors`` holds every parameter once, tied ones included.
+library versions; ``adapter_model.safetensors`` holds every parameter once, tied ones included (``files.py``: names and
+digests). A ``MultiTaskModel``'s folder is written by ``multitask/save.py``, what ``save_pretrained`` and Trainer add by
+``save_hooks.py``, and a run's folder by ``recipes/output.py``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .bench_adapterdrop import adapterdrop
 from .bench_ops import ops
 from .bench_regularizers import regularizers
 from .bench_static import triton_static
@@ -16,6 +17,7 @@ def bench() -> None:
     """Measure the kernels on this machine."""
 
 
+bench.add_command(adapterdrop)
 bench.add_command(ops)
 bench.add_command(regularizers)
 bench.add_command(triton_static)

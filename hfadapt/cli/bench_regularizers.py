@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import click
 
 from ..adapters.atomic import write_json
 from .output import json_option, print_json, print_table
+from .timing import medians_in_turn
 
 __all__ = ["regularizers"]
 
@@ -57,21 +56,9 @@ def regularizers(
 
     wanted = list(names or plugins.regularizers())
     steps = {name: _Steps(name, method, layers, rows, tokens, hidden) for name in ("none", *wanted)}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    forwards: list[float] = []
-    for turn in range(repeats + 1):
-        # in turn, so that what else runs on the machine meets all alike; the first turn warms up
-        for name, one in steps.items():
-            start = time.perf_counter()
-            one.run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        steps["none"].forward()
-        if turn:
-            forwards.append(time.perf_counter() - start)
-    plain, unit = statistics.median(times["none"]), statistics.median(forwards)
-    figures = [_figure(name, times[name], plain, unit, steps[name].theory) for name in steps]
+    seconds = medians_in_turn({**{n: one.run for n, one in steps.items()}, "unit": steps["none"].forward}, repeats)
+    plain, unit = seconds["none"], seconds["unit"]
+    figures = [_figure(name, seconds[name], plain, unit, steps[name].theory) for name in steps]
     setting = {
         "method": method, "layers": layers, "rows": rows, "tokens": tokens, "hidden": hidden, "repeats": repeats,
         "device": str(steps["none"].device), "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -86,13 +73,12 @@ def regularizers(
     print_table([*_HEADS.values()], [[_shown(row[key]) for key in _HEADS] for row in figures])
 
 
-def _figure(name: str, times: list[float], plain: float, unit: float, theory: int) -> dict[str, Any]:
-    ms = statistics.median(times)
+def _figure(name: str, taken: float, plain: float, unit: float, theory: int) -> dict[str, Any]:
     return {
         "regularizer": name,
-        "ms": 1000 * ms,
-        "ratio": ms / plain,
-        "units": ms / unit,
+        "ms": 1000 * taken,
+        "ratio": taken / plain,
+        "units": taken / unit,
         "theory": theory,
         "theory_ratio": theory / 3,
     }
