@@ -6,10 +6,10 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from .build import stack_map
 from .explain import explain
-from .linears import is_linear, linear_sizes
+from .linears import is_linear, is_table, linear_sizes
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
-from .structure import linear_leaves, place_in_list, structure
+from .structure import linear_leaves, place_in_list, structure, table_leaves
 
 __all__ = [
     "KINDS",
@@ -21,6 +21,7 @@ __all__ = [
     "StackMap",
     "explain",
     "is_linear",
+    "is_table",
     "join",
     "linear_leaves",
     "linear_sizes",
@@ -28,4 +29,5 @@ __all__ = [
     "resolve",
     "stack_map",
     "structure",
+    "table_leaves",
 ]

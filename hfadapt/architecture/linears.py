@@ -1,4 +1,4 @@
-"""What counts as a linear leaf, and its sizes."""
+"""What counts as a linear leaf or as a table of vectors, and their sizes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ def is_linear(module: nn.Module) -> bool:
     return name.endswith(("linear", "conv1d", "linear4bit", "linear8bitlt")) or isinstance(module, nn.Linear)
 
 
+def is_table(module: nn.Module) -> bool:
+    """Whether a module looks vectors up by ids, and does no more with them than to multiply all by one number."""
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
+        return False
+    return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+
+
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
-    """Input and output features; transformers' Conv1D keeps its weight as [in, out]."""
+    """Input and output features; transformers' Conv1D keeps its weight as [in, out], as a table of vectors does."""
     if isinstance(module, _Sized):
         return module.in_features, module.out_features
     rows, columns = module.get_parameter("weight").shape

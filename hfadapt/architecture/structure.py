@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .linears import is_linear
+from .linears import is_linear, is_table
 from .maps import ArchitectureMap
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ def linear_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the path of every linear of a model, and the linear; those that adapters brought are left out."""
     for path, module in model.named_modules():
         if path and not f".{path}".count(".hfadapt") and is_linear(module):
+            yield path, module
+
+
+def table_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path of every table of vectors outside of lists of modules, and the table."""
+    for path, module in model.named_modules():
+        if not f".{path}".count(".hfadapt") and is_table(module) and place_in_list(model, path) is None:
             yield path, module
 
 

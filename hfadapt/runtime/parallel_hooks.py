@@ -97,9 +97,10 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
     watch(model, attachment, lost)
-    # A copy of the embeddings, say, is below every layer, and so is what changes positions.
+    # A copy of the embeddings, say, is below every layer, and so are tables and what is looked up in them.
+    sites = [delta.site for name in dict.fromkeys(adapter_names(node)) for _, delta in deltas_of(model, name)]
     below = any(attachment.adapters[name].modules for name in adapter_names(node))
-    below = below or any(d.site.side == "numbers" for name in adapter_names(node) for _, d in deltas_of(model, name))
+    below = below or any(site.side == "numbers" or site.slot == "table" for site in sites)
     attachment.rereads_input = below or _rereads_input(model, attachment)
     return {stack: tuple(sorted(found)) for stack, found in layers.items()}
 

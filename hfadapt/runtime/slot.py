@@ -210,7 +210,8 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     if norm and dtype != value.dtype:  # adapters in float32 on a base of lower precision
         norm = {key: given.to(dtype) if isinstance(given, Tensor) else given for key, given in norm.items()}
     if dtype != shaped.dtype or dtype != read.dtype:
-        shaped, read = shaped.to(dtype), read.to(dtype)
+        # ids of a table stay whole numbers
+        shaped, read = shaped.to(dtype), read.to(dtype) if read.is_floating_point() else read
     draws = rows.routing.state.draws
     if draws is None:
         return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)

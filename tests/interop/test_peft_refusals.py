@@ -21,7 +21,6 @@ TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"]}
 NON_DEFAULT = {
     "alora_invocation_tokens": [3, 4],
     "arrow_config": {"top_k": 2},
-    "bias": "all",
     "ensure_weight_tying": True,
     "kasa_config": {"beta": 1e-4},
     "layer_replication": [[0, 2], [1, 2]],
@@ -200,16 +199,17 @@ def test_values_that_no_lora_has_are_damage(theirs, fields):
     refused(folder, r"damaged[\s\S]*" + next(iter(fields)))
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_the_file_has_not_are_an_error(theirs, bias):
+    _, folder = theirs()
+    change(folder, bias=bias)
+    refused(folder, "lacks a bias")
+
+
 def test_a_rank_that_the_weights_have_not_is_refused(theirs):
     _, folder = theirs()
     change(folder, r=3)
     refused(folder, "do not have the config's rank")
-
-
-def test_a_lora_of_embeddings_is_refused_as_one(theirs):
-    for kind, targets in (("gpt2", ["wte"]), ("bert", ["word_embeddings", "query"])):
-        _, folder = theirs(kind, target_modules=targets)
-        refused(folder, r"a LoRA of an embedding", base(kind))
 
 
 def test_a_lora_of_the_tied_lm_head_computes_what_it_computes_there(theirs):

@@ -13,6 +13,7 @@ from .config import LoRA
 from .delta import LoRADelta
 from .dora import DoRADelta
 from .peft_files import read_lora, save_peft
+from .table import TableDelta
 from .targets import ROLES, find_targets
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ class LoRAMethod(Method):
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One update at every linear that ``config.target_modules`` names."""
         for target in find_targets(config.target_modules, config, arch, model):
+            if target.site.slot == "table":
+                if config.dora or config.bias or config.gate != "none":
+                    raise self.refuse(
+                        "a table of vectors takes A and B alone",
+                        arch,
+                        got=f"{target.site.leaf} with {config}",
+                        try_="a LoRA of its own for it: a tuple of two",
+                    )
+                yield Place(target.site, TableDelta)
+                continue
             # Rows with different dropout cannot share one call of the op.
             if config.dora and target.part:
                 raise self.refuse(

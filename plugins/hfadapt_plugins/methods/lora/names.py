@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfadapt import Site
-from hfadapt.architecture import linear_leaves, linear_sizes, place_in_list
+from hfadapt.architecture import is_table, linear_leaves, linear_sizes, place_in_list, table_leaves
 from hfadapt.errors import AttachError, did_you_mean
 
 from .config import is_pattern
@@ -49,12 +49,12 @@ def matches(path: str, name: str) -> bool:
 
 
 def named_site(model: nn.Module, path: str, optional: bool = False) -> Site:
-    """Return the output of a linear whose place in the model nothing but its name says."""
-    place = place_in_list(model, path)
-    inputs, outputs = linear_sizes(model.get_submodule(path))
+    """Return the output of a linear, or of a table, whose place in the model nothing but its name says."""
+    place, leaf = place_in_list(model, path), model.get_submodule(path)
+    inputs, outputs = linear_sizes(leaf)
     stack, layer = ("", OUTSIDE) if place is None else place
     return Site(
-        "linear",
+        "table" if is_table(leaf) else "linear",
         stack,
         layer,
         path,
@@ -87,6 +87,7 @@ def targets_by_name(
             try_=_ways_out(arch),
         )
     leaves = [(path, named_site(model, path)) for path, _ in linear_leaves(model)]
+    tables = [(path, named_site(model, path)) for path, _ in table_leaves(model)]
     chosen = _chosen_layers(config, arch, [site for _, site in leaves], where)
     heads = _heads(model)
     found: dict[str, Target] = {}
@@ -95,12 +96,12 @@ def targets_by_name(
             hits = [p for p, _ in leaves if not p.startswith(heads) and p.rpartition(".")[2] not in POSITION_TABLES]
             hits = [path for path in hits if place_in_list(model, path)] or hits
         else:
-            hits = [path for path, _ in leaves if matches(path, name)]
+            hits = [path for path, _ in (*leaves, *tables) if matches(path, name)]
         hits = [path for path in hits if chosen is None or path in chosen]
         if not hits:
             raise _no_match(name, where, arch, [path for path, _ in leaves], config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
-    return [found[path] for path, _ in leaves if path in found]
+    return [found[path] for path, _ in (*tables, *leaves) if path in found]
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ __all__ = ["HARMLESS", "READ", "REFUSED", "PeftLoRA", "check_fields"]
 # Fields that say what is computed, and are read.
 READ = (
     "alpha_pattern",
+    "bias",
     "init_lora_weights",
     "lora_alpha",
     "lora_bias",
@@ -63,8 +64,6 @@ HARMLESS = (
 REFUSED: dict[str, Any] = {
     "alora_invocation_tokens": None,
     "arrow_config": None,
-    # "lora_only", the biases of the linears that are adapted, is read; other biases belong to no update
-    "bias": "none",
     "ensure_weight_tying": False,
     "kasa_config": None,
     "layer_replication": None,
@@ -101,6 +100,7 @@ class PeftLoRA:
         alpha_pattern: Scales of such modules.
         use_dora: Lengths of rows are learned apart.
         biases: The base's biases of the linears are in the file, trained.
+        all_biases: So are those of all its other modules.
         lora_bias: B has a bias.
     """
 
@@ -113,6 +113,7 @@ class PeftLoRA:
     alpha_pattern: Mapping[str, float]
     use_dora: bool
     biases: bool
+    all_biases: bool
     lora_bias: bool
 
     def rank(self, path: str) -> int:
@@ -145,7 +146,8 @@ def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pef
         rank_pattern=data.get("rank_pattern") or {},
         alpha_pattern=data.get("alpha_pattern") or {},
         use_dora=bool(data.get("use_dora")),
-        biases=data.get("bias") == "lora_only",
+        biases=data.get("bias") in ("lora_only", "all"),
+        all_biases=data.get("bias") == "all",
         lora_bias=bool(data.get("lora_bias")),
     )
 
@@ -156,8 +158,6 @@ def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
     kind = init.lower() if isinstance(init, str) else init
     changed = [] if kind in _PLAIN_INITS else [f"init_lora_weights={init!r}"]
     more = [f"{key}={data[key]!r}" for key, usual in REFUSED.items() if key in data and not _same(data[key], usual)]
-    if data.get("bias") == "lora_only":
-        more = [one for one in more if not one.startswith("bias=")]
     unknown = {key: data[key] for key in data if key not in (*READ, *HARMLESS, *REFUSED)}
     defaults = _installed_defaults() if unknown else {}
     strange = [f"{key}={value!r}" for key, value in unknown.items() if not _same(value, defaults.get(key))]
@@ -225,6 +225,7 @@ def _is_rank(value: Any) -> bool:
 
 
 _TYPES = {
+    "bias": lambda v: v in ("none", "lora_only", "all"),
     "r": _is_rank,
     "rank_pattern": lambda v: _patterns(v, _is_rank),
     "alpha_pattern": lambda v: _patterns(v, lambda one: _is_number(one) and one > 0),

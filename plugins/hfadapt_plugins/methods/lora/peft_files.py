@@ -14,6 +14,7 @@ import torch
 
 from hfadapt import attachment
 from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder
+from hfadapt.architecture import is_table
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
@@ -21,7 +22,7 @@ from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
 from .config import LoRA
 from .dora import row_norms, weight_of
 from .peft_config import check_fields
-from .peft_tensors import MORE, PARTS, PREFIX, Updates, fit_to_model, split_tensors
+from .peft_tensors import MORE, PARTS, PREFIX, TABLE_PARTS, Updates, fit_to_model, split_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +57,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
                 where=f"adapter {name!r}, {delta.site.leaf}",
                 try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
             )
-        for own, theirs in PARTS.items():
+        for own, theirs in (TABLE_PARTS if delta.site.slot == "table" else PARTS).items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
         if config.bias:
             tensors[f"{PREFIX}{delta.site.leaf}{MORE['lora_bias']}"] = delta.own(name).lora_bias
@@ -72,6 +73,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     whole, own = whole_modules(model, name)
     tensors |= {f"{PREFIX}{key}": value for key, value in own.items()}
     leaves = [delta.site.leaf for delta in deltas]
+    linears = [model.get_submodule(delta.site.leaf) for delta in deltas if delta.site.slot != "table"]
     described = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  (peft itself reads fractions)
@@ -83,7 +85,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         rank_pattern=patterns["rank_pattern"],
         alpha_pattern=patterns["alpha_pattern"],
         # transformers' Conv1D keeps its weight as [in, out]
-        fan_in_fan_out=all(not hasattr(model.get_submodule(leaf), "in_features") for leaf in leaves),
+        fan_in_fan_out=bool(linears) and all(not hasattr(linear, "in_features") for linear in linears),
         modules_to_save=whole or None,
         task_type=task_type_of(model),
         base_model_name_or_path=getattr(model.config, "_name_or_path", "") or None,
@@ -141,15 +143,22 @@ def read_lora(
     updates, others, paths = fit_to_model(model, *split, fields, folder)
     groups: dict[LoRA, list[str]] = {}
     for leaf, parts in updates.items():
-        form = LoRA(
-            r=fields.rank(paths[leaf]),
-            lora_alpha=fields.alpha(paths[leaf]),
-            target_modules=("query",),
-            dropout=fields.lora_dropout,
-            use_rslora=fields.use_rslora,
-            bias="lora_bias" in parts or "base_bias" in parts,
-            dora=fields.use_dora,
-        )
+        bias = "lora_bias" in parts or "base_bias" in parts
+        if leaf not in paths:  # its bias alone, where all of the base's were trained
+            form = LoRA(1, 1.0, ("query",), bias=True)
+        else:
+            form = LoRA(
+                r=fields.rank(paths[leaf]),
+                lora_alpha=fields.alpha(paths[leaf]),
+                target_modules=("query",),
+                dropout=fields.lora_dropout,
+                use_rslora=fields.use_rslora,
+                bias=bias,
+                dora=fields.use_dora,
+            )
+        if form.dora and is_table(model.get_submodule(leaf)):
+            try_ = "merge it with peft (merge_and_unload) and adapt what comes out"
+            raise CheckpointError("DoRA of a table of vectors", where=str(folder), got=leaf, try_=try_)
         groups.setdefault(form, []).append(leaf)
         updates[leaf] = _own_parts(model.get_submodule(leaf), parts, form, folder)
     configs = tuple(replace(form, target_modules=tuple(leaves)) for form, leaves in groups.items())

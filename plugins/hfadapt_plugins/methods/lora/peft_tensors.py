@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfadapt.adapters.formats import WEIGHTS_FILE, paths_in
-from hfadapt.architecture import is_linear
+from hfadapt.adapters.formats import WEIGHTS_FILE, head_modules, paths_in
+from hfadapt.architecture import is_linear, is_table, linear_sizes
 from hfadapt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from .peft_config import PeftLoRA
 
-__all__ = ["MORE", "PARTS", "PREFIX", "Updates", "fit_to_model", "split_tensors"]
+__all__ = ["MORE", "PARTS", "PREFIX", "TABLE_PARTS", "Updates", "fit_to_model", "split_tensors"]
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
+#: The same of a table of vectors, which is a parameter and no module there.
+TABLE_PARTS = {"lora_a": ".lora_embedding_A", "lora_b": ".lora_embedding_B"}
 #: What a LoRA may have beside them: the bias of B, DoRA's lengths, and the linear's own bias, trained.
 MORE = {
     "lora_bias": ".lora_B.bias",
@@ -55,23 +57,23 @@ def split_tensors(
     updates: Updates = {}
     others: dict[str, Tensor] = {}
     known = {**PARTS, **{part: end for part, end in MORE.items() if part in wanted}}
+    ends = {end: part for part, end in (*known.items(), *TABLE_PARTS.items())}
+    tables: set[str] = set()
     for key, tensor in tensors.items():
         path = key.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-        part = next((own for own, theirs in known.items() if path.endswith(theirs)), None)
-        if part is None:
+        end = next((end for end in ends if path.endswith(end)), None)
+        if end is None:
             others[path] = tensor
         else:
-            updates.setdefault(path.removesuffix(known[part]), {})[part] = tensor
-    embeddings = [key for key in others if ".lora_embedding_" in key]
-    if embeddings:
-        got = embeddings[0]
-        raise _refusal("a LoRA of an embedding, which is a table and no linear", folder, got, _MERGE)
+            leaf = path.removesuffix(end)
+            updates.setdefault(leaf, {})[ends[end]] = tensor
+            tables |= {leaf} if end in TABLE_PARTS.values() else set()
     more = [key for key in others if any(one.startswith("lora_") for one in key.split("."))]
     if more:
         raise _refusal("more than the matrices A and B of a plain LoRA", folder, ", ".join(more[:3]), _MERGE)
     # a linear without a bias has none to train
     needed = {part for part in known if part != "base_bias"}
-    halves = [leaf for leaf, parts in updates.items() if not needed.issubset(parts)]
+    halves = [leaf for leaf, parts in updates.items() if not (PARTS.keys() if leaf in tables else needed) <= set(parts)]
     if not updates or halves:
         got = f"{', '.join(updates[halves[0]])} alone at {halves[0]}" if halves else "no lora_A and lora_B"
         raise CheckpointError(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got)
@@ -98,21 +100,38 @@ def fit_to_model(
     paths = dict(zip(updates, saved, strict=True))  # patterns are of the paths that peft had
     for leaf, parts in updates.items():
         module = model.get_submodule(leaf)
-        if not is_linear(module):
-            raise _refusal(f"a LoRA of a {type(module).__name__}, which is no linear", folder, leaf, _MERGE)
+        if not is_linear(module) and not is_table(module):
+            what = f"a LoRA of a {type(module).__name__}, which is no linear and no table"
+            raise _refusal(what, folder, leaf, _MERGE)
         a, b, r = parts["lora_a"], parts["lora_b"], config.rank(paths[leaf])
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
             got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={r}"
             raise _refusal("the matrices do not have the config's rank", folder, got, "")
-    own = named_tensors(model)
+    own, heads = named_tensors(model), head_modules(model)
     whole: dict[str, Tensor] = {}
     for key, tensor in others.items():
+        path, _, kind = key.rpartition(".")
         if _BASE_COPY not in key and _is_saved_whole(key, config.modules_to_save):
             if key not in own:
                 raise _no_place(model, key, folder)
             whole[key] = tensor
+        elif config.all_biases and kind == "bias" and key in own and _BASE_COPY not in key:
+            module = model.get_submodule(path)
+            if is_linear(module) and path not in heads:  # an update that is its bias alone
+                inputs, outputs = linear_sizes(module)
+                updates[path] = {
+                    "lora_a": torch.zeros(1, inputs),
+                    "lora_b": torch.zeros(outputs, 1),
+                    "base_bias": tensor,
+                }
+            else:
+                kept = {name: one.detach().cpu().clone() for name, one in module.named_parameters(recurse=False)}
+                whole |= {f"{path}.{name}": one for name, one in {**kept, "bias": tensor}.items()}
         else:
             _check_base_copy(model, key.replace(_BASE_COPY, "."), tensor, own, folder)
+    for leaf in paths if config.biases else ():
+        if "base_bias" not in updates[leaf] and f"{leaf}.bias" in own:
+            raise CheckpointError("the file lacks a bias that its config announces", where=str(folder), got=leaf)
     return updates, whole, paths
 
 

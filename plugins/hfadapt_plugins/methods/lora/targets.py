@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hfadapt import select_layers
-from hfadapt.architecture import is_linear, linear_leaves
+from hfadapt.architecture import is_linear, linear_leaves, table_leaves
 from hfadapt.errors import AttachError, did_you_mean
 from hfadapt.method import sites
 
@@ -128,11 +128,11 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
 
 
 def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
-    """Linears outside the stacks of layers (pooler, projections, language-model head) with that name."""
+    """Linears outside the stacks of layers (pooler, projections, language-model head), and tables, with that name."""
     starts = tuple(f"{path}." for path in layers)
     return [
         Target(named_site(model, path))
-        for path, _ in linear_leaves(model)
+        for path, _ in (*table_leaves(model), *linear_leaves(model))
         if matches(path, name) and not path.startswith(starts)
     ]
 
