@@ -6,13 +6,16 @@ import importlib
 import json
 import pkgutil
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import DatasetDict
+from safetensors.torch import load_file
 
 from hfadapt import plugins
 from hfadapt.data import bundled
@@ -23,6 +26,29 @@ from tests.docs.project import ROOT, pyproject
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+GOLDEN = ROOT / "tests" / "golden" / "data"
+# Folders that the libraries themselves wrote; who wrote them and how stands in PROVENANCE.md beside each.
+OF_OTHERS = {
+    "move-from-peft.md": {
+        "base": "adapterhub/saved/base",
+        "peft-classifier": "peft/saved/lora_seq_cls",
+        "peft-prefix": "peft/saved/prefix_tuning",
+    },
+    "move-from-adapters.md": {
+        "base": "adapterhub/saved/base",
+        "adapter-with-head": "adapterhub/saved/head_static/with_adapter",
+        "fusion": "adapterhub/saved/fusion3_static",
+    },
+}
+# By page: a model that it makes, and what the library's own model returned for the same inputs.
+RETURNED = [
+    ("move-from-peft.md", "peft/saved/lora_seq_cls", "model", {"task_ids": "mail"}),
+    ("move-from-peft.md", "peft/saved/prefix_tuning", "prefixed", {}),
+    ("move-from-adapters.md", "adapterhub/saved/head_static", "model", {"task_ids": "news"}),
+    ("move-from-adapters.md", "adapterhub/saved/fusion3_static", "fused", {}),
+]
 
 
 def first_rows_of(load: Callable[[str], DatasetDict]) -> Callable[[str], DatasetDict]:
@@ -39,6 +65,8 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     Training and data are cut short: what the blocks compute with is real, how much of it is not the point.
     """
     monkeypatch.chdir(tmp_path)
+    for name, folder in OF_OTHERS.get(page.name, {}).items():
+        shutil.copytree(GOLDEN / folder, tmp_path / name)
     monkeypatch.setattr(bundled, "load", first_rows_of(bundled.load))
     text = re.sub(r"max_steps=\d+", "max_steps=2", page.read_text("utf-8"))
     module = types.ModuleType("page")
@@ -48,6 +76,14 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
             line = text[: match.start(1)].count("\n")
             # Blank lines in front make a traceback show the page's own line numbers.
             exec(compile("\n" * line + match.group(1), str(page), "exec"), vars(module))
+        inputs = load_file(str(GOLDEN / "adapterhub/saved/inputs.safetensors"))
+        for name, folder, made, call in RETURNED:
+            if name == page.name:
+                expected = load_file(str(GOLDEN / folder / "expected.safetensors"))
+                key = "logits" if "logits" in expected else "last_hidden_state"
+                with torch.no_grad():
+                    got = getattr(module, made)(**inputs, **call)[key]
+                torch.testing.assert_close(got, expected[key], rtol=1e-5, atol=1e-5)
     finally:
         for name in list(loading._ADDED):
             plugins.unregister(name)
