@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError
+from .freeze import is_adapter
 from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "base_hash",
     "check_base",
     "describe_base",
+    "dtype_option",
     "label_options",
     "restore_tokens",
     "token_rows",
@@ -105,6 +107,7 @@ def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
         "base_config": fields,
         "labels": _labels(model.config),
         "vocab_size": _vocabulary(model.config),
+        "base_dtype": str(_dtype(model)).removeprefix("torch."),
         "model_class": type(model).__name__,
     }
 
@@ -129,6 +132,26 @@ def label_options(data: Mapping[str, Any]) -> dict[str, Any]:
     # The head comes from the file; the base's own may have been of another size.
     options = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "ignore_mismatched_sizes": True}
     return {**options, **({"problem_type": labels["problem_type"]} if labels.get("problem_type") else {})}
+
+
+def _dtype(model: PreTrainedModel) -> torch.dtype:
+    found = (p.dtype for name, p in model.named_parameters() if p.is_floating_point() and not is_adapter(name))
+    return next(found, torch.float32)
+
+
+def dtype_option(data: Mapping[str, Any], folder: Any) -> dict[str, Any]:
+    """Return the option of ``from_pretrained`` that gives a base the dtype that it had, whatever its files hold.
+
+    Raises:
+        CheckpointError: there is no such dtype.
+    """
+    name = data.get("base_dtype")
+    if name is None or "quantization_config" in (data.get("base_config") or {}):
+        return {}
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise CheckpointError("the base's dtype is none", where=str(folder), got=repr(name), allowed="such as float32")
+    return {"dtype": found}
 
 
 def check_base(data: Mapping[str, Any], model: PreTrainedModel, model_type: str, folder: Any, strict: bool) -> None:

@@ -294,7 +294,10 @@ def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
     others: dict[str, Callable[[Any], bool]] = {
         _CONFIG_DIGEST: maybe,
         "active": maybe,
+        "active_composition": lambda value: isinstance(value, dict),
+        "base_dtype": text,
         "compositions": lambda value: isinstance(value, dict),
+        "drop": lambda value: named(value, lambda layers: type(layers) is int),
         "fusions": lambda value: maps(value) and all(map(fusion, value)),
         "head": words,
         "multi_task": tasks,

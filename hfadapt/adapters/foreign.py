@@ -21,7 +21,7 @@ from .files import CONFIG_FILE, is_ours, require_file
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
-from .save import fusions_of
+from .save import fusions_of, require_frozen_base
 from .saved_tensors import check_tensors, fill, require_finite
 from .verify import prove as prove_again
 from .verify import verify
@@ -291,8 +291,10 @@ def export(
     Raises:
         RegistryError: there is no format of that name.
         AttachError: there is no such adapter, or the format cannot say what it is.
-        CheckpointError: the folder holds what hfadapt or another library saved, or cannot be written.
+        CheckpointError: the folder holds what hfadapt or another library saved, cannot be written, or the base trains.
     """
     from .. import plugins
 
-    plugins.formats()[format].write(model, Path(folder), name)
+    found = plugins.formats()[format]
+    require_frozen_base(model, folder)
+    found.write(model, Path(folder), name)

@@ -12,7 +12,7 @@ from ..runtime.attachment import attachment, parameters_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["freeze", "freeze_base", "head_modules", "trainable_parameters", "unfreeze"]
+__all__ = ["freeze", "freeze_base", "head_modules", "is_adapter", "trainable_parameters", "trained_base", "unfreeze"]
 
 
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -33,10 +33,25 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def is_adapter(key: str) -> bool:
+    """Say whether a parameter of that name is an adapter's."""
+    return ".hfadapt." in f".{key}" or key.startswith("hfadapt_shared.")
+
+
+def trained_base(model: PreTrainedModel) -> list[str]:
+    """Return the names of the base's parameters that train, save for heads of which adapters have copies."""
+    heads = tuple(f"{path}." for path in attachment(model).head_paths)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_adapter(name) and not name.startswith(heads)
+    ]
+
+
 def freeze_base(model: PreTrainedModel) -> None:
     """Freeze everything but the adapters, which are not touched."""
     for name, parameter in model.named_parameters():
-        if ".hfadapt." not in f".{name}" and not name.startswith("hfadapt_shared."):
+        if not is_adapter(name):
             parameter.requires_grad_(False)
 
 

@@ -15,9 +15,9 @@ from ..method import CompositionMethod
 from ..method.method import expand
 from ..routing.composition import Fuse, parse
 from ..runtime.attachment import attachment, find_attachment
-from .activate import compose
+from .activate import activate, compose, set_adapter_drop
 from .attach import attach
-from .base_identity import TOKENS, check_base, label_options, restore_tokens
+from .base_identity import TOKENS, check_base, dtype_option, label_options, restore_tokens
 from .base_model import load_base
 from .files import check_digest, read_config, read_tensors
 from .mapping import find_map
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 from .save import prefix_of, saved_parameters
 
-__all__ = ["check_base_of", "load_adapters", "restore_fusions"]
+__all__ = ["check_base_of", "load_adapters", "restore_choice", "restore_fusions"]
 
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ def load_adapters(
     data = read_config(folder)
     tensors = read_tensors(folder, data.get("weights_sha256"))
     if model is None:
-        options = label_options(data) if data.get("head") else {}
+        options = {**dtype_option(data, folder), **(label_options(data) if data.get("head") else {})}
         model = load_base(folder, data["model_class"], data.get("base_model_name_or_path"), options)
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
@@ -104,10 +104,11 @@ def _restore(
     model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: ArchitectureMap
 ) -> None:
     """Attach what ``adapter_config.json`` describes; its weights are still to come."""
+    fresh = find_attachment(model) is None
     groups: dict[str, list[str]] = {}
     for name, configs in data["adapters"].items():
         groups.setdefault(json.dumps([configs, options_of(data, name, model)], sort_keys=True), []).append(name)
-    autocast = autocast_of(model, tensors.values()) if find_attachment(model) is None else None
+    autocast = autocast_of(model, tensors.values()) if fresh else None
     for group, names in groups.items():
         configs, options = json.loads(group)
         attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, arch=arch, **options)
@@ -115,8 +116,22 @@ def _restore(
     for name, tree in data.get("compositions", {}).items():
         compose(model, name, parse(tree))  # type: ignore[arg-type]
     fit_heads(model, list(data["adapters"]), tensors)
+    if fresh:
+        restore_choice(model, data)
+
+
+def restore_choice(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
+    """Let a model that had no adapters use those that were active when a folder was saved, in the same layers.
+
+    Raises:
+        HFAdaptError: the folder names what the model has not.
+    """
     if data.get("active") in attachment(model).routable:
         attachment(model).active = data["active"]
+    if "active_composition" in data:
+        activate(model, parse(data["active_composition"]))
+    if "drop" in data:
+        set_adapter_drop(model, data["drop"])
 
 
 def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, strict: bool = True) -> None:

@@ -22,6 +22,7 @@ from ..method.method import expand
 from ..runtime.attachment import find_attachment
 from ..runtime.hook_tables import remove_load_hooks
 from .files import CONFIG_FILE, read_config
+from .freeze import is_adapter
 
 __all__ = [
     "install",
@@ -160,16 +161,12 @@ class _RequireSame:
         there = {id(targets[key]) for key in given if key in targets}
         own = (key for key, tensor in targets.items() if _is_own(key, tensor) and id(tensor) not in there)
         missing = [f"missing {key}" for key in own]
-        unexpected = [f"unexpected {key}" for key in given if _is_adapter(key) and key not in targets]
+        unexpected = [f"unexpected {key}" for key in given if is_adapter(key) and key not in targets]
         require_same_shapes(targets, given, str(folder), [*missing, *unexpected])
 
 
-def _is_adapter(key: str) -> bool:
-    return ".hfadapt." in f".{key}" or key.startswith("hfadapt_shared.")
-
-
 def _is_own(key: str, tensor: Tensor) -> bool:
-    return _is_adapter(key) or tensor.requires_grad
+    return is_adapter(key) or tensor.requires_grad
 
 
 def install(model: nn.Module) -> None:

@@ -16,21 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..errors.names import names_of
-from ..routing.composition import to_json
+from ..routing.composition import Composition, to_json
 from ..runtime.attachment import Attachment, attachment, find_attachment, parameters_of, slots_of, uncompiled
 from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
 from .base_identity import describe_base, token_rows
-from .files import FIRST_VERSION, outdated, refuse_foreign, write_files
+from .files import FIRST_VERSION, FORMAT_VERSION, outdated, refuse_foreign, write_files
 from .folder_config import HFAdaptConfig
+from .freeze import trained_base
 from .own_files import describe_own, own_to_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describe", "fusions_of", "prefix_of", "save", "saved_parameters", "state_of", "write"]
+__all__ = [
+    "describe",
+    "fusions_of",
+    "prefix_of",
+    "require_frozen_base",
+    "save",
+    "saved_parameters",
+    "state_of",
+    "write",
+]
 
 
 _NO_ADAPTERS: dict[str, Any] = {
@@ -131,18 +142,24 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
 
 
 def _describe_adapters(model: PreTrainedModel, state: Attachment, chosen: list[str]) -> dict[str, Any]:
+    compositions = {
+        k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
+    }
+    active = state.active
+    drop = {stack: layers for stack, layers in state.drop.items() if layers}
+    covered = isinstance(active, Composition) and _covered(active, chosen)
     return {
         **describe_own(state, chosen, prefix_of(model)),
         "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
-        "compositions": {
-            k: to_json(v) for k, v in state.compositions.items() if not k.startswith("_") and _covered(v, chosen)
-        },
+        "compositions": compositions,
         "fusions": [
             {**f.config.to_dict(), "adapters": list(node.children), "kept": {k: list(v) for k, v in f.kept.items()}}
             for node, f in state.fusions.items()
             if _covered(node, chosen)
         ],
-        "active": state.active if isinstance(state.active, str) and state.active in chosen else None,
+        "active": active if isinstance(active, str) and active in (*chosen, *compositions) else None,
+        **({"format_version": FORMAT_VERSION, "active_composition": to_json(active)} if covered else {}),
+        **({"format_version": FORMAT_VERSION, "drop": drop} if drop else {}),
     }
 
 
@@ -173,16 +190,37 @@ def save(
         card: Called with the temporary folder, to add a model card or other files.
 
     Raises:
-        CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
+        CheckpointError: the files cannot be written, the folder holds a model or an adapter of another library's, or
+            the base trains.
         AttachError: nothing is attached, or an adapter is unknown.
     """
     model = uncompiled(model)
+    require_frozen_base(model, folder)
     refuse_foreign(folder)
     with atomic_folder(folder, dropped=outdated(folder)) as temporary:
         write(model, temporary, names, extra=extra, extra_tensors=extra_tensors)
         if card is not None:
             card(temporary)
     return Path(folder)
+
+
+def require_frozen_base(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+    """Refuse to write adapters alone of a model whose base trains: on the base that they name they would be others.
+
+    Raises:
+        CheckpointError: parameters of the base train.
+        AttachError: nothing is attached.
+    """
+    trained = trained_base(model)
+    if trained:
+        raise CheckpointError(
+            "the base trains, and a folder of adapters does not hold it",
+            where=str(folder),
+            got=f"{len(trained)} parameters of the base with requires_grad, such as {trained[0]}",
+            allowed="adapters of a frozen base",
+            try_="model.save_pretrained(folder), which holds both and which hfadapt.load reads; or "
+            "requires_grad_(False) for parameters that were not trained",
+        )
 
 
 def write(

@@ -32,6 +32,7 @@ from .files import (
     refuse_foreign,
     settle_for_reading,
 )
+from .freeze import is_adapter, trained_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +72,7 @@ class SavePretrained:
         push = options.pop("push_to_hub", False)
         given = options.pop("state_dict", None)
         main = options.get("is_main_process", True)
-        if self.slim and not _trains_base(model):
+        if self.slim and not trained_base(model):
             if main:
                 _save_slim(model, target_folder(save_directory), given)
         elif not main or options.get("distributed_checkpoint"):
@@ -158,27 +159,15 @@ def slim_checkpoints(model: PreTrainedModel, slim: bool = True) -> None:
         found.slim = slim
 
 
-def _is_adapter(key: str) -> bool:
-    return ".hfadapt." in f".{key}" or key.startswith("hfadapt_shared.")
-
-
 def _head_keys(model: Any) -> tuple[str, ...]:
     from ..runtime.attachment import attachment
 
     return tuple(f"{path}." for path in attachment(model).head_paths)
 
 
-def _trains_base(model: Any) -> bool:
-    heads = _head_keys(model)
-    return any(
-        parameter.requires_grad and not _is_adapter(name) and not name.startswith(heads)
-        for name, parameter in model.named_parameters()
-    )
-
-
 def _frozen_base(model: Any) -> dict[str, Tensor]:
     heads = _head_keys(model)
-    return {key: t for key, t in model.state_dict().items() if not _is_adapter(key) and not key.startswith(heads)}
+    return {key: t for key, t in model.state_dict().items() if not is_adapter(key) and not key.startswith(heads)}
 
 
 def _save_slim(model: Any, folder: Path, given: Mapping[str, Tensor] | None) -> None:
@@ -254,7 +243,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in names:
         found |= _read(folder, name)
-    if _LEFT_OUT not in found and not any(_is_adapter(key) for key in found):
+    if _LEFT_OUT not in found and not any(is_adapter(key) for key in found):
         raise CheckpointError(
             f"the adapters in {SIDE_FOLDER}/ are of an earlier save than the model, which was saved without any",
             where=str(folder),
@@ -284,7 +273,7 @@ def _check_same_base(
     differing = [
         key
         for key, saved in weights.items()
-        if key in own and not _is_adapter(key) and not key.startswith(heads) and not _equal(own[key], saved)
+        if key in own and not is_adapter(key) and not key.startswith(heads) and not _equal(own[key], saved)
     ]
     if differing:
         raise CheckpointError(

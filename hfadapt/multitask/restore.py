@@ -14,11 +14,11 @@ from ..adapters import files as adapter_files
 from ..adapters import own_files
 from ..adapters.activate import compose
 from ..adapters.attach import attach
-from ..adapters.base_identity import label_options, restore_tokens
+from ..adapters.base_identity import dtype_option, label_options, restore_tokens
 from ..adapters.base_model import model_class
 from ..adapters.folder_config import HFAdaptConfig
 from ..adapters.freeze import head_modules
-from ..adapters.load import check_base_of, restore_fusions
+from ..adapters.load import check_base_of, restore_choice, restore_fusions
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
 from ..errors import CheckpointError, TaskError
@@ -161,6 +161,7 @@ def _rebuild(
         if not isinstance(node, Composition):
             raise CheckpointError("a named composition is one adapter", where=name, got=node)
         compose(base, name, node)
+    restore_choice(base, data)
     config = HFAdaptConfig(
         base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
         tasks=[task.to_dict() for task in tasks],
@@ -191,7 +192,8 @@ def _saved_base(
     if wrong:
         got = f"{', '.join(wrong)} and {len(tensors)} tensors"
         raise CheckpointError("fewer tensors than the base has parts", where=str(folder), got=got)
-    return lambda: kind(transformers.AutoConfig.for_model(model_type, **copy.deepcopy(config)))
+    dtype = dtype_option(data, folder).get("dtype")
+    return lambda: kind(transformers.AutoConfig.for_model(model_type, **copy.deepcopy(config))).to(dtype)
 
 
 def _find_base(
@@ -208,7 +210,8 @@ def _find_base(
             "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
         )
     try:
-        base = found.from_pretrained(name, **{**label_options(data), **options})
+        dtype = {} if "torch_dtype" in options else dtype_option(data, folder)
+        base = found.from_pretrained(name, **{**dtype, **label_options(data), **options})
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt import attachment
-from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder
+from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder, require_frozen_base
 from hfadapt.architecture import is_table
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
@@ -41,11 +41,12 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
 
     Raises:
         AttachError: there is no such adapter, or it is more than peft's LoRA can say.
-        CheckpointError: the folder holds an adapter of hfadapt's, or cannot be written.
+        CheckpointError: the folder holds an adapter of hfadapt's, or cannot be written; or the base trains.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
+    require_frozen_base(model, folder)
     name, config = _plain_lora(model, name)
     refuse_own_folder(folder)
     deltas = [delta for _, delta in deltas_of(model, name)]
