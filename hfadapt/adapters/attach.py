@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import plugins
 from ..errors import AttachError
+from ..errors.limits import require_seed
 from ..errors.names import names_of
 from ..method.config import MethodConfig
 from ..method.delta import check_adapter_name
@@ -30,6 +31,7 @@ from .freeze import freeze_base as freeze_all
 from .freeze import head_modules
 from .mapping import find_map
 from .own_copies import add_copies, find_modules
+from .restore import all_or_nothing
 from .verify import prove
 
 if TYPE_CHECKING:
@@ -114,6 +116,8 @@ def attach(
             ``arch`` says.
     """
     wanted = (name,) if names is None else names_of(names)
+    modules_to_save = names_of(modules_to_save)
+    require_seed(seed, where="attach", error=AttachError)
     alone = isinstance(method, (tuple, list)) and not method and bool(modules_to_save or train_head)
     configs = () if alone else expand(method)
     _check_model(model)
@@ -126,18 +130,17 @@ def attach(
             )
     if not wanted:
         raise AttachError("no name given", got="names=()", allowed="one or more adapter names")
-    fresh = state is None
     if state is not None:
         _check_dtype(state, autocast_adapter_dtype)
         require_intact(state, state.names)
     found = find_map(model, state, [(_method(config), config) for config in configs], arch)
-    if state is None:
-        state = Attachment(found)
-        edits.begin(model, state)
-        state.autocast_dtype = autocast_adapter_dtype is not False
-    elif found is not state.arch:
-        edits.change_map(model, state, found)
-    try:
+    with all_or_nothing(model):
+        if state is None:
+            state = Attachment(found)
+            edits.begin(model, state)
+            state.autocast_dtype = autocast_adapter_dtype is not False
+        elif found is not state.arch:
+            edits.change_map(model, state, found)
         placed = [
             (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
         ]
@@ -155,23 +158,16 @@ def attach(
                     _add(model, state, one, config, found, places)
         for one in wanted:  # behind the deltas of all, which may sit inside
             add_copies(model, state, one, heads, modules)
-    except BaseException:
-        detach(model, [n for n in wanted if n in state.adapters] if not fresh else None)
-        raise
-    state.changed()
-    if freeze_base:
-        freeze_all(model)
-    state.choose_default()
-    watch(model, state)
-    # A change of the model later on is met as the attaching was, with a proof or on trust.
-    state.prove = prove if verify else state.prove
-    wait_for_calls(model)
-    if verify:
-        try:
+        state.changed()
+        if freeze_base:
+            freeze_all(model)
+        state.choose_default()
+        watch(model, state)
+        # A change of the model later on is met as the attaching was, with a proof or on trust.
+        state.prove = prove if verify else state.prove
+        wait_for_calls(model)
+        if verify:
             prove(model, wanted)
-        except BaseException:
-            detach(model, wanted)
-            raise
     return Handle(model, wanted)
 
 
@@ -179,8 +175,7 @@ def _to_copy(
     model: PreTrainedModel, train_head: bool, modules_to_save: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the paths of the head modules and of the other modules of which an adapter gets a copy."""
-    names = (modules_to_save,) if isinstance(modules_to_save, str) else tuple(modules_to_save)
-    named, known = find_modules(model, names), head_modules(model)
+    named, known = find_modules(model, modules_to_save), head_modules(model)
     heads = tuple(path for path in known if train_head or path in named)
     return heads, tuple(path for path in named if not any(f"{path}.".startswith(f"{head}.") for head in heads))
 

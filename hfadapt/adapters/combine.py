@@ -12,11 +12,12 @@ from .. import plugins
 from ..errors import CompositionError
 from ..errors.limits import require_number
 from ..method import Combination, weighted_sum
-from ..runtime.attachment import attachment, uncompiled
+from ..runtime.attachment import attachment, parameters_of, uncompiled
 from ..runtime.watch import require_intact
 from .folder_format import Described, FolderContent
 from .foreign import put_on
 from .own_copies import own_tensors
+from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,13 +87,15 @@ def combine(
     Raises:
         CompositionError: what is asked for is not defined for these adapters.
         AttachError: an adapter is not there.
-        CheckpointError: the name is taken.
+        CheckpointError: the name is taken, or an adapter holds NaN or Inf.
     """
     model = uncompiled(model)
     state = attachment(model)
     given = _check(weights, method, r, density)
+    require_number("seed", seed, where="hfadapt.combine", whole=True, least=0, below=2**32, error=CompositionError)
     for one in given:
         state.require(one)
+        require_finite(parameters_of(model, one), f"adapter {one!r}")
     require_intact(state, list(given))
     kinds = {one: tuple({config.method: 0 for config in state.adapters[one].configs}) for one in given}
     if len(set(kinds.values())) > 1 or any(len(found) != 1 for found in kinds.values()):
@@ -124,7 +127,7 @@ def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None =
     Raises:
         CompositionError: the adapter is no LoRA, or the rank is none.
         AttachError: it is not there.
-        CheckpointError: the name is taken.
+        CheckpointError: the name is taken, or an adapter holds NaN or Inf.
     """
     return combine(model, {adapter: 1.0}, method="svd", name=name or f"{adapter}_r{r}", r=r)
 

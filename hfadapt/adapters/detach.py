@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..errors.names import names_of
 from ..routing.choice import Choice
 from ..routing.composition import Composition, adapter_names
 from ..runtime.attachment import Attachment, attachment, deltas_of, slots_of, uncompiled
@@ -36,7 +37,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     """
     model = uncompiled(model)
     state = attachment(model)
-    gone = [names] if isinstance(names, str) else list(state.names if names is None else names)
+    gone = list(dict.fromkeys(state.names if names is None else names_of(names)))
     for name in gone:
         state.require(name)
     lost = state.watch.lost() if state.watch is not None else ()

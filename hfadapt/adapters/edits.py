@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..method.site import Site
@@ -31,6 +32,7 @@ __all__ = [
     "end",
     "restore_attention",
     "restore_chunks",
+    "restore_map",
     "stop_chunking",
 ]
 
@@ -70,14 +72,17 @@ def _put_forwards(model: PreTrainedModel, state: Attachment) -> None:
     """The root, its base, and the owners of stacks: ``generate`` calls an encoder on its own, past the root."""
     model.__dict__["_hfadapt"] = state
     state.decoder_paths = _decoders(state.arch)
-    base = getattr(model, "base_model", model)
-    owners = {stack.path.rpartition(".")[0] for stack in state.arch.stacks}
-    paths = {"": model, **{n: m for n, m in model.named_modules() if m is base or n in owners}}
-    for path, module in paths.items():
+    for path, module in _roots(model, state.arch).items():
         if module.__dict__.get("_hfadapt_of") is state:
             continue
         module.__dict__["_hfadapt_of"] = state
         put_forward(module, path)
+
+
+def _roots(model: PreTrainedModel, arch: ArchitectureMap) -> dict[str, nn.Module]:
+    base = getattr(model, "base_model", model)
+    owners = {stack.path.rpartition(".")[0] for stack in arch.stacks}
+    return {"": model, **{n: m for n, m in model.named_modules() if m is base or n in owners}}
 
 
 def _take_forwards(model: PreTrainedModel, state: Attachment) -> None:
@@ -165,6 +170,26 @@ def change_map(model: PreTrainedModel, state: Attachment, arch: ArchitectureMap)
     state.arch = arch
     state.decoder_paths = _decoders(arch)
     _put_forwards(model, state)
+    relative_positions.install(model, arch)
+
+
+def restore_map(model: PreTrainedModel, state: Attachment, arch: ArchitectureMap) -> None:
+    """Take back what `change_map` changed.
+
+    Args:
+        model: The adapted model.
+        state: What is attached to it.
+        arch: The map that it had before.
+    """
+    if state.arch is arch:
+        return
+    relative_positions.uninstall(model, state.arch)
+    kept = _roots(model, arch)
+    for path, module in _roots(model, state.arch).items():
+        if path not in kept and module.__dict__.pop("_hfadapt_of", None) is not None:
+            take_forward(module)
+    state.arch = arch
+    state.decoder_paths = _decoders(arch)
     relative_positions.install(model, arch)
 
 

@@ -21,7 +21,7 @@ from .files import CONFIG_FILE, is_ours, require_file
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
-from .save import fusions_of, require_frozen_base
+from .save import fusions_of, require_loadable
 from .saved_tensors import check_tensors, fill, require_finite
 from .verify import prove as prove_again
 from .verify import verify
@@ -296,5 +296,5 @@ def export(
     from .. import plugins
 
     found = plugins.formats()[format]
-    require_frozen_base(model, folder)
+    require_loadable(model, folder, name)
     found.write(model, Path(folder), name)

@@ -19,7 +19,7 @@ from .foreign import arch_of, export, fusion_tensors, paths_in, put_on
 from .freeze import head_modules
 from .own_copies import add_copies, own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described
-from .save import require_frozen_base
+from .save import require_loadable
 from .saved_tensors import check_tensors, fill, require_finite
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
     "refuse_foreign",
     "require_file",
     "require_finite",
-    "require_frozen_base",
+    "require_loadable",
     "resize_outputs",
     "target_folder",
 ]

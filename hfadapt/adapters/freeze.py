@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..errors.names import names_of
 from ..runtime.attachment import attachment, parameters_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def unfreeze(model: PreTrainedModel, names: str | Iterable[str] | None = None) -
 
 def _set(model: PreTrainedModel, names: str | Iterable[str] | None, train: bool) -> None:
     state = attachment(model)
-    for name in [names] if isinstance(names, str) else list(state.names if names is None else names):
+    chosen = state.names if names is None else names_of(names)
+    for name in chosen:
+        state.require(name)
+    for name in chosen:
         for parameter in parameters_of(model, name).values():
             parameter.requires_grad_(train)
 

@@ -13,6 +13,7 @@ from ..runtime.attachment import Adapter, Attachment, attachment, copies_of, del
 from ..runtime.watch import require_intact
 from .attach import attach
 from .detach import detach
+from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,7 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
     Raises:
         AttachError: a method of the adapter cannot be merged, other adapters are attached (they were made for the
             base as it is), layers are dropped or shared, or a weight is tied to another module's.
+        CheckpointError: the adapter holds NaN or Inf.
     """
     model = uncompiled(model)
     state = attachment(model)
@@ -106,6 +108,7 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
     _check(model, state, name)
     adapter = state.require(name)
     require_intact(state, [name])
+    require_finite(parameters_of(model, name), f"merge({name!r})")
     places = [(path.partition(".hfadapt.")[0], delta) for path, delta in deltas_of(model, name)]
     own = {path: one.state_dict(keep_vars=True) for path, one in copies_of(model, name)}
     owners = {id(p): n for n, p in model.named_parameters()}

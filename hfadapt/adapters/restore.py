@@ -16,7 +16,7 @@ from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
 from ..runtime.watch import watch
 from .detach import detach
-from .edits import restore_attention, restore_chunks
+from .edits import restore_attention, restore_chunks, restore_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,6 +147,7 @@ _OF_ALL = (
 
 def _reset(model: PreTrainedModel, state: Attachment, before: dict[str, Any]) -> None:
     """Take back what adapters that are gone again changed for the model as a whole."""
+    restore_map(model, state, before["arch"])
     if before["original_attention"] is None:
         restore_attention(model, state)
     restore_chunks(model, state, tuple(before["original_chunk_sizes"]))

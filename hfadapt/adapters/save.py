@@ -28,6 +28,7 @@ from .files import FIRST_VERSION, FORMAT_VERSION, outdated, refuse_foreign, writ
 from .folder_config import HFAdaptConfig
 from .freeze import trained_base
 from .own_files import describe_own, own_to_save
+from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ __all__ = [
     "describe",
     "fusions_of",
     "prefix_of",
-    "require_frozen_base",
+    "require_loadable",
     "save",
     "saved_parameters",
     "state_of",
@@ -190,12 +191,12 @@ def save(
         card: Called with the temporary folder, to add a model card or other files.
 
     Raises:
-        CheckpointError: the files cannot be written, the folder holds a model or an adapter of another library's, or
-            the base trains.
+        CheckpointError: the files cannot be written, the folder holds a model or an adapter of another library's,
+            the base trains, or an adapter holds NaN or Inf.
         AttachError: nothing is attached, or an adapter is unknown.
     """
     model = uncompiled(model)
-    require_frozen_base(model, folder)
+    require_loadable(model, folder, names)
     refuse_foreign(folder)
     with atomic_folder(folder, dropped=outdated(folder)) as temporary:
         write(model, temporary, names, extra=extra, extra_tensors=extra_tensors)
@@ -204,13 +205,22 @@ def save(
     return Path(folder)
 
 
-def require_frozen_base(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Refuse to write adapters alone of a model whose base trains: on the base that they name they would be others.
+def require_loadable(
+    model: PreTrainedModel, folder: str | os.PathLike[str], names: str | Iterable[str] | None = None
+) -> None:
+    """Refuse to write adapters that would not be what they are now on the base that they name.
+
+    Args:
+        model: An adapted model.
+        folder: For the error.
+        names: The adapters; all by default.
 
     Raises:
-        CheckpointError: parameters of the base train.
-        AttachError: nothing is attached.
+        CheckpointError: parameters of the base train; or an adapter holds NaN or Inf, which nothing reads again.
+        AttachError: nothing is attached, or an adapter is unknown.
     """
+    for name in _chosen(model, names):
+        require_finite(parameters_of(model, name), f"{folder}, adapter {name!r}")
     trained = trained_base(model)
     if trained:
         raise CheckpointError(

@@ -46,13 +46,15 @@ def verify(
 
     Raises:
         AttachError: a delta did not fire, raised an error, or returned something else; it is named, and the plugin that
-            its method is from.
+            its method is from. Or there is no adapter of that name.
         ArchitectureError: no inputs could be made with which the model runs.
     """
     state = attachment(model)
     if any(p.is_meta for p in model.parameters()):
         return 0
     chosen = list(state.names if names is None else names_of(names))
+    for name in chosen:
+        state.require(name)
     wait_for_calls(model)
     representatives = _representatives(state, chosen)
     silence = Silence(model, chosen, representatives)

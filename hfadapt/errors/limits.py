@@ -7,7 +7,10 @@ from typing import Any, TypeVar, cast
 
 from . import ConfigError, HFAdaptError
 
-__all__ = ["finite", "require_number"]
+__all__ = ["finite", "require_number", "require_seed"]
+
+# The seeds that torch's generators take.
+_SEEDS = (-(2**63), 2**64 - 1)
 
 _Number = TypeVar("_Number", int, float, "int | None", "float | None")
 #: Numbers end in float32 tensors; a larger one would be infinite there.
@@ -79,3 +82,21 @@ def require_number(
         words += f" {turned[0]}"
     allowed = " or ".join([words, *map(str, also), *(["None"] if optional else [])])
     raise error(f"bad {name}", where=where, got=repr(value), allowed=allowed)
+
+
+def require_seed(seed: int | None, *, where: str, error: type[HFAdaptError] = ConfigError) -> int | None:
+    """Return a seed of torch's generators, or None.
+
+    Args:
+        seed: What was given.
+        where: To what.
+        error: Raised.
+
+    Raises:
+        HFAdaptError: of the given kind; it is no whole number of 64 bits.
+    """
+    if seed is not None and (type(seed) is bool or not isinstance(seed, numbers.Integral)):
+        raise error("bad seed", where=where, got=repr(seed), allowed="a whole number, or None")
+    if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise error("bad seed", where=where, got=f"one of {int(seed).bit_length()} bits", allowed="64 bits")
+    return seed

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from . import HFAdaptError
+
 __all__ = ["names_of"]
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
-    """The names of a list, or the one that stands in its place: a string is never read letter by letter."""
-    return (names,) if isinstance(names, str) else tuple(names)
+    """The names of a list, or the one that stands in its place: a string is never read letter by letter.
+
+    Raises:
+        HFAdaptError: it is neither.
+    """
+    if isinstance(names, str):
+        return (names,)
+    if not isinstance(names, Iterable):
+        raise HFAdaptError("no names", got=repr(names), allowed="a name, or a list of names")
+    return tuple(names)

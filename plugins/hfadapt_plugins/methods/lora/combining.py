@@ -57,11 +57,13 @@ def combine_loras(model: PreTrainedModel, weights: Mapping[str, float], how: Com
     """See ``hfadapt.combine``.
 
     Raises:
-        CompositionError: an adapter has a gate, or is in layers that are one module; or the method is not defined for
-            their ranks.
+        CompositionError: an adapter has a gate, or is in layers that are one module; the method is not defined for
+            their ranks; or the rank that is asked for is above any that the result can have.
     """
     places = _places(model, weights)
     largest = max(update.a.shape[0] for parts in places.values() for each in parts.values() for update in each)
+    if how.r is not None:
+        _check_rank(places, how)
     made: dict[str, Pair] = {}
     errors: dict[str, float] = {}
     for leaf, parts in places.items():
@@ -105,6 +107,18 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
             update = Update(own.lora_a.detach().double(), b, config.scale, weight)
             found.setdefault(site.leaf, {}).setdefault(site.part, []).append(update)
     return found
+
+
+def _check_rank(places: Places, how: Combination) -> None:
+    """Raise where a rank is above that of every linear: the rest would be zeros, in whatever memory they take."""
+    limits = []
+    for parts in places.values():
+        joined = [update for each in parts.values() for update in each]
+        limits.append(min(joined[0].a.shape[1], joined[0].b.shape[0]))
+    if how.r is not None and how.r > max(limits):
+        raise CompositionError(
+            "no update of these linears has so high a rank", got=f"r={how.r}", allowed=f"1 to {max(limits)}"
+        )
 
 
 def _cat(updates: Sequence[Update]) -> Pair:
