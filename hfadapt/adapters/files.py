@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .atomic import settle, target_folder
-from .folder_config import is_marked
+from .atomic import settle
 
 __all__ = [
     "CONFIG_FILE",
@@ -34,7 +33,6 @@ __all__ = [
     "read_pickle",
     "read_safetensors",
     "read_tensors",
-    "refuse_foreign",
     "require_file",
     "settle_for_reading",
     "write_files",
@@ -48,7 +46,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINER_FILE = "model.safetensors"
 _CONFIG_DIGEST = "config_sha256"
 _TRAINER_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt")
-_MODELS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _TRY_RESUMING = (
     "if Trainer wrote it: attach the same adapters, and its resume_from_checkpoint takes it up; "
@@ -105,39 +102,6 @@ def is_ours(config: Path) -> bool:
     """Say whether an ``adapter_config.json`` was written by hfadapt; one that was cut off is, if its beginning is."""
     text = config.read_text("utf-8", errors="replace")
     return '"format": "hfadapt"' in text or not text.strip()
-
-
-def refuse_foreign(folder: str | os.PathLike[str]) -> None:
-    """Raise unless all that a save would replace, or make unloadable, in ``folder`` was written by hfadapt.
-
-    Raises:
-        CheckpointError: the folder holds a model or an adapter of another library's.
-    """
-    place = target_folder(folder)
-    settle_for_reading(place)
-    ours = is_marked(place)
-    config = place / CONFIG_FILE
-    if config.is_file():
-        if not is_ours(config):
-            raise CheckpointError(
-                "the folder holds an adapter that hfadapt did not write",
-                where=str(folder),
-                got=CONFIG_FILE,
-                try_="another folder, or delete that one first",
-            )
-        ours = True
-    found = [p.name for pattern in _MODELS for p in place.glob(pattern)] if not is_marked(place) else []
-    if (place / "config.json").exists() and not is_marked(place):
-        found.append("config.json")
-    if not ours and (place / WEIGHTS_FILE).exists():
-        found.append(WEIGHTS_FILE)
-    if found:
-        raise CheckpointError(
-            "the folder holds a model that hfadapt did not write; neither would load from there again",
-            where=str(folder),
-            got=", ".join(sorted(found)),
-            try_="another folder, for example one inside it",
-        )
 
 
 def settle_for_reading(folder: str | os.PathLike[str]) -> None:

@@ -15,13 +15,14 @@ from ..method.delta import is_adapter_name, nearest_name
 from ..routing.composition import Fuse, adapter_names
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import activate
+from .atomic import target_folder
 from .attach import attach
 from .base_model import load_base
 from .files import CONFIG_FILE, is_ours, require_file
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
-from .save import fusions_of, require_loadable
+from .save import fusions_of
 from .saved_tensors import check_tensors, fill, require_finite
 from .verify import prove as prove_again
 from .verify import verify
@@ -296,5 +297,5 @@ def export(
     from .. import plugins
 
     found = plugins.formats()[format]
-    require_loadable(model, folder, name)
+    target_folder(folder)
     found.write(model, Path(folder), name)

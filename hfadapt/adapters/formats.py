@@ -11,12 +11,12 @@ from .files import (
     read_pickle,
     read_safetensors,
     read_tensors,
-    refuse_foreign,
     require_file,
 )
 from .folder_format import Described, DescribedFusion, FolderContent, FolderFormat, ReadOptions, no_format
 from .foreign import arch_of, export, fusion_tensors, paths_in, put_on
 from .freeze import head_modules
+from .occupied import refuse_foreign, refuse_own
 from .own_copies import add_copies, own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described
 from .save import require_loadable
@@ -51,6 +51,7 @@ __all__ = [
     "read_safetensors",
     "read_tensors",
     "refuse_foreign",
+    "refuse_own",
     "require_file",
     "require_finite",
     "require_loadable",

@@ -24,9 +24,10 @@ from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
 from .base_identity import describe_base, token_rows
-from .files import FIRST_VERSION, FORMAT_VERSION, outdated, refuse_foreign, write_files
+from .files import FIRST_VERSION, FORMAT_VERSION, outdated, write_files
 from .folder_config import HFAdaptConfig
 from .freeze import trained_base
+from .occupied import refuse_foreign
 from .own_files import describe_own, own_to_save
 from .saved_tensors import require_finite
 
@@ -206,7 +207,11 @@ def save(
 
 
 def require_loadable(
-    model: PreTrainedModel, folder: str | os.PathLike[str], names: str | Iterable[str] | None = None
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    names: str | Iterable[str] | None = None,
+    *,
+    besides: Iterable[str] = (),
 ) -> None:
     """Refuse to write adapters that would not be what they are now on the base that they name.
 
@@ -214,14 +219,16 @@ def require_loadable(
         model: An adapted model.
         folder: For the error.
         names: The adapters; all by default.
+        besides: Paths of modules of the base that are written too.
 
     Raises:
-        CheckpointError: parameters of the base train; or an adapter holds NaN or Inf, which nothing reads again.
+        CheckpointError: other parameters of the base train; or an adapter holds NaN or Inf, which nothing reads again.
         AttachError: nothing is attached, or an adapter is unknown.
     """
     for name in _chosen(model, names):
         require_finite(parameters_of(model, name), f"{folder}, adapter {name!r}")
-    trained = trained_base(model)
+    written = tuple(f"{path}." for path in besides)
+    trained = [key for key in trained_base(model) if not key.startswith(written)]
     if trained:
         raise CheckpointError(
             "the base trains, and a folder of adapters does not hold it",

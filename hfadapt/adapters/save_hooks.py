@@ -29,10 +29,10 @@ from .files import (
     is_ours,
     outdated,
     read_config,
-    refuse_foreign,
     settle_for_reading,
 )
 from .freeze import is_adapter, trained_base
+from .occupied import refuse_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

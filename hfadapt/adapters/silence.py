@@ -69,8 +69,9 @@ class Silence:
         """Say which deltas did not run.
 
         Those that a map or a user named are an error where the module around them did run: it reads their weights and
-        never calls them, or a fused kernel stands in its place. What a call does not reach (an image tower without an
-        image, an expert without a token), and what was chosen with everything else, is a warning.
+        never calls them, or a fused kernel stands in its place; and where their weights are another module's too. What
+        a call does not reach (an image tower without an image, an expert without a token), and what was chosen with
+        everything else, is a warning.
 
         Raises:
             AttachError: a delta would never run.
@@ -104,7 +105,19 @@ class Silence:
         site = getattr(delta, "site", None)
         if site is None:
             return True
-        return not site.optional and _around(self.model, path, delta) in self.ran
+        return not site.optional and (
+            _around(self.model, path, delta) in self.ran or _is_a_second_name(self.model, path)
+        )
+
+
+def _is_a_second_name(model: nn.Module, path: str) -> bool:
+    """Say whether other modules hold the weights of a silent leaf: those are called (T5's ``shared`` never is)."""
+    leaf = model.get_submodule(path.partition(".hfadapt.")[0])
+    own = {id(parameter) for parameter in leaf.parameters(recurse=False)}
+    return any(
+        module is not leaf and any(id(parameter) in own for parameter in module.parameters(recurse=False))
+        for module in model.modules()
+    )
 
 
 def _around(model: nn.Module, path: str, delta: nn.Module) -> str | None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from ..adapters.files import read_config
 from ..adapters.folder_format import ReadOptions
 from ..adapters.foreign import find_format, load_foreign
@@ -57,6 +59,7 @@ def load(
     """
     if weights not in WEIGHTS:
         raise ConfigError("bad weights", where="hfadapt.load", got=repr(weights), allowed="'safetensors' or 'bin'")
+    _check_arguments(folder, model)
     if format is None and is_whole(folder):
         return load_adapters(Path(folder) / SIDE_FOLDER, base_beside(folder, model), strict=strict)
     found = find_format(folder, format)
@@ -79,3 +82,15 @@ def load(
     if (model is None or isinstance(model, MultiTaskModel)) and KEY in read_config(folder):
         return MultiTaskModel.from_pretrained(str(folder))
     return load_adapters(folder, model, strict=strict)
+
+
+def _check_arguments(folder: object, model: object) -> None:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise CheckpointError("no folder to load from", where="hfadapt.load", got=repr(folder), allowed="a path")
+    if model is not None and not isinstance(model, nn.Module):
+        raise CheckpointError(
+            "what adapters are to be put on is no model",
+            where="hfadapt.load",
+            got=repr(model)[:80],
+            allowed="a model, or None for the one that the folder names",
+        )

@@ -21,6 +21,7 @@ from ..adapters import files as adapter_files
 from ..adapters.atomic import atomic_folder
 from ..adapters.base_identity import TOKENS, token_rows
 from ..adapters.folder_config import is_marked
+from ..adapters.occupied import refuse_foreign
 from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
 from .task import Task
@@ -126,7 +127,7 @@ def save_multi_task(
             "routes": model.routes,
         }
     }
-    adapter_files.refuse_foreign(folder)
+    refuse_foreign(folder)
     with atomic_folder(folder, dropped=adapter_files.outdated(folder)) as temporary:
         weights_file = temporary / adapter_files.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart

@@ -141,3 +141,42 @@ def test_a_name_given_twice_is_detached_once():
     model = adapted()
     hfadapt.detach(model, ["a", "a"])
     assert hfadapt.attachment(model).names == ("b",)
+
+
+@pytest.mark.parametrize(("kind", "path"), [("t5", "shared"), ("bart", "shared")])
+def test_a_module_whose_weights_others_hold_and_which_is_never_called(kind, path):
+    model = tiny_model(kind, "seq2seq-lm", seed=0)
+    refused(model, lambda m: hfadapt.attach(m, LoRA(2, target_modules=(path,))), f"would never run.*{path}")
+    hfadapt.attach(model, LoRA(2, target_modules=("embed_tokens",)))
+
+
+@pytest.mark.parametrize("kind", ["peft", "adapterhub"])
+def test_files_in_another_librarys_format_destroy_no_save_and_hide_no_model(tmp_path, kind):
+    model = adapted(method="lora" if kind == "peft" else "seq_bn")
+    hfadapt.save(model, tmp_path / "ours")
+    tiny_model("bert", "sequence-classification", seed=0).save_pretrained(tmp_path / "model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, match in (("ours", "adapter of hfadapt's own"), ("model", "holds a model"), ("", "no folder to save to")):
+        folder = tmp_path / name if name else ""
+        refused(model, lambda m, folder=folder: hfadapt.export(m, folder, "a", format=kind), match)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    hfadapt.export(model, tmp_path / "new", "a", format=kind)
+
+
+def test_a_head_that_trains_in_place_is_part_of_pefts_files(tmp_path):
+    model = adapted(train_head=False)
+    model.classifier.requires_grad_(True)
+    hfadapt.save_peft(model, tmp_path / "peft", "a")
+    refused(model, lambda m: hfadapt.save(m, tmp_path / "ours"), "the base trains")
+
+
+def test_what_is_no_folder_and_no_model(tmp_path):
+    model = adapted()
+    hfadapt.save(model, tmp_path / "x")
+    refused(model, lambda m: hfadapt.load(None, m), "no folder to load from")
+    for wrong in ("bert", type(model), 3):
+        with pytest.raises(HFAdaptError, match="is no model"):
+            hfadapt.load(tmp_path / "x", wrong)
+        with pytest.raises(HFAdaptError, match="no model to map"):
+            hfadapt.probe(wrong)
+    refused(model, lambda m: hfadapt.probe(m, inputs=[1]), "no inputs")

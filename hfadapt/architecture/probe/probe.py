@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,6 +49,13 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
         ArchitectureError: A stack of layers could not be mapped whole; the message lists what was found in it and
             what is missing.
     """
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            "no model to map", where="hfadapt.probe", got=repr(model)[:80], allowed="a torch module"
+        )
+    if inputs is not None and not isinstance(inputs, Mapping):
+        got = type(inputs).__name__
+        raise ArchitectureError("no inputs", where="hfadapt.probe", got=got, allowed="a map of keyword arguments")
     if any(parameter.is_meta for parameter in model.parameters()):
         return probe_skeleton(cast("PreTrainedModel", model), probe)
     error: ArchitectureError | None = None

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from hfadapt import attachment, select_layers
-from hfadapt.adapters.formats import CONFIG_FILE, arch_of, atomic_folder, own_tensors, refuse_foreign
+from hfadapt.adapters.formats import (
+    CONFIG_FILE,
+    arch_of,
+    atomic_folder,
+    own_tensors,
+    refuse_foreign,
+    refuse_own,
+    require_loadable,
+)
 from hfadapt.architecture import LayerMap
 from hfadapt.errors import AttachError
 from hfadapt.runtime import deltas_of, shared_modules
@@ -107,6 +115,8 @@ def write_adapter(model: PreTrainedModel, folder: Path, name: str | None) -> Non
     data = {**common, "config": configs[0] if len(configs) == 1 else union, "name": adapter.name}
     tensors = _tensors(model, adapter.name, arch)
     head = {f"{path}.{key}": tensor for path, key, tensor in own_tensors(model, adapter.name)}
+    require_loadable(model, folder, adapter.name)
+    refuse_own(folder)
     refuse_foreign(folder)
     with atomic_folder(folder) as temporary:
         _write(temporary, CONFIG_FILE, data, "adapter.safetensors", tensors)

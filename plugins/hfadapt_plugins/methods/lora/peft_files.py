@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt import attachment
-from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder, require_loadable
+from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder, head_modules, require_loadable
 from hfadapt.architecture import is_table
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
@@ -46,7 +46,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    require_loadable(model, folder, name)
+    require_loadable(model, folder, name, besides=head_modules(model))
     name, config = _plain_lora(model, name)
     refuse_own_folder(folder)
     deltas = [delta for _, delta in deltas_of(model, name)]

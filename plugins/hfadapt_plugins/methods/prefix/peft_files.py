@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt import attachment
-from hfadapt.adapters.formats import CONFIG_FILE, WEIGHTS_FILE, Described, arch_of, atomic_folder, paths_in
+from hfadapt.adapters.formats import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Described,
+    arch_of,
+    atomic_folder,
+    head_modules,
+    paths_in,
+    require_loadable,
+)
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of, shared_modules
 
@@ -186,6 +195,7 @@ def write_prefix(model: PreTrainedModel, folder: Path, name: str) -> None:
     assert isinstance(config, PrefixConfig)
     task = task_type_of(model) or "FEATURE_EXTRACTION"
     stack = _writable(model, name, task)
+    require_loadable(model, folder, name, besides=head_modules(model))
     refuse_own_folder(folder)
     both = len(arch.stacks) > 1
     layers = arch.stacks[0].num_layers if both else stack.num_layers

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from hfadapt import attachment
-from hfadapt.adapters.formats import CONFIG_FILE, head_modules, own_tensors, target_folder
-from hfadapt.errors import CheckpointError
+from hfadapt.adapters.formats import head_modules, own_tensors
+from hfadapt.adapters.formats import refuse_own as refuse_own_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,19 +28,6 @@ def task_type_of(model: PreTrainedModel) -> str | None:
     """Return peft's word for what a model's class is for; None where it has none."""
     kind = type(model).__name__
     return next((task for end, task in _TASK_TYPES.items() if kind.endswith(end)), None)
-
-
-def refuse_own_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise unless a folder may be written over.
-
-    Raises:
-        CheckpointError: it holds an adapter of hfadapt's.
-    """
-    where = target_folder(folder) / CONFIG_FILE
-    if where.is_file() and '"format": "hfadapt"' in where.read_text("utf-8", errors="replace"):
-        raise CheckpointError(
-            "the folder holds an adapter of hfadapt's own", where=str(folder), try_="another folder for peft's files"
-        )
 
 
 def whole_modules(model: PreTrainedModel, name: str) -> tuple[list[str], dict[str, Tensor]]:
