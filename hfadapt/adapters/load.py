@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 from .save import prefix_of, saved_parameters
 
-__all__ = ["check_base_of", "load_adapters", "restore_choice", "restore_fusions"]
+__all__ = ["check_base_of", "load_adapters", "put_back", "restore_choice", "restore_fusions"]
 
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
@@ -75,6 +75,32 @@ def load_adapters(
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
+    put_back(folder, data, tensors, model, strict=strict)
+    return model.eval()
+
+
+def put_back(
+    folder: str | os.PathLike[str],
+    data: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: PreTrainedModel,
+    *,
+    strict: bool = True,
+    whole: Mapping[str, Any] | None = None,
+) -> None:
+    """Put the adapters that a folder describes on a base, all or nothing.
+
+    Args:
+        folder: For errors.
+        data: What ``adapter_config.json`` says, or a part of it.
+        tensors: Those of the adapters in it.
+        model: The base; adapters that were there stay.
+        strict: See `load_adapters`.
+        whole: The file's whole content, where ``data`` is a part of it.
+
+    Raises:
+        CheckpointError: see `load_adapters`.
+    """
     check_base_of(data, model, folder, strict)
     had = find_attachment(model)
     clash = [n for n in data["adapters"] if had is not None and n in had.names]
@@ -93,11 +119,10 @@ def load_adapters(
         _restore(twin, data, tensors, arch)
         theirs = without_heads(data, tensors, model)
         check_tensors(_targets(twin, theirs, names), theirs, folder, strict=strict)
-    check_digest(data, folder)
+    check_digest(data if whole is None else whole, folder)
     with all_or_nothing(model):
         _restore(model, data, tensors, arch)
         fill(_targets(model, theirs, names), theirs)
-    return model.eval()
 
 
 def _restore(

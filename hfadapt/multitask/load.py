@@ -13,7 +13,7 @@ from ..adapters.folder_format import ReadOptions
 from ..adapters.foreign import find_format, load_foreign
 from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from .model import MultiTaskModel
 from .save import KEY
 
@@ -39,7 +39,8 @@ def load(
     Args:
         folder: Written by ``save``; by ``save_pretrained`` of an adapted model, as Trainer and other libraries call it,
             which holds the base too; or by another library: peft, AdapterHub, or what a plugin reads.
-        model: The base; by default the one named in the folder, with ``from_pretrained``.
+        model: The base; by default the one named in the folder, with ``from_pretrained``. On a ``MultiTaskModel``
+            another library's folder becomes a task: see its ``add_task``.
         strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
             that decides shapes and computation. Otherwise fields may differ that no stock code reads. Folders of other
             libraries are always read strictly.
@@ -65,11 +66,8 @@ def load(
     found = find_format(folder, format)
     if found is not None:
         if isinstance(model, MultiTaskModel):
-            raise CheckpointError(
-                "a folder of another library holds an adapter, and a MultiTaskModel has tasks",
-                where=str(folder),
-                try_="hfadapt.load(folder, base) on a base of its own",
-            )
+            model.add_task(folder, name, format=format, weights=weights)
+            return model
         return load_foreign(folder, model, found, ReadOptions(name, weights == "bin"))
     if name is not None or weights != "safetensors":
         given = f"name={name!r}" if name is not None else f"weights={weights!r}"

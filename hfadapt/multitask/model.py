@@ -19,7 +19,7 @@ from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
 from ..routing.choice import chosen
 from ..routing.composition import Composition, Node
-from ..routing.task_ids import TaskIds, task_number, task_rows
+from ..routing.task_ids import TaskIds, task_number
 from ..runtime import loss_terms as penalties
 from ..runtime.attachment import attachment, find_attachment
 from ..runtime.zero_gradients import take_part
@@ -28,6 +28,7 @@ from .fit_heads import hidden_size, settle_pooling
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.run import run_heads
+from .live import LiveTasks
 from .restore import load_base, load_multi_task, train_own_head
 from .resume import require_same_tasks
 from .save import apply, is_partial, is_saved, save_multi_task
@@ -38,7 +39,7 @@ __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
 _OF_THE_FOLDER = ("config", "adapter_kwargs", "adapter_name", "revision", "subfolder", "code_revision", "_commit_hash")
 
 
-class MultiTaskModel(PreTrainedModel):
+class MultiTaskModel(LiveTasks, PreTrainedModel):
     """A stock transformers model with an adapter and a head for each task.
 
     ``model.base`` is the stock model itself; ``model.heads[name]`` is the head of a task. Use ``from_pretrained`` or
@@ -64,6 +65,7 @@ class MultiTaskModel(PreTrainedModel):
         super().__init__(config)
         self.base = base
         self.tasks = tuple(tasks)
+        self.ids = tuple(range(len(self.tasks)))
         attached = find_attachment(base)
         # the wrapper answers for its base: hfadapt.active(model, ...) and set_adapter_drop(model, ...) work on it
         if attached is not None:
@@ -276,14 +278,14 @@ class MultiTaskModel(PreTrainedModel):
             loss = take_part(loss, self.parameters())
         if labels is None and self.training and (penalised or any(task.loss_weight != 1 for task in self.tasks)):
             penalties.warn_of_other_losses("what loss weights and AdapterFusion add to it", "label_smoothing_factor=0")
-        return MultiTaskOutput(loss=loss, logits=logits, task_ids=ids)
+        return MultiTaskOutput(loss=loss, logits=logits, task_ids=self.ids_of(ids))
 
     def logits_of(self, output: MultiTaskOutput, task: str) -> Tensor:
         """Return the logits of one task's rows without padding: [N, C], or [N, T, C] for token heads."""
         index = task_number(task, [t.name for t in self.tasks])
-        head = self.tasks[index].head
+        head, number = self.tasks[index].head, self.ids[index]
         assert output.logits is not None and output.task_ids is not None  # only a caller's own output lacks them
-        rows = output.logits[output.task_ids == index]
+        rows = output.logits[output.task_ids == number]
         if head.per_text:
             return rows[:, : head.num_outputs]
         tokens = rows.shape[1] // head.num_outputs
@@ -291,13 +293,12 @@ class MultiTaskModel(PreTrainedModel):
 
     def tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
         """Return the task of each row; without ``task_ids`` that of the active adapter, or the only one."""
-        names = [task.name for task in self.tasks]
         attached = find_attachment(self.base)
         if task_ids is None and attached is not None:
             task_ids = chosen(attached).shown
-        if task_ids is None and len(names) == 1:
-            task_ids = 0
-        return task_rows(task_ids, names, size, device)
+        if task_ids is None and len(self.tasks) == 1:
+            task_ids = self.tasks[0].name
+        return self.tasks_of_ids(task_ids, size, device)
 
     def _base_inputs(self, inputs: dict[str, Tensor | None], rows: TaskIds) -> dict[str, Any]:
         given: dict[str, Any] = {k: v for k, v in inputs.items() if v is not None and k in self._accepted}
@@ -352,7 +353,7 @@ class MultiTaskModel(PreTrainedModel):
             loss = loss * weights[0] if same else own.weighted_loss(output.logits, given["labels"], weights, shifted)
         if loss is not None and present is None and not torch.compiler.is_compiling():
             loss = take_part(loss, self.parameters())
-        return MultiTaskOutput(loss=loss, logits=flatten_logits(output.logits), task_ids=ids)
+        return MultiTaskOutput(loss=loss, logits=flatten_logits(output.logits), task_ids=self.ids_of(ids))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing random may touch the base, the adapters or the heads: they are initialised where they are made."""

@@ -124,7 +124,7 @@ def _fill_model(
     folder: str | os.PathLike[str],
 ) -> Any:
     trained = [tensor for key, tensor in tensors.items() if not key.startswith("heads.")]
-    model = _rebuild(cls, base, tasks, data, saved["train_base"], own_files.autocast_of(base, trained))
+    model = _rebuild(cls, base, tasks, data, saved["train_base"], own_files.autocast_of(base, trained), tensors)
     for task, name in saved.get("routes", {}).items():
         model.use(task, name)
     apply(model, tensors, str(folder))
@@ -138,6 +138,7 @@ def _rebuild(
     data: Mapping[str, Any],
     train_base: bool,
     autocast: bool,
+    tensors: Mapping[str, Tensor],
 ) -> Any:
     configs = data["adapters"]
     if not configs:
@@ -145,15 +146,20 @@ def _rebuild(
     if find_attachment(base) is not None:
         raise CheckpointError("the base has adapters already", try_="hfadapt.detach(base) first")
     for name, method in configs.items():
+        # a task that was added from an adapter's folder has a copy of the head of its own
+        own: dict[str, Any] = {"train_head": False}
+        if "own_modules" in data:
+            own = own_files.options_of(data, name, base)
         attach(
             base,
             method,
             name,
             freeze_base=not train_base,
-            train_head=False,
             verify=False,
             autocast_adapter_dtype=autocast if name == next(iter(configs)) else None,
+            **own,
         )
+    own_files.fit_heads(base, list(configs), tensors)
     train_own_head(base, autocast and not train_base)
     restore_fusions(base, data)
     for name, tree in data.get("compositions", {}).items():

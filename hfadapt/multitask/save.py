@@ -8,6 +8,7 @@ file system knows no links), so nothing is stored twice.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY", "apply", "is_partial", "is_saved", "save_multi_task"]
 
+logger = logging.getLogger(__name__)
+
 KEY = "multi_task"
 _TRAINER_FILE = adapter_files.TRAINER_FILE
 _OTHER_MODEL = "the folder was changed, or was saved with other tasks, another method or another train_base"
@@ -42,6 +45,7 @@ class Saved(Protocol):
     base: PreTrainedModel
     heads: nn.ModuleDict
     tasks: tuple[Task, ...]
+    ids: tuple[int, ...]
     routes: dict[str, str]
     config: Any
 
@@ -117,6 +121,9 @@ def save_multi_task(
     Raises:
         CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
     """
+    if model.ids != tuple(range(len(model.ids))):
+        shown = ", ".join(f"{task.name}: {i}" for i, task in zip(model.ids, model.tasks, strict=True))
+        logger.warning("the folder counts its tasks from 0, and the model's ids have gaps (%s)", shown)
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {key: weights[own] for key, own in file_keys(model).items()} | token_rows(model.base)
     extra = {

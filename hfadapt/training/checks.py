@@ -143,6 +143,14 @@ def require_same_tasks(model: Any, mixture: Mixture) -> None:
             allowed=", ".join(names),
             try_="make both from one list of tasks",
         )
+    ids = getattr(model, "ids", ())
+    if names and ids != tuple(range(len(ids))):
+        raise ConfigError(
+            "a task was removed from the model, and the mixture counts those that are left from 0",
+            where="TaskMixture",
+            got=f"ids {', '.join(map(str, ids))}",
+            try_="save the model and load it again, which counts its tasks anew",
+        )
     for task in mixture.tasks if names else ():
         if isinstance(task.head, OwnHead) and task.head.labels in ("auto", "classes"):
             _require_classes(task.name, mixture.texts(task.name, "train"), getattr(model.base.config, "num_labels", 0))

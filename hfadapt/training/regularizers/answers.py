@@ -144,8 +144,8 @@ def _places(scores: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 def _of_tasks(model: Any, output: Any, inputs: Mapping[str, Any]) -> Answers:
     ids = output.task_ids
     found = []
-    for index, task in enumerate(model.tasks):
-        rows = (ids == index).nonzero().squeeze(1)
+    for number, task in zip(model.ids, model.tasks, strict=True):
+        rows = (ids == number).nonzero().squeeze(1)
         if not len(rows):
             continue
         mine = {k: v[rows] for k, v in inputs.items() if isinstance(v, Tensor) and v.dim() and len(v) == len(ids)}

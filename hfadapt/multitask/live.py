@@ -1,0 +1,234 @@
+"""Tasks that come and go while a ``MultiTaskModel`` lives: the ids of the others stay what they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..adapters import files as adapter_files
+from ..adapters.detach import detach
+from ..adapters.folder_format import ReadOptions
+from ..adapters.foreign import find_format, load_foreign
+from ..adapters.load import load_adapters, put_back
+from ..adapters.restore import all_or_nothing, rehearsal
+from ..adapters.saved_tensors import check_tensors, fill
+from ..errors import RoutingError, TaskError
+from ..routing.composition import adapter_names
+from ..routing.task_ids import TaskIds, task_number, task_rows
+from ..runtime.attachment import attachment, find_attachment
+from .fit_heads import hidden_size, settle_pooling
+from .heads import OwnHead
+from .save import KEY
+from .task import Task, check_tasks
+
+__all__ = ["LiveTasks"]
+
+
+class LiveTasks:
+    """What `MultiTaskModel` is beside a ``PreTrainedModel``: tasks with ids, which can be added and removed."""
+
+    base: PreTrainedModel
+    heads: nn.ModuleDict
+    routes: dict[str, str]
+    config: Any
+    tasks: tuple[Task, ...]
+    ids: tuple[int, ...]
+    """The number of each task in ``task_ids``: its place, until a task before it is removed."""
+
+    def add_task(
+        self,
+        folder: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        task: Task | None = None,
+        format: str | None = None,
+        weights: str = "safetensors",
+    ) -> Task:
+        """Add a task from a folder, behind the others: its adapter, and its head where the folder has one.
+
+        Args:
+            folder: That a ``MultiTaskModel`` on the same base saved; or an adapter's, hfadapt's or another library's.
+            name: Which task of a folder with several; what to call the adapter of another library's.
+            task: Its head and metrics, for a folder of an adapter; its head starts anew. On a model whose tasks use the
+                head of their base (``OwnHead``) it may be left out: the adapter then has its own copy of that head,
+                with the folder's weights.
+            format: See ``hfadapt.load``.
+            weights: See ``hfadapt.load``.
+
+        Returns:
+            The task.
+
+        Raises:
+            CheckpointError: the folder is damaged or of another base; the model is as it was.
+            TaskError: the name is taken or none of the folder's, or the folder has no head for this model.
+        """
+        path = Path(folder)
+        found = find_format(path, format)
+        with self._kept():
+            if found is None and KEY in adapter_files.read_config(path):
+                return self._from_tasks(path, name, task)
+            return self._from_adapter(path, name, task, found, ReadOptions(name, weights == "bin"))
+
+    def remove_task(self, name: str) -> None:
+        """Take a task off, its adapter and its head too. The ids of the others stay, and its own is not given again
+        while a task behind it is there; a folder that is saved counts its tasks from 0.
+
+        Raises:
+            RoutingError: there is no such task.
+            TaskError: it is the last one, or rows of another task go through its adapter.
+        """
+        names = [task.name for task in self.tasks]
+        place = task_number(name, names)
+        if len(names) == 1:
+            raise TaskError("a model has at least one task", got=f"remove_task({name!r})")
+        state = find_attachment(self.base)
+        for other, route in self.routes.items():
+            node = route if state is None else state.compositions.get(route, route)
+            if other != names[place] and names[place] in [str(one) for one in adapter_names(node)]:
+                raise TaskError(
+                    f"rows of the task {other!r} go through the adapter of {name!r}",
+                    got=repr(node),
+                    try_=f"model.use({other!r}, None) first",
+                )
+        self.routes.pop(names[place], None)
+        if state is not None and names[place] in state.names:
+            if len(state.names) == 1:
+                raise TaskError("the model's only adapter", got=name, try_="hfadapt.detach(model.base)")
+            detach(self.base, names[place])
+        if names[place] in self.heads:
+            del self.heads[names[place]]
+        self._set_tasks(
+            [task for task in self.tasks if task.name != names[place]], [i for i in self.ids if i != self.ids[place]]
+        )
+
+    def tasks_of_ids(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
+        """Return the place of each row's task among ``tasks``, of ids that may have gaps.
+
+        Raises:
+            RoutingError: see `task_rows`; or an id is that of a task that was removed.
+        """
+        names = [task.name for task in self.tasks]
+        if self.ids == tuple(range(len(names))):
+            return task_rows(task_ids, names, size, device)
+        padded = [names[self.ids.index(i)] if i in self.ids else "" for i in range(self.ids[-1] + 1)]
+        rows = task_rows(task_ids, padded, size, device)
+        gone = [i for i in ((rows.uniform,) if rows.uniform is not None else rows.listed or ()) if i not in self.ids]
+        if gone:
+            allowed = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, names, strict=True))
+            raise RoutingError("the task of this id was removed", got=gone[0], allowed=allowed)
+        return rows.through([self.ids.index(i) if i in self.ids else -1 for i in range(self.ids[-1] + 1)])
+
+    def ids_of(self, places: Tensor) -> Tensor:
+        """Return the ids of tasks given by their places ``[B]``."""
+        if self.ids == tuple(range(len(self.ids))):
+            return places
+        return torch.tensor(self.ids, device=places.device)[places]
+
+    def _set_tasks(self, tasks: list[Task], ids: list[int]) -> None:
+        self.tasks, self.ids = tuple(tasks), tuple(ids)
+        self.config.tasks = [task.to_dict() for task in tasks]
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keep what trains and what is trained as it was; an adapter that comes freezes its base otherwise."""
+        trains = {id(p): p.requires_grad for p in self.base.parameters()}
+        with all_or_nothing(self.base):
+            yield
+            for parameter in self.base.parameters():
+                if id(parameter) in trains:
+                    parameter.requires_grad_(trains[id(parameter)])
+
+    def _check_new(self, task: Task, folder: Path) -> Task:
+        state = find_attachment(self.base)
+        taken = [one.name for one in self.tasks] + list(() if state is None else state.routable)
+        if task.name in taken:
+            raise TaskError(
+                f"there is a task or an adapter {task.name!r}", where=str(folder), try_="model.remove_task(name) first"
+            )
+        check_tasks([*self.tasks, task])
+        return task
+
+    def _join(self, task: Task, head: nn.Module | None) -> Task:
+        if head is not None:
+            parameter = next(self.base.parameters())
+            self.heads[task.name] = head.to(parameter.device).train(self.base.training)
+        self._set_tasks([*self.tasks, task], [*self.ids, self.ids[-1] + 1])
+        return task
+
+    def _from_tasks(self, folder: Path, name: str | None, given: Task | None) -> Task:
+        data = adapter_files.read_config(folder)
+        tensors = adapter_files.read_tensors(folder, data.get("weights_sha256"))
+        with rehearsal(folder):
+            tasks = {task.name: task for task in map(Task.from_dict, data[KEY]["tasks"])}
+        if given is not None:
+            raise TaskError("the folder knows its tasks", where=str(folder), got="task=...", try_="name=...")
+        if (name is None and len(tasks) > 1) or (name is not None and name not in tasks):
+            raise TaskError("which task of the folder?", where=str(folder), got=name, allowed=", ".join(tasks))
+        task = self._check_new(tasks[name or next(iter(tasks))], folder)
+        if data[KEY]["routes"].get(task.name) or data[KEY]["train_base"] or isinstance(task.head, OwnHead):
+            what = (
+                "a composition" if data[KEY]["routes"].get(task.name) else "a base that was trained along, or its head"
+            )
+            raise TaskError(f"the task needs {what}, which other tasks would get too", where=str(folder), got=task.name)
+        has = find_attachment(self.base) is not None
+        if has != bool(data["adapters"]) or (has and task.name not in data["adapters"]):
+            got = ", ".join(data["adapters"]) or "heads alone"
+            raise TaskError("a model has an adapter for each of its tasks, or for none", where=str(folder), got=got)
+        own = {key.removeprefix(f"heads.{task.name}."): t for key, t in tensors.items() if _starts(key, task.name)}
+        head = task.head.build(hidden_size(self.base), settle_pooling(task, self.base), task.pair)
+        assert head is not None  # OwnHead was refused
+        targets: dict[str, Any] = {key: [tensor] for key, tensor in head.state_dict(keep_vars=True).items()}
+        check_tensors(targets, own, folder)
+        if has:
+            parts = (f".adapters.{task.name}.", f"hfadapt_shared.{task.name}.", f".copies.{task.name}.")
+            mine = {key: t for key, t in tensors.items() if any(part in f".{key}" for part in parts)}
+            rest: Mapping[str, Any] = {
+                **data,
+                "adapters": {task.name: data["adapters"][task.name]},
+                "own_modules": {},
+                "fusions": [],
+                "compositions": {},
+                "active": None,
+            }
+            put_back(folder, rest, mine, self.base, whole=data)
+        fill(targets, own)
+        return self._join(task, head)
+
+    def _from_adapter(
+        self, folder: Path, name: str | None, task: Task | None, found: Any, options: ReadOptions
+    ) -> Task:
+        own = isinstance(self.tasks[0].head, OwnHead)
+        if task is None and not own:
+            raise TaskError(
+                "the folder holds an adapter, and its task needs a head",
+                where=str(folder),
+                try_="add_task(folder, task=hfadapt.Task(name, hfadapt.Classification(n))); or a model whose tasks use "
+                "the head of their base: MultiTaskModel.from_base(base, [Task(name, OwnHead())])",
+            )
+        before = attachment(self.base).names
+        if found is not None:
+            called = name or (task.name if task is not None else None)
+            load_foreign(folder, self.base, found, ReadOptions(called, options.pickle))
+        else:
+            load_adapters(folder, self.base)
+        new = [one for one in attachment(self.base).names if one not in before]
+        if len(new) != 1 or (task is not None and task.name != new[0]):
+            got, allowed = ", ".join(new), "one adapter, of the task's name"
+            raise TaskError("the folder's adapters are not one task's", where=str(folder), got=got, allowed=allowed)
+        made = Task(new[0], OwnHead()) if task is None else task
+        names = [one.name for one in self.tasks]
+        if made.name in names:
+            raise TaskError(f"there is a task {made.name!r}", where=str(folder), try_="name=...")
+        check_tasks([*self.tasks, made])
+        return self._join(made, made.head.build(hidden_size(self.base), settle_pooling(made, self.base), made.pair))
+
+
+def _starts(key: str, task: str) -> bool:
+    return key.startswith(f"heads.{task}.")
