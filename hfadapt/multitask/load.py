@@ -13,7 +13,7 @@ from ..adapters.folder_format import ReadOptions
 from ..adapters.foreign import find_format, load_foreign
 from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .model import MultiTaskModel
 from .save import KEY
 
