@@ -50,6 +50,7 @@ class Pass:
         deferred: Deltas that are left to the norm behind them, by the norm's path.
         penalised: Modules that want a term in the training loss, by path.
         loss_share: How much of that term the loss of this call holds; None where the call has no loss.
+        items: What the model was told of the labels of an optimizer step; it notices whether it was asked.
         without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
         growth: How the batch grows on its way up (``Parallel``); a routing's ids say what it grows to.
         draws: Where what runs for some rows only draws random numbers; None where torch's generator serves all.
@@ -62,6 +63,7 @@ class Pass:
     deferred: dict[str, Any] = field(default_factory=dict)
     penalised: dict[str, Any] = field(default_factory=dict)
     loss_share: Tensor | float | None = None
+    items: Any = None
     without_cache: dict[str, int] = field(default_factory=dict)
     growth: Growth | None = None
     draws: Draws | None = None

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from ..routing.routing import Routing
     from .call import Call
 
-__all__ = ["Penalised", "add_to_output", "ask_loss_term", "loss_share", "total", "warn_of_other_losses"]
+__all__ = [
+    "Noticing",
+    "Penalised",
+    "add_to_output",
+    "ask_loss_term",
+    "loss_share",
+    "notice_items",
+    "total",
+    "warn_of_other_losses",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +56,35 @@ def total(penalised: Mapping[str, Penalised]) -> Tensor | None:
     terms = [module.penalty() for module in penalised.values()]
     present = [term for term in terms if term is not None]
     return torch.stack(present).sum() if present else None
+
+
+class Noticing(Tensor):
+    """A number that notices whether anything was computed with it."""
+
+    used = False
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # its dtype and its device are not the number
+            for value in (*args, *(kwargs or {}).values()):
+                if isinstance(value, cls):
+                    value.used = True
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        return found.as_subclass(Tensor) if isinstance(found, cls) else found
+
+
+def notice_items(kwargs: dict[str, Any]) -> Noticing | None:
+    """Let a call's ``num_items_in_batch`` notice whether the model divides its loss by it; None where it has none.
+
+    Heads of older make take no notice of it and return the mean of their rows, which Trainer adds up as if they had
+    divided: a term must then be added up as they are, or its weight would depend on accumulation and processes.
+    """
+    items = kwargs.get("num_items_in_batch")
+    if not isinstance(items, Tensor) or torch.compiler.is_compiling():
+        return None
+    kwargs["num_items_in_batch"] = made = items.detach().as_subclass(Noticing)
+    return made
 
 
 def loss_share(call: Call) -> Tensor | float | None:
@@ -87,7 +125,7 @@ def add_to_output(output: Any, routing: Routing, *, training: bool) -> Any:
         training: Whether the model trains and nothing around it computes the loss: then a pass without labels is
             reported, because its penalties are in no loss.
     """
-    share, penalised = routing.state.loss_share, routing.state.penalised
+    share, items, penalised = routing.state.loss_share, routing.state.items, routing.state.penalised
     if not torch.is_grad_enabled() or (term := total(penalised)) is None:
         return output
     if share is None:
@@ -95,7 +133,7 @@ def add_to_output(output: Any, routing: Routing, *, training: bool) -> Any:
             what = getattr(next(iter(penalised.values())), "penalty_said", _UNNAMED)
             warn_of_other_losses(what[0], f"label_smoothing_factor=0, or {what[1]}")
         return output
-    term = share * term
+    term = term if items is not None and not items.used else share * term
     if isinstance(output, tuple):
         return (output[0] + term, *output[1:])
     if getattr(output, "loss", None) is not None:

@@ -24,7 +24,7 @@ from .generate import running
 from .handing_on import hand_on
 from .kv_history import check_steps, tokens_in
 from .leaf_hooks import tensor_batch_size
-from .loss_terms import add_to_output, loss_share
+from .loss_terms import add_to_output, loss_share, notice_items
 from .lost_column import check_column, check_that_something_trains, note_taken_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
@@ -138,7 +138,7 @@ class Forward:
         if routing is None and begins and module.training and not torch.compiler.is_compiling():
             check_that_something_trains(attachment.watch)
         if routing is not None and not self.path and module.training:
-            routing.state.loss_share = loss_share(call)
+            routing.state.loss_share, routing.state.items = loss_share(call), notice_items(kwargs)
             if penalised is not None:  # whoever computes the loss adds them
                 routing.state.penalised = penalised
         if routing is not None and attachment.label_counts and not self.path and kwargs.get("labels") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -184,18 +185,31 @@ def trainer(model, tmp_path, callbacks=(), **more):
 
 
 @pytest.mark.parametrize("batches", [1, 4])
-def test_accumulated_batches_count_the_penalty_once_a_step(batches, tmp_path):
-    """A plain Trainer adds up the losses of models that it tells the number of labels: each batch holds its share."""
+@pytest.mark.parametrize("divides", [False, True], ids=["adds means", "divides by items"])
+def test_accumulated_batches_leave_the_penalty_its_weight(batches, divides, tmp_path, monkeypatch):
+    """Trainer adds up what a model returns that it tells the number of labels; not every head divides by it."""
     model, _ = classifier(dtype=torch.float32)
     (head,) = hfadapt.own_modules(model, "a,b").values()
     with torch.no_grad():  # the logits say nothing of the fusion: only the penalty moves V
         head.weight.zero_()
     head.requires_grad_(False)
+    if divides:
+        stock = type(model).forward
+
+        @functools.wraps(stock)
+        def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+            output = stock(self, *args, labels=labels, **kwargs)
+            if num_items_in_batch is not None:
+                output["loss"] = output.loss * len(labels) / num_items_in_batch.to(output.loss.device)
+            return output
+
+        monkeypatch.setattr(type(model), "forward", forward)
     (layer, *_) = fusion_layers(model).values()
     before = layer.value_weight.detach().clone()
     options = {"per_device_train_batch_size": 8 // batches, "gradient_accumulation_steps": batches}
     trainer(model, tmp_path, max_steps=1, **options).train()
-    want = before - 0.05 * 2 * 0.01 * (before - torch.eye(len(before)))
+    counted = 1 if divides else batches  # as often as the loss itself
+    want = before - counted * 0.05 * 2 * 0.01 * (before - torch.eye(len(before)))
     torch.testing.assert_close(layer.value_weight.detach(), want, rtol=1e-6, atol=1e-8)
 
 

@@ -1,0 +1,86 @@
+"""Started by torchrun, or alone: two steps of every family of methods, mixed in a batch; writes how each ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+import hfadapt
+from hfadapt import plugins
+from hfadapt.testing.conformance import randomize
+from hfadapt.testing.regularizers import tiny_batch, tiny_classifier
+from hfadapt.training import IdleTaskGuard
+
+NAMES = ("a", "b", "c")
+# Rows of two steps of two accumulated batches, four rows each: b is missing on one rank, or everywhere; c is nobody's.
+TASKS = (0, 1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0)
+# These drop by default; masks are drawn for the rows of a process.
+DROPPING = ("pal", "top_attention", "top_ffn", "top_layer")
+FAMILIES = {
+    **{
+        name: {"method": {"method": name, **({"dropout": 0.0} if name in DROPPING else {})}}
+        for name in plugins.methods()
+        if name != "fusion"
+    },
+    "fused": {"method": "bottleneck", "fused": True},
+    "one task a batch": {"method": {"method": "pal", "dropout": 0.0}, "tasks": (0,) * 8 + (1,) * 8},
+    "dropped": {"method": "mam", "drop": True},
+}
+
+
+class Killed(TrainerCallback):
+    """The second process is killed behind its first step, as by a machine that has no memory left."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(folder: Path, rows_a_process: int, family: dict[str, Any], *more: Any) -> dict[str, torch.Tensor]:
+    """Train in float64 without dropout, whose masks differ between layouts."""
+    set_seed(0)
+    model: Any = tiny_classifier(None, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    hfadapt.attach(model, family["method"], names=NAMES, seed=0)
+    randomize(model)
+    if family.get("fused"):
+        hfadapt.add_fusion(model, NAMES[:2])
+    model.double()
+    batch = {key: value for key, value in tiny_batch(16).items() if key != "task_ids"}
+    rows: Any = [{key: value[row] for key, value in batch.items()} for row in range(16)]
+    if not family.get("fused"):
+        for row, task in zip(rows, family.get("tasks", TASKS), strict=True):
+            row["task_ids"] = torch.tensor(task)
+    args = TrainingArguments(
+        str(folder),
+        max_steps=2,
+        per_device_train_batch_size=rows_a_process,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        max_grad_norm=0.1,
+        train_sampling_strategy="sequential",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        ddp_find_unused_parameters=False,
+    )
+    drop = [hfadapt.RobustAdapterDrop()] if family.get("drop") else []
+    trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[IdleTaskGuard(), *drop, *more])
+    trainer.train()
+    return {key: p.detach() for key, p in model.named_parameters() if p.requires_grad}
+
+
+if __name__ == "__main__":
+    place, processes = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1"))
+    if sys.argv[2:] == ["killed"]:
+        train(place, 2, FAMILIES["lora"], Killed())
+    found = {name: train(place, 4 // processes, family) for name, family in FAMILIES.items()}
+    torch.save(found, place / f"{processes}-{os.environ.get('RANK', '0')}.pt")
