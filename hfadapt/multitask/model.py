@@ -375,7 +375,7 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
     ) -> None:
         """Write adapters, heads and what was trained of the base; see ``multitask/save.py``."""
         if is_main_process:
-            save_multi_task(self, save_directory, state_dict)
+            save_multi_task(self, save_directory, state_dict, push=bool(kwargs.get("push_to_hub")))
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load a full state dict, or the weights of a saved folder, which hold no frozen base weight.

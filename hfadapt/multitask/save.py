@@ -25,6 +25,7 @@ from ..adapters.folder_config import is_marked
 from ..adapters.occupied import refuse_foreign
 from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
+from ..errors import CheckpointError
 from .task import Task
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def apply(model: Saved, tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def save_multi_task(
-    model: Saved, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    model: Saved,
+    folder: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor] | None = None,
+    push: bool = False,
 ) -> None:
     """Write the folder, atomically.
 
@@ -117,10 +121,19 @@ def save_multi_task(
         folder: Made if it is missing; other files in it stay, but for Trainer's state of the weights that are replaced
             in a folder ``checkpoint-N``.
         state_dict: Weights to write in place of the model's, by the model's own names (gathered from shards).
+        push: Whether the folder was to be uploaded too, which is refused.
 
     Raises:
-        CheckpointError: the files cannot be written, or the folder holds a model or an adapter of another library's.
+        CheckpointError: the files cannot be written, the folder holds a model or an adapter of another library's, or it
+            was to be uploaded.
     """
+    if push:
+        raise CheckpointError(
+            "save_pretrained writes a folder and uploads none",
+            where=str(folder),
+            got="push_to_hub=True",
+            try_="model.push_to_hub(repo_id), which saves and uploads",
+        )
     if model.ids != tuple(range(len(model.ids))):
         shown = ", ".join(f"{task.name}: {i}" for i, task in zip(model.ids, model.tasks, strict=True))
         logger.warning("the folder counts its tasks from 0, and the model's ids have gaps (%s)", shown)

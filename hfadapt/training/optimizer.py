@@ -44,9 +44,17 @@ def task_optimizer(
 
     Raises:
         TaskError: no task has such a name, or it has nothing that trains.
-        ConfigError: a number is out of range, tasks with different values share a parameter, or the optimizer does not
-            take groups of its own.
+        ConfigError: ``args`` are no training arguments, a number is out of range, tasks with different values share a
+            parameter, or the optimizer does not take groups of its own.
     """
+    if not isinstance(args, TrainingArguments):
+        raise ConfigError(
+            "no training arguments",
+            where="task_optimizer",
+            got=type(args).__name__,
+            allowed="TrainingArguments",
+            try_="those that Trainer gets",
+        )
     rates, decays = dict(learning_rates or {}), dict(weight_decays or {})
     for name, values in (("learning_rates", rates), ("weight_decays", decays)):
         for task, value in values.items():

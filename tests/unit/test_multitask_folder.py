@@ -107,6 +107,12 @@ def test_transformers_without_hfadapt_refuses_the_folder(saved):
     assert done.returncode != 0 and "hfadapt" in done.stderr
 
 
+def test_saving_does_not_say_that_it_uploads(tmp_path):
+    with pytest.raises(CheckpointError, match=r"try: model.push_to_hub\(repo_id\)"):
+        toy_model(toy_tasks()).save_pretrained(tmp_path / "new", push_to_hub=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_base_without_a_name_is_asked_for_and_never_made_up(tmp_path):
     model = toy_model(toy_tasks())
     model.save_pretrained(tmp_path)

@@ -96,6 +96,8 @@ def test_what_does_not_fit_is_refused(args):
         hfadapt.task_optimizer(model, args, learning_rates={FIRST: -1e-3})
     with pytest.raises(ConfigError, match="weight_decays"):
         hfadapt.task_optimizer(model, args, weight_decays={FIRST: float("nan")})
+    with pytest.raises(ConfigError, match="got: dict; allowed: TrainingArguments"):
+        hfadapt.task_optimizer(model, {"learning_rate": 1e-3})
     with pytest.raises(ConfigError, match="head_learning_rate"):
         hfadapt.task_optimizer(model, args, head_learning_rate=0)
     for parameter in model.parameters():
