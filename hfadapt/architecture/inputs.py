@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError
+from .companions import add_companions, patches, series
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ __all__ = ["candidate_inputs", "example_inputs", "special_tokens"]
 # Different lengths, so that encoder states can never be taken for the decoder's own.
 TOKENS = 7
 DECODER_TOKENS = 5
-SAMPLES = 8000
+SAMPLES = 7680  # many downsampling rates divide it
 CHOICES = 2
 _VIDEO_FRAMES = ("num_frames", "tubelet_frames", "frames_per_clip")
 # Heads of encoder-decoders that make the decoder's input from the encoder's.
@@ -84,11 +85,14 @@ def candidate_inputs(model: nn.Module, rows: int = 1) -> Iterator[dict[str, Any]
         if not given:
             continue
         if decodes:
-            given["decoder_input_ids"] = maker.tokens(DECODER_TOKENS, decoder=True)
+            books = getattr(getattr(config, "decoder_config", None), "num_channels", None)
+            words = [maker.tokens(DECODER_TOKENS, decoder=True) for _ in range(books or 1)]
+            given["decoder_input_ids"] = words[0] if books is None else torch.stack(words, -1)
         if getattr(config, "add_cross_attention", False) and "encoder_hidden_states" in names:
             width = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
             given["encoder_hidden_states"] = maker.noise(TOKENS - 1, width)
-        yield {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in given.items()}
+        for whole in add_companions(model, given, rows, stream):
+            yield {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in whole.items()}
 
 
 def _sources(model: nn.Module, config: Any, names: set[str], maker: _Maker) -> Iterator[dict[str, Tensor]]:
@@ -116,8 +120,32 @@ def _sources(model: nn.Module, config: Any, names: set[str], maker: _Maker) -> I
                 yield {**text, name: value}
     if text and not optional and (seen or heard):
         yield text
+    yield from _of_other_kinds(config, names, maker)
     yield from _own_examples(model, maker.rows)
     yield from _by_name(model, names, maker)
+
+
+def _of_other_kinds(config: Any, names: set[str], maker: _Maker) -> Iterator[dict[str, Tensor]]:
+    """Yield patches with a grid, time series, latents, spectrograms beside samples, and words of several codebooks."""
+    if names & {"grid_thw", "image_grid_thw", "spatial_shapes", "pixel_position_ids", "target_sizes"}:
+        name = "pixel_values" if "pixel_values" in names else "hidden_states"
+        text = {"input_ids": maker.tokens(TOKENS)} if "input_ids" in names else {}
+        for value in patches(_vision_config(config), maker.rows, maker.stream):
+            yield {**text, name: value if "grid_thw" in str(names) else value.unflatten(0, (maker.rows, -1))}
+    if "past_values" in names:
+        yield from ({"past_values": value} for value in series(config, maker.rows, maker.stream))
+    if "latents" in names:
+        yield {"latents": maker.noise(int(getattr(config, "hidden_size", 32)), TOKENS)}
+    if {"input_features", "input_values"} <= names:
+        for spectrogram in maker.sounds("input_features"):
+            yield {"input_features": spectrogram, "input_values": maker.noise(1, SAMPLES)}
+    if "audio_mel" in names:
+        heard = maker.noise(TOKENS**2, _first(config, ("input_feat_size",), 128))
+        yield {"audio_mel": heard, "audio_mel_mask": torch.zeros(heard.shape[:2], dtype=torch.bool)}
+    books = _first(config, ("num_codebooks",), _first(_text_config(config), ("num_codebooks",), 0))
+    if books and "input_ids" in names:
+        for count in (books, books + 1):
+            yield {"input_ids": torch.stack([maker.tokens(TOKENS) for _ in range(count)], -1)}
 
 
 def _own_examples(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
@@ -185,11 +213,13 @@ class _Maker:
         """Images ``[B, C, H, W]``, or frames ``[B, F, C, H, W]`` where the config counts them."""
         vision = _vision_config(self.config)
         channels = _first(vision, ("num_channels", "in_channels", "in_chans"), 3)
-        height, width = _size(_first(vision, ("image_size", "img_size", "input_size"), 224))
+        height, width = _size(_first(vision, ("image_size", "img_size", "input_size", "max_img_size"), 224))
         frames = next((n for key in _VIDEO_FRAMES if isinstance(n := getattr(vision, key, None), int)), None)
         if frames is not None:
             yield self.noise(frames, channels, height, width)
         yield self.noise(channels, height, width)
+        if frames is None:  # two images to compare, and any other number of them a row
+            yield self.noise(2, channels, height, width)
 
     def videos(self, name: str) -> Iterator[Tensor]:
         """Frames ``[B, F, C, H, W]``."""
@@ -200,19 +230,31 @@ class _Maker:
 
     def sounds(self, name: str) -> Iterator[Tensor]:
         """Spectrograms ``[B, bins, frames]`` and the other way round, or samples ``[B, S]``."""
-        audio = next((c for key in ("audio_config", "audio_encoder", "speech_config")
+        audio = next((c for key in ("audio_config", "audio_encoder", "speech_config", "encoder_config")
                       if hasattr(c := getattr(self.config, key, None), "model_type")), self.config)  # fmt: skip
         bins = _first(
-            audio, ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "num_melspec_bins"), 80
+            audio,
+            (
+                "num_mel_bins",
+                "feature_size",
+                "input_feat_per_channel",
+                "feature_projection_input_dim",
+                "input_dim",
+                "num_melspec_bins",
+            ),
+            80,
         )
         positions = getattr(audio, "max_source_positions", None)
         frames = 2 * positions if isinstance(positions, int) else _first(audio, ("max_length", "spec_size"), 64)
+        frames = 2 * audio.n_window if isinstance(getattr(audio, "n_window", None), int) else frames
         if name != "input_features":
             yield self.noise(SAMPLES)
             yield self.noise(1, SAMPLES)
         yield self.noise(bins, frames)
         yield self.noise(frames, bins)
         yield self.noise(1, frames, bins)
+        if not hasattr(audio, "num_mel_bins"):
+            yield self.noise(frames, 128)
 
 
 def _text_config(config: Any) -> Any:
