@@ -35,6 +35,7 @@ README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
 BENCHMARKS = ROOT / "benchmarks"
 OPS = BENCHMARKS / "ops" / "ops.json"
+SWEEP = BENCHMARKS / "sweep" / "results.json"
 EXAMPLE = BENCHMARKS / "example" / "output.json"
 KERNELS = ROOT / "kernels" / "hfadapt_kernels"
 PLOTS = ("learning_curves.png", "sampling.png", "parameters.png")
@@ -46,6 +47,7 @@ def generated() -> dict[str, str]:
         "example": _printed(json.loads(EXAMPLE.read_text("utf-8"))),
         "results": _five_rows(RunResult.read(BENCHMARKS / "demo-full")),
         "kernels": _extremes(json.loads(OPS.read_text("utf-8"))),
+        "types": _types(json.loads(SWEEP.read_text("utf-8"))),
         "methods": _families(),
     }
 
@@ -109,6 +111,18 @@ def _extremes(result: dict[str, Any]) -> str:
     return _wrapped(
         f"**Kernels** are at least as fast as their rivals in {ahead} of [{len(rows)} comparisons]"
         f"(benchmarks/README.md): best {best}, worst {worst}; {where}."
+    )
+
+
+def _types(result: dict[str, Any]) -> str:
+    """How many types of transformers' run stock, and on how many of these LoRA does all that it promises."""
+    tried = [one["methods"]["lora"] for one in result["types"].values() if "lora" in one.get("methods", {})]
+    whole = sum(one["verdict"] == "ok" for one in tried)
+    alone = sum(one["verdict"] == "one adapter a batch" for one in tried)
+    return _wrapped(
+        f"**Models**: of the {len(result['types'])} types of transformers {result['transformers']}, {len(tried)} can "
+        f"be built tiny and run stock. On {whole} of these LoRA attaches, mixes rows, trains, saves and loads, and on "
+        f"{alone} more all but mixes rows; [the others are refused, and why](benchmarks/sweep/README.md)."
     )
 
 

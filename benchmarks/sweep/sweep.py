@@ -1,7 +1,8 @@
 """Every model type of the transformers that is installed, built tiny, with every method: what holds and what does not.
 
 ``make sweep`` runs it, an hour on two cores. It goes on where it was stopped: what is known of this release of
-transformers is read from ``results.json``, and ``--again`` forgets it. The page beside it is made of those results.
+transformers is read from ``results.json``; ``--retry`` forgets what could not be built or run, ``--again`` all. The
+page beside it is made of those results.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ def sweep(model_type: str, methods: Iterable[str]) -> dict[str, Any]:
     try:
         model = tiny_of_type(model_type)
     except CannotBuild as error:
-        return {"stock": "cannot be built tiny", "reason": str(error)[:300]}
+        return {"stock": "cannot be built tiny", "reason": _short(str(error))}
     try:
         inputs = stock_inputs(model)
     except ArchitectureError as error:
-        return {"stock": "does not run on made-up inputs", "reason": str(error)[:300]}
+        return {"stock": "does not run on made-up inputs", "reason": _short(str(error), 400)}
     found = {name: try_method(model, inputs, METHODS[name]()).to_dict() for name in methods}
+    for verdict in found.values():
+        verdict.update({"reason": _short(verdict["reason"], 400)} if "reason" in verdict else {})
     return {"stock": "runs", "inputs": {key: list(value.shape) for key, value in inputs.items()}, "methods": found}
 
 
@@ -63,14 +66,20 @@ def page(results: dict[str, Any]) -> str:
         "saved, loaded and detached; *one adapter a batch* says that all holds but the mixed batch, whose rows cannot "
         "be told apart somewhere in the model, which is then an error.",
         "",
-        "| method | ok | one adapter a batch | refused | wrong | crash |",
-        "|---|---|---|---|---|---|",
+        "| method | tried | ok | one adapter a batch | refused | wrong | crash |",
+        "|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
         count = Counter(one["methods"][method]["verdict"] for one in runs.values() if method in one["methods"])
         cells = " | ".join(str(count[verdict]) for verdict in (*GOOD, "refused", "wrong", "crash"))
-        lines.append(f"| {method} | {cells} |")
-    lines += ["", "| type | " + " | ".join(METHODS) + " | reason |", "|---|" + "---|" * (len(METHODS) + 1)]
+        lines.append(f"| {method} | {count.total()} | {cells} |")
+    lines += [
+        "",
+        "An empty cell was not tried.",
+        "",
+        "| type | " + " | ".join(METHODS) + " | reason |",
+        "|---|" + "---|" * (len(METHODS) + 1),
+    ]
     marks = {"ok": "yes", "one adapter a batch": "one", "refused": "-", "wrong": "WRONG", "crash": "CRASH"}
     for name, one in runs.items():
         verdicts = [one["methods"].get(method, {}) for method in METHODS]
@@ -93,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--retry", action="store_true", help="forget what could not be built or run")
     parser.add_argument("--again", action="store_true", help="forget what is known")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
@@ -107,6 +117,8 @@ def main() -> None:
         known = json.loads(file.read_text("utf-8"))
         if known["transformers"] == results["transformers"]:
             results = known
+    if options.retry:
+        results["types"] = {name: one for name, one in results["types"].items() if one["stock"] == "runs"}
     for model_type in options.types or model_types():
         known = results["types"].get(model_type, {})
         missing = [m for m in options.methods if m not in known.get("methods", {})]

@@ -149,6 +149,7 @@ def attach(
                 raise AttachError("the method changes nothing in this model", where=found.name, got=config)
             for place in places:
                 check_place(place, found.name)
+                _check_backward(model, place)
         trains_head = freeze_base if train_head is None else train_head
         heads, modules = _to_copy(model, trains_head, modules_to_save)
         with _seeded(seed):
@@ -193,6 +194,23 @@ def _check_model(model: PreTrainedModel) -> None:
             got=type(model).__name__,
             allowed="a PreTrainedModel, or any nn.Module with an attribute config",
         )
+
+
+def _check_backward(model: nn.Module, place: Place) -> None:
+    """Raise where a module back-propagates by running again what is in it, outside the call that says which adapter.
+
+    Such a layer (Reformer's) hands on no gradient to a delta in it, and says nothing of it.
+    """
+    module = model
+    for name in place.site.leaf.split("."):
+        module = module.get_submodule(name)
+        if callable(getattr(module, "backward_pass", None)):
+            raise AttachError(
+                "a layer runs again in back-propagation by itself, where an adapter in it gets no gradient",
+                where=place.site.leaf,
+                got=f"{type(module).__name__}.backward_pass",
+                try_="target_modules outside these layers, heads on the frozen model, or another model",
+            )
 
 
 def _method(config: MethodConfig) -> Method:

@@ -250,6 +250,8 @@ def _bring_in_line(config: Any, strength: int) -> None:
         config.num_hidden_layers = own["H_cycles"] * (own["L_cycles"] + 1)
     if isinstance(own.get("patch_dim"), int):
         config.patch_dim = own.get("num_channels", 3) * own["patch_size"] ** 2
+    if own.get("axial_pos_embds"):  # in training their shape gives the number of tokens
+        config.axial_pos_embds = False
     if "num_feat_extract_layers" in own:
         config.num_feat_extract_layers = len(own["conv_dim"])
     if "embed_dim_per_stage" in own:

@@ -12,10 +12,11 @@ ONE_ADAPTER = ("wav2vec2-conformer",)
 
 TYPES = (
     # text: encoders, decoders, both; attention of many kinds
-    "canine", "deberta", "fnet", "gemma3_text", "ibert", "longformer", "squeezebert", "xlnet",
+    "canine", "deberta", "fnet", "gemma3_text", "ibert", "longformer", "mobilebert", "squeezebert", "xlnet",
     "falcon", "fsmt", "glm4", "granite", "gpt_neox", "phi3", "led", "umt5",
     # mixtures of experts, low-rank attention, state spaces and hybrids
-    "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen3_moe", "falcon_mamba", "lfm2", "qwen3_next",
+    "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen3_moe",
+    "falcon_mamba", "jamba", "lfm2", "mamba2", "qwen3_next", "rwkv",
     # images, sound, and both beside text
     "beit", "convnext", "dinov2", "segformer", "swin", "videomae",
     "audio-spectrogram-transformer", "hubert", "wav2vec2-conformer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ def targets_by_name(
         else:
             hits = [path for path, _ in (*leaves, *tables) if matches(path, name)]
         hits = [path for path in hits if chosen is None or path in chosen]
+        if not leaves:
+            raise _no_linears(model, where)
         if not hits:
             raise _no_match(name, where, arch, [path for path, _ in leaves], config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
@@ -147,6 +150,17 @@ def _no_match(name: str, where: str, arch: ArchitectureMap, paths: Sequence[str]
         else None,
         allowed=f"linear modules {shown}; a regular expression for whole paths; {ALL!r}" if modules else "no linears",
         try_=f"{near} {_ways_out(arch)}".strip() if arch.unmapped else near or f"target_modules={ALL!r}",
+    )
+
+
+def _no_linears(model: nn.Module, where: str) -> AttachError:
+    kinds = Counter(type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+    return AttachError(
+        "the model has no linears, and updates of low rank are for linears",
+        where=where,
+        got=", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)),
+        allowed="a model with linears; convolutions and embeddings take no LoRA here",
+        try_="heads on the frozen model (hfadapt.MultiTaskModel), or modules_to_save for the last blocks",
     )
 
 
