@@ -246,7 +246,8 @@ class _Maker:
         )
         positions = getattr(audio, "max_source_positions", None)
         frames = 2 * positions if isinstance(positions, int) else _first(audio, ("max_length", "spec_size"), 64)
-        frames = 2 * audio.n_window if isinstance(getattr(audio, "n_window", None), int) else frames
+        window = getattr(audio, "n_window", None)
+        frames = 2 * window if isinstance(window, int) else frames
         if name != "input_features":
             yield self.noise(SAMPLES)
             yield self.noise(1, SAMPLES)
