@@ -140,6 +140,8 @@ def _chosen_layers(config: MethodConfig, arch: ArchitectureMap, sites: list[Site
 def _no_match(name: str, where: str, arch: ArchitectureMap, paths: Sequence[str], config: MethodConfig) -> AttachError:
     modules = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     near = did_you_mean(name, [*modules, ALL])
+    if name == ALL and config.layers == "all":
+        near = f"names of modules: every linear is in what makes the output, which {ALL!r} leaves out."
     shown = ", ".join(modules[:_SHOWN]) + (", ..." if len(modules) > _SHOWN else "")
     hint = f" in layers={config.layers!r}" if config.layers != "all" else ""
     return AttachError(
