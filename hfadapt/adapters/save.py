@@ -223,9 +223,11 @@ def require_loadable(
 
     Raises:
         CheckpointError: other parameters of the base train; or an adapter holds NaN or Inf, which nothing reads again.
-        AttachError: nothing is attached, or an adapter is unknown.
+        AttachError: nothing is attached, an adapter is unknown, or a module that it sits on was replaced.
     """
-    for name in _chosen(model, names):
+    chosen = _chosen(model, names)
+    require_intact(attachment(model), chosen)
+    for name in chosen:
         require_finite(parameters_of(model, name), f"{folder}, adapter {name!r}")
     written = tuple(f"{path}." for path in besides)
     trained = [key for key in trained_base(model) if not key.startswith(written)]
