@@ -19,7 +19,7 @@ BASES = {
     "bert": ("sequence-classification", "word_embeddings", "query"),
     "gpt2": ("causal-lm", "wte", "c_attn"),
     "llama": ("causal-lm", "embed_tokens", "q_proj"),
-    "t5": ("seq2seq-lm", "shared", "q"),
+    "t5": ("seq2seq-lm", "embed_tokens", "q"),
 }
 
 
@@ -168,3 +168,12 @@ def test_parameters_of_experts_are_refused_by_name(tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "target_parameters": ["experts.gate_up_proj"]}))
     with pytest.raises(CheckpointError, match=r"target_parameters.*merge"):
         hfadapt.load(tmp_path, base())
+
+
+def test_a_lora_of_a_table_that_t5_never_looks_into_is_refused_though_peft_takes_it(tmp_path):
+    theirs = write(tmp_path, "t5", target_modules=["shared"])
+    assert torch.equal(logits(theirs, "t5"), logits(base("t5"), "t5"))  # peft's runs nowhere
+    mine = base("t5")
+    with pytest.raises(AttachError, match="would never run.*shared"):
+        hfadapt.load(tmp_path, mine)
+    assert not any("lora" in name for name, _ in mine.named_parameters())
