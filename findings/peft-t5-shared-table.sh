@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration
 
 torch.manual_seed(0)
-config = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0, decoder_start_token_id=0)
+sizes = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+config = T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)
 base = T5ForConditionalGeneration(config).eval()
 rows = {"input_ids": torch.tensor([[5, 9, 7, 1]]), "labels": torch.tensor([[6, 8, 1]])}
 with torch.no_grad():
