@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import signal
 import time
 import warnings
@@ -93,7 +94,9 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _short(text: str, most: int = 220) -> str:
-    text = " ".join(text.replace("|", "/").split())
+    """An error's text without the folders of the machine that it was raised on."""
+    text = re.sub(r"/\S*/site-packages/", "", " ".join(text.split()))
+    text = re.sub(r"(?<![\w.:/])/(?:[\w.+-]+/)+", "", text).replace("|", "/")
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

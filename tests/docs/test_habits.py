@@ -86,3 +86,13 @@ def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["version"] == hfadapt.__version__
     assert citation["license"] == pyproject()["project"]["license"]
+
+
+def test_what_was_measured_names_no_folder_of_the_machine_that_measured():
+    files = [path for path in (ROOT / "benchmarks").rglob("*") if path.suffix in (".json", ".md")]
+    named = [
+        path.name
+        for path in files
+        if re.search(r"/site-packages/|(?<![\w.])/(?:home|root|tmp)/", path.read_text("utf-8"))
+    ]
+    assert files and not named
