@@ -109,11 +109,12 @@ def check_that_something_trains(watch: Watched | None) -> None:
 def _trainers_among_callers(methods: Collection[str]) -> Iterator[tuple[FrameType, Any]]:
     """Yield the frames of a Trainer's methods of these names, innermost first, and the Trainer."""
     module = sys.modules.get("transformers.trainer")
+    kind: Any = () if module is None else module.Trainer  # nothing is an instance of no class
     frame = None if module is None else sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name in methods:
             trainer = frame.f_locals.get("self")
-            if trainer is not None and isinstance(trainer, module.Trainer):  # type: ignore[union-attr]
+            if trainer is not None and isinstance(trainer, kind):
                 yield frame, trainer
         frame = frame.f_back
 

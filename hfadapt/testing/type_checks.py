@@ -112,7 +112,7 @@ def _check(model: Any, adapted: Any, inputs: Mapping[str, Any], handle: Any) -> 
     adapted.zero_grad()
     try:
         _backward(adapted, inputs, task_ids="one")
-    except Exception:
+    except Exception:  # of any kind, and raised again where the stock model has no part in it
         if _trains(model, inputs):
             raise
         _backward(adapted.train(), inputs, task_ids="one")

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 
 import hfadapt
 from hfadapt.errors import AttachError, RoutingError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
-
-trl = pytest.importorskip("trl")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, about themselves
 

@@ -37,7 +37,7 @@ class BehindDelta(Delta):
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         """It has none."""
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:  # type: ignore[override]
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the positions, int64 ``[B, T]``.
 
         Raises:
@@ -71,7 +71,7 @@ class UntypedDelta(Delta):
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         """It has none."""
 
-    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:  # type: ignore[override]
+    def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the token types, int64 ``[B, T]``."""
         if rows.batch.uniform:
             return torch.zeros_like(value)
