@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .architecture.probe import probe as probe
     from .data import MixingStrategy as MixingStrategy
     from .errors import HFAdaptError as HFAdaptError
+    from .inference.engine import Engine as Engine
     from .method import Capabilities as Capabilities
     from .method import Delta as Delta
     from .method import Method as Method
@@ -90,6 +91,7 @@ _NAMES = {
     "Capabilities": "method",
     "Classification": "multitask.heads",
     "Delta": "method",
+    "Engine": "inference.engine",
     "EpochSync": "training",
     "Fuse": "routing",
     "HFAdaptConfig": "adapters.folder_config",

@@ -22,6 +22,7 @@ from .base_model import load_base
 from .files import check_digest, read_config, read_tensors
 from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
+from .renaming import renamed
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .saved_tensors import check_tensors, fill
 
@@ -51,7 +52,11 @@ def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
 
 
 def load_adapters(
-    folder: str | os.PathLike[str], model: PreTrainedModel | None = None, *, strict: bool = True
+    folder: str | os.PathLike[str],
+    model: PreTrainedModel | None = None,
+    *,
+    strict: bool = True,
+    name: str | None = None,
 ) -> PreTrainedModel:
     """Put the adapters of an adapter folder on a base.
 
@@ -75,7 +80,13 @@ def load_adapters(
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
-    put_back(folder, data, tensors, model, strict=strict)
+    described: Mapping[str, Any] = data
+    if name is not None:
+        if len(data["adapters"]) != 1:
+            got = ", ".join(data["adapters"])
+            raise CheckpointError("which of the folder's adapters has that name?", where=str(folder), got=got)
+        described, tensors = renamed(data, tensors, next(iter(data["adapters"])), name)
+    put_back(folder, described, tensors, model, strict=strict, whole=data)
     return model.eval()
 
 

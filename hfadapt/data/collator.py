@@ -84,10 +84,13 @@ class MultiTaskCollator:
                 return token
         return 0
 
+    def width_for(self, longest: int) -> int:
+        """Return the width of a batch whose longest text has so many tokens."""
+        step = self.pad_to_multiple_of or 1
+        return -(-longest // step) * step
+
     def _pad(self, rows: list[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
-        width = max(map(len, rows))
-        if self.pad_to_multiple_of:
-            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        width = self.width_for(max(map(len, rows)))
         ids = np.full((len(rows), width), value, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         left = self._known().padding_side == "left"

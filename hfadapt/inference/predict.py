@@ -1,10 +1,9 @@
-"""Predictions with a saved adapter: texts of several tasks in one batch, one forward."""
+"""Predictions of a model with several tasks: texts of all of them in one batch, one forward."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,9 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, did_you_mean
 from ..errors.names import names_of
 from ..multitask.heads import IGNORE
-from .answers import ANSWERED, answer_of, columns_of
+from .answers import answer_of, columns_of, readable
+from .proof import Outputs
+from .writing import prompt_of, write, writes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from ..multitask.model import MultiTaskModel
     from ..multitask.task import Task
 
-__all__ = ["Prediction", "Predictor", "takes_pairs", "to_dict"]
+__all__ = ["Prediction", "Predictor", "Request", "takes_pairs", "to_dict"]
+
+Run = Callable[[Sequence[dict[str, Any]]], Outputs]
+"""Runs tokenised rows in one batch."""
+
+#: A text longer than this is a mistake: no model reads a tenth of it.
+MAX_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,11 @@ class Prediction:
         text: As given; the question of a span task.
         text_pair: The second text of a pair; the context of a span task.
         label: Name or number of the class, list of them for several labels, the value of a regression, a
-            ``(word, label)`` a word for token classification, the answer's text for a span (empty: no answer).
+            ``(word, label)`` a word for token classification, the answer's text for a span (empty: no answer), what
+            the base wrote where it writes.
         score: Probability of the class; ``None`` where there is none.
+        scores: Probability of every class, by name or number; ``None`` where there are none.
+        span: First character of a span in ``text_pair`` and the one behind its last; ``None`` for no answer.
     """
 
     task: str
@@ -46,6 +56,27 @@ class Prediction:
     text_pair: str | None
     label: Any
     score: float | None = None
+    scores: dict[str, float] | None = None
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to answer.
+
+    Args:
+        task: As the model has it.
+        reader: The same with a head that says how its answer is read; None where the base writes it.
+        text: As given.
+        pair: The second text.
+        rows: Tokenised; one for each window of a long context. ``task_ids`` of a row is the task's place.
+    """
+
+    task: Task
+    reader: Task | None
+    text: str
+    pair: str | None
+    rows: list[dict[str, Any]]
 
 
 class Predictor:
@@ -54,13 +85,31 @@ class Predictor:
     Args:
         model: The model; it is put into evaluation mode.
         tokenizer: Of its base.
+        max_characters: The longest text that is read at all; what fits no model is cut by the tokenizer.
+        max_new_tokens: How many tokens a base that writes may write.
     """
 
-    def __init__(self, model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_characters: int = MAX_CHARACTERS,
+        max_new_tokens: int = 64,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.tasks: tuple[Task, ...] = model.tasks
-        self._collator = MultiTaskCollator([task.head.label_place for task in self.tasks], tokenizer)
+        self.max_characters = max_characters
+        self.max_new_tokens = max_new_tokens
+        config = getattr(getattr(model, "base", None), "config", None)
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        self._limit = min(int(tokenizer.model_max_length), int(positions or 1 << 30))
+        self._runs: tuple[Run, Run] = (self._forward, self._write)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of the model."""
+        return self.model.tasks
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Predictor:
@@ -68,8 +117,7 @@ class Predictor:
         from ..multitask.model import MultiTaskModel
 
         model = MultiTaskModel.from_pretrained(folder)
-        has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
-        return cls(model, load_tokenizer(folder if has_tokenizer else model.base.config._name_or_path))
+        return cls(model, tokenizer_of(folder, model))
 
     def predict(
         self,
@@ -88,27 +136,16 @@ class Predictor:
             batch_size: Rows a forward.
 
         Raises:
-            DataError: an unknown task, lists of different lengths, a pair task without pairs, or a task whose answer
-                only its model can read (``OwnHead``).
+            DataError: an unknown task, lists of different lengths, what is no text, a text that is too long, a pair
+                task without pairs, or a task whose answer only its model can read.
         """
-        texts, tasks, pairs = names_of(texts), names_of(tasks), (pairs,) if isinstance(pairs, str) else pairs
-        if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
-            got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
-            raise DataError("one task, and for pairs one second text, for each text", got=got)
-        names = [task.name for task in self.tasks]
-        indices = [self._task(name, names) for name in tasks]
-        given = list(zip(texts, [None] * len(texts) if pairs is None else pairs, indices, strict=True))
-        # A long context of a span task is read in windows, each a row of its own.
-        tables = [self._rows(*one) for one in given]
-        rows = [row for table in tables for row in table]
-        outputs = (out for start in range(0, len(rows), batch_size) for out in self._forward(rows[start:][:batch_size]))
-        found: list[Prediction] = []
-        for (text, pair, index), table in zip(given, tables, strict=True):
-            task = self.tasks[index]
-            logits, labels = map(_padded, zip(*itertools.islice(outputs, len(table)), strict=True))
-            label, score = answer_of(task, logits, labels, text, pair, self.tokenizer)
-            found.append(Prediction(task.name, text, pair, label, score))
-        return found
+        requests = self._requests(texts, tasks, pairs)
+
+        def batches(rows: list[dict[str, Any]], text: bool) -> Iterator[tuple[Run, list[int]]]:
+            for start in range(0, len(rows), batch_size):
+                yield self._runs[text], list(range(start, min(start + batch_size, len(rows))))
+
+        return self._answers(requests, self._outputs(requests, batches))
 
     def predict_all(
         self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
@@ -117,33 +154,129 @@ class Predictor:
         chosen = names_of(tasks or [task.name for task in self.tasks])
         return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
 
-    def _task(self, name: str, names: list[str]) -> int:
-        if name not in names:
-            raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
-        return names.index(name)
+    def _requests(
+        self, texts: str | Sequence[str], tasks: str | Sequence[str], pairs: str | Sequence[str | None] | None
+    ) -> list[Request]:
+        """Return checked and tokenised texts; see `predict`."""
+        texts, tasks, pairs = names_of(texts), names_of(tasks), (pairs,) if isinstance(pairs, str) else pairs
+        if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
+            got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
+            raise DataError("one task, and for pairs one second text, for each text", got=got)
+        known = self.tasks
+        places = {task.name: place for place, task in enumerate(known)}
+        seconds = [None] * len(texts) if pairs is None else pairs
+        found = []
+        for number, (text, name, pair) in enumerate(zip(texts, tasks, seconds, strict=True)):
+            if not isinstance(name, str) or name not in places:
+                near = did_you_mean(str(name), places)
+                raise DataError(f"no task {name!r}", allowed=", ".join(places), try_=near)
+            for one in (text,) if pair is None else (text, pair):
+                self._check_text(one, number)
+            found.append(self._request(known[places[name]], places[name], text, pair))
+        return found
 
-    def _rows(self, text: str, pair: str | None, index: int) -> list[dict[str, Any]]:
+    def _check_text(self, text: Any, number: int) -> None:
+        where = f"text {number}"
+        if not isinstance(text, str):
+            raise DataError("not a text", where=where, got=repr(text)[:80], allowed="a string")
+        if len(text) > self.max_characters:
+            got, allowed = f"{len(text):,} characters", f"at most {self.max_characters:,}"
+            raise DataError("the text is too long", where=where, got=got, allowed=allowed, try_="cut it into parts")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("not a text", where=where, got=f"half a character: {error}", allowed="Unicode") from error
+
+    def _request(self, task: Task, place: int, text: str, pair: str | None) -> Request:
         from ..data.tokens import tokenize
 
-        task = self.tasks[index]
         where = f"task {task.name!r}"
-        if not isinstance(task.head, ANSWERED):
+        if writes(task, self.model):
+            decodes = not self.model.base.config.is_encoder_decoder
+            room = self._limit - (self.max_new_tokens if decodes else 0)
+            row = prompt_of(task, self.tokenizer, text, pair, room, decodes)
+            return Request(task, None, text, pair, [{**row, "task_ids": place}])
+        reader = readable(task, self.model)
+        if reader is None:
             raise DataError("predict cannot read its answer", where=where, got=f"head {task.head.kind!r}")
         if takes_pairs(task) and pair is None:
             raise DataError("the task needs a second text", where=where, try_="--pair TEXT")
-        if pair is not None and task.head.label_place == "token":
+        if pair is not None and reader.head.label_place == "token":
             raise DataError("the task reads one text", where=where, got="two", try_="leave out the second")
-        table = tokenize(task, columns_of(task, text, pair), self.tokenizer)
-        return [{**table.row(row), "task_ids": index} for row in range(len(table))]
+        table = tokenize(reader, columns_of(reader, text, pair), self.tokenizer)
+        rows = [{**table.row(row), "task_ids": place} for row in range(len(table))]
+        if any(len(row["input_ids"]) == 0 for row in rows):
+            raise DataError("the text has no tokens", where=where, got=repr(text[:80]), allowed="a word or more")
+        return Request(task, reader, text, pair, rows)
+
+    def _outputs(
+        self,
+        requests: list[Request],
+        batches: Callable[[list[dict[str, Any]], bool], Iterator[tuple[Run, list[int]]]],
+    ) -> Outputs:
+        """Return what the model gives for each row of the requests, in order.
+
+        Args:
+            requests: Texts of any tasks.
+            batches: Splits rows into batches, and says what runs each; with whether the rows are answered by text.
+        """
+        rows = [row for request in requests for row in request.rows]
+        writing = [request.reader is None for request in requests for _ in request.rows]
+        found: Outputs = [(np.zeros(0), np.zeros(0))] * len(rows)
+        for text in (False, True):
+            numbers = [number for number, one in enumerate(writing) if one is text]
+            chosen = [rows[number] for number in numbers]
+            for run, batch in batches(chosen, text):
+                for place, output in zip(batch, run([chosen[place] for place in batch]), strict=True):
+                    found[numbers[place]] = output
+        return found
+
+    def _answers(self, requests: list[Request], outputs: Outputs) -> list[Prediction]:
+        found, start = [], 0
+        for request in requests:
+            own = outputs[start:][: len(request.rows)]
+            start += len(own)
+            name, text, pair = request.task.name, request.text, request.pair
+            if request.reader is None:
+                written = self.tokenizer.decode(own[0][0].tolist(), skip_special_tokens=True)
+                found.append(Prediction(name, text, pair, written))
+                continue
+            logits, labels = map(_padded, zip(*own, strict=True))
+            answer = answer_of(request.reader, logits, labels, text, pair, self.tokenizer)
+            found.append(Prediction(name, text, pair, answer.label, answer.score, answer.scores, answer.span))
+        return found
+
+    def _collator(self) -> MultiTaskCollator:
+        heads = [(readable(task, self.model) or task).head for task in self.tasks]
+        return MultiTaskCollator([head.label_place for head in heads], self.tokenizer)
 
     @torch.inference_mode()
-    def _forward(self, rows: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _forward(self, rows: Sequence[dict[str, Any]]) -> Outputs:
         """Logits and labels of each row."""
-        batch = dict(self._collator(rows))
+        batch = dict(self._collator()(rows))
         labels = batch.pop("labels").numpy()
+        ids = getattr(self.model, "ids", None)
+        if ids is not None:  # which have gaps where tasks were removed
+            batch["task_ids"] = torch.tensor(ids)[batch["task_ids"]]
         device = next(self.model.parameters()).device
         logits = self.model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu().numpy()
-        return zip(logits, labels, strict=True)
+        return list(zip(logits, labels, strict=True))
+
+    def _write(self, rows: Sequence[dict[str, Any]], probe: bool = False) -> Outputs:
+        """What the base writes behind each row."""
+        names = [self.model.tasks[row["task_ids"]].name for row in rows]
+        adapters = [self.model.routes[name] if name in self.model.routes else name for name in names]
+        width = self._width(max(len(row["input_ids"]) for row in rows))
+        return write(self.model, self.tokenizer, rows, adapters, width, self.max_new_tokens, probe=probe)
+
+    def _width(self, longest: int) -> int:
+        return longest
+
+
+def tokenizer_of(folder: str | Path, model: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a folder holds, or else that of its base."""
+    has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
+    return load_tokenizer(folder if has_tokenizer else model.base.config._name_or_path)
 
 
 def takes_pairs(task: Task) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ..adapters.detach import detach
 from ..adapters.folder_format import ReadOptions
 from ..adapters.foreign import find_format, load_foreign
 from ..adapters.load import load_adapters, put_back
+from ..adapters.renaming import renamed
 from ..adapters.restore import all_or_nothing, rehearsal
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import RoutingError, TaskError
@@ -47,6 +49,7 @@ class LiveTasks:
         folder: str | os.PathLike[str],
         name: str | None = None,
         *,
+        called: str | None = None,
         task: Task | None = None,
         format: str | None = None,
         weights: str = "safetensors",
@@ -55,7 +58,8 @@ class LiveTasks:
 
         Args:
             folder: That a ``MultiTaskModel`` on the same base saved; or an adapter's, hfadapt's or another library's.
-            name: Which task of a folder with several; what to call the adapter of another library's.
+            name: Which task of a folder with several; what to call the adapter of a folder without tasks.
+            called: What to call it here, where it is called otherwise in the folder.
             task: Its head and metrics, for a folder of an adapter; its head starts anew. On a model whose tasks use the
                 head of their base (``OwnHead``) it may be left out: the adapter then has its own copy of that head,
                 with the folder's weights.
@@ -73,8 +77,8 @@ class LiveTasks:
         found = find_format(path, format)
         with self._kept():
             if found is None and KEY in adapter_files.read_config(path):
-                return self._from_tasks(path, name, task)
-            return self._from_adapter(path, name, task, found, ReadOptions(name, weights == "bin"))
+                return self._from_tasks(path, name, called, task)
+            return self._from_adapter(path, called or name, task, found, ReadOptions(called or name, weights == "bin"))
 
     def remove_task(self, name: str) -> None:
         """Take a task off, its adapter and its head too. The ids of the others stay, and its own is not given again
@@ -162,7 +166,7 @@ class LiveTasks:
         self._set_tasks([*self.tasks, task], [*self.ids, self.ids[-1] + 1])
         return task
 
-    def _from_tasks(self, folder: Path, name: str | None, given: Task | None) -> Task:
+    def _from_tasks(self, folder: Path, name: str | None, called: str | None, given: Task | None) -> Task:
         data = adapter_files.read_config(folder)
         tensors = adapter_files.read_tensors(folder, data.get("weights_sha256"))
         with rehearsal(folder):
@@ -171,16 +175,20 @@ class LiveTasks:
             raise TaskError("the folder knows its tasks", where=str(folder), got="task=...", try_="name=...")
         if (name is None and len(tasks) > 1) or (name is not None and name not in tasks):
             raise TaskError("which task of the folder?", where=str(folder), got=name, allowed=", ".join(tasks))
-        task = self._check_new(tasks[name or next(iter(tasks))], folder)
-        if data[KEY]["routes"].get(task.name) or data[KEY]["train_base"] or isinstance(task.head, OwnHead):
+        saved = tasks[name or next(iter(tasks))]
+        task = self._check_new(saved if called is None else dataclasses.replace(saved, name=called), folder)
+        if data[KEY]["routes"].get(saved.name) or data[KEY]["train_base"] or isinstance(task.head, OwnHead):
             what = (
-                "a composition" if data[KEY]["routes"].get(task.name) else "a base that was trained along, or its head"
+                "a composition" if data[KEY]["routes"].get(saved.name) else "a base that was trained along, or its head"
             )
-            raise TaskError(f"the task needs {what}, which other tasks would get too", where=str(folder), got=task.name)
+            raise TaskError(
+                f"the task needs {what}, which other tasks would get too", where=str(folder), got=saved.name
+            )
         has = find_attachment(self.base) is not None
-        if has != bool(data["adapters"]) or (has and task.name not in data["adapters"]):
+        if has != bool(data["adapters"]) or (has and saved.name not in data["adapters"]):
             got = ", ".join(data["adapters"]) or "heads alone"
             raise TaskError("a model has an adapter for each of its tasks, or for none", where=str(folder), got=got)
+        described, tensors = renamed(data, tensors, saved.name, task.name)
         own = {key.removeprefix(f"heads.{task.name}."): t for key, t in tensors.items() if _starts(key, task.name)}
         head = task.head.build(hidden_size(self.base), settle_pooling(task, self.base), task.pair)
         assert head is not None  # OwnHead was refused
@@ -190,8 +198,8 @@ class LiveTasks:
             parts = (f".adapters.{task.name}.", f"hfadapt_shared.{task.name}.", f".copies.{task.name}.")
             mine = {key: t for key, t in tensors.items() if any(part in f".{key}" for part in parts)}
             rest: Mapping[str, Any] = {
-                **data,
-                "adapters": {task.name: data["adapters"][task.name]},
+                **described,
+                "adapters": {task.name: described["adapters"][task.name]},
                 "own_modules": {},
                 "fusions": [],
                 "compositions": {},
@@ -214,10 +222,10 @@ class LiveTasks:
             )
         before = attachment(self.base).names
         if found is not None:
-            called = name or (task.name if task is not None else None)
-            load_foreign(folder, self.base, found, ReadOptions(called, options.pickle))
+            as_called = name or (task.name if task is not None else None)
+            load_foreign(folder, self.base, found, ReadOptions(as_called, options.pickle))
         else:
-            load_adapters(folder, self.base)
+            load_adapters(folder, self.base, name=name)
         new = [one for one in attachment(self.base).names if one not in before]
         if len(new) != 1 or (task is not None and task.name != new[0]):
             got, allowed = ", ".join(new), "one adapter, of the task's name"

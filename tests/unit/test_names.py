@@ -15,6 +15,7 @@ from hfadapt import Classification, RobustAdapterDrop, Task
 from hfadapt.adapters.save import save
 from hfadapt.data.glue import glue_tasks
 from hfadapt.errors.names import names_of
+from hfadapt.inference.engine import Engine
 from hfadapt.inference.predict import Predictor
 from hfadapt.recipes.config import load_recipe, read_recipe
 from hfadapt.testing.conformance import Case, cases
@@ -151,9 +152,14 @@ def trained(model: Any) -> set[str]:
     return {n for n in names(model) if any(p.requires_grad for p in hfadapt.parameters_of(model, n).values())}
 
 
-def answered(texts: Any, tasks: Any, pairs: Any = None) -> list[tuple[str, str, str | None]]:
-    one = Predictor(toy_model(), tiny_tokenizer())
+def answered(texts: Any, tasks: Any, pairs: Any = None, kind: Any = Predictor) -> list[tuple[str, str, str | None]]:
+    one = kind(toy_model(), tiny_tokenizer())
     return [(found.task, found.text, found.text_pair) for found in one.predict(texts, tasks, pairs)]
+
+
+def engine_of(folder: Any) -> Engine:
+    from_folder(folder).save_pretrained(folder / "saved")
+    return Engine.from_pretrained(str(folder / "saved"), tokenizer=tiny_tokenizer())
 
 
 RECIPE = "model: bert-base-uncased\ntasks: [{name: rte}]\nmethod: lora\n"
@@ -187,6 +193,10 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "Case.method": (lambda tmp: [config.method for config in Case("lora", "bert").configs], ["lora"]),
     "Design.attention": (lambda tmp: Design(attention="self").attention, ("self",)),
     "Design.modified": (lambda tmp: Design(modified="ffn").modified, ("ffn",)),
+    "Engine.from_pretrained.folders": (lambda tmp: engine_of(tmp).tasks[0].name, "ab"),
+    "Engine.predict.pairs": (lambda tmp: answered("w1 w2", "same", "w3 w4", Engine), [("same", "w1 w2", "w3 w4")]),
+    "Engine.predict.tasks": (lambda tmp: answered(["w1"], "topic", None, Engine), [("topic", "w1", None)]),
+    "Engine.predict.texts": (lambda tmp: answered("w1 w2", ["topic"], None, Engine), [("topic", "w1 w2", None)]),
     "LoRA.target_modules": (lambda tmp: LoRA(target_modules="query").target_modules, ("query",)),
     "MultiTaskModel.forward.task_ids": (
         lambda tmp: toy_model()(**tiny_inputs("bert"), task_ids="same").task_ids.unique().tolist(),

@@ -1,0 +1,364 @@
+"""The engine: many tasks on one packed base, served from several threads while tasks come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt_kernels import native, use_backend
+from hfadapt_kernels.errors import BackendError
+
+from ..adapters.saved_tensors import require_finite
+from ..data import MultiTaskCollator
+from ..errors import ConfigError, DataError, TaskError, did_you_mean
+from ..errors.limits import require_number
+from ..runtime.attachment import find_attachment
+from ..runtime.packing import pack
+from .answers import readable
+from .batches import PaddedCollator, Shape, largest_size, padded_length, plan
+from .folders import Source, add_folder, digest_of, model_of, named_folders, tasks_in
+from .lock import SharedLock
+from .predict import MAX_CHARACTERS, Prediction, Predictor, Run, tokenizer_of
+from .proof import Outputs, RowProof
+from .writing import writes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..multitask.model import MultiTaskModel
+    from ..multitask.task import Task
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger(__name__)
+
+ISOLATION = ("bits", "rounding")
+# A request is read anew where its task was replaced while it waited; nobody replaces a task so often.
+_ATTEMPTS = 8
+
+
+class Engine(Predictor):
+    """Many adapted tasks on one base, packed for this machine.
+
+    It may be called from several threads at once. Rows of any tasks share a forward. With ``isolation="bits"`` the
+    answer for a text has the same bits whatever else is asked at the time, of whichever task: a row is padded to a
+    length that follows from its own, and a shape of batch is used once it has been shown here, by the first rows that
+    come in it, that each of its places gives a row the bits that it has alone.
+
+    Args:
+        model: A ``MultiTaskModel``, whose weights do not train here; it is changed in place.
+        tokenizer: Of its base.
+        dtype: What the frozen linears multiply with; see ``hfadapt.pack``.
+        token_budget: Padded tokens a forward.
+        isolation: ``"bits"``; or ``"rounding"``, which proves nothing and lets a row's last bits hang on its
+            neighbours.
+        max_characters: The longest text that is read at all; what fits no model is cut by the tokenizer.
+        max_new_tokens: How many tokens a base that writes may write.
+
+    Raises:
+        ConfigError: an argument holds a value that is not allowed.
+        CheckpointError: weights of the model are not finite numbers.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: str = "float32",
+        token_budget: int = 4096,
+        isolation: str = "bits",
+        max_characters: int = MAX_CHARACTERS,
+        max_new_tokens: int = 64,
+    ) -> None:
+        where = "Engine"
+        require_number("token_budget", token_budget, where=where, whole=True, least=1)
+        require_number("max_characters", max_characters, where=where, whole=True, least=1)
+        require_number("max_new_tokens", max_new_tokens, where=where, whole=True, least=1)
+        if isolation not in ISOLATION:
+            allowed, near = ", ".join(ISOLATION), did_you_mean(str(isolation), ISOLATION)
+            raise ConfigError("bad isolation", where=where, got=repr(isolation), allowed=allowed, try_=near)
+        require_finite({k: p for k, p in model.named_parameters() if p.is_floating_point()}, "the engine's model")
+        super().__init__(model, tokenizer, max_characters=max_characters, max_new_tokens=max_new_tokens)
+        self.dtype = dtype
+        self.token_budget = token_budget
+        self._lock = SharedLock()
+        self._inner: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
+        self._loading: dict[str, Any] = {}
+        self._made = 0
+        # Left to itself, an op gives calls of few rows to torch, whose sums hang on how many there are.
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._backend = "cpu" if on_cpu and native.available() and isolation == "bits" else "auto"
+        probes: tuple[Run, Run] = (self._forward, functools.partial(self._write, probe=True))
+        self._proofs = tuple(RowProof(self._on_backend(run), self._kind_of, isolation == "bits") for run in probes)
+        self._runs = (self._on_backend(self._forward), self._on_backend(self._write))
+        self._take_up(model.tasks)
+        self._call({task.name: task.name for task in model.tasks})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]],
+        *,
+        base: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        weights: str = "safetensors",
+        **options: Any,
+    ) -> Engine:
+        """Load adapted tasks onto their base.
+
+        Args:
+            folders: A folder, or several of one base: of a ``MultiTaskModel``, of ``hfadapt.save``, of peft or of
+                AdapterHub. A mapping says what the only task of each is called here.
+            base: The base, where no folder names it.
+            tokenizer: Of the base; by default the first folder's, or the base's own.
+            weights: ``"bin"`` opens pickle files of other libraries too; see ``hfadapt.load``.
+            options: Arguments of the engine itself.
+
+        Raises:
+            CheckpointError: a folder is damaged, or of another base.
+            TaskError: a name stands twice, or an adapter has no head whose answer could be read.
+        """
+        given = named_folders(folders)
+        (name, first), rest = given[0], given[1:]
+        loading = {} if weights == "safetensors" else {"weights": weights}
+        digest = digest_of(first)
+        model = model_of(first, base, loading)
+        engine = cls(model, tokenizer or tokenizer_of(first, model), **options)
+        if name is not None:
+            engine._call_only(name, first)
+        engine._loading = loading
+        engine._sources = {task: Source(first, digest) for task in engine._inner}
+        for called, folder in rest:
+            engine.add(folder, called=called)
+        return engine
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, under the names that they have here."""
+        return self._named
+
+    def predict(  # type: ignore[override]  # how many rows share a forward follows from the token budget
+        self,
+        texts: str | Sequence[str],
+        tasks: str | Sequence[str],
+        pairs: str | Sequence[str | None] | None = None,
+    ) -> list[Prediction]:
+        """One prediction a text, in order; see ``Predictor.predict``.
+
+        Raises:
+            DataError: see ``Predictor.predict``. The engine goes on.
+        """
+        for _ in range(_ATTEMPTS):
+            with self._lock.shared():
+                known = self.model.tasks
+                requests = self._requests(texts, tasks, pairs)
+            with contextlib.suppress(_Changed):
+                return self._answers(requests, self._outputs(requests, functools.partial(self._planned, known)))
+        raise DataError("the tasks changed again and again while texts waited for them", got=f"{_ATTEMPTS} times")
+
+    def add(
+        self,
+        folder: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        called: str | None = None,
+        task: Task | None = None,
+    ) -> list[str]:
+        """Add the tasks of a folder while others are served; their answers keep their bits.
+
+        Args:
+            folder: On the engine's base; see `from_pretrained`.
+            name: Which task of a folder with several; by default all.
+            called: What to call it here.
+            task: Its head, for an adapter without one; see ``MultiTaskModel.add_task``.
+
+        Returns:
+            The names of what was added.
+
+        Raises:
+            CheckpointError: the folder is damaged, holds NaN, or is of another base; the engine is as it was.
+            TaskError: a name is taken, or the folder has no head that answers.
+        """
+        digest = digest_of(folder)
+        with self._lock.alone():
+            for one in (called, name if called is None else None):
+                if one is not None and one in self._inner:
+                    raise TaskError(f"there is a task {one!r}", where=str(folder), try_="replace(), or called=...")
+            added = self._added(Path(folder), name, called, task)
+            self._call({**self._inner, **{one: one for one in added}})
+            self._sources |= {one: Source(Path(folder), digest) for one in added}
+            return added
+
+    def replace(
+        self, task: str, folder: str | os.PathLike[str], name: str | None = None, *, head: Task | None = None
+    ) -> None:
+        """Serve a task from another folder, or from a new version of its own, from one batch to the next.
+
+        Args:
+            task: Its name here.
+            folder: On the engine's base.
+            name: Which task of a folder with several; by default the one of that name, or the only one.
+            head: As ``task`` of `add`.
+
+        Raises:
+            CheckpointError: as of `add`; the task is served as before.
+            TaskError: as of `add`.
+            DataError: there is no such task.
+        """
+        digest = digest_of(folder)
+        with self._lock.alone():
+            old = self._of(task)
+            self._made += 1
+            inner = f"{task}_{self._made}"
+            while inner in self._inner.values():
+                inner += "_"
+            wanted = task if name is None and task in tasks_in(Path(folder)) else name
+            (new,) = self._added(Path(folder), wanted, inner, head)
+            try:
+                self.model.remove_task(old)
+            except BaseException:
+                self.model.remove_task(new)
+                raise
+            self._call({**self._inner, task: new})
+            self._sources[task] = Source(Path(folder), digest)
+
+    def remove(self, task: str) -> None:
+        """Take a task off; texts that wait for it get the error of an unknown task.
+
+        Raises:
+            DataError: there is no such task.
+            TaskError: it is the last one, or others go through its adapter.
+        """
+        with self._lock.alone():
+            self.model.remove_task(self._of(task))
+            self._call({name: inner for name, inner in self._inner.items() if name != task})
+            self._sources.pop(task, None)
+
+    def changed(self) -> tuple[str, ...]:
+        """Return the tasks whose folders no longer hold what is served: the engine serves what it has read.
+
+        `replace` takes up what is there now.
+        """
+        sources = dict(self._sources)
+        now = {folder: digest_of(folder) for folder in {source.folder for source in sources.values()}}
+        return tuple(name for name, source in sources.items() if now[source.folder] != source.digest)
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """Return the shapes of batch that were tried, and whether each place of them keeps a row's bits."""
+        return [{**one, "writes": bool(text)} for text, proof in enumerate(self._proofs) for one in proof.shown()]
+
+    def _of(self, task: str) -> str:
+        if task not in self._inner:
+            near = did_you_mean(str(task), self._inner)
+            raise DataError(f"no task {task!r}", allowed=", ".join(self._inner), try_=near)
+        return self._inner[task]
+
+    def _call(self, inner: dict[str, str]) -> None:
+        """Say what the tasks are called here, each with its name in the model."""
+        outer = {name: task for task, name in inner.items()}
+        self._inner = inner
+        self._named = tuple(
+            task if outer[task.name] == task.name else dataclasses.replace(task, name=outer[task.name])
+            for task in self.model.tasks
+        )
+
+    def _call_only(self, name: str, folder: Path) -> None:
+        names = [task.name for task in self.model.tasks]
+        if name in names:
+            return
+        if len(names) > 1:
+            raise TaskError("which of the folder's tasks?", where=str(folder), got=name, allowed=", ".join(names))
+        self._call({name: names[0]})
+
+    def _added(self, folder: Path, name: str | None, called: str | None, task: Task | None) -> list[str]:
+        """Add a folder's tasks to the model, ready to be served, and return their names in it."""
+        added = add_folder(self.model, folder, name, called, task, self._loading)
+        try:
+            self._take_up(added)
+        except BaseException:
+            for one in added:
+                self.model.remove_task(one.name)
+            raise
+        return [one.name for one in added]
+
+    def _take_up(self, tasks: Sequence[Task]) -> None:
+        """Freeze and pack what tasks brought along.
+
+        Raises:
+            TaskError: nobody can read the answer of one.
+        """
+        for task in tasks:
+            if readable(task, self.model) is None and not writes(task, self.model):
+                got = f"head {task.head.kind!r} on {type(self.model.base).__name__}"
+                raise TaskError("predict cannot read its answer", where=f"task {task.name!r}", got=got)
+        self.model.requires_grad_(False).eval()
+        pack(self.model, self.dtype)
+        heads = [(readable(task, self.model) or task).head for task in self.model.tasks]
+        self._collates = PaddedCollator([head.label_place for head in heads], self.tokenizer, self._limit)
+
+    def _planned(
+        self, known: tuple[Task, ...], rows: list[dict[str, Any]], text: bool
+    ) -> Iterator[tuple[Run, list[int]]]:
+        for shape, numbers in plan(rows, self._limit, self.token_budget, self._proofs[text].most):
+            yield functools.partial(self._isolated, known, shape, text), numbers
+
+    def _isolated(self, known: tuple[Task, ...], shape: Shape, text: bool, rows: Sequence[dict[str, Any]]) -> Outputs:
+        """Run rows of one shape together, or in smaller batches where that would change their bits."""
+        with self._lock.shared():
+            now = self._placed(known, rows)
+            if self._proofs[text].holds(shape, now):
+                return self._runs[text](now)
+        size = largest_size(len(rows) - 1)
+        parts = [rows[start:][:size] for start in range(0, len(rows), size)]
+        return [one for part in parts for one in self._isolated(known, shape, text, part)]
+
+    def _placed(self, known: tuple[Task, ...], rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Return rows with the places that their tasks have by now."""
+        tasks = self.model.tasks
+        if tasks is known:
+            return rows
+        places = {id(task): place for place, task in enumerate(tasks)}
+        if any(id(known[row["task_ids"]]) not in places for row in rows):
+            raise _Changed
+        return [{**row, "task_ids": places[id(known[row["task_ids"]])]} for row in rows]
+
+    def _on_backend(self, run: Run) -> Run:
+        def on_backend(rows: Sequence[dict[str, Any]]) -> Outputs:
+            try:
+                with use_backend(self._backend):
+                    return run(rows)
+            except BackendError as error:
+                if self._backend == "auto":
+                    raise
+                logger.warning(
+                    "an op of these tasks has no C++ implementation, so that all choose by themselves: %s", error
+                )
+                self._backend = "auto"
+                return run(rows)
+
+        return on_backend
+
+    def _kind_of(self, row: dict[str, Any]) -> Hashable:
+        """What decides which code a row runs."""
+        task, state = self.model.tasks[row["task_ids"]], find_attachment(self.model.base)
+        routes = self.model.routes
+        adapter = None if state is None else state.adapters.get(routes[task.name] if task.name in routes else task.name)
+        return repr(adapter and (adapter.configs, adapter.modules)), task.head.kind
+
+    def _collator(self) -> MultiTaskCollator:
+        return self._collates
+
+    def _width(self, longest: int) -> int:
+        return padded_length(longest, self._limit)
+
+
+class _Changed(Exception):
+    """A task was removed or replaced while rows waited for it."""
