@@ -349,8 +349,7 @@ class Engine(Predictor):
     def _kind_of(self, row: dict[str, Any]) -> Hashable:
         """What decides which code a row runs."""
         task, state = self.model.tasks[row["task_ids"]], find_attachment(self.model.base)
-        routes = self.model.routes
-        adapter = None if state is None else state.adapters.get(routes[task.name] if task.name in routes else task.name)
+        adapter = None if state is None else state.adapters.get(self._adapter_of(task))
         return repr(adapter and (adapter.configs, adapter.modules)), task.head.kind
 
     def _collator(self) -> MultiTaskCollator:

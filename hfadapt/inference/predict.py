@@ -264,10 +264,13 @@ class Predictor:
 
     def _write(self, rows: Sequence[dict[str, Any]], probe: bool = False) -> Outputs:
         """What the base writes behind each row."""
-        names = [self.model.tasks[row["task_ids"]].name for row in rows]
-        adapters = [self.model.routes[name] if name in self.model.routes else name for name in names]
+        adapters = [self._adapter_of(self.model.tasks[row["task_ids"]]) for row in rows]
         width = self._width(max(len(row["input_ids"]) for row in rows))
         return write(self.model, self.tokenizer, rows, adapters, width, self.max_new_tokens, probe=probe)
+
+    def _adapter_of(self, task: Task) -> str:
+        """The adapter or composition of a task's rows."""
+        return str(self.model.routes.get(task.name, task.name))
 
     def _width(self, longest: int) -> int:
         return longest
