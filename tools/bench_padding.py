@@ -30,10 +30,10 @@ EPOCHS = 3
 
 def mixture(batch: str, pair: str, size: int, **options: Any) -> Any:
     """The demo's tasks, tokenised, in one form of batches."""
+    from hfadapt.adapters.model_source import model_path
     from hfadapt.data import Layout
     from hfadapt.recipes.build import build_tasks
     from hfadapt.recipes.config import load_recipe
-    from hfadapt.recipes.model_source import model_path
     from hfadapt.training import TaskMixture
 
     recipe = load_recipe(RECIPE, [f"tasks.wn_relation.pair={pair}"])
@@ -76,8 +76,8 @@ def seconds(size: int, steps: int) -> dict[str, Any]:
     from transformers import AutoModel
 
     from hfadapt import MultiTaskModel
+    from hfadapt.adapters.model_source import model_path
     from hfadapt.recipes.config import load_recipe
-    from hfadapt.recipes.model_source import model_path
 
     torch.set_num_threads(2)
     recipe = load_recipe(RECIPE)

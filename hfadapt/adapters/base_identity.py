@@ -18,6 +18,7 @@ import torch
 
 from ..errors import CheckpointError
 from .freeze import is_adapter
+from .model_source import name_to_save
 from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
     """Return what ``adapter_config.json`` says of the base."""
     fields = base_fields(model.config)
     return {
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
+        "base_model_name_or_path": name_to_save(model),
         "base_model_type": model_type,
         "base_config_hash": base_hash(fields),
         "base_config": fields,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from .model_source import read_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,12 +67,11 @@ def load_base(
             got=f"base {name!r}, class {kind!r}",
             try_="hfadapt.load(folder, model=base)",
         )
-    try:
-        return cls.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the base cannot be loaded",
-            where=str(folder),
-            got=f"{name!r}: {error}",
-            try_="hfadapt.load(folder, model=base)",
-        ) from error
+    return read_pretrained(
+        cls.from_pretrained,
+        name,
+        error=CheckpointError,
+        where=str(folder),
+        try_="hfadapt.load(folder, model=base)",
+        **options,
+    )

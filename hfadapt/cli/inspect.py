@@ -39,9 +39,9 @@ def _config(name: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from ..recipes.model_source import model_path
+    from ..adapters.model_source import read_pretrained
 
-    return CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else AutoConfig.from_pretrained(model_path(name))
+    return CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else read_pretrained(AutoConfig.from_pretrained, name)
 
 
 def _print(name: str, report: ModelReport) -> None:

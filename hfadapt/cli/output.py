@@ -12,12 +12,19 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "json_option", "print_json", "print_table", "read_table"]
+__all__ = ["base_option", "console", "json_option", "print_json", "print_table", "read_table"]
 
 
 def json_option(command: Any) -> Any:
     """The option ``--json``, the same on every command that a script would read."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def base_option(command: Any) -> Any:
+    """The option ``--base``, the same on every command that puts an adapter on its base."""
+    return click.option(
+        "--base", metavar="MODEL", help="The base: a hub name, a folder or package:NAME, in place of the recorded one."
+    )(command)
 
 
 def console() -> Console:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .output import json_option, print_json, print_table
+from .output import base_option, json_option, print_json, print_table
 
 __all__ = ["predict"]
 
@@ -18,20 +18,27 @@ __all__ = ["predict"]
 @click.argument("texts", nargs=-1)
 @click.option("--task", "tasks", multiple=True, help="One for all texts, or one for each; default: every task.")
 @click.option("--pair", "pairs", multiple=True, help="The second text, for tasks on pairs; one for each text.")
+@base_option
 @json_option
 def predict(
-    folder: Path, texts: tuple[str, ...], tasks: tuple[str, ...], pairs: tuple[str, ...], as_json: bool
+    folder: Path,
+    texts: tuple[str, ...],
+    tasks: tuple[str, ...],
+    pairs: tuple[str, ...],
+    base: str | None,
+    as_json: bool,
 ) -> None:
     """Predict TEXTS with the adapter in FOLDER; texts come from standard input, one a line, where none are given.
 
     Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
     """
     from ..inference.predict import Predictor, takes_pairs, to_dict
+    from ..recipes.finished_run import adapter_of
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if pairs and len(pairs) != len(lines):
         raise click.UsageError(f"{len(lines)} texts, but {len(pairs)} --pair")
-    predictor = Predictor.from_folder(folder)
+    predictor = Predictor.from_folder(adapter_of(folder), base=base)
     chosen = list(tasks) or [task.name for task in predictor.tasks if bool(pairs) == takes_pairs(task)]
     if tasks and len(tasks) in (1, len(lines)):
         rows = [(line, chosen[i % len(chosen)], i) for i, line in enumerate(lines)]

@@ -17,7 +17,11 @@ __all__ = ["train"]
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 @click.option("--fast", is_flag=True, help="Apply the recipe's own short settings.")
-@click.option("--dry-run", is_flag=True, help="Show plan, schedule, memory and the first batch; train nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check all that the run will need; show plan, memory and first batch; train nothing.",
+)
 @click.option("--output", type=click.Path(), help="Folder to write to, in place of the recipe's.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in the output folder, when this one has ended.")
 @click.option(
@@ -50,13 +54,14 @@ def train(
     from ..recipes.run import Run
 
     run = Run(loaded, say=lambda line: click.secho(line, fg="cyan", bold=True, err=True))
+    folder = run.prepare_output(overwrite=overwrite, resume=resume, recipe_file=recipe)
     if dry_run:
         from ..recipes.plan import plan_of
 
         plan = plan_of(run)
         print_json(plan) if as_json else _show_plan(plan, run)
         return
-    with run.prepare_output(overwrite=overwrite, resume=resume, recipe_file=recipe):
+    with folder:
         if not as_json:
             click.echo(str(run.mixture.preview()), err=True)
         result = run.train(resume=resume, fast=fast)
@@ -107,6 +112,12 @@ def _show_plan(plan: dict[str, Any], run: Any) -> None:
     )
     memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan["memory_bytes"].items())
     click.echo(f"memory (estimate, longest row {plan['longest_row_tokens']} tokens): {memory}")
+    disk = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan["disk_bytes"].items())
+    click.echo(f"disk (estimate): {disk}")
+    for split, names in plan["scored"].items():
+        click.echo(f"scored on {split}: {', '.join(names)}")
+    for line in plan["notes"]:
+        click.echo(line)
     batch = plan["first_batch"]
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in batch["shapes"].items())
     print_table(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError, did_you_mean
-from ..multitask.heads import IGNORE, Classification, OwnHead, Regression, Span, TokenClassification
+from ..errors.rows import RowPlace
+from ..multitask.heads import IGNORE, Classification, MultiLabel, OwnHead, Regression, Span, TokenClassification
 from .arrays import Arrays, find_arrays
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
     from ..multitask.task import Task
 
-__all__ = ["Columns", "read_columns"]
+__all__ = ["Columns", "label_names_in", "read_columns"]
+
+_MOST_NAMES = 1000
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,52 @@ def _check_texts(values: list[Any], column: str, where: str, words: bool) -> Non
         if not good:
             raise DataError(
                 f"column {column!r} does not hold {'lists of words' if words else 'text'}",
-                where=f"{where}, row {row}",
+                where=RowPlace(where, row, column=column),
                 got=repr(value)[:80],
                 allowed="a list of strings" if words else "a string",
                 try_="drop rows without text, or name the right column in Task(..., columns=...)",
             )
 
 
-def _label_names(task: Task, data: datasets.Dataset) -> tuple[str, ...] | None:
-    if task.label_names is not None:
-        return tuple(task.label_names)
+def label_names_in(task: Task, data: datasets.Dataset) -> tuple[str, ...] | None:
+    """The names of the classes that a split itself tells: those of its type, or the texts that are labels, sorted.
+
+    ``None`` where labels are numbers. Of lists, and of the tags of words, those are meant that stand in them.
+
+    Raises:
+        DataError: there are more than 1,000 different ones, so that the column can hardly hold labels.
+    """
+    column = task.column("label")
+    if column not in data.column_names:
+        return None
+    typed = _typed_names(task, data)
+    if typed is not None:
+        return typed
+    many = isinstance(task.head, (TokenClassification, MultiLabel))
+    found: set[str] = set()
+    for value in data[column]:
+        value = _words(value) if many else value
+        found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one)
+    if len(found) > _MOST_NAMES:
+        raise DataError(
+            "too many different labels",
+            where=f"task {task.name!r}, column {column!r}",
+            got=f"{len(found):,} in {len(data):,} rows",
+            allowed=f"{_MOST_NAMES:,} where the data have to tell their names",
+            try_="name the column of the labels in columns, or give label_names",
+        )
+    return tuple(sorted(found)) or None
+
+
+def _typed_names(task: Task, data: datasets.Dataset) -> tuple[str, ...] | None:
     feature = data.features.get(task.column("label"))
     feature = getattr(feature, "feature", feature)
     names = getattr(feature, "names", None)
     return tuple(names) if names else None
+
+
+def _label_names(task: Task, data: datasets.Dataset) -> tuple[str, ...] | None:
+    return tuple(task.label_names) if task.label_names is not None else _typed_names(task, data)
 
 
 def _unlabelled(values: list[Any]) -> bool:
@@ -100,6 +136,7 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
         return Columns(where, [], None, _labels(task, split, data, where), arrays=arrays)
     words = isinstance(task.head, TokenClassification)
     texts = _column(task, data, "text", where)
+    texts = [_words(text) for text in texts] if words else texts
     _check_texts(texts, task.column("text"), where, words)
     pairs = None
     if "text_pair" in task.columns or "text_pair" in data.column_names:
@@ -120,7 +157,41 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
         targets = _column(task, data, "label", where)
         _check_texts(targets, task.column("label"), where, words=False)
         return Columns(where, texts, pairs, None, targets)
-    return Columns(where, texts, pairs, _labels(task, split, data, where))
+    labels = _labels(task, split, data, where)
+    if words and labels is not None:
+        _check_one_label_a_word(texts, labels, where)
+    return Columns(where, texts, pairs, labels)
+
+
+def _words(value: Any) -> Any:
+    """Words, or their labels, of a cell of a text file: with spaces between, or as a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None  # a text that begins with a bracket
+        if isinstance(found, list):
+            return found
+    words = value.split()
+    return [int(word) for word in words] if words and all(map(_is_number, words)) else words
+
+
+def _is_number(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
+
+
+def _check_one_label_a_word(texts: list[Any], labels: list[np.ndarray], where: str) -> None:
+    for row, (words, tags) in enumerate(zip(texts, labels, strict=True)):
+        if len(words) != len(tags):
+            raise DataError(
+                "fewer labels than words" if len(tags) < len(words) else "more labels than words",
+                where=RowPlace(where, row),
+                got=f"{len(tags)} labels, {len(words)} words",
+                allowed="one label a word",
+                try_="words and labels are divided at spaces: write a list (JSON) where they hold any",
+            )
 
 
 def _labels(task: Task, split: str, data: datasets.Dataset, where: str) -> list[np.ndarray] | None:
@@ -130,6 +201,8 @@ def _labels(task: Task, split: str, data: datasets.Dataset, where: str) -> list[
     scalar = isinstance(task.head, (Classification, Regression, OwnHead))
     if split != "train" and values and scalar and _unlabelled(values) and not _allows_minus_one(task):
         return None
+    if isinstance(task.head, TokenClassification):
+        values = [_words(value) for value in values]
     labels = task.head.check_labels(values, where, _label_names(task, data))
     if isinstance(task.head, Span):
         _check_answers(labels, _column(task, data, "text_pair", where), where)
@@ -141,7 +214,7 @@ def _check_answers(labels: list[np.ndarray], contexts: list[str], where: str) ->
         if start + length > len(context):
             raise DataError(
                 "an answer ends behind its context",
-                where=f"{where}, row {row}",
+                where=RowPlace(where, row),
                 got=f"characters {int(start)} to {int(start + length)}",
                 allowed=f"0 to {len(context)}",
                 try_="answer_start counts characters of the context, from 0",

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, did_you_mean
+from ..errors import DataError, HFAdaptError, did_you_mean, raise_all
+from .lines import faults_of
 
 if TYPE_CHECKING:
     import datasets
 
     from ..multitask.task import Task
 
-__all__ = ["SPLITS", "load_splits", "read_file"]
+__all__ = ["SPLITS", "files_of", "format_of", "load_splits", "read_file"]
 
 SPLITS = ("train", "validation", "test")
 _ALIASES = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ("testing",)}
@@ -30,7 +31,8 @@ _SUFFIXES = {
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
-def _format(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
+    """``csv``, ``tsv``, ``json`` or ``parquet`` by a file's name; None for any other."""
     name = path.name.lower()
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
@@ -47,7 +49,7 @@ def read_file(path: str | os.PathLike[str]) -> datasets.Dataset:
     import pyarrow as pa
 
     path = Path(path)
-    kind = _format(path)
+    kind = format_of(path)
     if kind is None:
         raise DataError(
             "unknown kind of data file", where=str(path), got=path.suffix, allowed=", ".join(sorted(_SUFFIXES))
@@ -58,8 +60,26 @@ def read_file(path: str | os.PathLike[str]) -> datasets.Dataset:
     try:
         table = _read_table(path, kind)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the {kind} file", where=str(path), got=str(error)) from error
+        raise_all(_unreadable(path, kind, error))
+        raise  # never reached: there is one error at least
     return datasets.Dataset(table)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> list[DataError]:
+    """What keeps a file from being read: each of its bad lines, or what the reader said."""
+    what = f"cannot read the {kind} file"
+    found = [
+        DataError(what, where=f"{path}, line {line}", got=got, allowed=allowed, try_="mend the line, or drop it")
+        for line, got, allowed in faults_of(path, kind)
+    ]
+    whole = DataError(
+        what,
+        where=str(path),
+        got=str(error).strip() or type(error).__name__,
+        allowed=f"a {kind} file with rows",
+        try_="look at its beginning, and whether its name says what it is",
+    )
+    return found or [whole]
 
 
 def _read_table(path: Path, kind: str) -> Any:
@@ -82,7 +102,7 @@ def _read_table(path: Path, kind: str) -> Any:
 
 
 def _read_folder(folder: Path, where: str) -> dict[str, Any]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and _format(p))
+    files = sorted(p for p in folder.iterdir() if p.is_file() and format_of(p))
     splits: dict[str, Any] = {}
     for path in files:
         splits.setdefault(path.name.split(".")[0], path)
@@ -146,7 +166,7 @@ def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:
         path = Path(data)
         if path.is_dir():
             return _read_folder(path, where)
-        if path.is_file() or _format(path):
+        if path.is_file() or format_of(path):
             return {"train": path}
         name, _, config = str(data).partition(":")
         return _load_named(name, config or None, where)
@@ -164,23 +184,15 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
     where = f"task {task.name!r}"
     given = _as_mapping(task.data, where)
     splits: dict[str, datasets.Dataset] = {}
+    unread: list[HFAdaptError] = []
     for name, value in given.items():
-        splits[str(name)] = _one_split(value, f"{where}, {name}")
-    for split in SPLITS:
-        wanted = task.splits.get(split)
-        if wanted is not None:
-            if wanted not in splits:
-                raise DataError(
-                    f"no split {wanted!r} for {split!r}",
-                    where=where,
-                    allowed=", ".join(splits),
-                    try_=did_you_mean(wanted, splits),
-                )
-            splits[split] = splits[wanted]
-        elif split not in splits:
-            alias = next((name for name in _ALIASES[split] if name in splits), None)
-            if alias is not None:
-                splits[split] = splits[alias]
+        try:
+            splits[str(name)] = _one_split(value, f"{where}, {name}")
+        except DataError as error:
+            unread.append(error)
+    raise_all(unread)
+    for split, name in _named(task, splits, where).items():
+        splits[split] = splits[name]
     if "train" not in splits:
         raise DataError(
             "no training split",
@@ -192,3 +204,36 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
     if not len(splits["train"]):
         raise DataError("the task is empty", where=f"{where}, train", got="0 rows", allowed="1 row or more")
     return splits
+
+
+def _named(task: Task, splits: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The usual splits, each with its name in the data."""
+    found = {}
+    for split in SPLITS:
+        wanted = task.splits.get(split)
+        if wanted is not None and wanted not in splits:
+            raise DataError(
+                f"no split {wanted!r} for {split!r}",
+                where=where,
+                got=wanted,
+                allowed=", ".join(splits),
+                try_=did_you_mean(wanted, splits) or f"splits: {{{split}: ...}} with one of these",
+            )
+        names = (wanted,) if wanted is not None else (split, *_ALIASES[split])
+        name = next((name for name in names if name in splits), None)
+        if name is not None:
+            found[split] = name
+    return found
+
+
+def files_of(task: Task) -> dict[str, Path]:
+    """The files that the usual splits of a task are read from; splits from elsewhere are left out."""
+    data = task.data
+    if isinstance(data, (str, os.PathLike)) and not (Path(data).exists() or format_of(Path(data))):
+        return {}  # a name for load_dataset
+    if not isinstance(data, (str, os.PathLike, Mapping)):
+        return {}
+    where = f"task {task.name!r}"
+    given = {str(name): value for name, value in _as_mapping(data, where).items()}
+    named = _named(task, given, where)
+    return {s: Path(given[n]) for s, n in named.items() if isinstance(given[n], (str, os.PathLike))}

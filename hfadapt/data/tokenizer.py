@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.model_source import model_path
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        found: Any = AutoTokenizer.from_pretrained(name)
+        found: Any = AutoTokenizer.from_pretrained(model_path(os.fspath(name)))
     except (ValueError, OSError, ImportError) as error:
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise DataError("no tokenizer can be loaded", where=str(name), got=got, try_=_CURE) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from ..errors.rows import RowPlace
 from ..multitask.heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
 from .columns import Columns, no_label
@@ -264,7 +265,7 @@ def _word_labels(encoded: Any, row: int, tags: np.ndarray, where: str) -> np.nda
     if highest >= len(tags):
         raise DataError(
             "fewer labels than words",
-            where=f"{where}, row {row}",
+            where=RowPlace(where, row),
             got=f"{len(tags)} labels, at least {highest + 1} words",
             allowed="one label a word",
         )

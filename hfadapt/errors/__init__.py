@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ArchitectureError",
@@ -19,6 +23,7 @@ __all__ = [
     "TaskError",
     "did_you_mean",
     "problem",
+    "raise_all",
 ]
 
 
@@ -33,12 +38,19 @@ class HFAdaptError(Exception):
         try_: What to do.
     """
 
+    #: The single errors, where this one lists several.
+    found: tuple[HFAdaptError, ...] = ()
+
     def __init__(
         self, what: str = "", *, where: object = "", got: object = None, allowed: object = None, try_: str = ""
     ) -> None:
         # torch.compile traces no call of an exception's own `__init__`
         self.args = (problem(what, where=str(where), got=got, allowed=allowed, try_=try_),)
-        self.where, self.got, self.allowed, self.try_ = where, got, allowed, try_
+        self.what, self.where, self.got, self.allowed, self.try_ = what, where, got, allowed, try_
+
+    def at(self, where: object) -> Self:
+        """The same error in a place that says more."""
+        return type(self)(self.what, where=where, got=self.got, allowed=self.allowed, try_=self.try_)
 
 
 class ConfigError(HFAdaptError, ValueError):
@@ -79,6 +91,25 @@ class TaskError(HFAdaptError, ValueError):
 
 class DataError(HFAdaptError, ValueError):
     """A data set lacks what its task needs."""
+
+
+def raise_all(
+    found: Iterable[HFAdaptError], kind: type[HFAdaptError] = DataError, what: str = "problems in the data"
+) -> None:
+    """Raise what was found: nothing, the one error, or one that lists all and holds each in ``found``.
+
+    Args:
+        found: The errors; lists among them are taken apart.
+        kind: Of the list.
+        what: There are several of, in words.
+    """
+    each = [one for error in found for one in error.found or (error,)]
+    if len(each) == 1:
+        raise each[0]
+    if each:
+        error = kind("\n".join([f"{len(each)} {what}", *(f"  {one}" for one in each)]))
+        error.found = tuple(each)
+        raise error
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -84,7 +84,7 @@ MOVED = {
     "run.main": "recipes.run",
     "run.predict": "inference.predict",
     "run.proof": "recipes.checks",
-    "run.source": "recipes.model_source",
+    "run.source": "adapters.model_source",
     "saved_tensors": "adapters.saved_tensors",
     "saving": "adapters.save_hooks",
     "shared_tables": "runtime.relative_positions",

@@ -112,11 +112,16 @@ class Predictor:
         return self.model.tasks
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Predictor:
-        """Load an adapter folder onto its base."""
+    def from_folder(cls, folder: str | Path, *, base: Any = None) -> Predictor:
+        """Load an adapter folder onto its base.
+
+        Args:
+            folder: That ``MultiTaskModel.save_pretrained`` or ``hfadapt train`` wrote.
+            base: A model, or its name or folder, where the recorded one cannot be found.
+        """
         from ..multitask.model import MultiTaskModel
 
-        model = MultiTaskModel.from_pretrained(folder)
+        model = MultiTaskModel.from_pretrained(folder, base=base)
         return cls(model, tokenizer_of(folder, model))
 
     def predict(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..adapters.activate import compose_as
 from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
+from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
 from ..routing.choice import chosen
@@ -132,7 +133,7 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
             )
             train_own_head(base, autocast_adapter_dtype and not train_base)
         config = HFAdaptConfig(
-            base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
+            base_model_name_or_path=name_to_save(base),
             tasks=[task.to_dict() for task in tasks],
             base_class=type(base).__name__,
             train_base=train_base,
@@ -148,18 +149,20 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
         method: Any = None,
         train_base: bool = False,
         autocast_adapter_dtype: bool = True,
-        base: PreTrainedModel | None = None,
+        base: PreTrainedModel | str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> MultiTaskModel:
         """Build a model on a pretrained base, or load one that was saved.
 
         Args:
-            pretrained_model_name_or_path: Name or folder of a stock model; or a folder that ``save_pretrained`` wrote.
+            pretrained_model_name_or_path: Name or folder of a stock model, or ``package:NAME``; or a folder that
+                ``save_pretrained`` wrote.
             tasks: Needed with a stock model; a saved folder knows its own.
             method: See ``from_base``.
             train_base: See ``from_base``.
             autocast_adapter_dtype: See ``from_base``; a saved folder's adapters keep the dtype they have.
-            base: For a saved folder: the base to load it on, where its recorded name cannot be found.
+            base: For a saved folder: the base to load it on, or its name or folder, where the recorded one cannot be
+                found.
             kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...).
 
         Raises:

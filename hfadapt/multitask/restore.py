@@ -6,9 +6,10 @@ import copy
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..adapters import files as adapter_files
 from ..adapters import own_files
@@ -19,6 +20,7 @@ from ..adapters.base_model import model_class
 from ..adapters.folder_config import HFAdaptConfig
 from ..adapters.freeze import head_modules
 from ..adapters.load import check_base_of, restore_choice, restore_fusions
+from ..adapters.model_source import name_to_save, read_pretrained
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
 from ..errors import CheckpointError, TaskError
@@ -27,9 +29,6 @@ from ..runtime.attachment import find_attachment
 from ..runtime.own_forward import train_in_float32
 from .save import KEY, apply
 from .task import Task, check_tasks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["load_base", "load_multi_task", "train_own_head"]
 
@@ -54,12 +53,13 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
 
     Raises:
         TaskError: the base has no head of its own.
+        ConfigError: there is no such base.
     """
     import transformers
 
     if not own_head:
-        return transformers.AutoModel.from_pretrained(name, **options)
-    config = transformers.AutoConfig.from_pretrained(name)
+        return read_pretrained(transformers.AutoModel.from_pretrained, name, where="MultiTaskModel", **options)
+    config = read_pretrained(transformers.AutoConfig.from_pretrained, name, where="MultiTaskModel")
     known = [getattr(transformers, c, None) for c in config.architectures or ()]
     found = next((c for c in known if c is not None and ("For" in c.__name__ or "LMHead" in c.__name__)), None)
     if found is None:
@@ -69,13 +69,13 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
             got=", ".join(config.architectures or ()) or "no architecture in config.json",
             try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
         )
-    return found.from_pretrained(name, **options)
+    return read_pretrained(found.from_pretrained, name, where="MultiTaskModel", **options)
 
 
 def load_multi_task(
     cls: type[Any],
     folder: str | os.PathLike[str],
-    base: PreTrainedModel | None,
+    base: PreTrainedModel | str | os.PathLike[str] | None,
     options: dict[str, Any],
 ) -> Any:
     """Load a saved folder on its base, in evaluation mode.
@@ -98,9 +98,10 @@ def load_multi_task(
         tasks = list(check_tasks(Task.from_dict(description) for description in saved["tasks"]))
         whole = _saved_base(data, saved, tensors, folder) if base is None and saved["train_base"] else None
         twin = None if whole is None else whole()
-    users = base is not None
+    users = isinstance(base, PreTrainedModel)
     if twin is None:
-        base = _find_base(data, tensors, folder, options) if base is None else base
+        if not isinstance(base, PreTrainedModel):
+            base = _find_base(data, tensors, folder, options, base)
         twin = meta_copy(base)
     with rehearsal(folder):
         check_base_of(data, twin, folder)
@@ -108,7 +109,7 @@ def load_multi_task(
     adapter_files.check_digest(data, folder)
     if whole is not None:
         base = whole()
-    assert base is not None  # one of the two is there
+    assert isinstance(base, PreTrainedModel)  # one of the two is there
     own = base.state_dict(keep_vars=True) if users else {}
     with all_or_nothing(base, [own[path] for key in tensors if (path := key.removeprefix("base.")) in own]):
         return _fill_model(cls, base, tasks, data, saved, tensors, folder).eval()
@@ -169,7 +170,7 @@ def _rebuild(
         compose(base, name, node)
     restore_choice(base, data)
     config = HFAdaptConfig(
-        base_model_name_or_path=getattr(base.config, "_name_or_path", "") or None,
+        base_model_name_or_path=name_to_save(base),
         tasks=[task.to_dict() for task in tasks],
         base_class=type(base).__name__,
         train_base=train_base,
@@ -207,21 +208,25 @@ def _find_base(
     tensors: Mapping[str, Tensor],
     folder: str | os.PathLike[str],
     options: dict[str, Any],
+    name: str | os.PathLike[str] | None = None,
 ) -> PreTrainedModel:
+    """The base that a folder names, or the one of a given name, with the class that the folder says."""
     found = model_class(data["model_class"], folder)
-    name = data.get("base_model_name_or_path")
-    advice = "MultiTaskModel.from_pretrained(folder, base=model), with the model that was adapted"
+    name = name or data.get("base_model_name_or_path")
+    advice = "MultiTaskModel.from_pretrained(folder, base=...), with the model that was adapted or its name (--base)"
     if not name:
         raise CheckpointError(
             "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
         )
-    try:
-        dtype = {} if "torch_dtype" in options else dtype_option(data, folder)
-        base = found.from_pretrained(name, **{**dtype, **label_options(data), **options})
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the base cannot be loaded", where=str(folder), got=f"{name!r}: {error}", try_=advice
-        ) from error
+    dtype = {} if "torch_dtype" in options else dtype_option(data, folder)
+    base = read_pretrained(
+        found.from_pretrained,
+        name,
+        error=CheckpointError,
+        where=str(folder),
+        try_=advice,
+        **{**dtype, **label_options(data), **options},
+    )
     with as_described(folder):
         restore_tokens(base, data, tensors, folder)
     return base

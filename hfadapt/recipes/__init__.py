@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors.first_use import on_first_use
 
 if TYPE_CHECKING:
-    from .model_source import model_path as model_path
+    from ..adapters.model_source import model_path as model_path
     from .results import ArmResult as ArmResult
     from .results import RunResult as RunResult
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ArmResult": ".results",
     "RunResult": ".results",
-    "model_path": ".model_source",
+    "model_path": "..adapters.model_source",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..multitask.task import Task
     from ..training import TaskMixture
 
-__all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "train_arm"]
+__all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "stand_ins", "train_arm"]
 
 
 class _StepClock(TrainerCallback):
@@ -149,6 +149,26 @@ def by_split(mixture: TaskMixture, wanted: str) -> dict[str, list[str]]:
             )
         found.setdefault(split, []).append(task.name)
     return found
+
+
+def stand_ins(scored: Mapping[str, Sequence[str]], wanted: str, held_out: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A line for each task that is scored on other rows than were asked for.
+
+    Args:
+        scored: As `by_split` returns it.
+        wanted: The split that was asked for.
+        held_out: Task to how many of how many training rows were held out.
+    """
+    lines = [
+        f"{task}: no labelled validation rows; {rows:,} of its {of:,} training rows are held out instead"
+        for task, (rows, of) in held_out.items()
+    ]
+    return lines + [
+        f"{task}: no labelled {wanted} rows; its scores will be those of its {split} rows"
+        for split, tasks in scored.items()
+        if split != wanted
+        for task in tasks
+    ]
 
 
 def macro_average(scores: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> float:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import bundled
-from ..data.columns import read_columns
+from ..data.columns import label_names_in, read_columns
 from ..data.glue import GLUE
-from ..data.sources import load_splits
-from ..errors import ConfigError, DataError, TaskError
-from ..multitask.heads import Classification, Head, Regression
+from ..data.problems import problems_in
+from ..data.sources import files_of, load_splits
+from ..errors import ConfigError, DataError, HFAdaptError, TaskError, raise_all
+from ..multitask.heads import Classification, Head, MultiLabel, Regression, TokenClassification
 from ..multitask.task import Task
 from ..training import MultiTaskMetrics, TaskMixture
 from .config import Recipe, TaskSection
@@ -35,40 +36,95 @@ __all__ = [
 
 
 def build_tasks(recipe: Recipe) -> list[Task]:
-    """The recipe's tasks with their data loaded."""
-    return [build_task(section) for section in recipe.tasks]
+    """The recipe's tasks with their data loaded.
+
+    Raises:
+        DataError: what is wrong with the data of all tasks, with file, line and column.
+    """
+    tasks: list[Task] = []
+    found: list[HFAdaptError] = []
+    for section in recipe.tasks:
+        try:
+            tasks.append(build_task(section))
+        except (DataError, TaskError) as error:
+            found.append(error)
+    raise_all(found)
+    return tasks
 
 
 def build_task(section: TaskSection) -> Task:
     """One task; what a named data set knows of itself (head, metrics, label names, columns) need not be said again.
 
+    Labels that are texts tell the number and the names of the classes, where the recipe does not.
+
     Raises:
         TaskError: no head is given and the data do not tell it.
-        DataError: the data cannot be loaded.
+        DataError: the data cannot be loaded, or are not what the head needs.
     """
     data = section.data if section.data is not None else section.name
     known = known_task(data) if isinstance(data, str) else None
-    head = section.head or (known.head if known else None)
-    if head is None:
+    columns = section.columns or (known.columns if known else {})
+    splits = section.splits or (known.splits if known else {})
+    draft = Task(
+        section.name, section.head or Classification(), known.data if known else data, (), columns, splits=splits
+    )
+    rows = load_splits(draft)
+    head, label_names = _labels_of(section, known, draft, rows)
+    task = dataclasses.replace(
+        draft,
+        head=head,
+        data=rows,
+        metrics=section.metrics or (known.metrics if known and section.head is None else ()),
+        pair=section.pair,
+        loss_weight=section.loss_weight,
+        label_names=label_names,
+        max_length=section.max_length,
+        splits={},
+    )
+    task = _limited(task, section.limit) if section.limit else task
+    raise_all(problems_in(task, load_splits(task), files_of(draft)))
+    return task
+
+
+def _labels_of(
+    section: TaskSection, known: Task | None, draft: Task, rows: Mapping[str, Any]
+) -> tuple[Head, Sequence[str] | None]:
+    """The head of a task and the names of its classes, as far as the recipe leaves them to the data."""
+    given = section.head or (known.head if known else None)
+    names = section.label_names or (known.label_names if known else None)
+    counts = isinstance(given, (Classification, MultiLabel, TokenClassification))
+    if names is None and (given is None or counts):
+        names = label_names_in(draft, rows["train"])
+    if given is None and names is None:
         raise TaskError(
             "the head is not given, and the data do not tell it",
             where=f"task {section.name!r}",
-            allowed="a named data set, or a key 'head'",
+            got=f"labels in column {draft.column('label')!r} that are no texts",
+            allowed="a named data set, labels that are texts, or a key 'head'",
             try_="head: {kind: classification, num_labels: 2}",
         )
-    task = Task(
-        name=section.name,
-        head=head,
-        data=known.data if known else data,
-        metrics=section.metrics or (known.metrics if known and section.head is None else ()),
-        columns=section.columns or (known.columns if known else {}),
-        pair=section.pair,
-        loss_weight=section.loss_weight,
-        label_names=section.label_names or (known.label_names if known else None),
-        max_length=section.max_length,
-        splits=section.splits or (known.splits if known else {}),
-    )
-    return _limited(task, section.limit) if section.limit else task
+    if names is not None and len(names) < 2 and not (given is not None and isinstance(given, MultiLabel)):
+        raise DataError(
+            "the training rows have one label only",
+            where=f"task {section.name!r}, column {draft.column('label')!r}",
+            got=", ".join(map(repr, names)),
+            allowed="2 classes or more",
+            try_="label_names with all classes, or look for a wrong column",
+        )
+    if given is None:
+        given, counts = Classification(len(names or ())), True
+    if not counts or names is None or given.num_outputs == len(names):
+        return given, names
+    if section.counts_labels and section.label_names is None:
+        raise DataError(
+            "the head has another number of classes than the data",
+            where=f"task {section.name!r}, column {draft.column('label')!r}",
+            got=f"num_labels {given.num_outputs}, and {len(names)} labels: {', '.join(map(repr, names[:20]))}",
+            allowed=f"num_labels {len(names)}, or none: the data tell it",
+            try_="leave num_labels out, or look for misspelt labels",
+        )
+    # a number that was written and does not fit the names that were written is `Task`'s to refuse
+    return (given if section.counts_labels else dataclasses.replace(given, num_labels=len(names))), names
 
 
 def known_task(data: str) -> Task | None:

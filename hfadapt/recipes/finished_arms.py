@@ -16,7 +16,7 @@ from .results import FORMAT_VERSION, ArmResult
 __all__ = ["EndedArms"]
 
 # Neither where a run writes nor what stands beside an arm changes the arm.
-_OF_NO_ARM = ("output", "source", "baselines", "regularizer")
+_OF_NO_ARM = ("output", "source", "overrides", "resolved", "baselines", "regularizer")
 
 
 class EndedArms:

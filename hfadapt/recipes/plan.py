@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .arm import count_parameters
+from .preflight import require_room
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,8 +91,15 @@ def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def plan_of(run: Run) -> dict[str, Any]:
-    """The plan of a run as data: sizes, memory, schedule, first batch. Nothing is trained or written."""
+    """The plan of a run as data: sizes, memory, disk, schedule, first batch. Nothing is trained or written.
+
+    Raises:
+        DataError: a task has no labelled rows to score it on.
+        ConfigError: the disk is too full.
+    """
+    scored = run.scored
     model = run.build_model()
+    disk = require_room(run, model)
     longest = int(max(lengths.sum(1).max() for lengths in run.mixture.schedule.lengths or ()))
     memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
     preview = run.mixture.preview()
@@ -105,6 +113,9 @@ def plan_of(run: Run) -> dict[str, Any]:
         "steps": preview.schedule.steps * run.epochs,
         "longest_row_tokens": longest,
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+        "disk_bytes": {**dataclasses.asdict(disk), "total": disk.total},
+        "scored": scored,
+        "notes": run.stand_ins,
         "schedule": preview.to_dict(),
         "first_batch": decode_batch(run.mixture, run.tokenizer),
     }

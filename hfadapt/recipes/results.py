@@ -87,6 +87,9 @@ class RunResult:
         seconds: Of the whole run; of one that was cut off, since its last start.
         machine: Device, threads and versions.
         recipe: The recipe's text.
+        overrides: What ``--fast`` and the command line changed in it.
+        resolved: The recipe with these changes made, as YAML; results of older versions lack it.
+        working_folder: Where the run was started, from which relative paths in the recipe count.
         fast: Whether the recipe's ``fast`` overrides were in force.
         split: Split of the scores; a task without labelled rows there is scored on its validation split.
         splits: Task to the split that it was scored on.
@@ -106,6 +109,9 @@ class RunResult:
     seconds: float
     machine: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    overrides: Sequence[str] = ()
+    resolved: str = ""
+    working_folder: str = ""
     fast: bool = False
     split: str = "test"
     splits: Mapping[str, str] = field(default_factory=dict)

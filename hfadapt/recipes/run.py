@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.model_source import model_path, read_pretrained
 from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError
 from ..training import MultiTaskMetrics
@@ -18,8 +19,9 @@ from ..training.checks import settle_best_metric
 from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from .config import Baseline, Recipe
 from .finished_arms import EndedArms
-from .model_source import model_path
+from .finished_run import ADAPTER_FOLDER
 from .output import OutputFolder
+from .preflight import require_room, require_services
 from .results import ArmResult, RunResult, directions, machine
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ __all__ = ["ADAPTER_FOLDER", "Run"]
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
 TITLES = {"frozen_head": "frozen encoder + heads", "full_finetuning": "full fine-tuning"}
 ALONE = ("full_finetuning",)  # whole, a model a task
 
@@ -47,6 +48,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = logger.info) -> None:
+        from transformers import AutoConfig
         from transformers.utils import logging as transformers_logging
 
         # Its bars for reading and writing weights would stand between the lines of progress.
@@ -55,6 +57,7 @@ class Run:
         self.say = say
         self.output = Path(recipe.output)
         self.folder: OutputFolder | None = None
+        self.config = read_pretrained(AutoConfig.from_pretrained, recipe.model, where="model")
         self.base = model_path(recipe.model)
         self.tokenizer = load_tokenizer(self.base)
         self.tasks: list[Task]
@@ -67,11 +70,14 @@ class Run:
 
     def _check_baselines(self) -> None:
         """Refuse what a baseline's training would refuse, before the arm that is trained first has trained."""
-        for name in self.recipe.baselines:
-            arguments = self._baseline_arguments(name, name)
+        for name, arguments in self.baseline_arguments():
             if arguments.metric_for_best_model:
                 for tasks in [[task] for task in self.tasks] if name in ALONE else [self.tasks]:
                     settle_best_metric(arguments, MultiTaskMetrics(tasks))
+
+    def baseline_arguments(self) -> list[tuple[Baseline, TrainingArguments]]:
+        """Each baseline with its arguments."""
+        return [(name, self._baseline_arguments(name, name)) for name in self.recipe.baselines]
 
     def _baseline_arguments(self, name: Baseline, key: str) -> TrainingArguments:
         own = {field: value for field, value in self.recipe.baselines[name].items() if field != "head_learning_rate"}
@@ -95,6 +101,24 @@ class Run:
     def epochs(self) -> int:
         return max(1, math.ceil(self.arguments.num_train_epochs))
 
+    @functools.cached_property
+    def scored(self) -> dict[str, list[str]]:
+        """Split to the tasks whose final scores are of it.
+
+        Raises:
+            DataError: a task has labelled rows in neither the recipe's split nor validation.
+        """
+        from .arm import by_split
+
+        return by_split(self.mixture, self.recipe.score_split)
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """A line for each task that is scored on other rows than the recipe asks for."""
+        from .arm import stand_ins
+
+        return stand_ins(self.scored, self.recipe.score_split, self.held_out)
+
     def prepare_output(
         self, *, overwrite: bool = False, resume: bool = False, recipe_file: Path | None = None
     ) -> OutputFolder:
@@ -107,10 +131,11 @@ class Run:
 
         Raises:
             ConfigError: it holds an earlier run, and neither ``overwrite`` nor ``resume`` was asked for, or what no
-                run wrote.
+                run wrote; or a tracker, the hub or a folder that can be written is not there.
         """
         self.folder = OutputFolder(self.recipe, recipe_file, overwrite=overwrite, resume=resume)
         self.output = self.folder.place
+        require_services(self)
         self.arguments = training_arguments(self.recipe, self.output / "checkpoints" / "adapted")
         return self.folder
 
@@ -142,13 +167,11 @@ class Run:
         Each arm's result is kept when it ends: ``resume`` trains none of them again.
         """
         from ..training import macro_of
-        from .arm import by_split
 
         start = time.perf_counter()
-        for task, (rows, of) in self.held_out.items():
-            self.say(f"{task}: no labelled validation rows; {rows:,} of its {of:,} training rows are held out instead")
-        # which rows each task is scored on, before anything is trained
-        scored = by_split(self.mixture, self.recipe.score_split)
+        scored = self.scored
+        for line in self.stand_ins:
+            self.say(line)
         ended = EndedArms(self.recipe, self.output, resume=resume)
         adapted, proof = self._adapted_arm(ended, resume=resume)
         arms = [adapted, *(self.train_baseline(name, ended) for name in self.recipe.baselines)]
@@ -162,6 +185,9 @@ class Run:
             seconds=time.perf_counter() - start,
             machine=machine(),
             recipe=self.recipe.source,
+            overrides=self.recipe.overrides,
+            resolved=self.recipe.resolved,
+            working_folder=str(Path.cwd()),
             fast=fast,
             split=self.recipe.score_split,
             splits={task: split for split, tasks in scored.items() for task in tasks},
@@ -195,6 +221,7 @@ class Run:
 
         checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
+        require_room(self, model)
         method = " + ".join(config.method for config in self.recipe.method)
         _pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
@@ -271,10 +298,10 @@ class Run:
     def base_parameters(self) -> int:
         """Parameters of the base alone."""
         import torch
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
         with torch.device("meta"):
-            base = AutoModel.from_config(AutoConfig.from_pretrained(self.base))
+            base = AutoModel.from_config(self.config)
         return sum(parameter.numel() for parameter in base.parameters())
 
     def train_baseline(self, name: Baseline, ended: EndedArms | None = None) -> ArmResult:

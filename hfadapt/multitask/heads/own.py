@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DataError, TaskError, did_you_mean
+from ...errors.rows import RowPlace
 from .base import IGNORE, Head, Pooling
 
 __all__ = ["OwnHead"]
@@ -119,7 +120,7 @@ class OwnHead(Head):
             if np.isnan(array).any():
                 raise DataError(
                     "label is not a number",
-                    where=f"{where}, row {row}",
+                    where=RowPlace(where, row),
                     got=repr(value),
                     allowed="numbers, or label names of the task",
                 )

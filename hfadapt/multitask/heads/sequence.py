@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import DataError, TaskError, did_you_mean
 from ...errors.limits import require_number
+from ...errors.rows import RowPlace
 from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
 from .label_sets import read_label_sets
 from .pooling import SequenceModule
@@ -33,7 +34,7 @@ def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | Non
     Raises:
         DataError: missing, NaN, not a whole number, out of range, or a string that is no label name.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         if names and value in names:
             return names.index(value)
         raise DataError(
@@ -43,21 +44,26 @@ def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | Non
             allowed=", ".join(map(repr, names)) if names else "whole numbers (the task has no label_names)",
             try_=did_you_mean(value, names or ()) or "Task(..., label_names=(...)) in the order of the classes",
         )
-    number = math.nan if value is None else float(value)
+    try:
+        number = math.nan if value is None or value == "" else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            "label is no number and no name",
+            where=where,
+            got=repr(value)[:80],
+            allowed=f"whole numbers 0..{count - 1}",
+            try_="one label a row; several labels a row are hfadapt.MultiLabel's",
+        ) from None
     missing = math.isnan(number)
     if not math.isfinite(number) or number != int(number) or not 0 <= number < count:
         raise DataError(
             "label is missing" if missing else "label is outside the head's classes",
             where=where,
-            got=value,
-            allowed=f"whole numbers 0..{count - 1}",
+            got=repr(value),
+            allowed=", ".join(map(repr, names)) if names and missing else f"whole numbers 0..{count - 1}",
             try_="drop rows without a label" if missing else "give the head the right number of classes",
         )
     return int(number)
-
-
-def _row(where: str, row: int) -> str:
-    return f"{where}, row {row}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Classification(SequenceHead):
     def check_labels(self, values: list[Any], where: str, names: tuple[str, ...] | None = None) -> list[np.ndarray]:
         """See ``Head.check_labels``."""
         return [
-            np.array([class_index(value, self.num_labels, _row(where, row), names)], np.float32)
+            np.array([class_index(value, self.num_labels, RowPlace(where, row), names)], np.float32)
             for row, value in enumerate(values)
         ]
 
@@ -181,7 +187,7 @@ class MultiLabel(SequenceHead):
         With C at most 2 the integers 0 and 1 are refused where they read both ways; see ``read_label_sets``.
         """
         index = functools.partial(_label_of, count=self.num_labels, names=names)
-        return read_label_sets(values, self.num_labels, functools.partial(_row, where), index, names)
+        return read_label_sets(values, self.num_labels, functools.partial(RowPlace, where), index, names)
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Binary cross entropy of logits [B, C], mean over rows and labels."""
@@ -255,7 +261,7 @@ class Regression(SequenceHead):
             if not inside:
                 raise DataError(
                     "label is not a finite number" if not finite else "label is outside the head's bounds",
-                    where=_row(where, row),
+                    where=RowPlace(where, row),
                     got=repr(value),
                     allowed="finite numbers" if self.low is None else f"numbers in [{self.low}, {self.high}]",
                     try_="drop rows without a label" if not finite else "Regression(low=..., high=...)",

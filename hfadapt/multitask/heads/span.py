@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DataError, TaskError
+from ...errors.rows import RowPlace
 from .base import Head, Pooling, fit_labels, masked_mean
 from .token import TokenModule
 
@@ -119,7 +120,7 @@ class Span(Head):
             if not isinstance(value, dict) or not {"text", "answer_start"} <= set(value):
                 raise DataError(
                     "an answer needs 'text' and 'answer_start'",
-                    where=f"{where}, row {row}",
+                    where=RowPlace(where, row),
                     got=repr(value),
                     allowed='{"text": ["..."], "answer_start": [17]}',
                 )
@@ -127,14 +128,14 @@ class Span(Head):
             if texts and not (isinstance(starts[0], (int, np.integer)) and starts[0] >= 0):
                 raise DataError(
                     "an answer begins before its context",
-                    where=f"{where}, row {row}",
+                    where=RowPlace(where, row),
                     got=f"answer_start {starts[0]!r}",
                     allowed="0 or more; no text and no answer_start for a question without an answer",
                 )
             if not texts and not self.version_2_with_negative:
                 raise DataError(
                     "a question without an answer",
-                    where=f"{where}, row {row}",
+                    where=RowPlace(where, row),
                     got=repr(value),
                     allowed="an answer for every question, as in SQuAD 1",
                     try_="Span(version_2_with_negative=True) for data such as SQuAD 2, or drop these rows",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import DataError, TaskError
+from ...errors.rows import RowPlace
 from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
 from .sequence import check_smoothing, class_index
 
@@ -71,15 +72,20 @@ class TokenClassification(Head):
         """One list of classes a row, -100 for words without a label."""
         rows = []
         for row, tags in enumerate(values):
-            place = f"{where}, row {row}"
             if not isinstance(tags, (list, tuple, np.ndarray)):
-                raise DataError("token labels need a list, one label a word", where=place, got=repr(tags))
+                raise DataError(
+                    "token labels need a list, one label a word",
+                    where=RowPlace(where, row),
+                    got=repr(tags)[:80],
+                    allowed="a list of labels, or their names in one text with spaces between",
+                    try_="one label a word of the text, in its order",
+                )
             rows.append(
                 np.array(
                     [
                         IGNORE
                         if not isinstance(tag, str) and tag == IGNORE
-                        else class_index(tag, self.num_labels, f"{place}, word {word}", names)
+                        else class_index(tag, self.num_labels, RowPlace(where, row, f"word {word}"), names)
                         for word, tag in enumerate(tags)
                     ],
                     np.float32,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ...errors import ConfigError, did_you_mean
 from ...errors.limits import finite, require_number
+from .recipe import NO_KEY
 from .tree import Node, Problems
 
 __all__ = ["BAD", "fields_of", "in_range", "known_keys", "mapping_of", "to_dataclass", "value_of"]
@@ -38,7 +39,7 @@ def fields_of(thing: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
         return {
             f.name: (hints.get(f.name, Any), f.default is missing and f.default_factory is missing)
             for f in dataclasses.fields(thing)
-            if f.init
+            if f.init and NO_KEY not in f.metadata
         }
     hints = _hints(thing.__init__ if inspect.isclass(thing) else thing)
     return {

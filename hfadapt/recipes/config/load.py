@@ -16,7 +16,6 @@ from .tree import Node, Problems, override, parse
 
 __all__ = ["load_recipe", "read_recipe"]
 
-# "source" is the text itself; "fast" lists overrides and is gone once they are applied.
 RANGES: Mapping[str, Mapping[str, Any]] = {
     "head_learning_rate": {"above": 0, "optional": True},
     "adapter_drop": {"whole": True, "least": 0, "optional": True},
@@ -32,7 +31,9 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "max_length": {"whole": True, "least": 4, "optional": True},
 }
 """Key of a recipe to what ``require_number`` takes; fields of TrainingArguments have theirs in ``hfadapt.training``."""
-SECTIONS = (*(field.name for field in dataclasses.fields(Recipe) if field.name != "source"), "fast")
+# Of the record, and no keys; "fast" lists overrides and is gone once they are applied.
+_OF_THE_RECORD = ("source", "overrides", "resolved")
+SECTIONS = (*(field.name for field in dataclasses.fields(Recipe) if field.name not in _OF_THE_RECORD), "fast")
 
 
 def load_recipe(path: str | Path, overrides: str | Iterable[str] = (), *, fast: bool = False) -> Recipe:
@@ -65,10 +66,10 @@ def read_recipe(
     if not isinstance(root.value, dict):
         problems.add(root, "a recipe is a mapping", got=root.kind, allowed=", ".join(SECTIONS))
         problems.raise_if_any()
-    for assignment in _fast(root, fast, problems):
+    changes = (*_fast(root, fast, problems), *names_of(overrides))
+    for assignment in changes:
         override(root, assignment, problems)
-    for assignment in names_of(overrides):
-        override(root, assignment, problems)
+    resolved = root.to_yaml()
     known_keys(root, SECTIONS, problems)
     values = {
         "model": _plain(root, "model", str, problems),
@@ -87,7 +88,7 @@ def read_recipe(
         "seed": _plain(root, "seed", int, problems, 42),
     }
     problems.raise_if_any()
-    return Recipe(**values, source=text)
+    return Recipe(**values, source=text, overrides=changes, resolved=resolved)
 
 
 _REQUIRED = object()
@@ -153,7 +154,8 @@ def _task(node: Node, problems: Problems) -> Any:
         return BAD
     for split, rows in section.get("limit", {}).items():
         in_range(node.value["limit"].value[split], f"limit of {split!r}", rows, {"whole": True, "least": 1}, problems)
-    return TaskSection(head=built, regularizer=regularizer, **section)
+    counts = head is not None and isinstance(head.value, dict) and "num_labels" in head.value
+    return TaskSection(head=built, regularizer=regularizer, counts_labels=counts, **section)
 
 
 def _head(node: Node, problems: Problems) -> Any:

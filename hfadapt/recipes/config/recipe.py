@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BASELINES", "Baseline", "EarlyStoppingSection", "MixingSection", "Recipe", "TaskSection"]
 
+NO_KEY = "no key"
+"""In a field's metadata: no recipe sets it."""
+
 Baseline = Literal["frozen_head", "full_finetuning"]
 BASELINES: tuple[Baseline, ...] = ("frozen_head", "full_finetuning")
 
@@ -39,6 +42,7 @@ class TaskSection:
             ``head_learning_rate``.
         weight_decay: Of the same, in place of ``training.weight_decay``.
         regularizer: Of this task, in place of the recipe's.
+        counts_labels: Whether the recipe says ``num_labels`` of the head; else labels that are texts tell it.
     """
 
     name: str
@@ -56,6 +60,7 @@ class TaskSection:
     weight_decay: float | None = None
     # left out of what tells settings apart, which knows it from `Recipe.regularizers`
     regularizer: Regularizer | None = field(default=None, repr=False)
+    counts_labels: bool = field(default=False, repr=False, metadata={NO_KEY: True})
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ class Recipe:
         score_split: Split of the final scores; ``validation`` while settings are being chosen.
         output: Folder of the adapter, the report and the checkpoints.
         seed: Of data order, task draws and initialisation.
-        source: The recipe's text file, for the record.
+        source: The recipe's text, for the record.
+        overrides: What ``--fast`` and the command line changed in it, in their order.
+        resolved: The recipe as YAML with these changes made: the one that is run.
     """
 
     model: str
@@ -130,6 +137,8 @@ class Recipe:
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""
+    overrides: tuple[str, ...] = ()
+    resolved: str = ""
 
     @property
     def task_rates(self) -> dict[str, dict[str, float]]:

@@ -12,6 +12,8 @@ from ...errors import ConfigError, did_you_mean, problem
 
 __all__ = ["Node", "Problems", "override", "parse"]
 
+_RESOLVER = yaml.resolver.Resolver()
+
 
 class Problems:
     """Collects what is wrong, so that everything is reported at once."""
@@ -81,6 +83,10 @@ class Node:
         """Names and nodes of a mapping."""
         yield from self.value.items()
 
+    def to_yaml(self) -> str:
+        """The tree as YAML that reads back to the same values: scalars stand as they were written."""
+        return yaml.serialize(_raw(self), Dumper=yaml.SafeDumper, allow_unicode=True, width=120)
+
     def plain_value(self) -> Any:
         """The value without places: dicts, lists and scalars."""
         if isinstance(self.value, dict):
@@ -137,6 +143,18 @@ def _convert(raw: yaml.Node, path: str, loader: yaml.SafeLoader, problems: Probl
         node.value[key.value] = child
         node.key_lines[key.value] = key.line
     return node
+
+
+def _raw(node: Node) -> yaml.Node:
+    if isinstance(node.value, dict):
+        pairs = [(yaml.ScalarNode("tag:yaml.org,2002:str", key), _raw(child)) for key, child in node.items()]
+        return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=False)
+    if isinstance(node.value, list):
+        return yaml.SequenceNode("tag:yaml.org,2002:seq", [_raw(child) for child in node.value], flow_style=False)
+    text = node.text or ("null" if node.value is None else str(node.value))
+    if not node.plain:
+        return yaml.ScalarNode("tag:yaml.org,2002:str", text, style='"')
+    return yaml.ScalarNode(_RESOLVER.resolve(yaml.ScalarNode, text, (True, False)), text)
 
 
 def override(root: Node, assignment: str, problems: Problems) -> None:

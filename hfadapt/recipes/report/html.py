@@ -54,8 +54,7 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
         *(f"<h2>{html.escape(title)}</h2>{_image(title, path)}" for title, path in plots.items()),
         f"<h2>Every metric ({result.split})</h2>",
         _table(["task", "metric", *(arm.title for arm in result.arms)], metrics),
-        "<h2>Recipe</h2>",
-        f"<pre>{html.escape(result.recipe)}</pre>",
+        *_recipe(result),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -64,6 +63,20 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _recipe(result: RunResult) -> list[str]:
+    """The recipe as it was run, and beside it what was written and what the command line changed."""
+    written = ["<h2>Recipe</h2>", f"<pre>{html.escape(result.recipe)}</pre>"]
+    if not result.overrides:
+        return written
+    changes = "\n".join(result.overrides)
+    return [
+        "<h2>Recipe as it was run</h2>",
+        f"<pre>{html.escape(result.resolved)}</pre>",
+        f"<h2>Changed on the command line</h2><pre>{html.escape(changes)}</pre>",
+        *written,
+    ]
 
 
 def _all_metrics(result: RunResult) -> list[list[str]]:
