@@ -1,20 +1,20 @@
-"""Started by torchrun, or alone: two steps of every family of methods, mixed in a batch; writes how each ended."""
+"""Two steps of every family of methods, mixed in a batch, on two processes or alone. A part of trainings.py."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 import hfadapt
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.regularizers import tiny_batch, tiny_classifier
 from hfadapt.training import IdleTaskGuard
+from tests.distributed.arguments import arguments
 
 NAMES = ("a", "b", "c")
 # Rows of two steps of two accumulated batches, four rows each: b is missing on one rank, or everywhere; c is nobody's.
@@ -65,21 +65,14 @@ def train(folder: Path, rows_a_process: int, family: dict[str, Any], *more: Any)
     if not family.get("fused"):
         for row, task in zip(rows, family.get("tasks", TASKS), strict=True):
             row["task_ids"] = torch.tensor(task)
-    args = TrainingArguments(
-        str(folder),
+    args = arguments(
+        folder,
         max_steps=2,
         per_device_train_batch_size=rows_a_process,
         gradient_accumulation_steps=2,
-        learning_rate=1e-2,
         weight_decay=0.1,
         max_grad_norm=0.1,
         train_sampling_strategy="sequential",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_strategy="no",
-        ddp_find_unused_parameters=False,
     )
     drop = [hfadapt.RobustAdapterDrop()] if family.get("drop") else []
     trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[IdleTaskGuard(), *drop, *more])
@@ -87,9 +80,11 @@ def train(folder: Path, rows_a_process: int, family: dict[str, Any], *more: Any)
     return {key: p.detach() for key, p in model.named_parameters() if p.requires_grad}
 
 
-if __name__ == "__main__":
-    place, processes = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1"))
-    if sys.argv[2:] == ["killed"]:
-        train(place, 2, FAMILIES["lora"], Killed())
-    found = {name: train(place, 4 // processes, family) for name, family in FAMILIES.items()}
-    torch.save(found, place / f"{processes}-{os.environ.get('RANK', '0')}.pt")
+def run(folder: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Train every family; each batch holds four rows, on all processes together."""
+    return {name: train(folder, 4 // processes, family) for name, family in FAMILIES.items()}
+
+
+def die(folder: Path) -> None:
+    """Train on two processes, of which one does not live to the end."""
+    train(folder, 2, FAMILIES["lora"], Killed())

@@ -1,4 +1,4 @@
-"""A stock model with several adapters, on the plain Trainer; each rank has its own task. A part of train_two.py."""
+"""A stock model with several adapters, on the plain Trainer; each rank has its own task. A part of trainings.py."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 import hfadapt
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.training import IdleTaskGuard
+from tests.distributed.arguments import arguments
 
 NAMES = ("a", "b", "c")
 
@@ -49,7 +50,7 @@ class Watch(TrainerCallback):
         self.moved.append(changed)
 
 
-def train_stock(folder: Path, options: dict) -> dict:
+def train(folder: Path, *, dropped: bool) -> dict:
     """Train two steps; adapter ``c`` has no row at all, ``b`` none in the second step."""
     torch.manual_seed(3)
     model = tiny_model("bert", "sequence-classification", num_labels=2)
@@ -58,24 +59,21 @@ def train_stock(folder: Path, options: dict) -> dict:
         for parameter in hfadapt.parameters_of(model, name).values():
             torch.nn.init.normal_(parameter, std=0.1)
     watch = Watch(model)
-    args = TrainingArguments(
-        str(folder),
+    args = arguments(
+        folder,
         per_device_train_batch_size=1,
         max_steps=2,
-        learning_rate=1e-2,
         weight_decay=0.1,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_strategy="no",
-        ddp_find_unused_parameters=False,
-        gradient_checkpointing=options["checkpointing"],
-        **({"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options["checkpointing"] else {}),
+        checkpointing=dropped,
     )
-    drop = [hfadapt.RobustAdapterDrop()] if options["drop"] else []
+    drop = [hfadapt.RobustAdapterDrop()] if dropped else []
     Trainer(model=model, args=args, train_dataset=Rows([0, 1, 0, 0]), callbacks=[IdleTaskGuard(), watch, *drop]).train()
     state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return {"state": state, "moved": watch.moved}
+
+
+def run(folder: Path) -> dict[str, dict]:
+    """Train whole, and with dropped layers and checkpointing."""
+    return {name: train(folder, dropped=name == "dropped") for name in ("whole", "dropped")}

@@ -1,22 +1,17 @@
-"""Started by torchrun: tiny trainings one after the other; writes what each rank saw and ended with.
-
-Most of the time of such a test goes into starting the processes, so several trainings share one start.
-"""
+"""Three tasks of one model, whole, mixed and resumed. A part of trainings.py."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
-from train_stock import train_stock
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from hfadapt import MultiTaskModel, RobustAdapterDrop, TaskMixture
+from hfadapt.data.schedule import BatchForm
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer, toy_tasks
+from tests.distributed.arguments import arguments
 
 
 class Watch(TrainerCallback):
@@ -41,31 +36,23 @@ class Watch(TrainerCallback):
         self.moved.append([n for n, p in self.before.items() if not torch.equal(p, now[n])])
 
 
-def train_tasks(folder: Path, options: dict) -> dict:
-    """Train three tasks together with the given options."""
+def train(folder: Path, *, batch: BatchForm = "one_task", dropped: bool = False, resume: Path | None = None) -> dict:
+    """Train three tasks together."""
     tasks = toy_tasks((24, 16, 16))
-    torch.manual_seed(options.get("seed", 3))
-    model = MultiTaskModel.from_base(tiny_model("bert"), tasks, options["method"])
-    mix = TaskMixture(tasks, tiny_tokenizer(), batch=options["batch"], strategy="sqrt", epoch_steps=3)
+    torch.manual_seed(3)
+    model = MultiTaskModel.from_base(tiny_model("bert"), tasks, "low_rank")
+    mix = TaskMixture(tasks, tiny_tokenizer(), batch=batch, strategy="sqrt", epoch_steps=3)
     watch = Watch()
-    args = TrainingArguments(
-        str(folder),
+    args = arguments(
+        folder,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         num_train_epochs=2,
-        learning_rate=1e-2,
         weight_decay=0.1,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
         eval_strategy="epoch",
         save_strategy="steps",
         save_steps=2,
-        logging_strategy="no",
-        # ranks that agree on every draw need no such help
-        ddp_find_unused_parameters=False,
-        gradient_checkpointing=options["checkpointing"],
-        **({"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options["checkpointing"] else {}),
+        checkpointing=dropped,
     )
     trainer = Trainer(
         model=model,
@@ -74,22 +61,19 @@ def train_tasks(folder: Path, options: dict) -> dict:
         eval_dataset=mix.eval,
         data_collator=mix.collator,
         compute_metrics=mix.metrics,
-        callbacks=[*mix.callbacks, watch, *([RobustAdapterDrop()] if options["drop"] else [])],
+        callbacks=[*mix.callbacks, watch, *([RobustAdapterDrop()] if dropped else [])],
     )
-    trainer.train(resume_from_checkpoint=options.get("resume"))
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     scores = [entry["eval_macro"] for entry in trainer.state.log_history if "eval_macro" in entry]
     state = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return {"state": state, "tasks": watch.tasks, "moved": watch.moved, "scores": scores}
 
 
-TRAININGS = {"tasks": train_tasks, "stock": train_stock}
+def run(folder: Path) -> dict[str, dict]:
+    """Train in batches of one task, and in mixed ones with dropped layers and checkpointing."""
+    return {"whole": train(folder / "whole"), "mixed": train(folder / "mixed", batch="mixed", dropped=True)}
 
 
-def main(folder: Path, runs: dict[str, dict]) -> None:
-    """Do each training, in a folder of its name, and write ``rank<N>.pt``."""
-    records = {name: TRAININGS[options["training"]](folder / name, options) for name, options in runs.items()}
-    torch.save(records, folder / f"rank{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+def resume(folder: Path) -> dict:
+    """Go on from a checkpoint of the first of these."""
+    return train(folder / "again", resume=folder / "whole" / "checkpoint-4")
