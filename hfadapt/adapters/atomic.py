@@ -44,10 +44,9 @@ def target_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: it is no path, an empty one, or something that is no folder stands there.
     """
-    try:
-        given = os.fsdecode(folder)
-    except TypeError:
-        raise CheckpointError("no folder to save to", got=repr(folder), allowed="a path") from None
+    if not isinstance(folder, (str, os.PathLike)):
+        raise CheckpointError("no folder to save to", got=repr(folder), allowed="a path")
+    given = os.fsdecode(folder)
     if not given.strip() or "\0" in given:
         # Path("") is the working folder, which nobody meant
         raise CheckpointError(

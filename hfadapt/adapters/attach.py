@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import plugins
 from ..errors import AttachError
+from ..errors.arguments import require_switches
 from ..errors.limits import require_seed
 from ..errors.names import names_of
 from ..method.config import MethodConfig
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from ..architecture import ArchitectureMap
 
-__all__ = ["Handle", "attach"]
+__all__ = ["Handle", "attach", "check_model"]
 
 
 class Handle:
@@ -118,9 +119,12 @@ def attach(
     wanted = (name,) if names is None else names_of(names)
     modules_to_save = names_of(modules_to_save)
     require_seed(seed, where="attach", error=AttachError)
+    given = {"train_head": train_head, "autocast_adapter_dtype": autocast_adapter_dtype}
+    given = {name: value for name, value in given.items() if value is not None}
+    require_switches(where="attach", error=AttachError, freeze_base=freeze_base, verify=verify, **given)
     alone = isinstance(method, (tuple, list)) and not method and bool(modules_to_save or train_head)
     configs = () if alone else expand(method)
-    _check_model(model)
+    check_model(model)
     state = find_attachment(model)
     for i, one in enumerate(wanted):
         check_adapter_name(one)
@@ -181,7 +185,12 @@ def _to_copy(
     return heads, tuple(path for path in named if not any(f"{path}.".startswith(f"{head}.") for head in heads))
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
+    """Raise where nothing can be attached.
+
+    Raises:
+        AttachError: the model is compiled, or is none.
+    """
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise AttachError(
             "the model is compiled, and hooks added to a compiled model are ignored silently",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import plugins
 from ..errors import CompositionError
+from ..errors.arguments import require_switches
 from ..errors.limits import require_number
 from ..method import Combination, weighted_sum
 from ..runtime.attachment import attachment, parameters_of, uncompiled
@@ -92,6 +93,7 @@ def combine(
     model = uncompiled(model)
     state = attachment(model)
     given = _check(weights, method, r, density)
+    require_switches(where="hfadapt.combine", error=CompositionError, heads=heads)
     require_number("seed", seed, where="hfadapt.combine", whole=True, least=0, below=2**32, error=CompositionError)
     for one in given:
         state.require(one)
@@ -129,7 +131,8 @@ def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None =
         AttachError: it is not there.
         CheckpointError: the name is taken, or an adapter holds NaN or Inf.
     """
-    return combine(model, {adapter: 1.0}, method="svd", name=name or f"{adapter}_r{r}", r=r)
+    attachment(model).require(adapter)
+    return combine(model, {adapter: 1.0}, method="svd", name=f"{adapter}_r{r}" if name is None else name, r=r)
 
 
 def _check(weights: Mapping[str, float], method: str, r: int | None, density: float | None) -> dict[str, float]:

@@ -37,9 +37,10 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
     """
     model = uncompiled(model)
     state = attachment(model)
-    gone = list(dict.fromkeys(state.names if names is None else names_of(names)))
+    gone = state.names if names is None else names_of(names)
     for name in gone:
         state.require(name)
+    gone = list(dict.fromkeys(gone))
     lost = state.watch.lost() if state.watch is not None else ()
     for name in gone:
         for _, delta in list(deltas_of(model, name)):

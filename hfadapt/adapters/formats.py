@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors.arguments import require_folder
 from .atomic import atomic_folder, target_folder
 from .files import (
     CONFIG_FILE,
@@ -54,6 +55,7 @@ __all__ = [
     "refuse_own",
     "require_file",
     "require_finite",
+    "require_folder",
     "require_loadable",
     "resize_outputs",
     "target_folder",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors.names import names_of
-from ..runtime.attachment import attachment, parameters_of
+from ..runtime.attachment import attachment, parameters_of, uncompiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,4 +86,4 @@ def _set(model: PreTrainedModel, names: str | Iterable[str] | None, train: bool)
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that an optimizer would be given, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in uncompiled(model).named_parameters() if p.requires_grad}

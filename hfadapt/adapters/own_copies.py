@@ -36,7 +36,7 @@ def own_modules(model: PreTrainedModel, owner: str) -> dict[str, nn.Module]:
         AttachError: nothing is attached, or there is no adapter of that name.
     """
     state = attachment(model)
-    if owner not in {fuse.key for fuse in state.fusions}:
+    if owner not in [fuse.key for fuse in state.fusions]:
         state.require(owner)
     return dict(copies_of(model, owner))
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
+from ..errors.arguments import require_mapping
 from ..errors.names import names_of
 from ..routing.composition import Composition, to_json
 from ..runtime.attachment import Attachment, attachment, find_attachment, parameters_of, slots_of, uncompiled
@@ -197,6 +198,14 @@ def save(
         AttachError: nothing is attached, or an adapter is unknown.
     """
     model = uncompiled(model)
+    extra = require_mapping("extra", extra, where="hfadapt.save", allowed="a dict of further keys")
+    extra_tensors = require_mapping(
+        "extra_tensors", extra_tensors, where="hfadapt.save", allowed="a dict of tensors", of=Tensor
+    )
+    if names is not None and not (names := names_of(names)):
+        raise CheckpointError("no adapter to save", where=str(folder), got="names=()", allowed="names, or None for all")
+    if card is not None and not callable(card):
+        raise ConfigError("card is no function", where="hfadapt.save", got=repr(card), allowed="a function of a folder")
     require_loadable(model, folder, names)
     refuse_foreign(folder)
     with atomic_folder(folder, dropped=outdated(folder)) as temporary:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..errors.arguments import require_switches
 from ..runtime.hook_tables import remove_load_hooks
 from .atomic import atomic_folder, target_folder
 from .files import (
@@ -154,6 +155,7 @@ def slim_checkpoints(model: PreTrainedModel, slim: bool = True) -> None:
     from ..runtime.attachment import attachment
 
     attachment(model)
+    require_switches(where="hfadapt.slim_checkpoints", slim=slim)
     found = model.__dict__.get("save_pretrained")
     if isinstance(found, SavePretrained):
         found.slim = slim

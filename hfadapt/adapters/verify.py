@@ -10,7 +10,8 @@ import torch
 
 from .. import plugins
 from ..architecture.inputs import first_that_runs
-from ..errors import ArchitectureError, HFAdaptError, RoutingError
+from ..errors import ArchitectureError, AttachError, HFAdaptError, RoutingError
+from ..errors.arguments import require_mapping
 from ..errors.names import names_of
 from ..runtime.attachment import Attachment, attachment
 from .delta_proof import Proof
@@ -53,8 +54,12 @@ def verify(
     if any(p.is_meta for p in model.parameters()):
         return 0
     chosen = list(state.names if names is None else names_of(names))
+    if names is not None and not chosen:
+        raise AttachError("nothing to verify", where="verify", got="names=()", allowed="names, or None for all")
     for name in chosen:
         state.require(name)
+    if inputs is not None:
+        require_mapping("inputs", inputs, where="verify", allowed="a dict of the model's inputs", error=AttachError)
     wait_for_calls(model)
     representatives = _representatives(state, chosen)
     silence = Silence(model, chosen, representatives)

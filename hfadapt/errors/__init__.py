@@ -112,8 +112,10 @@ def raise_all(
         raise error
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return ``"Did you mean 'x'?"`` for the nearest of ``names``, or an empty string."""
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'?"`` for the nearest of ``names``, or an empty string, as for what is no name."""
+    if not isinstance(name, str):
+        return ""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else ""
 

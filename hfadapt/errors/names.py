@@ -17,6 +17,7 @@ def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(names, str):
         return (names,)
-    if not isinstance(names, Iterable):
-        raise HFAdaptError("no names", got=repr(names), allowed="a name, or a list of names")
-    return tuple(names)
+    try:
+        return tuple(names)
+    except TypeError:  # also of what calls itself iterable, as a tensor without dimensions
+        raise HFAdaptError("no names", got=repr(names), allowed="a name, or a list of names") from None

@@ -61,7 +61,7 @@ class MethodConfig(KnownFields):
         """Raise ``ConfigError`` unless the named field is one of ``allowed``."""
         allowed = (allowed,) if isinstance(allowed, str) else tuple(allowed)
         value = getattr(self, name)
-        if value not in allowed:
+        if not any(_same(value, one) for one in allowed):
             hint = did_you_mean(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else ""
             self.fail(name, value, ", ".join(map(repr, allowed)), hint)
 
@@ -82,3 +82,9 @@ class MethodConfig(KnownFields):
             return cls(**given)
         except TypeError as error:
             raise ConfigError(f"incomplete config: {error}", where=cls.__name__, got=dict(given)) from None
+
+
+def _same(value: object, allowed: object) -> bool:
+    # 0 equals False, and a tensor compares element by element
+    alike = isinstance(value, type(allowed)) and isinstance(value, bool) is isinstance(allowed, bool)
+    return alike and value == allowed

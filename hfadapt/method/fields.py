@@ -1,10 +1,12 @@
-"""Configs that name the nearest field when given one that they lack, and that take only numbers one can use."""
+"""Configs that name the nearest field when given one that they lack, and that take only values of the fields' kinds."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import numbers
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import ConfigError, HFAdaptError, did_you_mean
@@ -14,15 +16,18 @@ __all__ = ["KnownFields"]
 
 _Config = TypeVar("_Config", bound="KnownFields")
 
+#: How fields that hold several names are annotated.
+_NAMES = re.compile(r"(?:tuple|list|Sequence|Collection|Iterable)\[str(?:, \.\.\.)?\]")
+
 
 class KnownFields:
     """Base of dataclasses; the constructor that ``@dataclass`` writes would end in a bare ``TypeError``."""
 
-    #: Raised for an unknown field, or for a number that is none.
+    #: Raised for an unknown field, or for a value of another kind than its field.
     field_error: ClassVar[type[HFAdaptError]] = ConfigError
 
     def __new__(cls: type[_Config], *values: Any, **fields: Any) -> _Config:
-        """Refuse unknown fields, and numbers that are none, before ``__init__`` sees them."""
+        """Refuse unknown fields, and values of another kind than theirs, before ``__init__`` sees them."""
         known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
         for name in fields:
             if name not in known:
@@ -42,12 +47,35 @@ class KnownFields:
 
 
 def _refused(kinds: frozenset[str], value: object) -> str:
-    """What a field of numbers allows, where ``value`` is no such thing; "" where it is, or the field holds others too.
+    """What a field of these kinds allows, where ``value`` is no such thing; "" where it is, or no kind here is known.
 
-    Each config still says which range it takes. Infinite and NaN pass most comparisons that say so.
+    Each config still says which range it takes, and which names.
     """
+    if value is None and "None" in kinds:
+        return ""
+    others = kinds - {"None"}
+    if others == {"bool"}:
+        # by its truth anything would do: "no", 0 and an empty list too
+        return "" if isinstance(value, bool) else " or ".join(["True or False", *sorted(kinds & {"None"})])
+    if others and all(kind == "str" or _NAMES.fullmatch(kind) for kind in others) and others != {"str"}:
+        return "" if _are_names(value) else "a name or a sequence of names"
+    return _refused_number(kinds, value)
+
+
+def _are_names(value: object) -> bool:
+    """Whether it is a string or a collection of strings; an iterator is used up by a look at it, and passes."""
+    if isinstance(value, (str, Iterator)):
+        return True
+    try:
+        return isinstance(value, Iterable) and not isinstance(value, Mapping) and all(isinstance(n, str) for n in value)
+    except TypeError:  # a tensor without dimensions
+        return False
+
+
+def _refused_number(kinds: frozenset[str], value: object) -> str:
+    """What a field of numbers allows; infinite and NaN pass most comparisons that say which range it takes."""
     wanted = kinds & {"int", "float"}
-    if not wanted or (value is None and "None" in kinds):
+    if not wanted:
         return ""
     if wanted == kinds - {"None"} or isinstance(value, (numbers.Real, complex)):
         if not finite(value) and not (isinstance(value, bool) and "bool" in kinds):

@@ -22,6 +22,7 @@ from ..adapters.renaming import renamed
 from ..adapters.restore import all_or_nothing, rehearsal
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import RoutingError, TaskError
+from ..errors.arguments import require_folder
 from ..routing.composition import adapter_names
 from ..routing.task_ids import TaskIds, task_number, task_rows
 from ..runtime.attachment import attachment, find_attachment
@@ -73,7 +74,7 @@ class LiveTasks:
             CheckpointError: the folder is damaged or of another base; the model is as it was.
             TaskError: the name is taken or none of the folder's, or the folder has no head for this model.
         """
-        path = Path(folder)
+        path = require_folder(folder, where="MultiTaskModel.add_task")
         found = find_format(path, format)
         with self._kept():
             if found is None and KEY in adapter_files.read_config(path):

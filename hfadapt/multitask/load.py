@@ -14,6 +14,7 @@ from ..adapters.foreign import find_format, load_foreign
 from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
 from ..errors import CheckpointError, ConfigError
+from ..errors.arguments import require_folder
 from .model import MultiTaskModel
 from .save import KEY
 
@@ -83,8 +84,7 @@ def load(
 
 
 def _check_arguments(folder: object, model: object) -> None:
-    if not isinstance(folder, (str, os.PathLike)):
-        raise CheckpointError("no folder to load from", where="hfadapt.load", got=repr(folder), allowed="a path")
+    require_folder(folder, where="hfadapt.load")
     if model is not None and not isinstance(model, nn.Module):
         raise CheckpointError(
             "what adapters are to be put on is no model",

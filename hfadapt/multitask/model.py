@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..adapters.activate import compose_as
-from ..adapters.attach import attach
+from ..adapters.attach import attach, check_model
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
 from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
+from ..errors.arguments import require_switches
 from ..routing.choice import chosen
 from ..routing.composition import Composition, Node
 from ..routing.task_ids import TaskIds, task_number
@@ -29,6 +30,7 @@ from .fit_heads import hidden_size, settle_pooling
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.run import run_heads
+from .inputs import first_input
 from .live import LiveTasks
 from .restore import load_base, load_multi_task, train_own_head
 from .resume import require_same_tasks
@@ -107,9 +109,11 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
 
         Raises:
             TaskError: a head does not fit the base, or a task name is used twice.
-            AttachError: the method does not fit the base.
+            AttachError: the method does not fit the base, which may be no model at all.
         """
         tasks = check_tasks(tasks)
+        require_switches(where="MultiTaskModel", train_base=train_base, autocast_adapter_dtype=autocast_adapter_dtype)
+        check_model(base)
         if find_attachment(base) is not None:
             raise TaskError(
                 "the base has adapters already",
@@ -250,12 +254,8 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
 
         Raises:
             RoutingError: several tasks and no ``task_ids``, or an unknown task.
+            TaskError: an input is missing or no tensor.
         """
-        first = next(x for x in (input_ids, inputs_embeds, pixel_values, input_features) if x is not None)
-        rows = self.tasks_of(task_ids, first.shape[0], first.device)
-        ids, present = rows.tensor(first.shape[0], first.device), rows.present
-        if labels is not None and labels.dim() == 1:
-            labels = labels[:, None]
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -264,6 +264,11 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
             "pixel_values": pixel_values,
             "input_features": input_features,
         }
+        first = first_input(inputs, labels=labels, pair_input_ids=pair_input_ids)
+        rows = self.tasks_of(task_ids, first.shape[0], first.device)
+        ids, present = rows.tensor(first.shape[0], first.device), rows.present
+        if labels is not None and labels.dim() == 1:
+            labels = labels[:, None]
         if self._own_head:
             return self._run_own_head(inputs, rows, ids, labels)
         penalised: dict[str, Any] = {}

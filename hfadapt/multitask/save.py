@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from ..adapters.occupied import refuse_foreign
 from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import CheckpointError
+from ..errors.arguments import require_folder, require_mapping
 from .task import Task
 
 if TYPE_CHECKING:
@@ -55,11 +55,26 @@ class Saved(Protocol):
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
     """Say whether ``folder`` holds a saved ``MultiTaskModel``, whole or damaged."""
-    path = Path(folder)
+    path = require_folder(folder, where="MultiTaskModel.from_pretrained")
     if not path.is_dir():
         return False
     adapter_files.settle_for_reading(path)
     return (path / adapter_files.CONFIG_FILE).is_file() or is_marked(path)
+
+
+def _require_keys(model: Saved, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return ``file_keys`` of a model, all of which ``weights`` hold.
+
+    Raises:
+        CheckpointError: it lacks one.
+    """
+    where, allowed = "save_pretrained(state_dict=...)", "the model's own names, as model.state_dict() has them"
+    require_mapping("state_dict", weights, where=where, allowed=allowed, error=CheckpointError)
+    keys = file_keys(model)
+    missing = [own for own in keys.values() if own not in weights]
+    if missing:
+        raise CheckpointError("weights are missing", where=where, got=f"no {', '.join(missing[:3])}", allowed=allowed)
+    return keys
 
 
 def file_keys(model: Saved) -> dict[str, str]:
@@ -138,7 +153,7 @@ def save_multi_task(
         shown = ", ".join(f"{task.name}: {i}" for i, task in zip(model.ids, model.tasks, strict=True))
         logger.warning("the folder counts its tasks from 0, and the model's ids have gaps (%s)", shown)
     weights = model.state_dict() if state_dict is None else state_dict
-    tensors = {key: weights[own] for key, own in file_keys(model).items()} | token_rows(model.base)
+    tensors = {key: weights[own] for key, own in _require_keys(model, weights).items()} | token_rows(model.base)
     extra = {
         KEY: {
             "tasks": [task.to_dict() for task in model.tasks],

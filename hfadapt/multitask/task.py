@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..errors import HFAdaptError, TaskError, did_you_mean
+from ..errors.arguments import require_mapping
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
@@ -93,6 +94,10 @@ class Task(KnownFields):
                     allowed=", ".join(allowed),
                     try_=did_you_mean(metric, allowed),
                 )
+        for attribute, allowed in (("columns", "{'text': 'sentence'}"), ("splits", "{'test': 'validation'}")):
+            given = getattr(self, attribute)
+            given = require_mapping(attribute, given, where=where, allowed=allowed, of=str, error=TaskError)
+            object.__setattr__(self, attribute, given)
         unknown = sorted(set(self.columns) - set(_COLUMNS))
         if unknown:
             raise TaskError(
@@ -153,7 +158,10 @@ def check_tasks(tasks: Task | Iterable[Task]) -> tuple[Task, ...]:
     Raises:
         TaskError: no task, something that is not a task, a name used twice, or ``OwnHead`` beside other heads.
     """
-    tasks = (tasks,) if isinstance(tasks, Task | str) else tuple(tasks)
+    try:
+        tasks = (tasks,) if isinstance(tasks, Task | str) else tuple(tasks)
+    except TypeError:
+        raise TaskError("no tasks", got=repr(tasks), allowed="one or more hfadapt.Task") from None
     if not tasks:
         raise TaskError("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)")
     names: list[str] = []

@@ -71,7 +71,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         try:
             return self._things[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list is no name either
             raise RegistryError(
                 f"unknown {self.kind} {name!r}",
                 allowed=", ".join(sorted(self._things)) or f"no {self.kind} is registered",

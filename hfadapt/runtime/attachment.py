@@ -245,7 +245,13 @@ def find_attachment(model: nn.Module) -> Attachment | None:
 
 
 def uncompiled(model: _Model) -> _Model:
-    """Return the model that stands inside what ``torch.compile(model)`` returned, else ``model`` itself."""
+    """Return the model that stands inside what ``torch.compile(model)`` returned, else ``model`` itself.
+
+    Raises:
+        AttachError: it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise AttachError("not a model", got=repr(model)[:80], allowed="a PreTrainedModel, or any nn.Module")
     # read from the dictionary: the attribute would be looked up in the model inside
     return model.__dict__.get("_modules", {}).get("_orig_mod", model)
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hfadapt_kernels import PackedLinear, frozen_linear
 
 from ..errors import ConfigError
+from .attachment import uncompiled
 from .own_forward import RoutedForward
 
 __all__ = ["PackedForward", "is_packed", "pack", "unpack"]
@@ -75,7 +76,7 @@ def pack(model: Model, dtype: str = "float32") -> Model:
     """
     if dtype not in _DTYPES:
         raise ConfigError("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES))
-    leaves = [m for m in model.modules() if _can_pack(m)]
+    leaves = [m for m in uncompiled(model).modules() if _can_pack(m)]
     if not leaves and not any(is_packed(m) for m in model.modules()):
         raise ConfigError(
             "no frozen linear to pack",
@@ -96,7 +97,7 @@ def unpack(model: Model) -> Model:
     Returns:
         ``model``.
     """
-    for module in model.modules():
+    for module in uncompiled(model).modules():
         if is_packed(module):
             del module.__dict__["forward"]
         elif isinstance(own := module.__dict__.get("forward"), RoutedForward) and isinstance(own.stock, PackedForward):

@@ -25,6 +25,7 @@ from ..runtime.attachment import adapted_model, attachment, deltas_of, find_atta
 from .checks import (
     Mixture,
     base_name,
+    require_mixture,
     require_names,
     require_order,
     require_same_tasks,
@@ -48,6 +49,7 @@ class EpochSync(TrainerCallback):
     """
 
     def __init__(self, mixture: Mixture) -> None:
+        require_mixture(mixture, "EpochSync")
         self.mixture = mixture
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

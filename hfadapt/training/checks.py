@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Mixture",
     "base_name",
+    "require_mixture",
     "require_names",
     "require_order",
     "require_same_tasks",
@@ -171,6 +172,16 @@ def _require_classes(task: str, columns: Columns, count: int) -> None:
 
 #: What Trainer puts before its results, unless they begin so already; and what it reports them under.
 _PREFIXES = ("eval", "test", "train")
+
+
+def require_mixture(mixture: Mixture, where: str) -> None:
+    """Refuse what is no mixture of tasks, ahead of the first look into it.
+
+    Raises:
+        ConfigError: it has no tasks.
+    """
+    if not hasattr(mixture, "tasks") or not hasattr(mixture, "schedule"):
+        raise ConfigError("no mixture of tasks", where=where, got=repr(mixture), allowed="hfadapt.TaskMixture")
 
 
 def require_names(tasks: Iterable[Task]) -> None:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import ConfigError, TaskError, did_you_mean
+from ..errors.arguments import require_mapping
 from ..errors.limits import require_number
 from ..multitask.metrics import find_metric
-from .checks import Mixture
+from .checks import Mixture, require_mixture
 
 __all__ = ["STOPPED", "TaskEarlyStopping"]
 
@@ -61,11 +62,14 @@ class TaskEarlyStopping(TrainerCallback):
     ) -> None:
         require_number("patience", patience, where="TaskEarlyStopping", whole=True, least=1)
         require_number("threshold", threshold, where="TaskEarlyStopping", least=0)
+        require_mixture(mixture, "TaskEarlyStopping")
+        allowed = "a dict: task to a metric, or to None"
+        metrics = require_mapping("metrics", metrics, where="TaskEarlyStopping", allowed=allowed)
         self.mixture = mixture
         self.patience = patience
         self.threshold = threshold
         #: Task to the name and direction of what decides; tasks that never stop are left out.
-        self.watched = self._chosen(dict(metrics or {}))
+        self.watched = self._chosen(dict(metrics))
         self.stopped: dict[str, Stop] = {}
         self._training = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer, set_seed
@@ -26,7 +27,7 @@ def train(folder: Path, name: str, rows_a_process: int) -> dict[str, torch.Tenso
     dropout = 1e-9 if name == "r_drop" else 0.0
     model = tiny_classifier(hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0)
     batch = tiny_batch(16)
-    rows = [{key: value[row] for key, value in batch.items()} for row in range(16)]
+    rows: Any = [{key: value[row] for key, value in batch.items()} for row in range(16)]
     args = arguments(
         folder,
         max_steps=2,

@@ -49,6 +49,8 @@ def regularize(trainer: Trainer, regularizer: Choice, **options: Any) -> Regular
         ConfigError: an option is not allowed, or regularizer, model and Trainer do not fit.
         ArchitectureError: it perturbs word embeddings, and the model has none.
     """
+    if not isinstance(trainer, Trainer):
+        raise ConfigError("no Trainer", where="regularize", got=repr(trainer)[:80], allowed="a transformers.Trainer")
     if isinstance(getattr(trainer, "compute_loss", None), functools.partial) or _of(trainer) is not None:
         raise ConfigError(
             "this Trainer has a regularizer already",

@@ -20,6 +20,7 @@ from hfadapt.adapters.formats import (
     as_described,
     paths_in,
     put_on,
+    require_folder,
 )
 from hfadapt.errors import CheckpointError, did_you_mean
 
@@ -193,7 +194,7 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         CheckpointError: the files are damaged, say what hfadapt cannot do (each such field is named), or do not fit
             this model; or the name is taken.
     """
-    path = Path(folder)
+    path = require_folder(folder, where="hfadapt.load_peft")
     with as_described(folder):
         content = FolderContent((read_adapter(model, path, ReadOptions(name)),))
     put_on(model, content, folder)

@@ -124,10 +124,11 @@ class Design(MethodConfig):
                 "gated",
                 f"'add' or 'scaled' with form={self.form!r}: only a prefix has a softmax whose share lambda is",
             )
-        act = self.non_linearity or ("identity" if self.form == "low_rank" else "relu")
-        object.__setattr__(self, "non_linearity", act)
+        if self.non_linearity is None:
+            object.__setattr__(self, "non_linearity", "identity" if self.form == "low_rank" else "relu")
         require_activation(self, "non_linearity")
-        if (self.non_linearity == "identity") != (self.form == "low_rank"):
+        act = self.non_linearity
+        if (act == "identity") != (self.form == "low_rank"):
             other = "low_rank" if self.form == "bottleneck" else "bottleneck"
             self.fail(
                 "non_linearity", act, f"none with 'low_rank', one with 'bottleneck'; form is {self.form!r}", other

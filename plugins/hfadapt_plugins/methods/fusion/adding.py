@@ -57,6 +57,9 @@ def add_fusion(
     """
     model = adapted_model(model)
     state = attachment(model)
+    if not isinstance(node, Fuse | str | tuple | list):
+        allowed = "Fuse('a', 'b'), or two or more names"
+        raise CompositionError("no adapters to fuse", where="add_fusion", got=repr(node), allowed=allowed)
     fuse = node if isinstance(node, Fuse) else Fuse(*(node,) if isinstance(node, str) else node)
     chosen = read_config(config)
     if not mixed_widths and fuse not in state.fusions:
@@ -106,7 +109,13 @@ def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dic
 
 
 def fusion_layers(model: nn.Module, node: Fuse | None = None) -> dict[str, FusionLayer]:
-    """Return the fusion layers of a model by path; those of one node when it is given."""
+    """Return the fusion layers of a model by path; those of one node when it is given.
+
+    Raises:
+        CompositionError: the node is none.
+    """
+    if not isinstance(node, Fuse | None):
+        raise CompositionError("no fusion", got=repr(node), allowed="Fuse('a', 'b')")
     model = adapted_model(model)
     return {
         path: module

@@ -12,6 +12,8 @@ from ..shared.positions import POSITIONS
 
 __all__ = ["PAL"]
 
+_MOST_HEADS = 1024  # that an error looks through for the nearest that divides
+
 
 @dataclass(frozen=True)
 class PAL(MethodConfig):
@@ -58,13 +60,13 @@ class PAL(MethodConfig):
         if self.inner_size is not None:
             self.require_positive("inner_size")
         if self.g == "attention" and self.size % self.num_heads:
-            near = [h for h in range(1, self.size + 1) if self.size % h == 0]
-            near.sort(key=lambda h: abs(h - self.num_heads))
+            few = range(1, min(self.size, _MOST_HEADS) + 1)  # a mistyped size may be of any length
+            near = min((h for h in few if self.size % h == 0), key=lambda h: abs(h - self.num_heads))
             self.fail(
                 "num_heads",
                 self.num_heads,
                 f"a divisor of size={self.size}",
-                f"num_heads={near[0]}, or size={self.size // self.num_heads * self.num_heads or self.num_heads}",
+                f"num_heads={near}, or size={self.size // self.num_heads * self.num_heads or self.num_heads}",
             )
 
     @property

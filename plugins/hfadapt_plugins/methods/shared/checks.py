@@ -12,8 +12,10 @@ __all__ = ["require_activation", "require_scale"]
 def require_activation(config: MethodConfig, *names: str) -> None:
     """Raise ``ConfigError`` unless each named field is a known activation; aliases are replaced by their name."""
     for name in names:
+        value = getattr(config, name)
         try:
-            found = get_activation(getattr(config, name)).name
+            # an op's call may name an activation by its code, a config may not
+            found = get_activation(repr(value) if isinstance(value, int) else value).name
         except (UnsupportedError, TypeError):
             config.require_one_of(name, tuple(ACTIVATIONS))
         else:
