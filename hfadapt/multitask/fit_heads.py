@@ -1,10 +1,11 @@
-"""Fits heads to a base: its width, and how its tokens become one vector."""
+"""Fits heads to a base: whether it may have any, its width, and how its tokens become one vector."""
 
 from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING
 
+from ..adapters.attach import check_model
 from ..errors import TaskError
 from ..runtime.attachment import find_attachment
 from .heads.base import Pooling
@@ -14,7 +15,24 @@ if TYPE_CHECKING:
 
     from .task import Task
 
-__all__ = ["hidden_size", "settle_pooling"]
+__all__ = ["hidden_size", "require_fresh", "settle_pooling"]
+
+
+def require_fresh(base: PreTrainedModel) -> None:
+    """Refuse a base that a multi-task model cannot be built on.
+
+    Raises:
+        AttachError: it is no model.
+        TaskError: it has adapters.
+    """
+    check_model(base)
+    found = find_attachment(base)
+    if found is not None:
+        raise TaskError(
+            "the base has adapters already",
+            got=", ".join(found.names),
+            try_="hfadapt.detach(base) first, or pass a fresh base",
+        )
 
 
 def hidden_size(base: PreTrainedModel) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..adapters.activate import compose_as
-from ..adapters.attach import attach, check_model
+from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
 from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
@@ -26,7 +26,7 @@ from ..runtime import loss_terms as penalties
 from ..runtime.attachment import attachment, find_attachment
 from ..runtime.zero_gradients import take_part
 from . import auto
-from .fit_heads import hidden_size, settle_pooling
+from .fit_heads import hidden_size, require_fresh, settle_pooling
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.run import run_heads
@@ -113,13 +113,7 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
         """
         tasks = check_tasks(tasks)
         require_switches(where="MultiTaskModel", train_base=train_base, autocast_adapter_dtype=autocast_adapter_dtype)
-        check_model(base)
-        if find_attachment(base) is not None:
-            raise TaskError(
-                "the base has adapters already",
-                got=", ".join(attachment(base).names),
-                try_="hfadapt.detach(base) first, or pass a fresh base",
-            )
+        require_fresh(base)
         own = isinstance(tasks[0].head, OwnHead)
         if method is None:
             base.requires_grad_(train_base)
