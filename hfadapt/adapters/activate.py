@@ -131,11 +131,21 @@ def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | N
     for stack, n in wanted.items():
         path = kinds.get(stack, stack)
         if path and path not in depths:
-            raise AttachError("no such stack", got=stack, allowed=", ".join([*kinds, *depths]))
+            raise AttachError(
+                "no such stack",
+                where="set_adapter_drop",
+                got=stack,
+                allowed=", ".join([*kinds, *depths]),
+                try_="a number alone, for every stack",
+            )
         limit = depths[path] if path else max(depths.values(), default=0)
         if type(n) is not int or not 0 <= n <= limit:
             raise AttachError(
-                "cannot drop that many layers", where=path or state.arch.model_type, got=n, allowed=f"0 to {limit}"
+                "cannot drop that many layers",
+                where=path or state.arch.model_type,
+                got=n,
+                allowed=f"0 to {limit}",
+                try_=f"0 for none, {limit} for all",
             )
         drop[path] = n
     state.drop = drop

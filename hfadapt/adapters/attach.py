@@ -130,10 +130,20 @@ def attach(
         check_adapter_name(one)
         if one in wanted[:i] or (state is not None and one in state.routable):
             raise AttachError(
-                "an adapter of that name exists", got=one, try_="choose another name, or detach(model, name) first"
+                "an adapter of that name exists",
+                where="attach",
+                got=one,
+                allowed="names that the model has not, each once",
+                try_="choose another name, or detach(model, name) first",
             )
     if not wanted:
-        raise AttachError("no name given", got="names=()", allowed="one or more adapter names")
+        raise AttachError(
+            "no name given",
+            where="attach",
+            got="names=()",
+            allowed="one or more adapter names",
+            try_="names=['a']",
+        )
     if state is not None:
         _check_dtype(state, autocast_adapter_dtype)
         require_intact(state, state.names)
@@ -195,14 +205,31 @@ def check_model(model: PreTrainedModel) -> None:
         raise AttachError(
             "the model is compiled, and hooks added to a compiled model are ignored silently",
             where=type(model).__name__,
+            got="a compiled model",
+            allowed="a model that was not compiled yet",
             try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+    inside = _where_the_model_is(model)
+    if inside or not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise AttachError(
             "not a model with a config",
+            where="attach",
             got=type(model).__name__,
             allowed="a PreTrainedModel, or any nn.Module with an attribute config",
+            try_=inside or "AutoModel.from_pretrained(name), and that model",
         )
+
+
+def _where_the_model_is(thing: Any) -> str:
+    """How to reach the model inside an object of a library that runs one; "" for anything else."""
+    library = type(thing).__module__.partition(".")[0]
+    if library == "sentence_transformers" and isinstance(thing, nn.Sequential):
+        name = "model" if hasattr(thing[0], "model") else "auto_model"
+        return f"hfadapt.attach(model[0].{name}, ...): encode then runs it adapted"
+    runs_one = isinstance(getattr(thing, "model", None), nn.Module) and not isinstance(thing, nn.Module)
+    if library == "transformers" and runs_one and callable(thing):
+        return "hfadapt.attach(pipeline.model, ...): the pipeline then runs it adapted"
+    return ""
 
 
 def _check_backward(model: nn.Module, place: Place) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import plugins
-from ..errors import CompositionError
+from ..errors import CompositionError, did_you_mean
 from ..errors.arguments import require_switches
 from ..errors.limits import require_number
 from ..method import Combination, weighted_sum
@@ -138,12 +138,26 @@ def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None =
 def _check(weights: Mapping[str, float], method: str, r: int | None, density: float | None) -> dict[str, float]:
     where = "hfadapt.combine"
     if method not in METHODS:
-        raise CompositionError("no such method", where=where, got=repr(method), allowed=", ".join(METHODS))
+        raise CompositionError(
+            "no such method",
+            where=where,
+            got=repr(method),
+            allowed=", ".join(METHODS),
+            try_=did_you_mean(str(method), METHODS) or "method='cat'",
+        )
     if not isinstance(weights, Mapping) or not weights:
-        raise CompositionError("weights by adapter", where=where, got=repr(weights), allowed="{'a': 0.7, 'b': 0.3}")
+        raise CompositionError(
+            "weights by adapter",
+            where=where,
+            got=repr(weights),
+            allowed="{'a': 0.7, 'b': 0.3}",
+            try_="{'a': 0.5, 'b': 0.5}",
+        )
     if r is not None and (type(r) is not int or r < 1 or method == "cat"):
         allowed = "a whole number >= 1; 'cat' has the sum of the ranks"
-        raise CompositionError("bad rank", where=where, got=f"r={r!r}, method={method!r}", allowed=allowed)
+        raise CompositionError(
+            "bad rank", where=where, got=f"r={r!r}, method={method!r}", allowed=allowed, try_="leave r out"
+        )
     if (density is not None) != (method in _PRUNING):
         allowed = f"a share with {', '.join(_PRUNING)}, and only with them"
         raise CompositionError("bad density", where=where, got=f"density={density!r}, {method!r}", allowed=allowed)

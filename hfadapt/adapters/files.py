@@ -140,13 +140,17 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         data = read_json(path)
     except FileNotFoundError:
-        there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else "no such folder"
+        there = (
+            sorted(p.name for p in Path(folder).iterdir())
+            if Path(folder).is_dir()
+            else "no such folder, nor name on the hub"
+        )
         raise CheckpointError(
             f"no {CONFIG_FILE}",
             where=str(folder),
             got=there,
             allowed="a folder written by hfadapt.save",
-            try_=_TRY_RESUMING if "model.safetensors" in there else "",
+            try_=_TRY_RESUMING if "model.safetensors" in there else "look for the folder that the save named",
         ) from None
     if not isinstance(data, dict) or data.get("format") != "hfadapt":
         kind = (

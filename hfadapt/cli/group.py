@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("hfadapt.cli.train:train", "Train the tasks of a recipe together and report."),
     "evaluate": ("hfadapt.cli.evaluate:evaluate", "Score a saved adapter on its tasks' data."),
     "predict": ("hfadapt.cli.predict:predict", "Predict texts with a saved adapter, tasks mixed in one batch."),
+    "compare": ("hfadapt.cli.compare:compare", "Show runs beside each other: scores, cost, what differs."),
     "methods": ("hfadapt.cli.methods:methods", "List adaptation methods, or show the options of one."),
     "regularizers": ("hfadapt.cli.regularizers:regularizers", "List regularizers of training with their options."),
     "plugins": ("hfadapt.cli.plugins:plugins", "Show which plugins loaded, from where, and which failed."),
@@ -28,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("hfadapt.cli.doctor:doctor", "Show versions, devices and which kernel serves which op here."),
     "data": ("hfadapt.cli.data:data", "List named data sets; build the minisuite."),
     "bench": ("hfadapt.cli.bench:bench", "Measure the kernels on this machine."),
+    "new": ("hfadapt.cli.new:new", "Write the files of a plugin of your own."),
     "completion": ("hfadapt.cli.completion:completion", "Print a shell completion script."),
 }
 

@@ -24,11 +24,14 @@ def plugin_records() -> list[PluginRecord]:
     return report()
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--verbose", is_flag=True, help="Show the traceback of plugins that failed.")
 @json_option
-def plugins(verbose: bool, as_json: bool) -> None:
+@click.pass_context
+def plugins(context: click.Context, verbose: bool, as_json: bool) -> None:
     """Show which plugins loaded, from where, with which hooks, and which failed."""
+    if context.invoked_subcommand is not None:
+        return
     records = plugin_records()
     if as_json:
         print_json([dataclasses.asdict(record) for record in records])
@@ -40,3 +43,35 @@ def plugins(verbose: bool, as_json: bool) -> None:
             click.echo(f"{record.name}: {record.error}", err=True)
             if verbose and record.traceback:
                 click.echo(record.traceback, err=True)
+
+
+@plugins.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show where the plugin NAME comes from, what it registered, and why it failed if it did."""
+    from ..errors import RegistryError, did_you_mean
+    from ..plugins.registered import registered_by
+
+    records = {record.name: record for record in plugin_records()}
+    if name not in records:
+        raise RegistryError(
+            f"no plugin {name!r}",
+            where="hfadapt plugins",
+            got=repr(name),
+            allowed=", ".join(records),
+            try_=did_you_mean(name, records) or "hfadapt plugins lists them",
+        )
+    record = records[name]
+    brings = registered_by(record.named_origin)
+    if as_json:
+        print_json({**dataclasses.asdict(record), "registered": brings})
+        return
+    facts = (("from", record.origin), ("version", record.version or None), ("status", record.status))
+    print_table([record.name, ""], [*facts, ("hooks", ", ".join(record.hooks) or None)])
+    rows = [(kind, ", ".join(names)) for kind, names in brings.items()]
+    print_table(["registered", ""], rows or [("nothing", "")])
+    if record.error:
+        click.echo(record.error, err=True)
+        if record.traceback:
+            click.echo(record.traceback, err=True)

@@ -54,6 +54,7 @@ def _column(task: Task, data: datasets.Dataset, role: str, where: str) -> list[A
             f"no column {name!r} for {role!r}",
             where=where,
             got=f"columns {', '.join(data.column_names)}",
+            allowed=f"a column for {role!r}",
             try_=did_you_mean(name, data.column_names) or f"Task(..., columns={{{role!r}: '...'}})",
         )
     return list(data[name])
@@ -147,10 +148,17 @@ def read_columns(task: Task, split: str, data: datasets.Dataset) -> Columns:
             "a span task needs a question and a context",
             where=where,
             got=f"columns {', '.join(data.column_names)}",
+            allowed="columns text (the question) and text_pair (the context)",
             try_="Task(..., columns={'text': 'question', 'text_pair': 'context', 'label': 'answers'})",
         )
     if words and pairs is not None:
-        raise DataError("token classification takes one text a row", where=where, got="a column text_pair")
+        raise DataError(
+            "token classification takes one text a row",
+            where=where,
+            got="a column text_pair",
+            allowed="one text a row",
+            try_="drop the column, or name it in no role",
+        )
     if isinstance(task.head, OwnHead) and task.head.writes_text:
         if split != "train" and task.column("label") not in data.column_names:
             return Columns(where, texts, pairs, None)

@@ -123,6 +123,7 @@ def make_strategy(strategy: MixingStrategy | str | None) -> MixingStrategy:
         hint = did_you_mean(getattr(strategy, "__name__", "").lower(), names)
         raise ConfigError(
             "not a mixing strategy",
+            where="strategy",
             got=repr(strategy),
             allowed=f"a MixingStrategy object or one of {', '.join(names)}",
             try_=hint or "hfadapt.Annealed()",

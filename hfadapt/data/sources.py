@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +53,21 @@ def read_file(path: str | os.PathLike[str]) -> datasets.Dataset:
     kind = format_of(path)
     if kind is None:
         raise DataError(
-            "unknown kind of data file", where=str(path), got=path.suffix, allowed=", ".join(sorted(_SUFFIXES))
+            "unknown kind of data file",
+            where=str(path),
+            got=path.suffix,
+            allowed=", ".join(sorted(_SUFFIXES)),
+            try_="save it as CSV or JSON lines",
         )
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError("no such file", where=str(path), try_=did_you_mean(path.name, near))
+        raise DataError(
+            "no such file",
+            where=str(path),
+            got=path.name,
+            allowed="a file that is there",
+            try_=did_you_mean(path.name, near) or f"paths count from {Path.cwd()}",
+        )
     try:
         table = _read_table(path, kind)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -112,6 +123,7 @@ def _read_folder(folder: Path, where: str) -> dict[str, Any]:
             where=where,
             got=str(folder),
             allowed="train.*, validation.*, test.* as CSV, TSV, JSON lines or parquet",
+            try_="name its files train.csv, validation.csv, test.csv",
         )
     return splits
 
@@ -141,15 +153,25 @@ def _one_split(value: Any, where: str) -> datasets.Dataset:
         return value
     if isinstance(value, (str, os.PathLike)):
         return read_file(value)
+    pandas = sys.modules.get("pandas")  # who has a frame has imported it
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return datasets.Dataset.from_pandas(value, preserve_index=False)
     if isinstance(value, (list, tuple)):
         if not all(isinstance(row, Mapping) for row in value):
-            raise DataError("rows must be dicts", where=where, got=type(value[0]).__name__)
+            raise DataError(
+                "rows must be dicts",
+                where=where,
+                got=type(value[0]).__name__,
+                allowed="dicts with a key a column",
+                try_="[{'text': '...', 'label': 0}]",
+            )
         return datasets.Dataset.from_list([dict(row) for row in value])
     raise DataError(
         "cannot make a data set of this",
         where=where,
         got=type(value).__name__,
-        allowed="datasets.Dataset, list of dicts, path of a file",
+        allowed="datasets.Dataset, pandas.DataFrame, list of dicts, path of a file",
+        try_="datasets.Dataset.from_list(rows)",
     )
 
 
@@ -157,7 +179,13 @@ def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:
     import datasets
 
     if data is None:
-        raise DataError("the task has no data", where=where, try_="Task(..., data=...)")
+        raise DataError(
+            "the task has no data",
+            where=where,
+            got="data=None",
+            allowed="files, a folder, data sets, lists of dicts, or a name",
+            try_="Task(..., data=...)",
+        )
     if isinstance(data, Mapping):
         return data
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, str) for part in data):
@@ -202,7 +230,13 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
             try_="Task(..., splits={'train': '...'})",
         )
     if not len(splits["train"]):
-        raise DataError("the task is empty", where=f"{where}, train", got="0 rows", allowed="1 row or more")
+        raise DataError(
+            "the task is empty",
+            where=f"{where}, train",
+            got="0 rows",
+            allowed="1 row or more",
+            try_="look for a wrong file or filter",
+        )
     return splits
 
 

@@ -192,7 +192,13 @@ def _encode(task: Task, columns: Columns, tokenizer: PreTrainedTokenizerBase, li
         encoded = _call(tokenizer, first, **options, **windows, return_offsets_mapping=span)
     except Exception as error:
         # tokenizers raises its bare Exception when a question alone fills the sequence
-        raise DataError("the tokenizer failed", where=columns.where, got=f"{type(error).__name__}: {error}") from error
+        raise DataError(
+            "the tokenizer failed",
+            where=columns.where,
+            got=f"{type(error).__name__}: {error}",
+            allowed="texts that leave room within max_length",
+            try_="a larger max_length, or shorter questions",
+        ) from error
     fields: dict[str, Ragged | Arrays] = {"input_ids": Ragged.of(encoded["input_ids"], np.int32)}
     if "token_type_ids" in encoded and not separate:
         fields["token_type_ids"] = Ragged.of(encoded["token_type_ids"], np.int32)

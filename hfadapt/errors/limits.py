@@ -81,7 +81,10 @@ def require_number(
         turned = [f"{'>=' if least is not None else '>'} {low[0].split()[0]}"] if low else high
         words += f" {turned[0]}"
     allowed = " or ".join([words, *map(str, also), *(["None"] if optional else [])])
-    raise error(f"bad {name}", where=where, got=repr(value), allowed=allowed)
+    near = next((bound for bound in (least, most) if bound is not None), None)
+    if near is None:
+        near = above + 1 if above is not None else below / 2 if below is not None else 1
+    raise error(f"bad {name}", where=where, got=repr(value), allowed=allowed, try_=f"{name}={near:g}")
 
 
 def require_seed(seed: int | None, *, where: str, error: type[HFAdaptError] = ConfigError) -> int | None:
@@ -96,7 +99,8 @@ def require_seed(seed: int | None, *, where: str, error: type[HFAdaptError] = Co
         HFAdaptError: of the given kind; it is no whole number of 64 bits.
     """
     if seed is not None and (type(seed) is bool or not isinstance(seed, numbers.Integral)):
-        raise error("bad seed", where=where, got=repr(seed), allowed="a whole number, or None")
+        raise error("bad seed", where=where, got=repr(seed), allowed="a whole number, or None", try_="seed=42")
     if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
-        raise error("bad seed", where=where, got=f"one of {int(seed).bit_length()} bits", allowed="64 bits")
+        got = f"one of {int(seed).bit_length()} bits"
+        raise error("bad seed", where=where, got=got, allowed="64 bits", try_="seed=42")
     return seed

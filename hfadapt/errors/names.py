@@ -20,4 +20,6 @@ def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
     try:
         return tuple(names)
     except TypeError:  # also of what calls itself iterable, as a tensor without dimensions
-        raise HFAdaptError("no names", got=repr(names), allowed="a name, or a list of names") from None
+        raise HFAdaptError(
+            "no names", where="names", got=repr(names), allowed="a name, or a list of names", try_="['a', 'b']"
+        ) from None

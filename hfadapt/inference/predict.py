@@ -14,6 +14,7 @@ import torch
 from ..data import MultiTaskCollator
 from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, did_you_mean
+from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..multitask.heads import IGNORE
 from .answers import answer_of, columns_of, readable
@@ -144,6 +145,7 @@ class Predictor:
             DataError: an unknown task, lists of different lengths, what is no text, a text that is too long, a pair
                 task without pairs, or a task whose answer only its model can read.
         """
+        require_number("batch_size", batch_size, where="Predictor", whole=True, least=1, error=DataError)
         requests = self._requests(texts, tasks, pairs)
 
         def batches(rows: list[dict[str, Any]], text: bool) -> Iterator[tuple[Run, list[int]]]:
@@ -166,15 +168,27 @@ class Predictor:
         texts, tasks, pairs = names_of(texts), names_of(tasks), (pairs,) if isinstance(pairs, str) else pairs
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
-            raise DataError("one task, and for pairs one second text, for each text", got=got)
+            raise DataError(
+                "one task, and for pairs one second text, for each text",
+                where="Predictor",
+                got=got,
+                allowed="lists of one length",
+                try_="[task] * len(texts)",
+            )
         known = self.tasks
         places = {task.name: place for place, task in enumerate(known)}
         seconds = [None] * len(texts) if pairs is None else pairs
         found = []
         for number, (text, name, pair) in enumerate(zip(texts, tasks, seconds, strict=True)):
             if not isinstance(name, str) or name not in places:
-                near = did_you_mean(str(name), places)
-                raise DataError(f"no task {name!r}", allowed=", ".join(places), try_=near)
+                near = did_you_mean(str(name), places) or "one of these"
+                raise DataError(
+                    f"no task {name!r}",
+                    where="Predictor",
+                    got=repr(name),
+                    allowed=", ".join(places),
+                    try_=near,
+                )
             for one in (text,) if pair is None else (text, pair):
                 self._check_text(one, number)
             found.append(self._request(known[places[name]], places[name], text, pair))
@@ -183,14 +197,20 @@ class Predictor:
     def _check_text(self, text: Any, number: int) -> None:
         where = f"text {number}"
         if not isinstance(text, str):
-            raise DataError("not a text", where=where, got=repr(text)[:80], allowed="a string")
+            raise DataError("not a text", where=where, got=repr(text)[:80], allowed="a string", try_="str(text)")
         if len(text) > self.max_characters:
             got, allowed = f"{len(text):,} characters", f"at most {self.max_characters:,}"
             raise DataError("the text is too long", where=where, got=got, allowed=allowed, try_="cut it into parts")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError("not a text", where=where, got=f"half a character: {error}", allowed="Unicode") from error
+            raise DataError(
+                "not a text",
+                where=where,
+                got=f"half a character: {error}",
+                allowed="Unicode",
+                try_="text.encode('utf-8', 'replace').decode()",
+            ) from error
 
     def _request(self, task: Task, place: int, text: str, pair: str | None) -> Request:
         from ..data.tokens import tokenize
@@ -203,15 +223,39 @@ class Predictor:
             return Request(task, None, text, pair, [{**row, "task_ids": place}])
         reader = readable(task, self.model)
         if reader is None:
-            raise DataError("predict cannot read its answer", where=where, got=f"head {task.head.kind!r}")
+            raise DataError(
+                "predict cannot read its answer",
+                where=where,
+                got=f"head {task.head.kind!r}",
+                allowed="heads that name their answer",
+                try_="model(**inputs).logits",
+            )
         if takes_pairs(task) and pair is None:
-            raise DataError("the task needs a second text", where=where, try_="--pair TEXT")
+            raise DataError(
+                "the task needs a second text",
+                where=where,
+                got="one text",
+                allowed="a text and its pair",
+                try_="--pair TEXT",
+            )
         if pair is not None and reader.head.label_place == "token":
-            raise DataError("the task reads one text", where=where, got="two", try_="leave out the second")
+            raise DataError(
+                "the task reads one text",
+                where=where,
+                got="two",
+                allowed="one text",
+                try_="leave out the second",
+            )
         table = tokenize(reader, columns_of(reader, text, pair), self.tokenizer)
         rows = [{**table.row(row), "task_ids": place} for row in range(len(table))]
         if any(len(row["input_ids"]) == 0 for row in rows):
-            raise DataError("the text has no tokens", where=where, got=repr(text[:80]), allowed="a word or more")
+            raise DataError(
+                "the text has no tokens",
+                where=where,
+                got=repr(text[:80]),
+                allowed="a word or more",
+                try_="leave empty texts out",
+            )
         return Request(task, reader, text, pair, rows)
 
     def _outputs(

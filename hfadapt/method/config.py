@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, did_you_mean
-from .fields import KnownFields
+from .fields import KnownFields, default_as_text
 
 __all__ = ["MethodConfig"]
 
@@ -39,8 +39,13 @@ class MethodConfig(KnownFields):
 
     def fail(self, name: str, got: object, allowed: object, try_: str = "") -> None:
         """Raise the ``ConfigError`` of the field ``name``."""
+        own = any(f.name == name for f in dataclasses.fields(self))
         raise ConfigError(
-            f"bad {name}", where=f"{type(self).__name__}({name}=...)", got=repr(got), allowed=allowed, try_=try_
+            f"bad {name}",
+            where=f"{type(self).__name__}({name}=...)",
+            got=repr(got),
+            allowed=allowed,
+            try_=try_ or (default_as_text(type(self), name) if own else "leave it out"),
         )
 
     def require_positive(self, *names: str) -> None:

@@ -55,7 +55,13 @@ def nearest_name(name: object) -> str:
 def check_adapter_name(name: str) -> None:
     """Raise ``AttachError`` unless ``name`` can name an adapter, and thus a module."""
     if not is_adapter_name(name):
-        raise AttachError("bad adapter or task name", got=repr(name), allowed=NAME_RULE, try_=repr(nearest_name(name)))
+        raise AttachError(
+            "bad adapter or task name",
+            where="name",
+            got=repr(name),
+            allowed=NAME_RULE,
+            try_=repr(nearest_name(name)),
+        )
 
 
 class Weights(nn.Module):

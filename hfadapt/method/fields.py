@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from ..errors import ConfigError, HFAdaptError, did_you_mean
 from ..errors.limits import finite
 
-__all__ = ["KnownFields"]
+__all__ = ["KnownFields", "default_as_text"]
 
 _Config = TypeVar("_Config", bound="KnownFields")
 
@@ -34,16 +34,27 @@ class KnownFields:
                 raise cls.field_error(
                     f"unknown field {name!r}",
                     where=cls.__name__,
+                    got=name,
                     allowed=", ".join(sorted(known)),
-                    try_=did_you_mean(name, known),
+                    try_=did_you_mean(name, known) or "leave it out",
                 )
         by_place = [f.name for f in known.values() if not f.kw_only]
         for name, value in {**dict(zip(by_place, values, strict=False)), **fields}.items():
             allowed = _refused(_kinds(known[name].type), value)
             if allowed:
                 where = f"{cls.__name__}({name}=...)"
-                raise cls.field_error(f"bad {name}", where=where, got=repr(value), allowed=allowed)
+                raise cls.field_error(
+                    f"bad {name}", where=where, got=repr(value), allowed=allowed, try_=default_as_text(cls, name)
+                )
         return object.__new__(cls)
+
+
+def default_as_text(cls: type, name: str) -> str:
+    """What a field holds that nobody sets, as advice: ``r=8, the default``; "give one" for a field that must be set."""
+    found = next(f for f in dataclasses.fields(cls) if f.name == name)  # pyright: ignore[reportArgumentType]
+    made = found.default_factory
+    default = made() if made is not dataclasses.MISSING else found.default
+    return "give one" if default is dataclasses.MISSING else f"{name}={default!r}, the default"
 
 
 def _refused(kinds: frozenset[str], value: object) -> str:

@@ -209,14 +209,26 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
         method = {"method": method}
     if isinstance(method, Mapping):
         if "method" not in method:
-            raise ConfigError("a method needs a name", got=dict(method), allowed="a map with the key 'method'")
+            raise ConfigError(
+                "a method needs a name",
+                where="method",
+                got=dict(method),
+                allowed="a map with the key 'method'",
+                try_="{'method': 'lora', ...}",
+            )
         entry = plugins.methods()[method["method"]]
         if isinstance(entry, MethodPreset):
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in method.items() if k != "method"}
             try:
                 built = entry.build(**fields)
             except TypeError as error:
-                raise ConfigError(str(error), where=f"method {entry.name!r}", got=fields) from None
+                raise ConfigError(
+                    str(error),
+                    where=f"method {entry.name!r}",
+                    got=fields,
+                    allowed="what its preset takes",
+                    try_=f"hfadapt methods {entry.name}",
+                ) from None
             return built if isinstance(built, tuple) else (built,)
         return (entry.config_class.from_dict(method),)
     if isinstance(method, (tuple, list)) and method:
@@ -224,12 +236,24 @@ def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tu
     allowed = "a registered name, a method config, or a tuple of them"
     if callable(method):
         name = getattr(method, "__name__", repr(method))
-        raise ConfigError("a class or function, not a config", got=name, allowed=allowed, try_=f"{name}()")
-    got, try_ = repr(method), ""
+        raise ConfigError(
+            "a class or function, not a config",
+            where="method",
+            got=name,
+            allowed=allowed,
+            try_=f"{name}()",
+        )
+    got, try_ = repr(method), "'lora', or hfadapt.LoRA(r=8)"
     if type(method).__module__.partition(".")[0] == "peft":
         got = type(method).__name__
         try_ = "hfadapt's own config (hfadapt.LoRA(r=8)); hfadapt.load_peft reads a folder that peft saved"
-    raise ConfigError("not a method", got=got, allowed=allowed, try_=try_)
+    raise ConfigError(
+        "not a method",
+        where="method",
+        got=got,
+        allowed=allowed,
+        try_=try_,
+    )
 
 
 def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]:
@@ -247,6 +271,7 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
                 where=f"{config.method} on {arch.model_type}",
                 got=config.stack,
                 allowed=", ".join(sorted({s.kind for s in arch.stacks})),
+                try_="stack='all'",
             )
     chosen: list[LayerMap] = []
     for stack in stacks:
@@ -266,6 +291,7 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
                     where=f"{config.method} on {arch.model_type} ({stack.path})",
                     got=bad,
                     allowed=f"0 to {n - 1}, or -{n} to -1",
+                    try_=f"layers=({n - 1},), or 'final_half'",
                 )
             indices = sorted({i % n for i in config.layers})
         indices = list(indices)
@@ -277,6 +303,10 @@ def select_layers(config: MethodConfig, arch: ArchitectureMap) -> list[LayerMap]
             logger.warning("%s leaves out layers %s of %s: %s", config.method, shown, stack.path, why)
     if not chosen:
         raise AttachError(
-            "no chosen layer has slots", where=f"{config.method} on {arch.model_type}", got=f"layers={config.layers}"
+            "no chosen layer has slots",
+            where=f"{config.method} on {arch.model_type}",
+            got=f"layers={config.layers}",
+            allowed="layers that have slots",
+            try_="layers='all'",
         )
     return chosen

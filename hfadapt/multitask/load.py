@@ -11,6 +11,7 @@ from torch import nn
 from ..adapters.files import read_config
 from ..adapters.folder_format import ReadOptions
 from ..adapters.foreign import find_format, load_foreign
+from ..adapters.from_hub import local_folder
 from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
 from ..errors import CheckpointError, ConfigError
@@ -39,7 +40,8 @@ def load(
 
     Args:
         folder: Written by ``save``; by ``save_pretrained`` of an adapted model, as Trainer and other libraries call it,
-            which holds the base too; or by another library: peft, AdapterHub, or what a plugin reads.
+            which holds the base too; or by another library: peft, AdapterHub, or what a plugin reads. Or the name on
+            the hub to which such a folder was pushed.
         model: The base; by default the one named in the folder, with ``from_pretrained``. On a ``MultiTaskModel``
             another library's folder becomes a task: see its ``add_task``.
         strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
@@ -60,8 +62,15 @@ def load(
         RegistryError: there is no such format.
     """
     if weights not in WEIGHTS:
-        raise ConfigError("bad weights", where="hfadapt.load", got=repr(weights), allowed="'safetensors' or 'bin'")
+        raise ConfigError(
+            "bad weights",
+            where="hfadapt.load",
+            got=repr(weights),
+            allowed="'safetensors' or 'bin'",
+            try_="leave it out, or weights='bin' for pickle files",
+        )
     _check_arguments(folder, model)
+    folder = local_folder(folder)
     if format is None and is_whole(folder):
         return load_adapters(Path(folder) / SIDE_FOLDER, base_beside(folder, model), strict=strict)
     found = find_format(folder, format)
@@ -77,6 +86,7 @@ def load(
             where="hfadapt.load",
             got=given,
             allowed="hfadapt's own folder",
+            try_="leave it out",
         )
     if (model is None or isinstance(model, MultiTaskModel)) and KEY in read_config(folder):
         return MultiTaskModel.from_pretrained(str(folder))
@@ -91,4 +101,5 @@ def _check_arguments(folder: object, model: object) -> None:
             where="hfadapt.load",
             got=repr(model)[:80],
             allowed="a model, or None for the one that the folder names",
+            try_="AutoModel.from_pretrained(name), and that model",
         )

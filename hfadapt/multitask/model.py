@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..adapters.activate import compose_as
 from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
+from ..adapters.from_hub import local_folder
 from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
@@ -32,7 +33,7 @@ from .heads.base import fit_labels
 from .heads.run import run_heads
 from .inputs import first_input
 from .live import LiveTasks
-from .restore import load_base, load_multi_task, train_own_head
+from .restore import load_base, load_multi_task, no_tasks, train_own_head
 from .resume import require_same_tasks
 from .save import apply, is_partial, is_saved, save_multi_task
 from .task import Task, check_tasks
@@ -153,36 +154,34 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
         """Build a model on a pretrained base, or load one that was saved.
 
         Args:
-            pretrained_model_name_or_path: Name or folder of a stock model, or ``package:NAME``; or a folder that
-                ``save_pretrained`` wrote.
+            pretrained_model_name_or_path: Name or folder of a base, or of what ``save_pretrained`` wrote.
             tasks: Needed with a stock model; a saved folder knows its own.
             method: See ``from_base``.
             train_base: See ``from_base``.
             autocast_adapter_dtype: See ``from_base``; a saved folder's adapters keep the dtype they have.
-            base: For a saved folder: the base to load it on, or its name or folder, where the recorded one cannot be
-                found.
+            base: For a saved folder: the base to load it on, or its name, where the recorded one cannot be found.
             kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...).
 
         Raises:
             CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
             TaskError: ``tasks`` is missing, or given for a saved folder.
         """
+        if tasks is None and method is None:
+            pretrained_model_name_or_path = local_folder(pretrained_model_name_or_path)
         if is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(
                     "a saved folder knows its own tasks and method",
                     where=str(pretrained_model_name_or_path),
+                    got="tasks= or method=",
+                    allowed="the folder alone",
                     try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
                 )
             # AutoModel adds what it found out about the folder; the base has a place and a revision of its own
             options = {name: value for name, value in kwargs.items() if name not in _OF_THE_FOLDER}
             return load_multi_task(cls, pretrained_model_name_or_path, base, options)
         if tasks is None:
-            raise TaskError(
-                "no tasks for this base",
-                where=str(pretrained_model_name_or_path),
-                try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
-            )
+            raise no_tasks(pretrained_model_name_or_path)
         tasks = check_tasks(tasks)
         own = isinstance(tasks[0].head, OwnHead)
         stock = load_base(str(pretrained_model_name_or_path), own, kwargs)

@@ -30,7 +30,7 @@ from ..runtime.own_forward import train_in_float32
 from .save import KEY, apply
 from .task import Task, check_tasks
 
-__all__ = ["load_base", "load_multi_task", "train_own_head"]
+__all__ = ["load_base", "load_multi_task", "no_tasks", "train_own_head"]
 
 _COUNTED = re.compile("(layers?|blocks|stages|experts|labels)$")
 
@@ -70,6 +70,17 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
             try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
         )
     return read_pretrained(found.from_pretrained, name, where="MultiTaskModel", **options)
+
+
+def no_tasks(name: str | os.PathLike[str]) -> TaskError:
+    """The error of a name that is neither a saved folder's nor given with tasks."""
+    return TaskError(
+        "no tasks for this base",
+        where=str(name),
+        got="tasks=None",
+        allowed="a folder that save_pretrained wrote (or its name on the hub), or a base with tasks",
+        try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
+    )
 
 
 def load_multi_task(

@@ -30,10 +30,10 @@ class Task(KnownFields):
             ``nn.ModuleDict`` (``pop``, ``keys``). Under a Trainer no name may begin with ``eval_``, ``test_`` or
             ``train_``, or be one of these words: Trainer tells its metrics apart by such beginnings.
         head: What turns hidden states into the answer.
-        data: Splits as ``datasets.DatasetDict`` or a mapping from split to ``datasets.Dataset``, list of dicts or file
-            (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then the training split; or a
-            folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for ``datasets.load_dataset``, as
-            ``"name"``, ``"name:config"`` or ``(name, config)``.
+        data: Splits as ``datasets.DatasetDict`` or a mapping from split to ``datasets.Dataset``, ``pandas.DataFrame``,
+            list of dicts or file (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then
+            the training split; or a folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for
+            ``datasets.load_dataset``, as ``"name"``, ``"name:config"`` or ``(name, config)``.
         metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's
             own.
         columns: Names of the columns that hold ``text``, ``text_pair`` and ``label``, where they differ. Images and
@@ -66,13 +66,20 @@ class Task(KnownFields):
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
         if not is_adapter_name(self.name):
-            raise TaskError("bad task name", got=repr(self.name), allowed=NAME_RULE, try_=repr(nearest_name(self.name)))
+            raise TaskError(
+                "bad task name",
+                where="task",
+                got=repr(self.name),
+                allowed=NAME_RULE,
+                try_=repr(nearest_name(self.name)),
+            )
         if not isinstance(self.head, Head):
             raise TaskError(
                 "the head is not a head",
                 where=where,
                 got=repr(self.head),
                 allowed="Classification(n), MultiLabel(n), Regression(), TokenClassification(n), Span(), OwnHead()",
+                try_="Classification(num_labels=2)",
             )
         for attribute in ("metrics", "label_names"):
             value = getattr(self, attribute)
@@ -92,7 +99,7 @@ class Task(KnownFields):
                     where=where,
                     got=metric,
                     allowed=", ".join(allowed),
-                    try_=did_you_mean(metric, allowed),
+                    try_=did_you_mean(metric, allowed) or "leave metrics out for the head's own",
                 )
         for attribute, allowed in (("columns", "{'text': 'sentence'}"), ("splits", "{'test': 'validation'}")):
             given = getattr(self, attribute)
@@ -105,15 +112,18 @@ class Task(KnownFields):
                 where=where,
                 got=", ".join(unknown),
                 allowed=", ".join(_COLUMNS),
-                try_=did_you_mean(unknown[0], _COLUMNS),
+                try_=did_you_mean(unknown[0], _COLUMNS) or "{'text': 'sentence'}",
             )
         if self.pair not in ("joint", "separate"):
-            raise TaskError("unknown pair form", where=where, got=repr(self.pair), allowed="joint, separate")
+            raise TaskError(
+                "unknown pair form", where=where, got=repr(self.pair), allowed="joint, separate", try_="pair='joint'"
+            )
         if self.pair == "separate" and (not self.head.per_text or isinstance(self.head, OwnHead)):
             raise TaskError(
                 "a head that answers per token, or the base's own, needs both texts in one sequence",
                 where=where,
                 got=f"{type(self.head).__name__} with pair='separate'",
+                allowed="pair='joint'",
                 try_="pair='joint'",
             )
         require_number("loss_weight", self.loss_weight, where=where, above=0, error=TaskError)
@@ -125,6 +135,7 @@ class Task(KnownFields):
                 where=where,
                 got=f"{len(self.label_names)} names",
                 allowed=f"{count} names, one a class",
+                try_="the other number of classes, or the names that are missing",
             )
 
     def column(self, role: str) -> str:
@@ -163,15 +174,29 @@ def check_tasks(tasks: Task | Iterable[Task]) -> tuple[Task, ...]:
     except TypeError:
         raise TaskError("no tasks", got=repr(tasks), allowed="one or more hfadapt.Task") from None
     if not tasks:
-        raise TaskError("no task", allowed="one or more hfadapt.Task", try_="Task('name', data=...)")
+        raise TaskError(
+            "no task",
+            where="tasks",
+            got="nothing",
+            allowed="one or more hfadapt.Task",
+            try_="Task('name', data=...)",
+        )
     names: list[str] = []
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
-            raise TaskError(f"tasks[{index}] is not a Task", got=type(task).__name__, allowed="hfadapt.Task")
+            raise TaskError(
+                f"tasks[{index}] is not a Task",
+                where="tasks",
+                got=type(task).__name__,
+                allowed="hfadapt.Task",
+                try_="hfadapt.Task('name', hfadapt.Classification(2), data)",
+            )
         if task.name in names:
             raise TaskError(
                 f"task name {task.name!r} is used twice",
                 where=f"tasks[{names.index(task.name)}] and tasks[{index}]",
+                got=task.name,
+                allowed="each name once",
                 try_="give each task a name of its own",
             )
         names.append(task.name)
@@ -179,7 +204,9 @@ def check_tasks(tasks: Task | Iterable[Task]) -> tuple[Task, ...]:
     if own and len(own) < len(tasks):
         raise TaskError(
             "OwnHead cannot stand beside other heads",
+            where="tasks",
             got=f"OwnHead in {', '.join(own)}; other heads in {', '.join(n for n in names if n not in own)}",
+            allowed="OwnHead for all tasks or for none",
             try_="give every task OwnHead(), or none",
         )
     return tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .loading import registered
+from .loading import REGISTRIES, registered
 from .registry import Registry
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "methods",
     "metrics",
     "mixing_strategies",
+    "registered_by",
     "regularizers",
 ]
 
@@ -55,3 +56,18 @@ def formats() -> Registry:
 def backends() -> Registry:
     """Return the registry of additional op implementations."""
     return registered("register_backends")
+
+
+def registered_by(origin: str) -> dict[str, list[str]]:
+    """Return the names that one plugin registered, by what they are names of.
+
+    Args:
+        origin: The plugin's ``PluginRecord.named_origin``.
+    """
+    found = {}
+    for hook in REGISTRIES:
+        registry = registered(hook)
+        names = sorted(name for name in registry if registry.origin(name) == origin)
+        if names:
+            found[hook.removeprefix("register_")] = names
+    return found

@@ -74,8 +74,10 @@ class Registry(Mapping[str, T], Generic[T]):
         except (KeyError, TypeError):  # a list is no name either
             raise RegistryError(
                 f"unknown {self.kind} {name!r}",
+                where=f"hfadapt.plugins, {self.kind}",
+                got=repr(name),
                 allowed=", ".join(sorted(self._things)) or f"no {self.kind} is registered",
-                try_=did_you_mean(name, self._things),
+                try_=did_you_mean(name, self._things) or "hfadapt plugins shows what is registered",
             ) from None
 
     def __contains__(self, name: object) -> bool:

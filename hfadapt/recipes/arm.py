@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import DataError
@@ -213,7 +214,7 @@ def score(trainer: Trainer, rows: Any, tasks: Sequence[Task]) -> tuple[dict[str,
     return found, macro_average(found, tasks)
 
 
-def count_parameters(model: PreTrainedModel) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, shared ones once."""
     return sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
 

@@ -36,12 +36,22 @@ class Composition:
 
     def __init__(self, *children: Node) -> None:
         if not children:
-            raise CompositionError(f"{type(self).__name__} has no children", allowed="one or more adapters")
+            raise CompositionError(
+                f"{type(self).__name__} has no children",
+                where=type(self).__name__,
+                got="nothing",
+                allowed="one or more adapters",
+                try_=f"{type(self).__name__}('a', 'b')",
+            )
         for child in children:
             if not isinstance(child, (str, *self.allowed)):
                 names = ", ".join(["an adapter name", *(t.__name__ for t in self.allowed if t is not str)])
                 raise CompositionError(
-                    f"{type(self).__name__} cannot hold {child!r}", allowed=names, try_="flatten the composition"
+                    f"{type(self).__name__} cannot hold {child!r}",
+                    where=type(self).__name__,
+                    got=repr(child),
+                    allowed=names,
+                    try_="flatten the composition",
                 )
         self.children: tuple[Node, ...] = children
 
@@ -65,7 +75,11 @@ class Fuse(Composition):
         super().__init__(*children)
         if len(children) < 2 or len(set(children)) != len(children):
             raise CompositionError(
-                "Fuse needs at least two different adapters", got=repr(children), allowed="two or more names"
+                "Fuse needs at least two different adapters",
+                where="Fuse",
+                got=repr(children),
+                allowed="two or more names",
+                try_="Fuse('a', 'b')",
             )
 
     @property
@@ -89,7 +103,13 @@ class Average(Composition):
         super().__init__(*children)
         given = (1 / len(children),) * len(children) if weights is None else weights
         if not isinstance(given, (tuple, list)) or len(given) != len(children):
-            raise CompositionError("Average needs one weight a child", got=repr(given), allowed=len(children))
+            raise CompositionError(
+                "Average needs one weight a child",
+                where="Average",
+                got=repr(given),
+                allowed=len(children),
+                try_="leave weights out for equal ones",
+            )
         self.weights = tuple(
             float(require_number("weight", w, where=f"Average, {child!r}", error=CompositionError))
             for w, child in zip(given, children, strict=True)

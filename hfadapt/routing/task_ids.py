@@ -18,6 +18,7 @@ __all__ = ["BASE", "TaskIds", "parse", "task_number", "task_rows"]
 
 # What rows without an adapter may be called; None and -1 say the same.
 BASE = "__base__"
+_LISTED = "hfadapt.attachment(model).names lists the adapters"
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,18 @@ def parse(
     if isinstance(task_ids, Tensor):
         if task_ids.dim() > 1 or task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
             got = f"{task_ids.dtype} {list(task_ids.shape)}"
-            raise RoutingError("bad task_ids", got=got, allowed="an integer tensor [B], or names")
+            raise RoutingError(
+                "bad task_ids",
+                where="task_ids",
+                got=got,
+                allowed="an integer tensor [B], or names",
+                try_="task_ids.long(), one id a row",
+            )
         if torch.compiler.is_compiling():
             ids = task_ids if task_ids.dim() else task_ids.expand(rows or 1)
             _check_count(ids.shape[0], rows)
             return TaskIds(None, ids.to(torch.int64))
-        given: Any = task_ids.tolist()
+        given: Any = _as_list(task_ids)
     else:
         given = task_ids.tolist() if hasattr(task_ids, "tolist") else task_ids  # arrays and numbers of numpy
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
@@ -96,7 +103,11 @@ def parse(
     _check_count(len(given), rows)
     if given is not task_ids and (bad := sorted({n for n in given if isinstance(n, int) and not -1 <= n < len(names)})):
         raise RoutingError(
-            f"unknown {what} {bad[0]}: task_ids out of range", got=bad, allowed=_allowed(names, numbers=True)
+            f"unknown {what} {bad[0]}: task_ids out of range",
+            where="task_ids",
+            got=bad,
+            allowed=_allowed(names, numbers=True),
+            try_=_LISTED,
         )
     numbers = tuple(_number(one, names, what) for one in given)
     if len(set(numbers)) == 1 and not all_tasks_take_part():
@@ -104,6 +115,23 @@ def parse(
     if isinstance(task_ids, Tensor):
         return TaskIds(None, task_ids.to(torch.int64), numbers)
     return TaskIds(None, torch.tensor(numbers, dtype=torch.int64, device=device), numbers)
+
+
+def _as_list(task_ids: Tensor) -> Any:
+    """The numbers of a tensor.
+
+    Raises:
+        RoutingError: it is sparse, or has no numbers.
+    """
+    if task_ids.layout != torch.strided or task_ids.is_meta:
+        raise RoutingError(
+            "bad task_ids",
+            where="task_ids",
+            got="a tensor without numbers (meta)" if task_ids.is_meta else f"a tensor of layout {task_ids.layout}",
+            allowed="a dense integer tensor [B], or names",
+            try_="a list of names, or task_ids.to_dense()",
+        )
+    return task_ids.tolist()
 
 
 def task_rows(task_ids: Any, names: Sequence[str], rows: int, device: torch.device) -> TaskIds:
@@ -121,13 +149,19 @@ def task_rows(task_ids: Any, names: Sequence[str], rows: int, device: torch.devi
     if task_ids is None:
         raise RoutingError(
             "the model has several tasks and the call does not say which row is which",
+            where="task_ids",
+            got="no task_ids",
             allowed=", ".join(names),
             try_="task_ids=[...] with a name or number a row; hfadapt.TaskMixture.collator adds them",
         )
     found = parse(task_ids, names, rows, device, what="task")
     if -1 in ((found.uniform,) if found.uniform is not None else found.listed or ()):
         raise RoutingError(
-            "a row has no task, and so no head", got=task_ids, allowed=", ".join(names), try_="model.base(...)"
+            "a row has no task, and so no head",
+            where="task_ids",
+            got=task_ids,
+            allowed=", ".join(names),
+            try_="model.base(...)",
         )
     return found
 
@@ -140,7 +174,13 @@ def task_number(task: str | int, names: Sequence[str]) -> int:
     """
     number = _number(task, names, "task")
     if number < 0:
-        raise RoutingError("not a task", got=repr(task), allowed=_allowed(names))
+        raise RoutingError(
+            "not a task",
+            where="task",
+            got=repr(task),
+            allowed=_allowed(names),
+            try_=_LISTED,
+        )
     return number
 
 
@@ -150,16 +190,23 @@ def _number(given: Any, names: Sequence[str], what: str) -> int:
     if isinstance(given, str):
         if given in names:
             return tuple(names).index(given)
-        raise RoutingError(f"unknown {what} {given!r}", allowed=", ".join(names), try_=did_you_mean(given, names))
+        raise RoutingError(
+            f"unknown {what} {given!r}",
+            where="task_ids",
+            got=repr(given),
+            allowed=", ".join(names),
+            try_=did_you_mean(given, names) or _LISTED,
+        )
     number = _integer(given)
     if number is not None and -1 <= number < len(names):
         return number
     composed = "hfadapt.activate(model, ...) for all rows, or hfadapt.compose(model, name, ...) and that name"
     raise RoutingError(
         "bad task id" if number is None or what != "task" else f"unknown task {number}",
+        where="task_ids",
         got=repr(given),
         allowed=_allowed(names),
-        try_=composed if isinstance(given, Composition) else "",
+        try_=composed if isinstance(given, Composition) else _LISTED,
     )
 
 
@@ -182,6 +229,8 @@ def _check_count(count: int, rows: int | None) -> None:
     if rows is not None and count != rows:
         raise RoutingError(
             "task_ids do not match the rows of the batch",
+            where="task_ids",
             got=f"{count} task ids for {rows} rows",
             allowed="one id a row, or a single name or number (in no list) for all of them",
+            try_="give every row of the batch its id",
         )

@@ -186,8 +186,10 @@ class Attachment:
         if not isinstance(name, str) or name not in self.adapters:
             raise AttachError(
                 f"no adapter {name!r} on this model",
+                where="adapters",
+                got=repr(name),
                 allowed=", ".join(self.adapters) or "none is attached",
-                try_=did_you_mean(str(name), self.adapters),
+                try_=did_you_mean(str(name), self.adapters) or "hfadapt.attach(model, method, name) first",
             )
         return self.adapters[name]
 
@@ -197,9 +199,10 @@ class Attachment:
         if missing:
             raise CompositionError(
                 "the composition names adapters that are not attached",
+                where="composition",
                 got=", ".join(missing),
                 allowed=", ".join(self.adapters),
-                try_=did_you_mean(missing[0], self.adapters),
+                try_=did_you_mean(missing[0], self.adapters) or "hfadapt.attach(model, method, name) first",
             )
 
     def check(self, node: Node) -> None:
@@ -209,6 +212,7 @@ class Attachment:
             if fuse not in self.fusions:
                 raise CompositionError(
                     "there is no fusion layer for this composition",
+                    where="composition",
                     got=repr(fuse),
                     allowed=", ".join(map(repr, self.fusions)) or "none was added",
                     try_=f"hfadapt.add_fusion(model, {fuse!r})",
@@ -279,6 +283,8 @@ def attachment(model: nn.Module) -> Attachment:
         raise AttachError(
             "no adapter is attached to this model",
             where=type(model).__name__,
+            got="a model as it came",
+            allowed="a model that hfadapt.attach or hfadapt.load adapted",
             try_="hfadapt.attach(model, 'lora') first, on the same object",
         )
     return found

@@ -88,7 +88,11 @@ class TaskMixture:
         self.strategy = make_strategy(strategy)
         if batch not in ("one_task", "mixed"):
             raise ConfigError(
-                "unknown form of batches", where="TaskMixture", got=repr(batch), allowed="one_task, mixed"
+                "unknown form of batches",
+                where="TaskMixture",
+                got=repr(batch),
+                allowed="one_task, mixed",
+                try_="batch='mixed'",
             )
         given = {
             "batch_size": batch_size,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,17 @@ def check_ids(op: str, ids: Tensor | None, num_tasks: int) -> None:
             raise RowIdError(op, f"ids[{row}] is out of range", expected=allowed, got=str(task))
 
 
+def _whole_numbers(ids: Any) -> Tensor:
+    """Ids as a tensor; a float is no id, even where it is whole."""
+    try:
+        return torch.tensor([operator.index(one) for one in ids], dtype=torch.int64)
+    except TypeError:
+        got = repr(ids)[:60]
+        raise ShapeError(
+            "TaskBatch", "ids", expected="whole numbers, one a row", got=got, hint="Use [0, 1, ...], -1 for no task."
+        ) from None
+
+
 class TaskBatch:
     """The task of every row of a batch.
 
@@ -94,9 +107,11 @@ class TaskBatch:
             RowIdError: An id is below -1 or not below ``num_tasks``.
         """
         if not isinstance(ids, Tensor):
-            ids = torch.tensor(list(ids), dtype=torch.int64)
-        if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-            raise ShapeError("TaskBatch", "ids", expected="an integer tensor [B]", got=f"{ids.dtype} {list(ids.shape)}")
+            ids = _whole_numbers(ids)
+        numbers = not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)
+        if ids.dim() != 1 or not numbers or ids.layout != torch.strided or ids.is_meta:
+            got = f"{ids.dtype} {list(ids.shape)}, {'meta' if ids.is_meta else ids.layout}"
+            raise ShapeError("TaskBatch", "ids", expected="a dense integer tensor [B]", got=got, hint="Use ids.long().")
         ids = ids.to(torch.int64).contiguous()
         if torch.compiler.is_compiling():
             return cls(ids, num_tasks)

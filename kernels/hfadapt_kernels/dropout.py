@@ -8,6 +8,7 @@ row is the same alone and in a mixed batch at the same position.
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,8 +69,8 @@ def draw_seed(device: torch.device | str) -> Int[Tensor, " 1"]:
 
 def check_probability(op: str, p: float) -> None:
     """Refuse a dropout probability outside of [0, 1)."""
-    if not 0.0 <= p < 1.0:
-        raise ShapeError(op, "dropout is not a probability", expected="0 <= dropout < 1", got=str(p))
+    if not isinstance(p, numbers.Real) or isinstance(p, bool) or not 0.0 <= p < 1.0:
+        raise ShapeError(op, "dropout is not a probability", expected="0 <= dropout < 1", got=repr(p), hint="Try 0.1.")
 
 
 def choose_dropout(

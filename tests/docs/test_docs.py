@@ -36,6 +36,7 @@ OF_OTHERS = {
         "peft-classifier": "peft/saved/lora_seq_cls",
         "peft-prefix": "peft/saved/prefix_tuning",
     },
+    "own-data.md": {"base": "adapterhub/saved/base"},
     "move-from-adapters.md": {
         "base": "adapterhub/saved/base",
         "adapter-with-head": "adapterhub/saved/head_static/with_adapter",

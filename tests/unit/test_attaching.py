@@ -72,7 +72,10 @@ def test_several_adapters_without_a_choice_is_an_error_and_never_a_silent_no_op(
 @pytest.mark.parametrize(
     "ids, message",
     [
-        (["one", "tow", "one"], "unknown adapter or task 'tow'; allowed: one, two; try: Did you mean 'two'"),
+        (
+            ["one", "tow", "one"],
+            "unknown adapter or task 'tow'; got: 'tow'; allowed: one, two; try: Did you mean 'two'",
+        ),
         (torch.tensor([0, 1, 2]), r"out of range; got: \[2\]; allowed: 0 to 1 \(one, two\)"),
         (torch.tensor([0, -2, 1]), r"out of range; got: \[-2\]"),
         (torch.tensor([0.0, 1.0, 1.0]), "an integer tensor"),

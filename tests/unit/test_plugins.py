@@ -190,7 +190,8 @@ def test_tracing_prints_hook_calls(install, monkeypatch, capsys):
 def test_registry_suggests_the_nearest_name():
     registry = Registry("method")
     registry.add("lora", 1)
-    with pytest.raises(RegistryError, match=r"unknown method 'lroa'; allowed: lora; try: Did you mean 'lora'\?"):
+    said = r"unknown method 'lroa'; got: 'lroa'; allowed: lora; try: Did you mean 'lora'\?"
+    with pytest.raises(RegistryError, match=said):
         registry["lroa"]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ... import plugins
 from ...errors import HFAdaptError, TaskError, did_you_mean
+from ...errors.limits import require_number
 from ...method.fields import KnownFields
 
 __all__ = [
@@ -113,10 +114,9 @@ class Head(KnownFields, ABC):
                 where=type(self).__name__,
                 got=repr(self.pooling),
                 allowed=", ".join(POOLINGS),
-                try_=did_you_mean(str(self.pooling), POOLINGS),
+                try_=did_you_mean(str(self.pooling), POOLINGS) or "pooling='auto'",
             )
-        if not 0 <= self.dropout < 1:
-            raise TaskError("bad dropout", where=type(self).__name__, got=self.dropout, allowed="0 <= dropout < 1")
+        require_number("dropout", self.dropout, where=type(self).__name__, least=0, below=1, error=TaskError)
 
     @property
     @abstractmethod

@@ -37,7 +37,13 @@ def read_label_sets(
     for row, value in enumerate(values):
         if not isinstance(value, (list, tuple, np.ndarray)):
             allowed = f"{count} zeros and ones, or a list of labels"
-            raise DataError("multi-label rows need a list", where=where(row), got=repr(value), allowed=allowed)
+            raise DataError(
+                "multi-label rows need a list",
+                where=where(row),
+                got=repr(value),
+                allowed=allowed,
+                try_="[value], or hfadapt.Classification for one label a row",
+            )
     rows = [list(value) for value in values]
     marks = [len(row) == count and all(_is_number(v) and v in (0, 1) for v in row) for row in rows]
     doubtful = [count <= 2 and _could_be_indices_or_marks(row, count) for row in rows]

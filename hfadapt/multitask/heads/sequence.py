@@ -25,7 +25,9 @@ __all__ = ["Classification", "MultiLabel", "Regression", "SequenceHead", "check_
 def check_smoothing(where: str, value: float) -> None:
     """Raise ``TaskError`` unless a head's ``label_smoothing`` lies in [0, 1)."""
     if not 0 <= value < 1:
-        raise TaskError("bad label_smoothing", where=where, got=value, allowed="0 <= label_smoothing < 1")
+        raise TaskError(
+            "bad label_smoothing", where=where, got=repr(value), allowed="0 <= label_smoothing < 1", try_="0.1"
+        )
 
 
 def class_index(value: Any, count: int, where: str, names: tuple[str, ...] | None) -> int:
@@ -174,7 +176,13 @@ class MultiLabel(SequenceHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_labels < 1:
-            raise TaskError("too few labels", where="MultiLabel", got=self.num_labels, allowed="1 or more")
+            raise TaskError(
+                "too few labels",
+                where="MultiLabel",
+                got=self.num_labels,
+                allowed="1 or more",
+                try_="the number of different labels that the data hold",
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -234,6 +242,7 @@ class Regression(SequenceHead):
                 where="Regression",
                 got=f"low={self.low}, high={self.high}",
                 allowed="both absent, or low < high",
+                try_="Regression(low=0.0, high=5.0)",
             )
 
     @property

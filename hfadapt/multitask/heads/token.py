@@ -56,7 +56,13 @@ class TokenClassification(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_labels < 2:
-            raise TaskError("too few classes", where="TokenClassification", got=self.num_labels, allowed="2 or more")
+            raise TaskError(
+                "too few classes",
+                where="TokenClassification",
+                got=self.num_labels,
+                allowed="2 or more",
+                try_="the number of different tags that the data hold",
+            )
         check_smoothing(type(self).__name__, self.label_smoothing)
 
     @property

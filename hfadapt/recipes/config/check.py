@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import inspect
 import sys
@@ -19,6 +20,7 @@ from .tree import Node, Problems
 __all__ = ["BAD", "fields_of", "in_range", "known_keys", "mapping_of", "to_dataclass", "value_of"]
 
 T = TypeVar("T")
+_MOST_NAMES = 40
 
 
 class _Bad:
@@ -72,7 +74,21 @@ def known_keys(node: Node, known: typing.Iterable[str], problems: Problems, what
         if key not in known:
             line = Node(None, child.path, node.key_lines.get(key, child.line))
             nearest = did_you_mean(key, known)
-            problems.add(line, f"unknown {what} {key!r}", try_=nearest, allowed=None if nearest else ", ".join(known))
+            problems.add(
+                line,
+                f"unknown {what} {key!r}",
+                got=key,
+                allowed=_some(known, key),
+                try_=nearest or "leave it out, or one of these",
+            )
+
+
+def _some(known: list[str], near: str) -> str:
+    """All names that are known, or of many the nearest."""
+    if len(known) <= _MOST_NAMES:
+        return ", ".join(known)
+    nearest = difflib.get_close_matches(near, known, n=_MOST_NAMES // 2, cutoff=0)
+    return f"{', '.join(nearest)} and {len(known) - len(nearest)} more"
 
 
 def to_dataclass(node: Node, cls: type[T], problems: Problems, skip: tuple[str, ...] = ()) -> T:
@@ -90,21 +106,33 @@ def to_dataclass(node: Node, cls: type[T], problems: Problems, skip: tuple[str, 
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
-        problems.add(node, str(error))
+        problems.add_error(node, error)
         return BAD
 
 
 def mapping_of(node: Node, thing: Callable[..., Any], problems: Problems, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """The checked values of a mapping that has the fields of ``thing``; mistyped ones are ``BAD``."""
     if not isinstance(node.value, dict):
-        problems.add(node, "expected a mapping", got=node.kind)
+        problems.add(
+            node,
+            "expected a mapping",
+            got=node.kind,
+            allowed=f"a mapping of {_some(list(fields_of(thing)), '')}",
+            try_=f"{node.path.rpartition('.')[2] or 'key'}: {{...}}",
+        )
         return BAD
     fields = {name: field for name, field in fields_of(thing).items() if name not in skip}
     known_keys(node, [*fields, *skip], problems)
     values = {key: value_of(child, fields[key][0], problems) for key, child in node.items() if key in fields}
     for name, (_, required) in fields.items():
         if required and name not in node.value:
-            problems.add(node, f"key {name!r} is missing")
+            problems.add(
+                node,
+                f"key {name!r} is missing",
+                got=", ".join(node.value) or "no key",
+                allowed=_say(fields[name][0]),
+                try_=f"{name}: {_example(fields[name][0])}",
+            )
             values[name] = BAD
     return values
 
@@ -116,7 +144,7 @@ def in_range(node: Node, name: str, value: Any, range_: Mapping[str, Any], probl
     try:
         return require_number(name, value, where="", **range_)
     except ConfigError as error:
-        problems.add(node, str(error))
+        problems.add_error(node, error)
         return BAD
 
 
@@ -129,7 +157,13 @@ def value_of(node: Node, hint: Any, problems: Problems) -> Any:
         # one word where a list of words may stand
         value = _fit(Node([node], node.path, node.line), hint, Problems(problems.source))
     if value is BAD:
-        problems.add(node, "wrong type", got=node.kind, allowed=_say(hint))
+        problems.add(
+            node,
+            "wrong type",
+            got=node.kind,
+            allowed=_say(hint),
+            try_=f"{node.path.rpartition('.')[2]}: {_example(hint)}",
+        )
     return value
 
 
@@ -233,3 +267,19 @@ def _say(hint: Any) -> str:
         type(None): "nothing",
     }
     return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _example(hint: Any) -> str:
+    """A value of a type, as a recipe would write it."""
+    origin, arguments = get_origin(hint), [one for one in get_args(hint) if one not in (Ellipsis, type(None))]
+    if origin in (Union, types.UnionType):
+        return _example(_narrow_first(tuple(arguments))[0]) if arguments else "null"
+    if _is_enum(hint):
+        return str(next(iter(hint)).value)
+    if origin is Literal:
+        return str(arguments[0])
+    if origin is not None and _is(origin, dict, Mapping):
+        return f"{{name: {_example(arguments[-1])}}}"
+    if origin is not None and arguments:
+        return f"[{_example(arguments[0])}]"
+    return {int: "8", float: "0.1", bool: "true", str: "word"}.get(hint, "...")

@@ -64,7 +64,13 @@ def read_recipe(
     problems = Problems(source)
     root = parse(text, problems)
     if not isinstance(root.value, dict):
-        problems.add(root, "a recipe is a mapping", got=root.kind, allowed=", ".join(SECTIONS))
+        problems.add(
+            root,
+            "a recipe is a mapping",
+            got=root.kind,
+            allowed=", ".join(SECTIONS),
+            try_="model: ..., tasks: [...], method: ...",
+        )
         problems.raise_if_any()
     changes = (*_fast(root, fast, problems), *names_of(overrides))
     for assignment in changes:
@@ -98,7 +104,13 @@ def _plain(root: Node, key: str, hint: Any, problems: Problems, default: Any = _
     node = root.value.get(key)
     if node is None:
         if default is _REQUIRED:
-            problems.add(root, f"key {key!r} is missing")
+            problems.add(
+                root,
+                f"key {key!r} is missing",
+                got=", ".join(root.value) or "no key",
+                allowed="the base's name on the hub, its folder, or package:NAME",
+                try_=f"{key}: ...",
+            )
         return default
     return _number_in_range(node, key, value_of(node, hint, problems), problems)
 
@@ -118,7 +130,13 @@ def _fast(root: Node, fast: bool, problems: Problems) -> Sequence[str]:
     node = root.value.pop("fast", None)
     if node is None:
         if fast:
-            problems.add(root, "--fast was asked for, but the recipe has no section 'fast'")
+            problems.add(
+                root,
+                "--fast was asked for, but the recipe has no section 'fast'",
+                got=", ".join(root.value),
+                allowed="a recipe with a list of overrides under 'fast'",
+                try_="fast: [training.num_train_epochs=1]",
+            )
         return ()
     values = value_of(node, tuple[str, ...], problems)
     return values if fast and values is not BAD else ()
@@ -127,23 +145,43 @@ def _fast(root: Node, fast: bool, problems: Problems) -> Sequence[str]:
 def _tasks(root: Node, problems: Problems) -> Any:
     node = root.value.get("tasks")
     if node is None or not isinstance(node.value, list) or not node.value:
-        problems.add(node or root, "'tasks' must list at least one task", got=node.kind if node else "nothing")
+        problems.add(
+            node or root,
+            "'tasks' must list at least one task",
+            got=node.kind if node else "nothing",
+            allowed="a list of names of data sets, or of mappings with name, data, head",
+            try_="tasks: [sms_spam]",
+        )
         return BAD
     tasks = []
     for item in node.value:
         if isinstance(item.value, str):
             item = Node({"name": item}, item.path, item.line)
         tasks.append(_task(item, problems))
-    names = [task.name for task in tasks if task is not BAD]
+    seen: set[str] = set()
     for task, item in zip(tasks, node.value, strict=True):
-        if task is not BAD and names.count(task.name) > 1 and names.index(task.name) != tasks.index(task):
-            problems.add(item, f"task name {task.name!r} is used twice")
+        if task is not BAD and task.name in seen:
+            problems.add(
+                item,
+                f"task name {task.name!r} is used twice",
+                got=task.name,
+                allowed="a name of its own for each task",
+                try_=f"{{name: {task.name}_2, data: ...}}",
+            )
+        elif task is not BAD:
+            seen.add(task.name)
     return tuple(tasks)
 
 
 def _task(node: Node, problems: Problems) -> Any:
     if not isinstance(node.value, dict):
-        problems.add(node, "a task is a name or a mapping", got=node.kind)
+        problems.add(
+            node,
+            "a task is a name or a mapping",
+            got=node.kind,
+            allowed="the name of a data set, or a mapping with name, data, head",
+            try_="{name: mine, data: mine.csv}",
+        )
         return BAD
     head = node.value.get("head")
     own = ("head", "regularizer")
@@ -176,7 +214,13 @@ def _early_stopping(root: Node, problems: Problems) -> Any:
     if node is None:
         return None
     if not isinstance(node.value, dict):
-        problems.add(node, "expected a mapping", got=node.kind, allowed="patience, threshold, metrics")
+        problems.add(
+            node,
+            "expected a mapping",
+            got=node.kind,
+            allowed="patience, threshold, metrics",
+            try_="early_stopping: {patience: 3}",
+        )
         return BAD
     values = _ranges_of(node, mapping_of(node, EarlyStoppingSection, problems), problems)
     return BAD if values is BAD or BAD in values.values() else EarlyStoppingSection(**values)
@@ -185,11 +229,22 @@ def _early_stopping(root: Node, problems: Problems) -> Any:
 def _method(root: Node, problems: Problems) -> Any:
     node = root.value.get("method")
     if node is None:
-        problems.add(root, "key 'method' is missing", try_="method: pal   (hfadapt methods lists all)")
+        _no_method(root, ", ".join(root.value), problems)
         return BAD
     parts = node.value if isinstance(node.value, list) else [node]
+    if not parts:
+        _no_method(node, "an empty list", problems)
     configs = [config for part in parts for config in _one_method(part, problems)]
     return tuple(configs)
+
+
+def _no_method(node: Node, got: str, problems: Problems) -> None:
+    from ... import plugins
+
+    names = ", ".join(plugins.methods())
+    problems.add(
+        node, "key 'method' is missing", got=got, allowed=names, try_="method: pal   (hfadapt methods lists all)"
+    )
 
 
 def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
@@ -199,14 +254,25 @@ def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
     if isinstance(node.value, str):
         node = Node({"method": node}, node.path, node.line)
     if not isinstance(node.value, dict) or "method" not in node.value:
-        problems.add(node, "a method is a name, or a mapping with the key 'method'", got=node.kind)
+        problems.add(
+            node,
+            "a method is a name, or a mapping with the key 'method'",
+            got=node.kind,
+            allowed=", ".join(plugins.methods()),
+            try_="method: {method: lora, r: 8}",
+        )
         return ()
     name = node.value["method"]
     registry = plugins.methods()
     if name.value not in registry:
         names = list(registry)
+        near = did_you_mean(str(name.value), names)
         problems.add(
-            name, f"no method {name.value!r}", try_=did_you_mean(str(name.value), names), allowed=", ".join(names)
+            name,
+            f"no method {name.value!r}",
+            got=name.kind,
+            allowed=", ".join(names),
+            try_=near or "hfadapt methods lists them",
         )
         return ()
     entry = registry[name.value]
@@ -217,7 +283,7 @@ def _one_method(node: Node, problems: Problems) -> Sequence[Any]:
     try:
         return expand({"method": name.value, **values})
     except HFAdaptError as error:
-        problems.add(node, str(error))
+        problems.add_error(node, error)
         return ()
 
 
@@ -228,7 +294,13 @@ def _mixing(root: Node, problems: Problems) -> Any:
     if isinstance(node.value, str):
         node = Node({"strategy": node}, node.path, node.line)
     if not isinstance(node.value, dict):
-        problems.add(node, "expected a mapping or the name of a strategy", got=node.kind)
+        problems.add(
+            node,
+            "expected a mapping or the name of a strategy",
+            got=node.kind,
+            allowed=", ".join(plugins.mixing_strategies()),
+            try_="mixing: {strategy: annealed, batch_size: 32}",
+        )
         return BAD
     strategy = node.value.get("strategy", Node("annealed", "mixing.strategy", node.line))
     made = _named(strategy, "name", plugins.mixing_strategies(), problems, "mixing strategy")
@@ -243,13 +315,21 @@ def _named(node: Node, key: str, registry: Any, problems: Problems, what: str) -
     if isinstance(node.value, str):
         node = Node({key: node}, node.path, node.line)
     if not isinstance(node.value, dict) or key not in node.value:
-        problems.add(node, f"a {what} is a name, or a mapping with the key {key!r}", got=node.kind)
+        problems.add(
+            node,
+            f"a {what} is a name, or a mapping with the key {key!r}",
+            got=node.kind,
+            allowed=", ".join(registry),
+            try_=f"{{{key}: {next(iter(registry), '...')}}}",
+        )
         return BAD
     name = node.value[key]
     if name.value not in registry:
         names = list(registry)
         hint = did_you_mean(str(name.value), names)
-        problems.add(name, f"no {what} {name.value!r}", try_=hint, allowed=", ".join(names))
+        problems.add(
+            name, f"no {what} {name.value!r}", got=name.kind, allowed=", ".join(names), try_=hint or "one of these"
+        )
         return BAD
     cls = registry[name.value]
     values = mapping_of(node, cls, problems, skip=(key,))
@@ -258,5 +338,5 @@ def _named(node: Node, key: str, registry: Any, problems: Problems, what: str) -
     try:
         return cls(**values)
     except (HFAdaptError, TypeError, ValueError) as error:
-        problems.add(node, str(error))
+        problems.add_error(node, error)
         return BAD

@@ -36,7 +36,13 @@ def baselines(root: Node, problems: Problems) -> Any:
         nothing = {item.value: Node({}, item.path, item.line) for item in node.value}
         node = Node(nothing, node.path, node.line, key_lines={item.value: item.line for item in node.value})
     if not isinstance(node.value, dict):
-        problems.add(node, "expected a list or a mapping of baselines", got=node.kind, allowed=", ".join(BASELINES))
+        problems.add(
+            node,
+            "expected a list or a mapping of baselines",
+            got=node.kind,
+            allowed=", ".join(BASELINES),
+            try_="baselines: [frozen_head]",
+        )
         return BAD
     known_keys(node, BASELINES, problems, "baseline")
     own = {HEAD_RATE: float | None}
@@ -54,7 +60,13 @@ def training(node: Node | None, problems: Problems, own: Mapping[str, Any] = Map
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        problems.add(node, "expected a mapping of TrainingArguments fields", got=node.kind)
+        problems.add(
+            node,
+            "expected a mapping of TrainingArguments fields",
+            got=node.kind,
+            allowed="fields of transformers.TrainingArguments",
+            try_=f"{node.path}: {{learning_rate: 1e-4}}",
+        )
         return BAD
     known = {**_training_fields(), **own}
     ranges = {**RANGES, HEAD_RATE: {"above": 0, "optional": True}}
@@ -62,7 +74,13 @@ def training(node: Node | None, problems: Problems, own: Mapping[str, Any] = Map
     known_keys(node, known, problems, "TrainingArguments field")
     for key, child in node.items():
         if key in TAKEN:
-            problems.add(child, f"{key} is set by the recipe's own key", try_=TAKEN[key])
+            problems.add(
+                child,
+                f"{key} is set by the recipe's own key",
+                got=child.kind,
+                allowed="fields that no key of the recipe sets",
+                try_=TAKEN[key],
+            )
         elif key in known:
             values[key] = value_of(child, known[key], problems)
             if key in ranges:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ...errors import ConfigError, did_you_mean, problem
+from ...errors import ConfigError, HFAdaptError, did_you_mean
 
 __all__ = ["Node", "Problems", "override", "parse"]
 
@@ -20,22 +20,33 @@ class Problems:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._found: list[tuple[int, str]] = []
+        self._found: list[tuple[int, ConfigError]] = []
 
-    def add(self, node: Node, what: str, **details: Any) -> None:
-        """Note a problem at a node; ``details`` as for ``hfadapt.errors.problem``."""
-        self._found.append((node.line or 0, problem(what, where=node.place, **details)))
+    def add(self, node: Node, what: str, *, got: object, allowed: object, try_: str) -> None:
+        """Note a problem at a node; all parts of an error of ours are asked for."""
+        self._found.append((node.line or 0, ConfigError(what, where=node.place, got=got, allowed=allowed, try_=try_)))
+
+    def add_error(self, node: Node, error: Exception) -> None:
+        """Note what refused the values of a node, with the parts that its error has."""
+        if isinstance(error, HFAdaptError) and error.what:
+            where = f"{node.place}: {error.where}" if error.where else node.place
+            placed = ConfigError(error.what, where=where, got=error.got, allowed=error.allowed, try_=error.try_)
+        else:
+            placed = ConfigError(str(error), where=node.place, got=node.kind)
+        self._found.append((node.line or 0, placed))
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def raise_if_any(self) -> None:
-        """Raise one ``ConfigError`` that lists every problem in the order of lines."""
+        """Raise one ``ConfigError`` that lists every problem in the order of lines, and holds each in ``found``."""
         if not self._found:
             return
-        count = len(self._found)
-        head = f"{self.source}: {count} problem{'s' if count > 1 else ''}"
-        raise ConfigError("\n".join([head, *(f"  {text}" for _, text in sorted(self._found, key=lambda f: f[0]))]))
+        found = tuple(error for _, error in sorted(self._found, key=lambda f: f[0]))
+        head = f"{self.source}: {len(found)} problem{'s' if len(found) > 1 else ''}"
+        whole = ConfigError("\n".join([head, *(f"  {error}" for error in found)]))
+        whole.found = found
+        raise whole
 
 
 @dataclass
@@ -130,12 +141,18 @@ def _convert(raw: yaml.Node, path: str, loader: yaml.SafeLoader, problems: Probl
     for raw_key, raw_value in raw.value:
         key = _convert(raw_key, path, loader, problems, command_line)
         if not isinstance(key.value, str):
-            problems.add(key, "a key must be a word", got=key.kind)
+            problems.add(key, "a key must be a word", got=key.kind, allowed="a word", try_=f"{key.text!r}: ...")
             continue
         child = _convert(raw_value, f"{path}.{key.value}" if path else key.value, loader, problems, command_line)
         if key.value in node.value:
             first = node.key_lines[key.value]
-            problems.add(Node(None, child.path, key.line), "key is given twice", got=f"first on line {first}")
+            problems.add(
+                Node(None, child.path, key.line),
+                "key is given twice",
+                got=f"first on line {first}",
+                allowed="each key once",
+                try_="drop one of the two",
+            )
             continue
         # The key's line, not the value's: a mapping starts below its key.
         if isinstance(child.value, (dict, list)):
@@ -166,7 +183,13 @@ def override(root: Node, assignment: str, problems: Problems) -> None:
     path = path.strip()
     place = Node(None, path or assignment, None)
     if not equals or not path:
-        problems.add(place, "not an override", got=repr(assignment), allowed="key.sub=value")
+        problems.add(
+            place,
+            "not an override",
+            got=repr(assignment),
+            allowed="key.sub=value",
+            try_="training.learning_rate=1e-4",
+        )
         return
     *parents, last = path.split(".")
     at = root
@@ -185,7 +208,13 @@ def override(root: Node, assignment: str, problems: Problems) -> None:
     if at.value is None:
         at.value = {}
     if not isinstance(at.value, dict):
-        problems.add(place, f"{at.path or 'the recipe'} is no mapping", got=at.kind)
+        problems.add(
+            place,
+            f"{at.path or 'the recipe'} is no mapping",
+            got=at.kind,
+            allowed=f"{at.path}=VALUE",
+            try_=f"leave {last!r} out of the path",
+        )
         return
     at.value[last] = value
 
@@ -198,7 +227,13 @@ def _step(at: Node, name: str, problems: Problems, place: Node) -> Node | None:
     if isinstance(at.value, dict):
         # A mapping that the recipe leaves out is made; whether its name is known is checked with all other keys.
         return at.value.setdefault(name, Node({}, f"{at.path}.{name}" if at.path else name, None))
-    problems.add(place, f"{at.path} is no mapping and no list", got=at.kind)
+    problems.add(
+        place,
+        f"{at.path} is no mapping and no list",
+        got=at.kind,
+        allowed=f"{at.path}=VALUE",
+        try_=f"leave {name!r} out of the path",
+    )
     return None
 
 
@@ -218,7 +253,8 @@ def _item(at: Node, name: str, problems: Problems, place: Node) -> Node | None:
     problems.add(
         place,
         f"{at.path} has no item {name!r}",
+        got=name,
         allowed=", ".join([*known, f"0..{len(at.value) - 1}"]),
-        try_=did_you_mean(name, known),
+        try_=did_you_mean(name, known) or "one of these",
     )
     return None

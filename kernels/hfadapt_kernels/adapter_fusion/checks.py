@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..arguments import require_finite
 from ..errors import ShapeError
 
 __all__ = ["check_arguments"]
@@ -57,6 +58,7 @@ def check_arguments(
         _expect(f"up[{n}]", weight, (dim, z.shape[2]), query)
     for n, bias in enumerate(up_bias or ()):
         _expect(f"up_bias[{n}]", bias, (dim,), query)
+    require_finite(_NAME, "scale", *(factor for factor in scale if not isinstance(factor, Tensor)))
     for n, factor in enumerate(scale):
         if isinstance(factor, Tensor) and factor.shape not in ((), (1,), (dim,)):
             raise ShapeError(_NAME, f"scale[{n}]", expected=f"a number, [1] or [{dim}]", got=str(list(factor.shape)))

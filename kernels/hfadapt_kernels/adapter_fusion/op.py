@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import opaque
+from ..arguments import require_finite, require_tensors
 from ..dropout import check_probability, choose_dropout
 from . import cpu, fallback, triton
 from .checks import check_arguments
@@ -27,6 +28,12 @@ __all__ = ["adapter_fusion"]
 OP.register("triton", triton.forward, triton.backward, triton.supports)
 OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
 OP.register("reference", fallback.forward, fallback.backward)
+
+
+_NAMES = (
+    *("query", "hidden", "up", "up_bias?"),
+    *("query_weight", "query_bias?", "key_weight", "key_bias?", "value_weight"),
+)
 
 
 def adapter_fusion(
@@ -76,6 +83,9 @@ def adapter_fusion(
         ShapeError: A shape, dtype, device or number of adapters does not fit.
         BackendError: A backend asked for by name cannot run.
     """
+    given = (query, hidden, up, up_bias, query_weight, query_bias, key_weight, key_bias, value_weight)
+    require_tensors("adapter_fusion", _NAMES, *given)
+    require_finite("adapter_fusion", "temperature", temperature)
     check_probability("adapter_fusion", dropout)
     tensors = (
         query, list(hidden), list(up), None if up_bias is None else list(up_bias),

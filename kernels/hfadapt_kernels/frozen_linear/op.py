@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..activations import get_activation
+from ..arguments import require_tensors
 from ..backend import FusedOp, Implementation, requested_backend
 from ..errors import ShapeError
 from ..opaque import autocast_inputs, define
@@ -123,6 +124,9 @@ def frozen_linear(
         ShapeError: The last axis of x is not Din, or bias is not [O].
         BackendError: An explicitly requested backend cannot run.
     """
+    if not isinstance(packed, PackedLinear):
+        raise ShapeError(_NAME, "packed", expected="a PackedLinear", got=repr(packed)[:60], hint="Pack it once.")
+    require_tensors(_NAME, ("x", "bias?"), x, bias)
     weight = packed.weight
     if x.shape[-1:] != weight.shape[1:]:
         raise ShapeError(_NAME, "x", expected=f"last axis {weight.shape[1]}", got=str(list(x.shape)))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import require_finite
 from ..batch import TaskBatch
 from ..calls import unlike
 from ..errors import ShapeError
@@ -62,6 +63,7 @@ def split_scale(
     if len(each) != num_tasks:
         raise ShapeError(op, "scale", expected=f"one number, or {num_tasks}", got=str(len(each)))
     if set(map(type, each)) <= {float, int} or not any(isinstance(value, Tensor) for value in each):
+        require_finite(op, "scale", *each)
         return [], list(map(float, each))
     learned = [v if isinstance(v, Tensor) else like.new_tensor([float(v)]) for v in each]
     for task, value in enumerate(learned):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import opaque
+from ..arguments import require_tensors
 from ..backend import FusedOp
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
@@ -71,6 +72,7 @@ def grouped_lora(
         RowIdError: A task id is out of range.
         BackendError: A backend asked for by name cannot run.
     """
+    require_tensors("grouped_lora", ("y?",), y)
     down, up, learned, numbers = _prepare("grouped_lora", a, b, scale, batch, x, dropout)
     x, down, up, learned, base = opaque.autocast_inputs(x.device.type, x, down, up, learned, y)
     x, down, up = _promote(x, down, up)
@@ -126,8 +128,10 @@ def lora_linear(
         RowIdError: A task id is out of range.
         BackendError: A backend asked for by name cannot run.
     """
+    require_tensors("lora_linear", ("bias?",), bias)
     if isinstance(weight, PackedLinear):
         return _packed(x, weight, bias, a, b, scale, batch, dropout, training, seed)
+    require_tensors("lora_linear", ("weight",), weight)
     down, up, learned, numbers = _prepare("lora_linear", a, b, scale, batch, x, dropout)
     base: Tensor
     x, base, bias, down, up, learned = opaque.autocast_inputs(x.device.type, x, weight, bias, down, up, learned)
@@ -160,6 +164,7 @@ def _packed(
     seed: Tensor | None,
 ) -> Tensor:
     """`lora_linear` on a packed base; without gradients the update is added where the base product stands."""
+    require_tensors("lora_linear", ("x", "a", "b", "batch"), x, a, b, batch)
     (x,) = opaque.autocast_inputs(x.device.type, x)
     y = frozen_linear(x, weight, bias)
     alone = not (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
@@ -176,6 +181,7 @@ def _packed(
 def _prepare(
     op: str, a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale, batch: TaskBatch, x: Tensor, dropout: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
+    require_tensors(op, ("x", "a", "b", "batch"), x, a, b, batch)
     check_probability(op, dropout)
     batch.check(op)
     return list(a), list(b), *split_scale(op, scale, batch.num_tasks, x)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import opaque
 from ..activations import get_activation
+from ..arguments import require_tensors
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from . import cpu, fallback, triton
@@ -26,6 +27,8 @@ __all__ = ["pal_attention"]
 OP.register("triton", triton.forward, triton.backward, triton.supports)
 OP.register("cpu", cpu.forward, cpu.backward, cpu.supports)
 OP.register("reference", fallback.forward, fallback.backward)
+
+_BIASES = ("encoder_bias?", "decoder_bias?", "query_bias?", "key_bias?", "value_bias?", "output_bias?")
 
 
 def pal_attention(
@@ -90,6 +93,10 @@ def pal_attention(
         UnsupportedError: Unknown activation.
         BackendError: A backend asked for by name cannot run.
     """
+    names = ("x", "encoder", "decoder", "query", "key", "value", "batch", "output?")
+    require_tensors("pal_attention", names, x, encoder, decoder, query, key, value, batch, output)
+    biases = (encoder_bias, decoder_bias, query_bias, key_bias, value_bias, output_bias)
+    require_tensors("pal_attention", _BIASES, *biases)
     check_probability("pal_attention", dropout)
     batch.check("pal_attention")
     activation = get_activation(activation, "pal_attention").name

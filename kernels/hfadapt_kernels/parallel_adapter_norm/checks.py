@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from ..arguments import require_finite
 from ..batch import TaskBatch
 from ..calls import unlike
 from ..errors import ShapeError, UnsupportedError
@@ -22,10 +24,12 @@ def split_scale(
     """Scales as tensors (learned) or as numbers (fixed); exactly one of the two lists has entries."""
     if isinstance(scale, Tensor):
         scale = [scale] * tasks if tasks == 1 else list(scale.unbind(0))
-    values = [scale] * tasks if isinstance(scale, (int, float)) else list(scale)
+    alone = isinstance(scale, (int, float)) or not hasattr(scale, "__iter__")
+    values: list[Any] = [scale] * tasks if alone else list(scale)  # type: ignore[arg-type]
     if len(values) != tasks:
         raise ShapeError(NAME, "scale", expected=f"one number or {tasks} entries", got=f"{len(values)} entries")
     if set(map(type, values)) <= {float, int}:
+        require_finite(NAME, "scale", *values)
         return [], list(map(float, values))
     tensors = [value.reshape(1) if value.dim() == 0 else value for value in values if isinstance(value, Tensor)]
     if tensors and len(tensors) == tasks:
@@ -34,6 +38,7 @@ def split_scale(
         return tensors, []
     if tensors:
         raise UnsupportedError(NAME, "scale mixes numbers and tensors", expected="all numbers or all tensors")
+    require_finite(NAME, "scale", *values)
     return [], list(map(float, values))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations import get_activation
+from ..arguments import require_finite, require_tensors
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from ..errors import UnsupportedError
@@ -82,6 +83,9 @@ def parallel_adapter_norm(
         UnsupportedError: Unknown activation or norm, or a mixed ``scale``.
         BackendError: A backend asked for by name cannot run.
     """
+    names = ("x", "h", "down", "up", "batch", "down_bias?", "up_bias?", "residual?", "norm_weight?", "norm_bias?")
+    require_tensors(NAME, names, x, h, down, up, batch, down_bias, up_bias, residual, norm_weight, norm_bias)
+    require_finite(NAME, "eps or norm_offset", eps, norm_offset)
     check_probability(NAME, dropout)
     batch.check(NAME)
     code = get_activation(activation, NAME).code

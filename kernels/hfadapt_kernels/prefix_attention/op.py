@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import opaque
+from ..arguments import require_finite, require_tensors
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from . import cpu, fallback, triton
@@ -76,6 +77,10 @@ def prefix_attention(
         UnsupportedError: Unknown form, or the gate of a form that has none.
         BackendError: A backend asked for by name cannot run.
     """
+    names = ("query", "key", "value", "prefix_key", "prefix_value", "batch", "position_bias?")
+    require_tensors("prefix_attention", names, query, key, value, prefix_key, prefix_value, batch, position_bias)
+    if scaling is not None:
+        require_finite("prefix_attention", "scaling", scaling)
     check_probability("prefix_attention", dropout)
     batch.check("prefix_attention")
     factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)

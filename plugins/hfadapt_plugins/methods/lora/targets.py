@@ -144,6 +144,7 @@ def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -
     return AttachError(
         f"target_modules matched nothing for {name!r}",
         where=f"{method} on {arch.model_type}",
+        got=repr(name),
         allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
         try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
     )

@@ -1,0 +1,37 @@
+"""Saved folders by their names on the hub: fetched whole, from the hub or from its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from .files import CONFIG_FILE
+from .save_hooks import SIDE_FOLDER
+
+__all__ = ["local_folder"]
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+#: Of a saved folder, ours or another library's; what else a repository holds is left where it is.
+_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.md", "*.jinja")
+
+
+def local_folder(folder: Any) -> Any:
+    """Return where the files of a saved folder are: a path as it is, or what a name on the hub stands for.
+
+    Args:
+        folder: A path, or a name such as ``me/my-adapter``. What is neither comes back as it is: whoever reads it says
+            what is missing.
+    """
+    if not isinstance(folder, str) or os.path.lexists(folder) or not _NAME.fullmatch(folder):
+        return folder
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    for file in (CONFIG_FILE, f"{SIDE_FOLDER}/{CONFIG_FILE}"):  # small, where the repository may hold a whole base
+        try:
+            hf_hub_download(folder, file)
+            return snapshot_download(folder, allow_patterns=list(_FILES))
+        except (EntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+            continue
+    return folder
