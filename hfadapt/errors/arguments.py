@@ -19,7 +19,13 @@ def require_folder(folder: object, *, where: str) -> Path:
         CheckpointError: it is no path.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise CheckpointError("no folder to load from", where=where, got=repr(folder), allowed="a path")
+        raise CheckpointError(
+            "no folder to load from",
+            where=where,
+            got=repr(folder),
+            allowed="a path",
+            try_="the folder that hfadapt.save wrote",
+        )
     return Path(folder)
 
 
@@ -31,7 +37,7 @@ def require_switches(*, where: str, error: type[HFAdaptError] = ConfigError, **s
     """
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise error(f"bad {name}", where=where, got=repr(value), allowed="True or False")
+            raise error(f"bad {name}", where=where, got=repr(value), allowed="True or False", try_=f"{name}=True")
 
 
 def require_mapping(
@@ -59,5 +65,5 @@ def require_mapping(
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, of) for k, v in value.items()):
-        raise error(f"bad {name}", where=where, got=repr(value)[:80], allowed=allowed)
+        raise error(f"bad {name}", where=where, got=repr(value)[:80], allowed=allowed, try_=f"{name}=None, the default")
     return value

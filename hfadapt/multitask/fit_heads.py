@@ -30,7 +30,9 @@ def require_fresh(base: PreTrainedModel) -> None:
     if found is not None:
         raise TaskError(
             "the base has adapters already",
+            where="MultiTaskModel.from_base",
             got=", ".join(found.names),
+            allowed="a base without adapters",
             try_="hfadapt.detach(base) first, or pass a fresh base",
         )
 
