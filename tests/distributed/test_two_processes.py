@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.distributed.conftest import ranks
+from tests.distributed.train_tasks import resume
 
 
 def same_parameters(first, second):
@@ -41,6 +42,13 @@ def test_a_resumed_run_ends_with_the_same_numbers(afresh):
     first, second = ranks(folder, "again")
     same_parameters(first, ranks(folder, "tasks")[0]["whole"])
     same_parameters(first, second)
+
+
+def test_a_run_resumed_on_one_process_goes_on_with_the_same_tasks(through, tmp_path):
+    first, second = (one["whole"]["tasks"] for one in ranks(through, "tasks"))
+    alone = resume(through, tmp_path, processes=1)["tasks"]
+    assert len(alone) == 4 and all(len(rows) == 4 for rows in alone)
+    assert alone == [a + b for a, b in zip(first[8:], second[8:], strict=True)]
 
 
 def test_mixed_batches_dropped_layers_and_checkpointing_agree_too(through):

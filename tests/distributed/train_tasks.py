@@ -36,8 +36,15 @@ class Watch(TrainerCallback):
         self.moved.append([n for n, p in self.before.items() if not torch.equal(p, now[n])])
 
 
-def train(folder: Path, *, batch: BatchForm = "one_task", dropped: bool = False, resume: Path | None = None) -> dict:
-    """Train three tasks together."""
+def train(
+    folder: Path,
+    *,
+    batch: BatchForm = "one_task",
+    dropped: bool = False,
+    resume: Path | None = None,
+    processes: int = 2,
+) -> dict:
+    """Train three tasks together; each batch holds four rows, on all processes together."""
     tasks = toy_tasks((24, 16, 16))
     torch.manual_seed(3)
     model = MultiTaskModel.from_base(tiny_model("bert"), tasks, "low_rank")
@@ -45,7 +52,7 @@ def train(folder: Path, *, batch: BatchForm = "one_task", dropped: bool = False,
     watch = Watch()
     args = arguments(
         folder,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=4 // processes,
         gradient_accumulation_steps=2,
         num_train_epochs=2,
         weight_decay=0.1,
@@ -74,6 +81,7 @@ def run(folder: Path) -> dict[str, dict]:
     return {"whole": train(folder / "whole"), "mixed": train(folder / "mixed", batch="mixed", dropped=True)}
 
 
-def resume(folder: Path) -> dict:
+def resume(folder: Path, into: Path | None = None, processes: int = 2) -> dict:
     """Go on from a checkpoint of the first of these."""
-    return train(folder / "again", resume=folder / "whole" / "checkpoint-4")
+    checkpoint = folder / "whole" / "checkpoint-4"
+    return train(folder / "again" if into is None else into, resume=checkpoint, processes=processes)
