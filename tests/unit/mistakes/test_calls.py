@@ -101,7 +101,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "None in place of a model": lambda: hfadapt.attach(None, "lora"),  # type: ignore[arg-type]
     "a pipeline in place of a model": lambda: hfadapt.attach(PIPELINE, "lora"),
     "a module that is no transformer": lambda: hfadapt.attach(torch.nn.Linear(2, 2), "pal"),  # type: ignore[arg-type]
-    "target modules that match nothing": lambda: attach(hfadapt.LoRA(target_modules=["qproj"])),
+    "target modules that match nothing": lambda: attach(hfadapt.LoRA(target_modules=("qproj",))),
     "a layer that is not there": lambda: attach(hfadapt.LoRA(layers=(99,))),
     "heads that do not divide": lambda: attach(hfadapt.PAL(size=10, num_heads=4)),
     # what is attached
