@@ -19,6 +19,16 @@ __all__ = ["predict"]
 @click.option("--task", "tasks", multiple=True, help="One for all texts, or one for each; default: every task.")
 @click.option("--pair", "pairs", multiple=True, help="The second text, for tasks on pairs; one for each text.")
 @base_option
+@click.option("--input", "inputs", multiple=True, help="A file of rows (parquet, CSV, TSV, JSON lines); repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the answers to --input.")
+@click.option("--tasks", "listed", help="Tasks that answer every row of --input, with commas; default: every task.")
+@click.option("--text-column", default="text", show_default=True, help="Of --input.")
+@click.option("--pair-column", default="text_pair", show_default=True, help="Of --input, for tasks on pairs.")
+@click.option("--format", "form", default="jsonl", show_default=True, help="Of the answers: jsonl, csv or parquet.")
+@click.option(
+    "--rows-per-part", default=1024, show_default=True, help="Rows of --input answered and written at a time."
+)
+@click.option("--workers", default=1, show_default=True, help="Processes that share --input.")
 @json_option
 def predict(
     folder: Path,
@@ -26,12 +36,29 @@ def predict(
     tasks: tuple[str, ...],
     pairs: tuple[str, ...],
     base: str | None,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    listed: str | None,
+    text_column: str,
+    pair_column: str,
+    form: str,
+    rows_per_part: int,
+    workers: int,
     as_json: bool,
 ) -> None:
     """Predict TEXTS with the adapter in FOLDER; texts come from standard input, one a line, where none are given.
 
     Texts of different tasks share one forward. Without --task every text is answered by every task that fits it.
+
+    With --input whole files are answered into --output, in parts; the same command goes on where a run stopped.
     """
+    if inputs or output or listed:
+        if texts or pairs or not inputs or output is None:
+            raise click.UsageError("--input and --output go together, with --tasks and without TEXTS and --pair")
+        named = (*tasks, *(name.strip() for name in (listed or "").split(",") if name.strip()))
+        said = (inputs, str(output), named, text_column, pair_column, form, rows_per_part, base)
+        _predict_files(folder, said, workers, as_json)
+        return
     from ..inference.predict import Predictor, takes_pairs, to_dict
     from ..recipes.finished_run import adapter_of
 
@@ -71,3 +98,14 @@ def _shown(label: Any) -> Any:
     if isinstance(label, list) and label and isinstance(label[0], tuple):
         return " ".join(f"{word}/{name}" for word, name in label)
     return label
+
+
+def _predict_files(folder: Path, said: tuple[Any, ...], workers: int, as_json: bool) -> None:
+    from ..inference.bulk import Bulk, answer_files
+    from ..recipes.finished_run import adapter_of
+
+    done = answer_files(Bulk(str(adapter_of(folder)), *said), workers)
+    if as_json:
+        print_json({"parts": done.parts, "rows": done.rows, "parts_before": done.before})
+    else:
+        click.echo(f"{done.rows} rows in {done.parts} parts; {done.before} parts were there already")

@@ -107,7 +107,7 @@ class Engine(Predictor):
         cls,
         folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]],
         *,
-        base: PreTrainedModel | None = None,
+        base: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         weights: str = "safetensors",
         **options: Any,
@@ -117,7 +117,7 @@ class Engine(Predictor):
         Args:
             folders: A folder, or several of one base: of a ``MultiTaskModel``, of ``hfadapt.save``, of peft or of
                 AdapterHub. A mapping says what the only task of each is called here.
-            base: The base, where no folder names it.
+            base: The base, where no folder names it; its name or folder will do for a folder of tasks.
             tokenizer: Of the base; by default the first folder's, or the base's own.
             weights: ``"bin"`` opens pickle files of other libraries too; see ``hfadapt.load``.
             options: Arguments of the engine itself.

@@ -75,12 +75,12 @@ def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> 
     return found
 
 
-def model_of(folder: Path, base: PreTrainedModel | None, options: Mapping[str, Any]) -> MultiTaskModel:
+def model_of(folder: Path, base: PreTrainedModel | str | None, options: Mapping[str, Any]) -> MultiTaskModel:
     """Build the model of an engine from its first folder.
 
     Args:
         folder: Of any format.
-        base: A base of the caller's; by default the one that the folder names.
+        base: A base of the caller's, or for a folder of tasks its name; by default the one that the folder names.
         options: Arguments of ``hfadapt.load`` for another library's folder.
 
     Raises:
@@ -90,6 +90,11 @@ def model_of(folder: Path, base: PreTrainedModel | None, options: Mapping[str, A
     foreign = find_format(folder) is not None
     if not foreign and KEY in adapter_files.read_config(folder):
         return MultiTaskModel.from_pretrained(folder, base=base)
+    if isinstance(base, str):
+        got, try_ = f"base={base!r}", "base=AutoModelFor...from_pretrained(...), of the class that was adapted"
+        raise CheckpointError(
+            "a folder without tasks does not say of which class its base is", where=str(folder), got=got, try_=try_
+        )
     stock = load(folder, base, **(options if foreign else {}))
     tasks = [Task(one, OwnHead()) for one in attachment(stock).names]
     config = HFAdaptConfig(

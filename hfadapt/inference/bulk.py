@@ -1,0 +1,228 @@
+"""Whole files answered by several tasks: in parts, at constant memory, and taken up again where a run stopped.
+
+Every part of the input is a file of answers of its own, written whole or not at all. What is there is done; a run that
+was killed, or whose disk was full, goes on with what is missing, so that no row is lost and none is answered twice.
+Workers are processes that share the parts out by their numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, DataError, HFAdaptError, did_you_mean
+from ..errors.limits import require_number
+from ..errors.names import names_of
+from .folders import digest_of
+from .predict import takes_pairs
+from .tables import FORMATS, format_of, read_parts, write_part
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Bulk", "Done", "answer_files", "open_run"]
+
+logger = logging.getLogger(__name__)
+
+_PLAN = "bulk.json"
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """What is answered, and where the answers go; the same for every run that goes on with it.
+
+    Args:
+        folder: The adapters; as of ``Engine.from_pretrained``.
+        inputs: Files of rows: parquet, CSV, TSV, JSON lines.
+        output: Folder of the answers.
+        tasks: Each answers every row; all that fit where empty.
+        text_column: Of the texts.
+        pair_column: Of the second texts, which tasks on pairs read.
+        format: Of the answers, as ``hfadapt.inference.tables.FORMATS`` has them.
+        rows_per_part: Rows read, answered and written at a time.
+        base: Name or folder of the base, where the recorded one cannot be found.
+    """
+
+    folder: str
+    inputs: tuple[str, ...]
+    output: str
+    tasks: tuple[str, ...] = ()
+    text_column: str = "text"
+    pair_column: str = "text_pair"
+    format: str = "jsonl"
+    rows_per_part: int = 1024
+    base: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", names_of(self.inputs))
+        object.__setattr__(self, "tasks", names_of(self.tasks))
+        require_number("rows_per_part", self.rows_per_part, where="Bulk", whole=True, least=1)
+        if self.format not in FORMATS:
+            near = did_you_mean(str(self.format), FORMATS)
+            raise ConfigError("bad format", where="Bulk", got=repr(self.format), allowed=", ".join(FORMATS), try_=near)
+        if not self.inputs:
+            raise DataError("no file to read", where="Bulk", got="inputs=()", allowed="one file or more")
+        for one in self.inputs:
+            format_of(Path(one))
+            if not Path(one).is_file():
+                raise DataError("no such file", where="Bulk", got=one)
+
+    def plan(self) -> dict[str, Any]:
+        """What must be the same for the parts of two runs to belong together."""
+        stats = [Path(one).stat() for one in self.inputs]
+        files = [[one, stat.st_size, stat.st_mtime_ns] for one, stat in zip(self.inputs, stats, strict=True)]
+        said = {key: value for key, value in asdict(self).items() if key not in ("inputs", "output")}
+        return json.loads(json.dumps({**said, "files": files, "adapters": digest_of(self.folder)}))
+
+    def part(self, file: int, number: int) -> Path:
+        """The file of answers of a part."""
+        return Path(self.output) / f"answers-{file:04d}-{number:06d}.{self.format}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did.
+
+    Args:
+        parts: Written now.
+        rows: In them.
+        before: Parts that were there already.
+    """
+
+    parts: int = 0
+    rows: int = 0
+    before: int = 0
+
+
+def open_run(bulk: Bulk) -> None:
+    """Begin, or go on with what was begun.
+
+    Raises:
+        DataError: the folder of answers holds those of other inputs, tasks or adapters, or cannot be written.
+    """
+    output, plan = Path(bulk.output), bulk.plan()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for left in output.glob(".answers-*.tmp"):  # of a run that was killed
+            left.unlink(missing_ok=True)
+        if not (output / _PLAN).exists():
+            if any(output.glob("answers-*")):
+                raise DataError("there are answers already, and nothing says of what", where=str(output))
+            temporary = output / f".{_PLAN}.{os.getpid()}.tmp"
+            temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+            os.replace(temporary, output / _PLAN)
+            return
+        before = json.loads((output / _PLAN).read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError("the folder of answers cannot be used", where=str(output), got=str(error)) from error
+    changed = [key for key in {**plan, **before} if plan.get(key) != before.get(key)]
+    if changed:
+        raise DataError(
+            "the answers that are there are of another run",
+            where=str(output),
+            got="; ".join(f"{key}: {before.get(key)!r}, now {plan.get(key)!r}" for key in changed)[:500],
+            try_="another --output, or the same arguments as before",
+        )
+
+
+def answer_files(bulk: Bulk, workers: int = 1, engine: Engine | None = None) -> Done:
+    """Answer every row of the files by every task.
+
+    A part's answers have a row for each of the input's: ``file``, ``row`` (its number in the file, from 0), and
+    ``TASK`` and ``TASK_score`` of each task (see ``Prediction``); in parquet and CSV lists are JSON.
+
+    Args:
+        bulk: What is answered, and where the answers go.
+        workers: Processes, each with an engine of its own.
+        engine: To use in this process in place of one that is loaded; for one worker.
+
+    Raises:
+        DataError: an unknown task, a row that is no text (with its file and number), a file that cannot be read or
+            written, or a worker that was killed. What is written stays, and the next run goes on behind it.
+    """
+    require_number("workers", workers, where="answer_files", whole=True, least=1)
+    open_run(bulk)
+    if workers == 1:
+        return _work(bulk, 0, 1, engine)
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    started = [context.Process(target=_worker, args=(bulk, i, workers, queue)) for i in range(workers)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    said = []
+    while not queue.empty():
+        said.append(queue.get())
+    failed = [one for one in said if isinstance(one, str)]
+    if failed:
+        raise DataError("a worker failed", where=bulk.output, got=failed[0])
+    if len(said) < workers:
+        codes = ", ".join(str(process.exitcode) for process in started)
+        raise DataError("a worker was killed", where=bulk.output, got=f"exit codes {codes}", try_="run the same again")
+    return Done(sum(d.parts for d in said), sum(d.rows for d in said), sum(d.before for d in said))
+
+
+def _worker(bulk: Bulk, index: int, workers: int, queue: Any) -> None:
+    try:
+        queue.put(_work(bulk, index, workers, None))
+    except HFAdaptError as error:
+        queue.put(str(error))
+
+
+def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None) -> Done:
+    """Answer the parts whose turn is a worker's."""
+    from .engine import Engine
+
+    engine = engine or Engine.from_pretrained(bulk.folder, base=bulk.base)
+    known = {task.name: takes_pairs(task) for task in engine.tasks}
+    for name in bulk.tasks:
+        if name not in known:
+            raise DataError(f"no task {name!r}", allowed=", ".join(known), try_=did_you_mean(name, known))
+    tasks = {name: known[name] for name in bulk.tasks or known}
+    fields = ["file", "row", *tasks, *(f"{name}_score" for name in tasks)]
+    twice = next((field for field in fields if fields.count(field) > 1), None)
+    if twice is not None:
+        raise DataError(
+            "two columns of the answers would have one name", got=twice, try_="serve the task otherwise named"
+        )
+    columns = [bulk.text_column, *([bulk.pair_column] if any(tasks.values()) else [])]
+    parts = rows = before = turn = 0
+    for file, path in enumerate(bulk.inputs):
+        for number, part in enumerate(read_parts(Path(path), columns, bulk.rows_per_part)):
+            target, mine = bulk.part(file, number), turn % workers == index
+            turn += 1
+            if not mine:
+                continue
+            if target.exists():
+                before += 1
+                continue
+            write_part(target, _answered(bulk, engine, tasks, path, number * bulk.rows_per_part, part))
+            parts, rows = parts + 1, rows + len(part)
+            logger.info("%s: %d rows", target.name, len(part))
+    return Done(parts, rows, before)
+
+
+def _answered(
+    bulk: Bulk, engine: Engine, tasks: dict[str, bool], path: str, first: int, part: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows of a part's answers; ``first`` is the number of its first row in the file."""
+    for number, row in enumerate(part, first):
+        bad = next((column for column, value in row.items() if not isinstance(value, str)), None)
+        if bad is not None:
+            where = f"{path}, row {number}, column {bad!r}"
+            raise DataError("not a text", where=where, got=repr(row[bad])[:80], allowed="a string")
+    texts = [row[bulk.text_column] for row in part]
+    answers: list[dict[str, Any]] = [{"file": path, "row": number} for number in range(first, first + len(part))]
+    # All tasks at once, so that rows of one length share a forward, whichever task they are for.
+    asked = [(i, task) for task in tasks for i in range(len(part))]
+    pairs = [part[i][bulk.pair_column] if tasks[task] else None for i, task in asked]
+    found = engine.predict([texts[i] for i, _ in asked], [task for _, task in asked], pairs)
+    for (i, task), one in zip(asked, found, strict=True):
+        answers[i] |= {task: one.label, f"{task}_score": one.score}
+    return answers
