@@ -18,6 +18,7 @@ from ..runtime import attention, embedding_hooks, generate, relative_positions
 from ..runtime.attachment import Attachment
 from ..runtime.checkpointing import CheckpointWithRouting
 from ..runtime.leaf_hooks import remove_our_hooks
+from ..runtime.parallel_pieces import take_trunk
 from ..runtime.root_hooks import put_forward, take_forward
 from . import resume, save_hooks
 
@@ -95,6 +96,7 @@ def _take_forwards(model: PreTrainedModel, state: Attachment) -> None:
 def _remove_every_hook(model: PreTrainedModel, state: Attachment) -> None:
     for module in model.modules():
         remove_our_hooks(module)
+    take_trunk(model)
 
 
 def _restore_checkpointing(model: PreTrainedModel, state: Attachment) -> None:

@@ -25,6 +25,7 @@ class Choice:
         node: A composition that every row goes through.
         steps: What slots run for ``node``; of no use to ``Parallel``, whose children have steps of their own.
         layers: Of a ``Parallel``: by stack, the layers at which its adapters have deltas.
+        trunk: Of a piece of a ``Parallel``: what the layers below its first delta gave the pieces before it.
         base: The base alone.
         made: By the user, so that it stays when further adapters are attached.
     """
@@ -33,6 +34,7 @@ class Choice:
     node: Composition | None = None
     steps: tuple[Step, ...] = ()
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    trunk: dict[int, Any] | None = None
     base: bool = False
     made: bool = False
 

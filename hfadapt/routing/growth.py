@@ -26,6 +26,7 @@ class Growth:
         at_root: Repeat the model's own arguments instead: behind its layers the model looks at its input again.
         grown: Whether it has happened in any stack.
         repeated: What was repeated, by identity: every layer is given the same masks.
+        trunk: What the layers below gave an earlier piece of the same call, by number; None where there are no pieces.
     """
 
     size: int
@@ -34,6 +35,7 @@ class Growth:
     at_root: bool = False
     grown: bool = False
     repeated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    trunk: dict[int, Any] | None = None
 
     @property
     def rows(self) -> int:

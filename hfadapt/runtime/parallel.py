@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..routing.choice import Choice
     from .attachment import Attachment
 
-__all__ = ["check_output", "fit_call", "parallel_routing"]
+__all__ = ["check_output", "first_layers", "fit_call", "parallel_routing"]
 
 
 def parallel_routing(
@@ -61,7 +61,8 @@ def parallel_routing(
         return Routing(labels, steps, ids, 0, len(listed), StackInputs(), Pass(), listed, **own).for_batch(size)
     # The cache of steps to come holds every layer's rows, so that all of them are there from the start.
     at_root = attachment.rereads_input or cache is not None or bool(call.get("use_cache"))
-    growth = Growth(before, len(children), {} if at_root else _first_layers(attachment, choice), at_root)
+    first = {} if at_root else first_layers(attachment, choice)
+    growth = Growth(before, len(children), first, at_root, trunk=choice.trunk)
     return Routing(labels, steps, ids, 0, growth.rows, StackInputs(), Pass(growth=growth), listed, **own)
 
 
@@ -85,7 +86,8 @@ def _rows_of_cache(cache: Any, children: int) -> int:
     return rows[0]
 
 
-def _first_layers(attachment: Attachment, choice: Choice) -> dict[str, int]:
+def first_layers(attachment: Attachment, choice: Choice) -> dict[str, int]:
+    """Return, by stack, the layer at whose input the batch grows."""
     stacks, drop = attachment.arch.stacks, attachment.drop
     decoders = [s.path for s in stacks if s.kind == "decoder"]
     first: dict[str, int] = {}

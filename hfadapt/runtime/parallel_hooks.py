@@ -11,6 +11,7 @@ from ..routing.context import current
 from .attachment import deltas_of
 from .hook_tables import remove_hooks
 from .leaf_hooks import CallCounter, Hook, add_hook
+from .parallel_pieces import put_trunk
 from .watch import watch
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
         last = stack.layer_paths[-1]
         hook = GrowOutput(stack.path, stack.num_layers, last, stack.layer_paths.count(last))
         _put_first(model.get_submodule(stack.top), hook, before=False)
+    put_trunk(model, attachment)
     watch(model, attachment, lost)
     # A copy of the embeddings, say, is below every layer, and so are tables and what is looked up in them.
     sites = [delta.site for name in dict.fromkeys(adapter_names(node)) for _, delta in deltas_of(model, name)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RoutingError
-from ..routing.choice import Choice, chosen
+from ..routing.choice import Block, Choice, chosen
 from ..routing.context import current, set_current
 from ..routing.draws import draws_of_pass
 from ..routing.forward_pass import Pass, StackInputs
@@ -28,6 +28,7 @@ from .loss_terms import add_to_output, loss_share, notice_items
 from .lost_column import check_column, check_that_something_trains, note_taken_column
 from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
+from .parallel_pieces import join, pieces_of
 from .past_the_head import check_begin, head_runs
 from .watch import require_intact, require_intact_in_graph
 from .zero_gradients import take_part
@@ -88,6 +89,10 @@ class Forward:
         before = current()
         # Wrappers of the model's forward (TRL's, for its loss) call the base alone: the pass begins there then.
         begins = not self.path or before is None or before.owner is not attachment.token
+        if not self.path and self.wrapped is None and self.choice is None:
+            pieces = pieces_of(attachment, self.module, args, kwargs, self.parameters)
+            if pieces:
+                return join([self._piece(attachment, piece, args, kwargs) for piece in pieces])
         try:
             args, kwargs = self._enter(attachment, before, begins, args, kwargs)
             if self.path or torch.compiler.is_compiling() or (attachment.waiting is None and self.wrapped is None):
@@ -96,6 +101,11 @@ class Forward:
             return call() if attachment.waiting is None else attachment.waiting.run(current(), args, kwargs, call)
         finally:
             set_current(before)
+
+    def _piece(self, attachment: Attachment, choice: Choice, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run some children of a ``Parallel``."""
+        with Block(attachment, choice):
+            return self(*args, **kwargs)
 
     def replicate(self) -> nn.Module:
         """Copy the module as ``nn.DataParallel`` does; the copy's ``forward`` must not lead back to this module."""
