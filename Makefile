@@ -12,8 +12,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton compile thorough oldest newest readme \
-	changelog hooks sweep clean
+.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu compile thorough oldest newest \
+	readme changelog hooks sweep clean
 
 help: ## what can be made, which is this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,11 @@ sanitize: $(VENV)/.test ## the C++ kernels under AddressSanitizer, in a folder o
 
 triton: $(VENV)/.test ## every Triton configuration compiled for every card family, which takes minutes
 	$(PYTEST) -m triton -n $(JOBS) --dist worksteal tests/kernels
+
+# On a machine with torch and Triton nothing is installed: PYTHON runs the checkout as it lies there.
+DEVICE ?= cuda
+gpu: ## the Triton kernels on this machine's card, in four minutes: right, stable, fast; DEVICE=cpu: interpreted
+	HFADAPT_BUILD_CPP=0 PYTHONPATH=kernels $(PYTHON) -m hfadapt_kernels.bench.gpu --device $(DEVICE) --out runs/gpu
 
 compile: $(VENV)/.test ## every method compiled on every architecture, forward and back: half an hour
 	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance

@@ -201,8 +201,7 @@ class Routing:
         if len(present) == 1 and -1 not in local_ids:
             return names, TaskBatch.single(self.batch_size, device)
         place = {t: i for i, t in enumerate(present)}
-        ids = torch.tensor([place.get(t, -1) for t in local_ids], dtype=torch.int64, device=device)
-        return names, TaskBatch.from_ids(ids, len(names))
+        return names, TaskBatch.from_ids([place.get(t, -1) for t in local_ids], len(names), device=device)
 
     def together(self, index: int, device: torch.device) -> TaskBatch:
         """Return the rows of an average or fuse step as the rows of one adapter, worked out once a forward."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import RowIdError, ShapeError
 
-__all__ = ["Segment", "TaskBatch", "check_ids", "segments_of", "tasks_with_rows"]
+__all__ = ["Segment", "TaskBatch", "check_ids", "on_host", "segments_of", "tasks_with_rows"]
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,31 @@ def segments_of(ids: Sequence[int], device: torch.device | str = "cpu") -> list[
     return segments
 
 
+def on_host(ids: Tensor) -> bool:
+    """Whether the numbers in ``ids`` can be looked at without waiting for a device."""
+    return ids.device.type == "cpu"
+
+
 def tasks_with_rows(ids: Tensor | None, num_tasks: int) -> list[bool]:
     """Which tasks get a gradient: one without a row must not move, not even by weight decay.
 
     All of them where looking at the ids would synchronise with a device or break a trace.
     """
     # Not torch.compiler.is_compiling(): it is False while a backward is traced.
-    if ids is None or ids.device.type != "cpu" or type(ids) is not Tensor:
+    if ids is None or not on_host(ids) or type(ids) is not Tensor:
         return [True] * num_tasks
     seen = set(ids.tolist())
     return [task in seen for task in range(num_tasks)]
 
 
 def check_ids(op: str, ids: Tensor | None, num_tasks: int) -> None:
-    """Raise `RowIdError` for an id that is out of range; ids of other devices are not looked at."""
-    if ids is None or ids.device.type != "cpu":
+    """Raise `RowIdError` for an id that is out of range; those of a device are asserted there, and nothing waits."""
+    if ids is None:
+        return
+    if not on_host(ids):
+        # The kernels behind this assertion would read the address of a tensor from beside a table.
+        hint = f"{op}: a task id is neither -1 nor 0..{num_tasks - 1}; TaskBatch.from_ids(ids.cpu(), ...) names the row"
+        torch._assert_async(((ids >= -1) & (ids < num_tasks)).all(), hint)
         return
     for row, task in enumerate(ids.tolist()):
         if not -1 <= task < num_tasks:
@@ -76,6 +86,14 @@ def _whole_numbers(ids: Any) -> Tensor:
         ) from None
 
 
+def _moved(ids: Tensor, device: torch.device | str | None) -> Tensor:
+    """``ids`` on ``device``; from pinned memory, so that nothing waits."""
+    if device is None or torch.device(device).type == ids.device.type == "cpu":
+        return ids
+    pinned = ids.device.type == "cpu" and torch.device(device).type == "cuda"
+    return (ids.pin_memory() if pinned else ids).to(device, non_blocking=True)
+
+
 class TaskBatch:
     """The task of every row of a batch.
 
@@ -91,16 +109,25 @@ class TaskBatch:
         self.num_tasks = num_tasks
         self.uniform = uniform
         self.idle = idle
-        self._checked = uniform
-        self._segments: list[Segment] | None = None
-        self._expanded: dict[int, TaskBatch] = {}
+        self._checked: tuple[int, bool] | None = None
+        # Each with the state of the ids from which it was made.
+        self._segments: tuple[Any, list[Segment]] | None = None
+        self._expanded: dict[int, tuple[Any, TaskBatch]] = {}
 
     @classmethod
-    def from_ids(cls, ids: Tensor | Sequence[int], num_tasks: int) -> TaskBatch:
+    def from_ids(
+        cls, ids: Tensor | Sequence[int], num_tasks: int, *, device: torch.device | str | None = None
+    ) -> TaskBatch:
         """Build from one id a row.
 
         Ids are checked here for CPU tensors and sequences, by a device-side assertion for other devices (no
-        synchronisation), and by the ops themselves when this runs inside ``torch.compile``.
+        synchronisation), and by the ops themselves when this runs inside ``torch.compile``. So ids that are known on
+        the CPU are best given from there, with the ``device`` on which the ops run.
+
+        Args:
+            ids: [B], integers; -1 for a row without a task.
+            num_tasks: Length of the lists that the ops will be given.
+            device: Where the ids go; where they are when ``None``.
 
         Raises:
             ShapeError: ``ids`` has not exactly one axis, or is not of an integer dtype.
@@ -114,15 +141,16 @@ class TaskBatch:
             raise ShapeError("TaskBatch", "ids", expected="a dense integer tensor [B]", got=got, hint="Use ids.long().")
         ids = ids.to(torch.int64).contiguous()
         if torch.compiler.is_compiling():
-            return cls(ids, num_tasks)
-        if ids.device.type != "cpu":
-            torch._assert_async(((ids >= -1) & (ids < num_tasks)).all())
-            return cls(ids, num_tasks)
+            return cls(ids if device is None else ids.to(device), num_tasks)
         check_ids("TaskBatch", ids, num_tasks)
-        values = ids.tolist()
-        idle = -1 in values
-        batch = cls(ids, num_tasks, uniform=num_tasks == 1 and len(values) > 0 and not idle, idle=idle)
-        batch._checked = True
+        uniform = idle = False
+        if on_host(ids):
+            values = ids.tolist()
+            idle = -1 in values
+            uniform = num_tasks == 1 and len(values) > 0 and not idle
+        # A tensor of its own, so that what is worked out from it (the order of the rows) belongs to this batch alone.
+        batch = cls(_moved(ids, device).detach(), num_tasks, uniform=uniform, idle=idle)
+        batch._checked = batch._state()
         return batch
 
     @classmethod
@@ -141,19 +169,35 @@ class TaskBatch:
         return None if self.uniform else self.ids
 
     def check(self, op: str) -> None:
-        """Raise `RowIdError` in the name of ``op`` for ids out of range; those of `from_ids` were looked at before."""
-        if not self._checked and not torch.compiler.is_compiling():
+        """Raise `RowIdError` in the name of ``op`` for ids out of range.
+
+        Ids are looked at once, by `from_ids` or here, and again after a change in place. What a captured graph replays
+        may change too, so that it has an assertion of its own.
+        """
+        if self.uniform or torch.compiler.is_compiling():
+            return
+        state = self._state()
+        if state is None or state != self._checked:
             check_ids(op, self.ids, self.num_tasks)
-            self._checked = True
+            self._checked = state
+
+    def _state(self) -> tuple[int, bool] | None:
+        """What tells whether ids are still those that were looked at; ``None`` where torch counts no changes."""
+        if self.ids.is_inference():
+            return None
+        recorded = self.ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return self.ids._version, recorded
 
     def segments(self) -> list[Segment]:
         """Rows grouped by task (see `segments_of`), computed once. Not traceable: call it in eager code only."""
-        if self._segments is None:
+        state = self._state()
+        if self._segments is None or state is None or self._segments[0] != state:
             if self.uniform:
-                self._segments = [Segment(0, slice(0, self.batch_size))] if self.batch_size else []
+                found = [Segment(0, slice(0, self.batch_size))] if self.batch_size else []
             else:
-                self._segments = segments_of(self.ids.tolist(), self.ids.device)
-        return self._segments
+                found = segments_of(self.ids.tolist(), self.ids.device)
+            self._segments = (state, found)
+        return self._segments[1]
 
     def order(self) -> tuple[Tensor, Tensor]:
         """Rows sorted by task, and where each task starts, both on the device and traceable.
@@ -171,13 +215,15 @@ class TaskBatch:
         """Every row ``repeats`` times in a row, as beams or a flattened [B * T] need it; cached."""
         if repeats == 1:
             return self
-        found = self._expanded.get(repeats)
-        if found is None:
+        state = None if torch.compiler.is_compiling() else self._state()
+        kept = self._expanded.get(repeats)
+        if kept is None or kept[0] != state:
             ids = self.ids.repeat_interleave(repeats)
             found = TaskBatch(ids, self.num_tasks, uniform=self.uniform, idle=self.idle)
-            found._checked = self._checked
-            self._expanded[repeats] = found
-        return found
+            if state is not None and self._checked == state:
+                found._checked = found._state()
+            kept = self._expanded[repeats] = (state, found)
+        return kept[1]
 
     def __repr__(self) -> str:
         return f"TaskBatch(batch_size={self.batch_size}, num_tasks={self.num_tasks}, uniform={self.uniform})"

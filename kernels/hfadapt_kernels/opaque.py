@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from .direct import KERNELS
+from .direct import KERNELS, unobserved
 from .errors import DoubleBackwardError
 from .op_autograd import autograd_kernel
+from .triton.tables import buffer
 
 __all__ = ["LIBRARY", "autocast_inputs", "autograd_inside", "define", "forbid_double_backward"]
 
@@ -60,7 +61,7 @@ def autocast_inputs(device: str, *args: Any) -> tuple[Any, ...]:
     """``args`` with floating-point tensors cast to autocast's dtype when autocast is on for ``device``.
 
     Public functions call this before they choose a path, so that the reference and the opaque op agree. Sequences are
-    cast element by element; float64 tensors and tensors of other devices are left alone, as torch's own rule does.
+    cast together, by one launch; float64 tensors and tensors of other devices are left alone, as torch's own rule does.
     """
     if not torch.is_autocast_enabled(device):
         return args
@@ -70,11 +71,34 @@ def autocast_inputs(device: str, *args: Any) -> tuple[Any, ...]:
 
 def _cast(value: Any, device: str, dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor):
-        eligible = value.is_floating_point() and value.device.type == device and value.dtype != torch.float64
-        return value.to(dtype) if eligible else value
+        return value.to(dtype) if _cast_here(value, device) else value
     if isinstance(value, (list, tuple)):
-        return [_cast(item, device, dtype) for item in value]
+        items = list(value)
+        if len(items) > 1 and unobserved(items) and all(isinstance(item, torch.Tensor) for item in items):
+            if all(item.dtype != dtype and _cast_here(item, device) for item in items):
+                return list(_CastTogether.apply(dtype, *items))
+        return [_cast(item, device, dtype) for item in items]
     return value
+
+
+def _cast_here(tensor: torch.Tensor, device: str) -> bool:
+    return tensor.is_floating_point() and tensor.device.type == device and tensor.dtype != torch.float64
+
+
+class _CastTogether(torch.autograd.Function):
+    """A weight of each task cast by one launch, into one buffer; a task whose weight gets no gradient has none."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        copies = buffer(tensors[0], [tensor.shape for tensor in tensors], dtype)
+        torch._foreach_copy_(copies, tensors)
+        return tuple(copies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return (None, *(None if g is None else g.to(d) for g, d in zip(grads, ctx.dtypes, strict=True)))
 
 
 def _autocast_kernel(op: Any, device: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "assert_as_good_as_eager", "assert_as_good_as_eager_nearby", "leaves", "nan_poisoned", "rel_error",
+    "assert_as_good_as_eager", "assert_as_good_as_eager_nearby", "launches", "leaves", "nan_poisoned", "rel_error",
     "repair_interpreter_bfloat16", "threads",
 ]  # fmt: skip
 
@@ -127,6 +127,38 @@ def threads(count: int) -> Iterator[None]:
 def leaves(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """Fresh leaves of another dtype that require gradients, for running a reference beside an op."""
     return [None if t is None else t.detach().to(dtype).clone().requires_grad_() for t in tensors]
+
+
+@contextlib.contextmanager
+def launches(
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Iterator[list[str]]:
+    """Names of the Triton kernels that the block launches, on a card or in the interpreter, in their order.
+
+    Args:
+        around: Entered for each launch; what a launcher does on the way is not the op's.
+    """
+    from triton.runtime import interpreter, jit
+
+    names: list[str] = []
+    kinds: tuple[Any, ...] = (jit.JITFunction, interpreter.InterpretedFunction)
+    before = [kind.run for kind in kinds]
+
+    def counted(run: Callable[..., Any]) -> Callable[..., Any]:
+        def launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            names.append(kernel.__name__)
+            with around():
+                return run(kernel, *args, **kwargs)
+
+        return launch
+
+    for kind, run in zip(kinds, before, strict=True):
+        kind.run = counted(run)
+    try:
+        yield names
+    finally:
+        for kind, run in zip(kinds, before, strict=True):
+            kind.run = run
 
 
 def repair_interpreter_bfloat16() -> None:

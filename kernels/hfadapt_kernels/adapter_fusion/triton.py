@@ -4,12 +4,14 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..calls import takes
 from ..dropout import dropout_threshold
-from ..triton.rows import aligned, by_task, pointer_table
+from ..triton.tables import aligned_all, buffer, distances, task_table
 from .rank_space import CoreInputs
 from .schema import Backward, Gradients, empty_gradients, empty_results
 from .triton_configs import config
@@ -23,16 +25,18 @@ def supports(*, device: str, dtype: torch.dtype, adapters: int) -> str | None:
 
 
 class _Call:
-    """The core's inputs as the kernels take them; keeps alive what the pointer tables point to."""
+    """The core's inputs as the kernels take them; keeps alive the copies that the table speaks of."""
 
-    def __init__(self, kernel: str, core: CoreInputs) -> None:
-        self.products, self.hidden = core.products.contiguous(), [aligned(z) for z in core.hidden]
+    def __init__(self, kernel: str, core: CoreInputs, gradients: Sequence[Tensor] = ()) -> None:
+        self.products, self.hidden = core.products.contiguous(), aligned_all(core.hidden)
         ranks, device = [z.shape[1] for z in self.hidden], self.products.device
-        self.ranks, self.table = by_task(ranks, torch.int32, device), pointer_table(self.hidden, device)
+        # The bottlenecks are made anew in each forward, and may lie elsewhere every time.
+        columns = [ranks, distances(self.hidden), distances(gradients) or ranks]
+        self.table = task_table(device, *columns, fresh=True)
         self.tokens, columns = self.products.shape
         self.shift = None if core.shift is None else core.shift.contiguous()
         # A kernel that does not read it still takes a pointer.
-        self.seed = self.ranks if core.seed is None else core.seed
+        self.seed = self.table if core.seed is None else core.seed
         drop, keep = dropout_threshold(core.dropout), 1.0 / (1.0 - core.dropout)
         self.numbers = (self.tokens, columns, len(ranks), 1.0 / core.temperature, drop, keep)
         self.launch = config(kernel, max(ranks))
@@ -55,7 +59,7 @@ def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
     weighted, weights = empty_results(call.products, len(call.hidden))
     if call.tokens:
         adapter_fusion_fwd_kernel[call.grid()](
-            call.products, call.table, call.ranks, call.products if call.shift is None else call.shift, call.seed,
+            call.products, call.hidden[0], call.table, call.products if call.shift is None else call.shift, call.seed,
             weighted, weights, *call.numbers, **call.flags, **call.launch,
         )  # fmt: skip
     return weighted, weights
@@ -67,13 +71,16 @@ def backward(args: Backward) -> Gradients:
     from .triton_kernels import adapter_fusion_bwd_kernel
 
     grad_weights, weights, need_hidden = args.grad_weights, args.weights, args.need_hidden
-    call = _Call("bwd", args.core)
-    grads = empty_gradients(call.products, call.hidden, call.shift, need_hidden)
+    found = buffer(args.products, [z.shape for z in args.hidden]) if need_hidden else []
+    call = _Call("bwd", args.core, found)
+    grads = empty_gradients(call.products, call.hidden, call.shift, False)
+    if need_hidden:
+        grads = (grads[0], found, grads[2])
     extra = weights if grad_weights is None else grad_weights.contiguous()
     if call.tokens:
         adapter_fusion_bwd_kernel[call.grid()](
-            args.grad_weighted.contiguous(), extra, weights, call.products, call.table, call.ranks, call.seed, grads[0],
-            pointer_table(grads[1], call.products.device), call.products if call.shift is None else grads[2],
+            args.grad_weighted.contiguous(), extra, weights, call.products, call.hidden[0], call.table, call.seed,
+            grads[0], found[0] if found else call.products, call.products if call.shift is None else grads[2],
             *call.numbers, GRAD_WEIGHTS=grad_weights is not None, NEED_HIDDEN=need_hidden, **call.flags, **call.launch,
         )  # fmt: skip
     return grads

@@ -33,9 +33,9 @@ def case(kernel: str, rank: int, element: str, blocks: dict[str, Any], **flags: 
     from ..triton.compile import AotCase
     from . import triton_kernels as kernels
 
-    types = {f"{name}_ptr": f"*{element}" for name in ("y", "g", "dy", "shift", "dshift", "out")}
-    types |= {"weights_ptr": "*fp32", "gw_ptr": "*fp32", "seed_ptr": "*i64", "ranks_ptr": "*i32"}
-    types |= {"hidden_table": "*i64", "dz_table": "*i64", "tokens": "i32", "M": "i32", "N": "i32"}
+    types = {f"{name}_ptr": f"*{element}" for name in ("y", "g", "dy", "shift", "dshift", "out", "hidden", "dz")}
+    types |= {"weights_ptr": "*fp32", "gw_ptr": "*fp32", "seed_ptr": "*i64", "table_ptr": "*i64"}
+    types |= {"tokens": "i32", "M": "i32", "N": "i32"}
     types |= {"inverse_temperature": "fp32", "threshold": "i64", "keep": "fp32"}
     options = dict.fromkeys(("BIASED", "SHIFT", "DROPOUT", "GRAD_WEIGHTS", "NEED_HIDDEN"), True) | flags
     function = getattr(kernels, f"adapter_fusion_{kernel}_kernel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton.common import dropout_factor, task_pointer
+from ..triton.common import dropout_factor, task_pointer, task_size
 
 __all__ = ["adapter_fusion_bwd_kernel", "adapter_fusion_fwd_kernel"]
 
@@ -50,11 +50,14 @@ def _weight_grad(
 
 @triton.jit
 def adapter_fusion_fwd_kernel(
-    y_ptr, hidden_table, ranks_ptr, shift_ptr, seed_ptr, out_ptr, weights_ptr, tokens, M, N, inverse_temperature,
+    y_ptr, hidden_ptr, table_ptr, shift_ptr, seed_ptr, out_ptr, weights_ptr, tokens, M, N, inverse_temperature,
     threshold, keep, BIASED: tl.constexpr, SHIFT: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr,
     BR: tl.constexpr,
 ):  # fmt: skip
-    """One program: BM tokens. Scores wait in the place of the weights until their maximum and sum are known."""
+    """One program: BM tokens. Scores wait in the place of the weights until their maximum and sum are known.
+
+    The table's columns: the adapters' ranks, and where their bottlenecks lie.
+    """
     first = tl.program_id(0).to(tl.int64) * BM
     rows, r = tl.arange(0, BM), tl.arange(0, BR)
     live = first + rows < tokens
@@ -66,8 +69,8 @@ def adapter_fusion_fwd_kernel(
     total = tl.zeros((BM,), tl.float32)
     at = 0
     for n in range(0, N):
-        R = tl.load(ranks_ptr + n)
-        z_ptr = task_pointer(hidden_table, n, y_ptr) + first * R
+        R = task_size(table_ptr, N, n, 0, 1)
+        z_ptr = task_pointer(hidden_ptr, table_ptr, N, n, 1) + first * R
         s = tl.zeros((BM,), tl.float32)
         for c in range(0, R, BR):
             s += tl.sum(_tile(y_ptr + at, rows, M, live, c + r, R) * _tile(z_ptr, rows, R, live, c + r, R), 1)
@@ -85,8 +88,8 @@ def adapter_fusion_fwd_kernel(
     tl.debug_barrier()
     at = 0
     for n in range(0, N):
-        R = tl.load(ranks_ptr + n)
-        z_ptr = task_pointer(hidden_table, n, y_ptr) + first * R
+        R = task_size(table_ptr, N, n, 0, 1)
+        z_ptr = task_pointer(hidden_ptr, table_ptr, N, n, 1) + first * R
         p = tl.exp(_column(weights_ptr + n, rows, N, live) - top) / total
         tl.store(weights_ptr + rows * N + n, p, mask=live)
         for c in range(0, R, BR):
@@ -100,11 +103,14 @@ def adapter_fusion_fwd_kernel(
 
 @triton.jit
 def adapter_fusion_bwd_kernel(
-    g_ptr, gw_ptr, weights_ptr, y_ptr, hidden_table, ranks_ptr, seed_ptr, dy_ptr, dz_table, dshift_ptr, tokens, M, N,
+    g_ptr, gw_ptr, weights_ptr, y_ptr, hidden_ptr, table_ptr, seed_ptr, dy_ptr, dz_ptr, dshift_ptr, tokens, M, N,
     inverse_temperature, threshold, keep, BIASED: tl.constexpr, SHIFT: tl.constexpr, GRAD_WEIGHTS: tl.constexpr,
     NEED_HIDDEN: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """One program: BM tokens; the first pass sums p . dp, the second writes."""
+    """One program: BM tokens; the first pass sums p . dp, the second writes.
+
+    The table's columns: those of the forward, and where the gradients of the bottlenecks lie.
+    """
     first = tl.program_id(0).to(tl.int64) * BM
     rows, r = tl.arange(0, BM), tl.arange(0, BR)
     live = first + rows < tokens
@@ -116,15 +122,15 @@ def adapter_fusion_bwd_kernel(
     delta, moved = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     at = 0
     for n in range(0, N):
-        R = tl.load(ranks_ptr + n)
-        z_ptr = task_pointer(hidden_table, n, y_ptr) + first * R
+        R = task_size(table_ptr, N, n, 0, 1)
+        z_ptr = task_pointer(hidden_ptr, table_ptr, N, n, 1) + first * R
         dp = _weight_grad(g_ptr, gw_ptr, z_ptr, at, n, rows, r, live, R, M, N, BIASED, GRAD_WEIGHTS, BM, BR)
         delta += _column(weights_ptr + n, rows, N, live) * dp
         at += R
     at = 0
     for n in range(0, N):
-        R = tl.load(ranks_ptr + n)
-        z_ptr = task_pointer(hidden_table, n, y_ptr) + first * R
+        R = task_size(table_ptr, N, n, 0, 1)
+        z_ptr = task_pointer(hidden_ptr, table_ptr, N, n, 1) + first * R
         p = _column(weights_ptr + n, rows, N, live)
         dp = _weight_grad(g_ptr, gw_ptr, z_ptr, at, n, rows, r, live, R, M, N, BIASED, GRAD_WEIGHTS, BM, BR)
         ds = p * (dp - delta) * _keep(seed_ptr, threshold, keep, first + rows, n, DROPOUT) * inverse_temperature
@@ -137,7 +143,7 @@ def adapter_fusion_bwd_kernel(
             if NEED_HIDDEN:
                 dz = _tile(g_ptr + at, rows, M, live, c + r, R) * p[:, None]
                 dz += _tile(y_ptr + at, rows, M, live, c + r, R) * ds[:, None]
-                own = task_pointer(dz_table, n, y_ptr) + first * R + (rows[:, None] * R + (c + r)[None, :])
+                own = task_pointer(dz_ptr, table_ptr, N, n, 2) + first * R + (rows[:, None] * R + (c + r)[None, :])
                 tl.store(own, dz.to(y_ptr.dtype.element_ty), mask=inside)
         if BIASED:
             tl.store(dy_ptr + M - N + n + rows * M, ds.to(dy_ptr.dtype.element_ty), mask=live)

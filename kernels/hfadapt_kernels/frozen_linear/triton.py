@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..triton.rows import aligned, precision
+from ..triton.rows import precision
+from ..triton.tables import aligned
 from .reference import int8_scale
 from .triton_configs import config
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..triton.compile import AotCase
 
-__all__ = ["aot_cases", "config"]
+__all__ = ["SCALES", "aot_cases", "config"]
+
+#: The launch that adds up the gradients of learned scales.
+SCALES = {"BLOCK": 128, "num_warps": 4, "num_stages": 1}
 
 # Bytes an element -> (largest rank, BM tokens, BK inputs, BN outputs, BR ranks, warps, stages): nothing spills on any
 # target, and shared memory fits the smallest; `hfadapt bench triton-static` shows it.
@@ -32,12 +35,13 @@ def case(backward: bool, rank: int, element: str, blocks: dict[str, Any], **flag
     from ..triton.compile import AotCase
     from .triton_kernels import lora_rows_kernel
 
-    types = {f"{name}_ptr": f"*{element}" for name in ("x", "base", "out", "low")}
-    types |= {name: "*i64" for name in ("down_table", "up_table", "ids_ptr", "seed_ptr")}
-    types |= {"scales_ptr": "*fp32", "ranks_ptr": "*i32", "threshold": "i64", "keep_scale": "fp32"}
-    types |= {name: "i32" for name in ("T", "K", "N", "max_rank")}
+    names = ("x", "base", "out", "low", "other", "down", "up", "learned")
+    types = {f"{name}_ptr": f"*{element}" for name in names} | {"parts_ptr": "*fp32"}
+    types |= {name: "*i64" for name in ("table_ptr", "ids_ptr", "seed_ptr")}
+    types |= {"threshold": "i64", "keep_scale": "fp32"}
+    types |= {name: "i32" for name in ("tasks", "T", "K", "N", "max_rank")}
     options = {"HAS_BASE": True, "BACKWARD": backward, "DROPOUT": True, "NEED_OUT": True, "PRECISION": "ieee"}
-    options |= {"RANK_ALIGN": 16} | flags
+    options |= {"LEARNED": True, "PARTS": backward, "RANK_ALIGN": 16} | flags
     return AotCase.make(lora_rows_kernel, types, options, blocks, size=rank, aligned="K N max_rank")
 
 
@@ -48,4 +52,13 @@ def aot_cases(target: str) -> list[AotCase]:
         for element, size in (("bf16", 2), ("fp32", 4))
         for rank in (16, 32, 64)
         for backward in (False, True)
-    ]
+    ] + [_scales_case(element) for element in ("bf16", "fp32")]
+
+
+def _scales_case(element: str) -> AotCase:
+    from ..triton.compile import AotCase
+    from .triton_kernels import lora_scales_kernel
+
+    types = {"parts_ptr": "*fp32", "grad_ptr": f"*{element}", "tasks": "i32", "programs": "i32"}
+    types |= {name: "*i64" for name in ("table_ptr", "order_ptr", "starts_ptr")}
+    return AotCase.make(lora_scales_kernel, types, {}, SCALES, size=64)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton.common import add_product, dropout_factor, task_pointer
+from ..triton.common import add_product, dropout_factor, task_pointer, task_scale, task_size
 
-__all__ = ["lora_rows_kernel"]
+__all__ = ["lora_rows_kernel", "lora_scales_kernel"]
 
 # Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
@@ -15,16 +15,19 @@ __all__ = ["lora_rows_kernel"]
 
 @triton.jit
 def lora_rows_kernel(
-    x_ptr, base_ptr, out_ptr, low_ptr, down_table, up_table, scales_ptr, ranks_ptr, ids_ptr, seed_ptr, T, K, N,
-    max_rank, threshold, keep_scale,
+    x_ptr, base_ptr, out_ptr, low_ptr, other_ptr, parts_ptr, down_ptr, up_ptr, learned_ptr, table_ptr, ids_ptr,
+    seed_ptr, tasks, T, K, N, max_rank, threshold, keep_scale,
     HAS_BASE: tl.constexpr, BACKWARD: tl.constexpr, DROPOUT: tl.constexpr, NEED_OUT: tl.constexpr,
-    PRECISION: tl.constexpr, RANK_ALIGN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
-    BR: tl.constexpr,
+    LEARNED: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, RANK_ALIGN: tl.constexpr, BM: tl.constexpr,
+    BK: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """One program: BM tokens of one batch row, so one task. ``low = x down``, ``out = base + s low up``.
 
     Forward: down is A^T, up is B^T, x is dropped. BACKWARD: x is the gradient, down is B, up is A, and the dropout
-    factors fall on the result. The rank rows pass through low_ptr [tokens, max_rank].
+    factors fall on the result. The rank rows pass through low_ptr [tokens, max_rank]. PARTS: each program leaves the
+    sum of the products of its rank rows with those of the forward, of which the gradient of a learned scale is made.
+
+    The table's columns: rank, the scale's bits, and where down, up and the learned scale lie.
     """
     row = tl.program_id(0).to(tl.int64)
     task = tl.load(ids_ptr + row)
@@ -39,8 +42,9 @@ def lora_rows_kernel(
     low_ptr += first * max_rank
     rank = 0
     if task >= 0:
-        rank = tl.multiple_of(tl.load(ranks_ptr + task), RANK_ALIGN)
-        down_ptr = task_pointer(down_table, task, x_ptr)
+        rank = task_size(table_ptr, tasks, task, 0, RANK_ALIGN)
+        down = task_pointer(down_ptr, table_ptr, tasks, task, 2)
+        product = tl.zeros((BM,), tl.float32)
         for r0 in range(0, rank, BR):
             rr = r0 + tl.arange(0, BR)
             in_rank = rr < rank
@@ -55,10 +59,17 @@ def lora_rows_kernel(
                     ).to(x_ptr.dtype.element_ty)
                 # How far apart rank and input neighbours lie: A is [R, K], B is [K, R].
                 at = rr[None, :] + rk[:, None] * rank if BACKWARD else rr[None, :] * K + rk[:, None]
-                w = tl.load(down_ptr + at, mask=in_k[:, None] & in_rank[None, :], other=0.0)
+                w = tl.load(down + at, mask=in_k[:, None] & in_rank[None, :], other=0.0)
                 acc = tl.dot(x, w, acc, input_precision=PRECISION)
             at = local[:, None] * max_rank + rr[None, :]
-            tl.store(low_ptr + at, acc.to(low_ptr.dtype.element_ty), mask=live[:, None] & in_rank[None, :])
+            both = live[:, None] & in_rank[None, :]
+            tl.store(low_ptr + at, acc.to(low_ptr.dtype.element_ty), mask=both)
+            if PARTS:
+                other = tl.load(other_ptr + first * max_rank + at, mask=both, other=0.0)
+                product += tl.sum(acc * other.to(tl.float32), 1)
+        if PARTS:
+            program = row * tl.num_programs(1) + tl.program_id(1)
+            tl.store(parts_ptr + program, tl.sum(tl.where(live, product, 0.0), 0))
         # The rank rows written above are read by other threads of this program below.
         tl.debug_barrier()
     if NEED_OUT:
@@ -69,13 +80,16 @@ def lora_rows_kernel(
             at = local[:, None] * N + rn[None, :]
             acc = tl.zeros((BM, BN), tl.float32)
             if task >= 0:
-                up_ptr = task_pointer(up_table, task, x_ptr)
+                up = task_pointer(up_ptr, table_ptr, tasks, task, 3)
                 low_at = local[:, None] * max_rank
                 if BACKWARD:
-                    acc = add_product(acc, low_ptr, low_at, live, up_ptr, rn, in_n, 1, N, rank, PRECISION, BR)
+                    acc = add_product(acc, low_ptr, low_at, live, up, rn, in_n, 1, N, rank, PRECISION, BR)
                 else:
-                    acc = add_product(acc, low_ptr, low_at, live, up_ptr, rn, in_n, rank, 1, rank, PRECISION, BR)
-                acc *= tl.load(scales_ptr + task)
+                    acc = add_product(acc, low_ptr, low_at, live, up, rn, in_n, rank, 1, rank, PRECISION, BR)
+                factor = task_scale(table_ptr, tasks, task, 1)
+                if LEARNED:
+                    factor *= tl.load(task_pointer(learned_ptr, table_ptr, tasks, task, 4)).to(tl.float32)
+                acc *= factor
                 if DROPOUT and BACKWARD:
                     acc *= dropout_factor(seed_ptr, threshold, keep_scale, rm[:, None], rn[None, :])
             if HAS_BASE:
@@ -88,3 +102,21 @@ def lora_rows_kernel(
                     tl.store(out_ptr + at, base, mask=both)
             else:
                 tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def lora_scales_kernel(parts_ptr, grad_ptr, table_ptr, order_ptr, starts_ptr, tasks, programs, BLOCK: tl.constexpr):
+    """Gradient of each task's learned scale: its number times the parts of its rows, added in a fixed order.
+
+    The table's columns: the number's bits, and where the gradient lies.
+    """
+    task = tl.program_id(0)
+    begin = tl.load(starts_ptr + task) * programs
+    end = tl.load(starts_ptr + task + 1) * programs
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(begin, end, BLOCK):
+        rk = k + tl.arange(0, BLOCK)
+        at = tl.load(order_ptr + rk // programs, mask=rk < end, other=0) * programs + rk % programs
+        total += tl.load(parts_ptr + at, mask=rk < end, other=0.0)
+    grad = tl.sum(total, 0) * task_scale(table_ptr, tasks, task, 0)
+    tl.store(task_pointer(grad_ptr, table_ptr, tasks, task, 1), grad.to(grad_ptr.dtype.element_ty))

@@ -107,7 +107,8 @@ def empty_gradients(x: Tensor, weights: list[Tensor], needs: list[bool]) -> tupl
 
 def _kernel(*args: Any) -> Results:
     call = Forward(*args)
-    check_ids("pal_attention", call.ids, len(call.weights) // sum(call.present))
+    if OP.running is None:  # the public function has looked at them
+        check_ids("pal_attention", call.ids, len(call.weights) // sum(call.present))
     return (OP.running or select(call)).forward(*args)
 
 

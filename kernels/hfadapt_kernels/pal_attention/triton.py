@@ -4,18 +4,20 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
-from ..batch import TaskBatch
 from ..calls import takes
 from ..prefix_attention import triton as prefix_attention
-from ..triton.products import weight_products
-from ..triton.rows import aligned, membership, pointer_table, precision
-from .schema import Backward, Forward, Results, empty_gradients, empty_results
+from ..triton.order import task_order
+from ..triton.products import Product, task_products
+from ..triton.rows import precision, rows_of
+from ..triton.tables import aligned_all, buffer, distances, task_table
+from .schema import OP, Backward, Forward, Results, empty_gradients, empty_results
 from .triton_configs import config
 from .weights import FAMILIES, PalWeights, unflatten
 
@@ -37,10 +39,12 @@ class _Call:
     def __init__(self, call: Forward | Backward) -> None:
         x = call.x
         self.B, self.T, self.D = x.shape
-        self.weights: list[PalWeights] = unflatten([aligned(w) for w in call.weights], call.present)
+        self.tasks = len(call.weights) // sum(call.present)
+        families = [call.weights[at : at + self.tasks] for at in range(0, len(call.weights), self.tasks)]
+        self.weights: list[PalWeights] = unflatten([w for ws in families for w in aligned_all(ws)], call.present)
         self.S = self.weights[0].encoder.shape[0]
         self.heads = call.num_heads
-        self.ids = torch.zeros(self.B, dtype=torch.int64, device=x.device) if call.ids is None else call.ids
+        self.ids = task_table(x.device, (0,) * self.B).view(-1) if call.ids is None else call.ids
 
     def linear(
         self, x: Tensor, family: str, out: Tensor, *, back: bool = False, add: bool = False, act: int = 0,
@@ -57,14 +61,14 @@ class _Call:
         outputs, inputs = (columns, rows) if back else (rows, columns)
         has_bias = not back and biases[0] is not None
         launch = config(x.dtype)
-        table = pointer_table(matrices, x.device)
+        table = task_table(x.device, distances(matrices), distances(biases) if has_bias else (0,) * self.tasks)
         grid = (self.B, triton.cdiv(self.T, launch["BM"]), triton.cdiv(outputs, launch["BN"]))
         if out.numel():
             pal_linear_kernel[grid](
-                x, out, matrices[0] if pre is None else pre, table,
-                pointer_table(biases, x.device) if has_bias else table, self.ids, self.T, inputs, outputs, x.stride(0),
-                out.stride(0), 1 if back else columns, columns if back else 1, ACT=act, BIAS=has_bias, ADD=add,
-                SAVE=pre is not None, PRECISION=precision(x.dtype), **launch,
+                x, out, matrices[0] if pre is None else pre, matrices[0], biases[0] if has_bias else matrices[0], table,
+                self.ids, self.tasks, self.T, inputs, outputs, x.stride(0), out.stride(0), 1 if back else columns,
+                columns if back else 1, ACT=act, BIAS=has_bias, ADD=add, SAVE=pre is not None,
+                PRECISION=precision(x.dtype), **launch,
             )  # fmt: skip
         return out
 
@@ -141,27 +145,34 @@ def backward(args: Backward) -> tuple[Tensor, list[Tensor]]:
         "output": hidden[4],
         "decoder": hidden[5 if output else 4],
     }
-    return dx, _weight_gradients(call, args.present, dw, flows, sources, hidden[0])
+    return dx, _weight_gradients(call, args, dw, flows, sources, hidden[0])
 
 
 def _weight_gradients(
-    call: _Call, present: list[bool], dw: list[Tensor], flows: dict[str, Tensor], sources: dict[str, Tensor],
-    encoded: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    tasks = len(call.weights)
-    order, starts = TaskBatch(call.ids, tasks).order()
-    member = membership(call.ids, tasks)
-    found = []
-    for family in (name for name, here in zip(FAMILIES, present, strict=True) if here):
-        wanted = dw[len(found) : len(found) + tasks]
-        flow = flows[family.removesuffix("_bias")]
-        shapes = [getattr(w, family).shape for w in call.weights]
-        if not any(w.numel() for w in wanted):
-            found += wanted
-        elif family.endswith("_bias"):
-            sums = member @ flow.float().view(call.B, -1, flow.shape[-1]).sum(1)
-            found += [s[: shape[0]].to(w.dtype) for s, shape, w in zip(sums, shapes, wanted, strict=True)]
-        else:
-            products = weight_products(flow, sources.get(family, encoded), shapes, order, starts, call.T)
-            found += [p.to(w.dtype) for p, w in zip(products, wanted, strict=True)]
-    return [f if w.numel() else w for f, w in zip(found, dw, strict=True)]
+    call: _Call, args: Backward, dw: list[Tensor], flows: dict[str, Tensor], sources: dict[str, Tensor], encoded: Tensor
+) -> list[Tensor]:
+    """Two families a launch, each with its bias."""
+    tasks = call.tasks
+    _, _, tokens = rows_of(args.x, args.ids)
+    order = task_order(encoded.device, args.ids, tasks, eager=OP.running is not None)
+    here = [name for name, present in zip(FAMILIES, args.present, strict=True) if present]
+    wanted = {name: dw[at * tasks : (at + 1) * tasks] for at, name in enumerate(here)}
+    found = {
+        name: buffer(encoded, [getattr(w, name).shape for w in call.weights]) if any(t.numel() for t in ts) else []
+        for name, ts in wanted.items()
+    }
+    products = [
+        Product(
+            flows[name], sources.get(name, encoded), [getattr(w, name).shape for w in call.weights], found[name],
+            found.get(f"{name}_bias", ()),
+        )
+        for name in here if not name.endswith("_bias")
+    ]  # fmt: skip
+    products = [product for product in products if product.want]
+    for at in range(0, len(products), 2):
+        first = products[at]
+        second = products[at + 1] if at + 1 < len(products) else replace(first, out=(), sums=())
+        task_products(first, second, order, tokens, [1.0] * tasks)
+    return [
+        f if w.numel() else w for name in here for f, w in zip(found[name] or wanted[name], wanted[name], strict=True)
+    ]

@@ -31,9 +31,9 @@ def case(back: bool, element: str, blocks: dict[str, Any], **flags: Any) -> AotC
     from ..triton.compile import AotCase
     from .triton_kernels import pal_linear_kernel
 
-    types = {f"{pointer}_ptr": f"*{element}" for pointer in ("x", "out", "pre")}
-    types |= {pointer: "*i64" for pointer in ("weight_table", "bias_table", "ids_ptr")}
-    types |= {number: "i32" for number in ("T", "K", "N", "x_t", "out_t", "w_n", "w_k")}
+    types = {f"{pointer}_ptr": f"*{element}" for pointer in ("x", "out", "pre", "weight", "bias")}
+    types |= {pointer: "*i64" for pointer in ("table_ptr", "ids_ptr")}
+    types |= {number: "i32" for number in ("tasks", "T", "K", "N", "x_t", "out_t", "w_n", "w_k")}
     options = {"ACT": 0, "BIAS": False, "ADD": True, "SAVE": False, "w_n": 1} if back else {
         "ACT": 3, "BIAS": True, "ADD": False, "SAVE": True, "w_k": 1
     }  # fmt: skip

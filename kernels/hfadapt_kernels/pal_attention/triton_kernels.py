@@ -15,13 +15,14 @@ __all__ = ["pal_linear_kernel"]
 
 @triton.jit
 def pal_linear_kernel(
-    x_ptr, out_ptr, pre_ptr, weight_table, bias_table, ids_ptr, T, K, N, x_t, out_t, w_n, w_k,
+    x_ptr, out_ptr, pre_ptr, weight_ptr, bias_ptr, table_ptr, ids_ptr, tasks, T, K, N, x_t, out_t, w_n, w_k,
     ACT: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """``out = act(x W_t^T + b_t)`` (``+=`` with ADD), zeros without a task; one program: BM tokens of one sequence.
 
-    Element (n, k) of W_t lies at ``n * w_n + k * w_k``: the same kernel multiplies by W_t^T and by W_t.
+    Element (n, k) of W_t lies at ``n * w_n + k * w_k``: the same kernel multiplies by W_t^T and by W_t. The table
+    says where weights and biases lie.
     """
     row = tl.program_id(0).to(tl.int64)
     task = tl.load(ids_ptr + row)
@@ -37,11 +38,11 @@ def pal_linear_kernel(
     at = local[:, None] * out_t + rn[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
     if task >= 0:
-        weight_ptr = task_pointer(weight_table, task, pre_ptr)
-        acc = add_product(acc, x_ptr, local[:, None] * x_t, live, weight_ptr, rn, in_n, w_n, w_k, K, PRECISION, BK)
+        weight = task_pointer(weight_ptr, table_ptr, tasks, task, 0)
+        acc = add_product(acc, x_ptr, local[:, None] * x_t, live, weight, rn, in_n, w_n, w_k, K, PRECISION, BK)
         if BIAS:
-            bias_ptr = task_pointer(bias_table, task, pre_ptr)
-            acc += tl.load(bias_ptr + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
+            bias = task_pointer(bias_ptr, table_ptr, tasks, task, 1)
+            acc += tl.load(bias + rn, mask=in_n, other=0.0).to(tl.float32)[None, :]
         if SAVE:
             tl.store(pre_ptr + local[:, None] * N + rn[None, :], acc.to(pre_ptr.dtype.element_ty), mask=both)
         acc = activate(acc, ACT)

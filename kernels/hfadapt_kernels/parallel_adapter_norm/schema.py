@@ -120,7 +120,8 @@ _NO_GRADIENTS = Forward(*(None,) * len(Forward._fields))  # type: ignore[arg-typ
 
 def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
     call = Forward(*args)
-    check_ids(NAME, call.ids, len(call.down))
+    if OP.running is None:  # the public function has looked at them
+        check_ids(NAME, call.ids, len(call.down))
     return (OP.running or OP.select(call.x.device.type, call.x.dtype)).forward(*args)
 
 

@@ -4,16 +4,30 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..batch import TaskBatch
 from ..calls import takes
 from ..dropout import dropout_threshold
-from ..triton.products import weight_products
-from ..triton.rows import aligned, by_task, membership, pointer_table, precision, rank_alignment, rows_of
-from .saved import NEED_DOWN, NEED_H, NEED_SCALE, NEED_UP, empty_grads, saved_shapes, stat_dtype
-from .schema import Backward, Forward
+from ..triton.order import task_order
+from ..triton.products import Learned, Product, task_products
+from ..triton.rows import precision, rank_alignment, rows_of
+from ..triton.tables import aligned_all, bits, buffer, distances, task_table
+from .saved import (
+    NEED_DOWN,
+    NEED_DOWN_BIAS,
+    NEED_H,
+    NEED_NORM_BIAS,
+    NEED_NORM_WEIGHT,
+    NEED_SCALE,
+    NEED_UP,
+    NEED_UP_BIAS,
+    saved_shapes,
+    stat_dtype,
+)  # fmt: skip
+from .schema import OP, Backward, Forward
 from .triton_configs import config
 
 __all__ = ["backward", "forward", "supports"]
@@ -24,20 +38,34 @@ def supports(*, device: str, dtype: torch.dtype) -> str | None:
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"no kernel for {dtype}"
 
 
-def _scale_mode(scale: list[Tensor], D: int) -> int:
-    if not scale:
-        return 0
-    return 2 if any(s.numel() > 1 for s in scale) else 1
+class _Weights:
+    """The weights of all tasks as the kernels take them; to be kept until the launch, for copies may be among them."""
+
+    def __init__(self, call: Forward | Backward) -> None:
+        self.ranks = [down.shape[0] for down in call.down]
+        self.max_rank, self.align = max(self.ranks), rank_alignment(self.ranks)
+        self.numbers = call.scale_values or [1.0] * len(self.ranks)
+        # Learned scales are read as all numbers, or as all vectors.
+        self.mode = 0 if not call.scale else 2 if any(s.numel() > 1 for s in call.scale) else 1
+        width = call.up[0].shape[0]
+        scale = [s.expand(width) for s in call.scale] if self.mode == 2 else call.scale
+        biases = call.down_bias if isinstance(call, Forward) else []
+        lists = (call.down, call.up, biases, call.up_bias, scale)
+        self.down, self.up, self.down_bias, self.up_bias, self.scale = (aligned_all(ws) if ws else [] for ws in lists)
+
+    def table(self, device: torch.device) -> Tensor:
+        lists = (self.down, self.up, self.down_bias, self.up_bias, self.scale)
+        none = (0,) * len(self.ranks)
+        return task_table(device, self.ranks, bits(self.numbers), *(distances(ws) or none for ws in lists))
 
 
-def _vectors(scale: list[Tensor], mode: int, width: int) -> list[Tensor]:
-    """Learned scales as the kernel reads them: all numbers, or all vectors."""
-    return [aligned(s.expand(width) if mode == 2 else s) for s in scale]
+def _first(tensors: Sequence[Tensor], instead: Tensor) -> Tensor:
+    return tensors[0] if tensors else instead
 
 
 @takes(Forward)
 def forward(call: Forward) -> tuple[Tensor, ...]:
-    """See the schema."""
+    """See the schema. One launch. Nothing is zeroed: what no kernel writes, none reads."""
     import triton
 
     from .triton_kernels import adapter_norm_fwd_kernel
@@ -46,107 +74,114 @@ def forward(call: Forward) -> tuple[Tensor, ...]:
     x, h = call.x.contiguous(), call.h.contiguous()
     residual = None if call.residual is None else call.residual.contiguous()
     norm_weight, norm_bias, seed = call.norm_weight, call.norm_bias, call.seed
-    out, z, pre = torch.empty_like(x), x.new_empty(z_shape), x.new_zeros(pre_shape)
-    mean, rstd = (x.new_zeros(stats, dtype=stat_dtype(x)) for _ in range(2))
+    out, z, pre = torch.empty_like(x), x.new_empty(z_shape), x.new_empty(pre_shape)
+    mean, rstd = (x.new_empty(stats, dtype=stat_dtype(x)) for _ in range(2))
     rows, batch, tokens = rows_of(x, call.ids)
-    ranks, width = [d.shape[0] for d in call.down], x.shape[-1]
-    max_rank = max(ranks)
+    weights, width = _Weights(call), x.shape[-1]
+    max_rank = weights.max_rank
     hidden = x.new_empty(x.shape[:-1].numel(), max_rank)
-    mode = _scale_mode(call.scale, width)
-    # Kept in names so that they live until the launch.
-    lists = (call.down, call.up, call.down_bias, call.up_bias, _vectors(call.scale, mode, width))
-    weights = [[aligned(w) for w in ws] for ws in lists]
-    tables = [pointer_table(ws, x.device) if ws else rows for ws in weights]
     launch = config("fwd", max_rank, x.element_size())
     adapter_norm_fwd_kernel[(batch, triton.cdiv(tokens, launch["BM"]))](
         x, x if residual is None else residual, h, out, z if z.numel() else out, pre if call.save else hidden, hidden,
-        mean if stats else rows, rstd if stats else rows, *tables,
-        by_task(call.scale_values or [1.0], torch.float32, x.device),
-        by_task(ranks, torch.int32, x.device), rows, x if norm_weight is None else norm_weight,
-        x if norm_bias is None else norm_bias, rows if seed is None else seed, tokens, width, h.shape[-1], max_rank,
-        call.eps, call.norm_offset, dropout_threshold(call.dropout), 1.0 / (1.0 - call.dropout), ACT=call.activation,
+        mean if stats else rows, rstd if stats else rows, weights.down[0], weights.up[0], _first(weights.down_bias, x),
+        _first(weights.up_bias, x), _first(weights.scale, x), weights.table(x.device), rows,
+        x if norm_weight is None else norm_weight.contiguous(), x if norm_bias is None else norm_bias.contiguous(),
+        rows if seed is None else seed, len(weights.ranks), tokens, width, h.shape[-1], max_rank, call.eps,
+        call.norm_offset, dropout_threshold(call.dropout), 1.0 / (1.0 - call.dropout), ACT=call.activation,
         NORM=call.norm, HAS_RESIDUAL=residual is not None, HAS_DOWN_BIAS=bool(call.down_bias),
-        HAS_UP_BIAS=bool(call.up_bias), SCALE=mode, HAS_WEIGHT=norm_weight is not None,
+        HAS_UP_BIAS=bool(call.up_bias), SCALE=weights.mode, HAS_WEIGHT=norm_weight is not None,
         HAS_BIAS=norm_bias is not None, DROPOUT=seed is not None, SAVE=call.save,
-        PRECISION=precision(x.dtype), RANK_ALIGN=rank_alignment(ranks), **launch,
+        PRECISION=precision(x.dtype), RANK_ALIGN=weights.align, **launch,
     )  # fmt: skip
     return out, z, pre, mean, rstd
 
 
+class _Gradients:
+    """What the backward writes: each kind of weight in one buffer, so that tables of where they lie stay the same."""
+
+    def __init__(self, call: Backward) -> None:
+        grad, needs = call.grad, call.needs
+        width, ranks = grad.shape[-1], [down.shape[0] for down in call.down]
+
+        def like(need: int, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+            return buffer(grad, shapes) if needs & need else []
+
+        self.down = like(NEED_DOWN, [down.shape for down in call.down])
+        self.up = like(NEED_UP, [up.shape for up in call.up])
+        self.down_bias = like(NEED_DOWN_BIAS, [(rank,) for rank in ranks])
+        self.up_bias = like(NEED_UP_BIAS, [(width,)] * len(ranks))
+        self.scale = like(NEED_SCALE, [scale.shape for scale in call.scale]) if call.scale else []
+        self.norm_weight, self.norm_bias = (
+            grad.new_empty(width if needs & need else 0) for need in (NEED_NORM_WEIGHT, NEED_NORM_BIAS)
+        )
+        self.nothing = grad.new_empty(0)
+
+    def in_order(self, tasks: int) -> list[Tensor]:
+        """As the schema wants them; an entry that is not needed is empty."""
+        kinds = (self.down, self.up, self.down_bias, self.up_bias, self.scale)
+        each = [kind[task] if kind else self.nothing.new_empty(0) for task in range(tasks) for kind in kinds]
+        return [*each, self.norm_weight, self.norm_bias]
+
+
 @takes(Backward)
 def backward(call: Backward) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """See the schema. Row kernel, then one product a weight; small sums over programs and tasks by torch."""
+    """See the schema. Three launches: rows, the weights' products, and the sums of what those left in parts."""
     import triton
 
     from .triton_kernels import adapter_norm_bwd_kernel
 
     norm, needs, norm_weight, seed = call.norm, call.needs, call.norm_weight, call.seed
-    dz, dh, grads = empty_grads(call.grad, call.h, call.down, call.up, call.scale, norm, needs)
     grad, h = call.grad.contiguous(), call.h.contiguous()
+    grads, weights = _Gradients(call), _Weights(call)
     rows, batch, tokens = rows_of(grad, call.ids)
-    ranks, width = [d.shape[0] for d in call.down], grad.shape[-1]
-    max_rank = max(ranks)
+    width, max_rank, tasks = grad.shape[-1], weights.max_rank, len(weights.ranks)
     total = grad.shape[:-1].numel()
-    flow = dz if norm else torch.empty_like(grad)
+    flow = torch.empty_like(grad)
+    dh = torch.empty_like(h) if needs & NEED_H else grads.nothing
     dpre, hidden = grad.new_empty(total, max_rank), grad.new_empty(total, max_rank)
-    mode = _scale_mode(call.scale, width)
-    weights = [[aligned(w) for w in ws] for ws in (call.down, call.up, _vectors(call.scale, mode, width))]
-    tables = [pointer_table(ws, grad.device) if ws else rows for ws in weights]
     launch = config("bwd", max_rank, grad.element_size())
     programs = triton.cdiv(tokens, launch["BM"])
-    sums = torch.zeros(batch, programs, 3, width, dtype=torch.float32, device=grad.device)
+    sums = grad.new_empty((batch * programs, 2, width) if norm else 0, dtype=torch.float32)
     adapter_norm_bwd_kernel[(batch, programs)](
         grad, call.z if norm else grad, call.pre, call.mean if norm else rows, call.rstd if norm else rows, flow,
-        dh if needs & NEED_H else flow, dpre, hidden, sums, *tables,
-        by_task(call.scale_values or [1.0], torch.float32, grad.device),
-        by_task(ranks, torch.int32, grad.device), rows,
-        grad if norm_weight is None else norm_weight, rows if seed is None else seed, tokens, width, h.shape[-1],
-        max_rank, call.norm_offset, dropout_threshold(call.dropout), 1.0 / (1.0 - call.dropout), ACT=call.activation,
-        NORM=norm, SCALE=mode, HAS_WEIGHT=norm_weight is not None, DROPOUT=seed is not None,
-        NEED_H=bool(needs & NEED_H), PRECISION=precision(grad.dtype), RANK_ALIGN=rank_alignment(ranks), **launch,
+        dh if needs & NEED_H else flow, dpre, hidden, sums if norm else flow, weights.down[0], weights.up[0],
+        _first(weights.scale, grad), weights.table(grad.device), rows,
+        grad if norm_weight is None else norm_weight.contiguous(), rows if seed is None else seed, tasks, tokens, width,
+        h.shape[-1], max_rank, call.norm_offset, dropout_threshold(call.dropout), 1.0 / (1.0 - call.dropout),
+        ACT=call.activation, NORM=norm, SCALE=weights.mode, HAS_WEIGHT=norm_weight is not None,
+        DROPOUT=seed is not None, NEED_H=bool(needs & NEED_H), PRECISION=precision(grad.dtype),
+        RANK_ALIGN=weights.align, **launch,
     )  # fmt: skip
-    by_row = sums.sum(1)
-    if norm:
-        for target, kind in ((grads[-2], 0), (grads[-1], 1)):
-            if target.numel():
-                target.copy_(by_row[:, kind].sum(0))
-    _task_grads(call._replace(h=h, ids=rows), grads, flow, dpre, hidden, tokens, by_row[:, 2])
-    return dz, dh, grads
+    learned = None
+    blocks = [0] * tasks
+    if weights.mode:
+        blocks = Learned.blocks(weights.ranks, grad.dtype, grad.device)
+        parts = grad.new_empty(tasks, max(blocks), width, dtype=torch.float32) if grads.scale else None
+        learned = Learned(weights.scale, weights.up, weights.up_bias, parts)
+    inner = h.shape[-1]
+    task_products(
+        Product(dpre, h, [(rank, inner) for rank in weights.ranks], grads.down, grads.down_bias),
+        Product(flow, hidden, [(width, rank) for rank in weights.ranks], grads.up, grads.up_bias, weights.mode),
+        task_order(grad.device, call.ids, tasks, eager=OP.running is not None), tokens, weights.numbers, learned,
+    )  # fmt: skip
+    _add_up(grads, sums, None if learned is None else learned.parts, blocks)
+    return flow if norm else grads.nothing.new_empty(0), dh, grads.in_order(tasks)
 
 
-def _task_grads(
-    call: Backward, grads: list[Tensor], flow: Tensor, dpre: Tensor, hidden: Tensor, tokens: int, dz_sums: Tensor
-) -> None:
-    """Gradients of every task's weights from the row kernel's results."""
-    assert call.ids is not None
-    down, up, up_bias, scale, needs, tasks = call.down, call.up, call.up_bias, call.scale, call.needs, len(call.down)
-    order, starts = TaskBatch(call.ids, tasks).order()
-    member = membership(call.ids, tasks)
-    task_dz = member @ dz_sums
-    ddown: list[Tensor] = []
-    dup: list[Tensor] = []
-    if needs & NEED_DOWN:
-        ddown = weight_products(dpre, call.h, [d.shape for d in down], order, starts, tokens)
-    if needs & (NEED_UP | NEED_SCALE):
-        dup = weight_products(flow, hidden, [u.shape for u in up], order, starts, tokens)
-    spread = member.repeat_interleave(tokens, 1)
-    live = torch.arange(dpre.shape[1], device=dpre.device)
-    for t in range(tasks):
-        wanted = grads[5 * t : 5 * t + 5]
-        s = scale[t].float() if scale else call.scale_values[t]
-        if wanted[0].numel():
-            wanted[0].copy_(ddown[t])
-        if wanted[1].numel():
-            wanted[1].copy_(dup[t] * (s[:, None] if isinstance(s, Tensor) and s.numel() > 1 else s))
-        if wanted[2].numel():
-            rank = down[t].shape[0]
-            # Rows of other tasks, and columns beyond a rank, were never written: select before adding.
-            mask = (spread[t] > 0)[:, None] & (live < rank)[None, :]
-            wanted[2].copy_(torch.where(mask, dpre.float(), 0.0).sum(0)[:rank])
-        if wanted[3].numel():
-            wanted[3].copy_(task_dz[t] * s)
-        if wanted[4].numel():
-            ds = (dup[t] * up[t].float()).sum(1)
-            if up_bias:
-                ds = ds + up_bias[t].float() * task_dz[t]
-            wanted[4].copy_(ds if wanted[4].numel() > 1 else ds.sum().reshape(1))
+def _add_up(grads: _Gradients, sums: Tensor, parts: Tensor | None, blocks: list[int]) -> None:
+    """The gradients of the norm and of the learned scales from what programs and blocks left of them."""
+    import triton
+
+    from .triton_configs import SUMS
+    from .triton_kernels import adapter_norm_sums_kernel
+
+    weight, bias, scale = grads.norm_weight, grads.norm_bias, grads.scale
+    if not (weight.numel() or bias.numel() or scale):
+        return
+    width, tasks = (sums if parts is None else parts).shape[-1], len(blocks)
+    table = task_table(sums.device, blocks, [s.numel() for s in scale] or blocks, distances(scale) or blocks)
+    adapter_norm_sums_kernel[(2 + len(scale), triton.cdiv(width, SUMS["BD"]))](
+        sums if sums.numel() else table, table if parts is None else parts, weight if weight.numel() else table,
+        bias if bias.numel() else table, _first(scale, table), table, tasks, sums.shape[0],
+        0 if parts is None else parts.shape[1], width, WEIGHT=weight.numel() > 0, BIAS=bias.numel() > 0, **SUMS,
+    )  # fmt: skip

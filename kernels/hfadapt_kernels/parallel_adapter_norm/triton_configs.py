@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..triton.compile import AotCase
 
-__all__ = ["aot_cases", "config"]
+__all__ = ["SUMS", "aot_cases", "config"]
+
+#: The launch that adds up what programs left in parts: as narrow as the memory's lines, so that many programs share it.
+SUMS = {"BM": 32, "BD": 32, "num_warps": 4, "num_stages": 1}
 
 # kernel -> bytes an element -> (largest rank, BM tokens, BD columns, BR ranks, warps, stages): nothing spills with
 # every option on, and shared memory fits the smallest target; `hfadapt bench triton-static` shows it.
@@ -15,10 +18,10 @@ _CONFIGS = {
     "fwd": {
         2: ((16, 16, 128, 16, 4, 2), (32, 32, 64, 32, 4, 2), (1 << 30, 32, 64, 64, 4, 2)),
         # float32 products without TF32 are sums of single products: they need registers for both operands.
-        4: ((16, 16, 64, 16, 8, 2), (1 << 30, 16, 64, 32, 4, 2)),
+        4: ((16, 16, 64, 16, 8, 2), (1 << 30, 16, 64, 32, 8, 2)),
     },
     "bwd": {
-        2: ((16, 16, 128, 16, 4, 2), (32, 32, 64, 32, 4, 2), (1 << 30, 32, 64, 64, 4, 2)),
+        2: ((16, 16, 128, 16, 8, 2), (32, 32, 64, 32, 4, 2), (1 << 30, 32, 64, 64, 4, 2)),
         4: ((16, 16, 64, 16, 8, 2), (1 << 30, 16, 64, 32, 4, 2)),
     },
 }
@@ -39,16 +42,17 @@ def case(kernel: str, rank: int, element: str, blocks: dict[str, Any], **flags: 
     from ..triton.compile import AotCase
     from . import triton_kernels as kernels
 
-    tables = "down_table up_table down_bias_table up_bias_table scale_table ids_ptr seed_ptr"
-    types = {name: "*i64" for name in tables.split()} | {"ranks_ptr": "*i32", "scales_ptr": "*fp32"}
-    types |= {name: "i32" for name in ("T", "D", "DH", "max_rank")} | {"threshold": "i64"}
+    types = {name: "*i64" for name in ("table_ptr", "ids_ptr", "seed_ptr")} | {"threshold": "i64"}
+    types |= {name: "i32" for name in ("tasks", "T", "D", "DH", "max_rank", "programs", "parts")}
     types |= {name: "fp32" for name in ("eps", "norm_offset", "keep_scale")}
-    pointers = "x residual h out z pre act dout dz dh dpre norm_weight norm_bias"
-    types |= {f"{name}_ptr": f"*{element}" for name in pointers.split()}
-    types |= {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "sums")}
+    pointers = (
+        "x residual h out z pre act dout dz dh dpre norm_weight norm_bias down up down_bias up_bias scale weight bias"
+    )
+    types |= {f"{name}_ptr": f"*{element}" for name in (*pointers.split(), "weight", "bias")}
+    types |= {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "sums", "parts")}
     options = {"ACT": 3, "NORM": 1, "SCALE": 2, "HAS_WEIGHT": True, "DROPOUT": True, "PRECISION": "ieee"}
     options |= {"HAS_RESIDUAL": True, "HAS_DOWN_BIAS": True, "HAS_UP_BIAS": True, "HAS_BIAS": True, "SAVE": True}
-    options |= {"NEED_H": True, "RANK_ALIGN": 16} | flags
+    options |= {"NEED_H": True, "RANK_ALIGN": 16, "WEIGHT": True, "BIAS": True} | flags
     function = getattr(kernels, f"adapter_norm_{kernel}_kernel")
     return AotCase.make(function, types, options, blocks, size=rank, aligned="D DH max_rank")
 
@@ -60,4 +64,4 @@ def aot_cases(target: str) -> list[AotCase]:
         for element, size in (("bf16", 2), ("fp32", 4))
         for rank in (16, 32, 64)
         for kernel in _CONFIGS
-    ]
+    ] + [case("sums", 64, element, SUMS) for element in ("bf16", "fp32")]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import TaskBatch
 from ..calls import takes
 from ..dropout import dropout_threshold
-from ..triton.rows import aligned, by_task, pointer_table, precision
+from ..triton.order import task_order
+from ..triton.rows import precision
+from ..triton.tables import aligned_all, buffer, distances, task_table
 from ..triton.targets import target_of
 from .reference import FORMS
-from .schema import Backward, Forward, Gradients, empty_gradients, empty_results
+from .schema import OP, Backward, Forward, Gradients, empty_gradients, empty_results
 from .triton_configs import config
 
 __all__ = ["backward", "forward", "supports"]
@@ -37,25 +38,28 @@ def _three(tensor: Tensor) -> tuple[int, int, int]:
 
 
 class _Call:
-    """The arguments of one call as the kernels take them; keeps alive what the pointer tables point to."""
+    """The arguments of one call as the kernels take them; keeps alive the copies that the table speaks of.
 
-    def __init__(self, args: Forward) -> None:
+    ``gradients``: where the gradients of the prefixes go, keys and then values, one a task each.
+    """
+
+    def __init__(self, args: Forward, gradients: tuple[list[Tensor], ...] = ()) -> None:
         query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = args
         self.query, self.key, self.value = _rows(query), _rows(key), _rows(value)
         self.B, self.H, self.TQ, self.D = query.shape
         self.plane = self.B * self.H * self.TQ
         self.G, self.TK = key.shape[1], key.shape[2]
         device, shape = query.device, (self.B, self.H, self.TQ, self.TK)
-        nothing = torch.zeros(1, dtype=torch.int64, device=device)
-        self.prefixes = [aligned(p) for p in (*pk, *pv)]
-        tables = [
-            pointer_table(ps, device) if pk else nothing for ps in (self.prefixes[: len(pk)], self.prefixes[len(pk) :])
-        ]
-        lengths = by_task([p.shape[1] for p in pk] or [0], torch.int32, device)
-        if ids is None:
-            ids = torch.zeros(self.B, dtype=torch.int64, device=device)
-        self.ids, self.lengths, self.tables, self.tasks = ids, lengths, tables, len(pk)
-        self.longest = max((p.shape[1] for p in pk), default=0)
+        # A kernel that does not read a tensor still takes a pointer.
+        nothing = self.ids = task_table(device, (0,) * self.B).view(-1) if ids is None else ids
+        self.prefixes = [aligned_all(ps) if ps else [self.query] for ps in (pk, pv)]
+        self.lengths = [p.shape[1] for p in pk] or [0]
+        self.tasks, self.longest = len(self.lengths), max(self.lengths)
+        # Prefixes that a network makes lie elsewhere in each forward.
+        fresh = any(not p.is_leaf for p in (*pk, *pv))
+        columns = [self.lengths, *map(distances, self.prefixes), *map(distances, gradients)]
+        self.table = task_table(device, *columns, fresh=fresh)
+        self.pointers = (*(ps[0] for ps in self.prefixes), self.table)
         mask = None if mask is None else mask.expand(shape)
         self.mask = nothing if mask is None else mask.view(torch.uint8) if mask.dtype == torch.bool else mask
         self.bias = nothing if bias is None else bias.expand(shape)
@@ -91,9 +95,9 @@ def forward(args: Forward) -> tuple[Tensor, Tensor, Tensor]:
     launch = call.launch("fwd")
     if out.numel():
         prefix_attention_fwd_kernel[(triton.cdiv(call.TQ, launch["BM"]), call.B * call.H)](
-            call.query, call.key, call.value, *call.tables, call.lengths, call.ids, call.mask, call.bias, call.seed,
-            out, gate, lse, *call.strides, *_three(out), *call.score_strides, call.plane, call.H, call.G, call.TQ,
-            call.TK, *call.numbers, FORM=call.form, **call.flags, **launch,
+            call.query, call.key, call.value, *call.pointers, call.ids, call.mask, call.bias, call.seed,
+            out, gate, lse, *call.strides, *_three(out), *call.score_strides, call.tasks, call.plane, call.H, call.G,
+            call.TQ, call.TK, *call.numbers, FORM=call.form, **call.flags, **launch,
         )  # fmt: skip
     return out, gate, lse
 
@@ -112,10 +116,13 @@ def backward(args: Backward) -> Gradients:
     grad_out, grad_gate, out, gate, lse, needs = (
         args.grad_out, args.grad_gate, args.out, args.gate, args.lse, args.needs
     )  # fmt: skip
-    call = _Call(args.inputs)
     bias, pk, pv = args.position_bias, args.prefix_key, args.prefix_value
     _, need_key, need_bias, need_prefix = needs
-    grads = empty_gradients(call.query, call.key, pk, pv, bias, needs)
+    made = tuple(buffer(args.query, [p.shape for p in ps]) for ps in (pk, pv)) if need_prefix and pk else ()
+    call = _Call(args.inputs, made)
+    grads = empty_gradients(call.query, call.key, pk, pv, bias, [*needs[:3], False])
+    if made:
+        grads = (*grads[:4], *made)
     launch = {kernel: call.launch(kernel) for kernel in ("dq", "dkv", "dprefix")}
     # All four share the kernels' one set of output strides.
     dq, dout, out = torch.empty_like(out), torch.empty_like(out).copy_(grad_out), out
@@ -125,10 +132,10 @@ def backward(args: Backward) -> Gradients:
     sizes = (call.H, call.G, call.TQ)
     if out.numel():
         prefix_attention_dq_kernel[(triton.cdiv(call.TQ, launch["dq"]["BM"]), call.B * call.H)](
-            call.query, call.key, call.value, *call.tables, call.lengths, call.ids, call.mask, call.bias, call.seed,
+            call.query, call.key, call.value, *call.pointers, call.ids, call.mask, call.bias, call.seed,
             out, dout, gate, dgate, lse, delta, dq, grad_scores, *call.strides, *_three(out), *call.score_strides,
-            call.plane, *sizes, call.TK, *call.numbers, FORM=call.form, **call.flags, DGATE=grad_gate is not None,
-            DSCORES=need_bias, **launch["dq"],
+            call.tasks, call.plane, *sizes, call.TK, *call.numbers, FORM=call.form, **call.flags,
+            DGATE=grad_gate is not None, DSCORES=need_bias, **launch["dq"],
         )  # fmt: skip
     if needs[0]:
         grads[0].copy_(dq)
@@ -141,12 +148,11 @@ def backward(args: Backward) -> Gradients:
             **call.flags, **launch["dkv"],
         )  # fmt: skip
     if need_prefix and call.longest:
-        order, starts = TaskBatch(call.ids, call.tasks).order()
-        results = [pointer_table(gs, call.query.device) for gs in (grads[4], grads[5])]
+        order = task_order(call.query.device, args.ids, call.tasks, eager=OP.running is not None, rows=call.B)
         flags = {name: call.flags[name] for name in ("DROPOUT", "PRECISION")}
         prefix_attention_dprefix_kernel[(triton.cdiv(call.longest, launch["dprefix"]["BN"]), call.tasks, call.G)](
-            call.query, *call.tables, call.lengths, order, starts, call.seed, dout, dgate, lse, delta, *results,
-            *_three(call.query), *_three(out), call.plane, *sizes, *call.numbers, FORM=call.form,
+            call.query, *call.pointers, *order, call.seed, dout, dgate, lse, delta, made[0][0], made[1][0],
+            *_three(call.query), *_three(out), call.tasks, call.plane, *sizes, *call.numbers, FORM=call.form,
             DGATE=grad_gate is not None, **flags, **launch["dprefix"],
         )  # fmt: skip
     return grads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton.common import task_pointer
+from ..triton.common import task_pointer, task_size
 from .triton_scores import LOG2E, PREFIX_COLUMN, RELU, SOFTMAX, dot, dot_rows, factor, load_rows, real_scores, shift
 
 __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "prefix_attention_dq_kernel"]
@@ -16,10 +16,10 @@ __all__ = ["prefix_attention_dkv_kernel", "prefix_attention_dprefix_kernel", "pr
 
 @triton.jit
 def prefix_attention_dq_kernel(
-    q_ptr, k_ptr, v_ptr, pk_table, pv_table, lengths_ptr, ids_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, do_ptr,
+    q_ptr, k_ptr, v_ptr, pk_ptr, pv_ptr, table_ptr, ids_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, do_ptr,
     gate_ptr, dgate_ptr, lse_ptr, delta_ptr, dq_ptr, dscores_ptr, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h,
-    o_t, mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k, plane, H, G, TQ, TK, D, scaling, threshold,
-    keep,
+    o_t, mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k, tasks, plane, H, G, TQ, TK, D, scaling,
+    threshold, keep,
     FORM: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     DGATE: tl.constexpr, DSCORES: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
@@ -49,10 +49,10 @@ def prefix_attention_dq_kernel(
     task = tl.load(ids_ptr + b)
     P = 0
     if task >= 0:
-        P = tl.load(lengths_ptr + task)
+        P = task_size(table_ptr, tasks, task, 0, 1)
     if P > 0:
-        pk = task_pointer(pk_table, task, q_ptr) + g.to(tl.int64) * P * D
-        pv = task_pointer(pv_table, task, q_ptr) + g.to(tl.int64) * P * D
+        pk = task_pointer(pk_ptr, table_ptr, tasks, task, 1) + g.to(tl.int64) * P * D
+        pv = task_pointer(pv_ptr, table_ptr, tasks, task, 2) + g.to(tl.int64) * P * D
         if FORM != SOFTMAX:
             # dO . (prefix part of the output): no_gating's prefix subtracts it.
             prefix_delta = tl.zeros((BM,), tl.float32)
@@ -176,20 +176,20 @@ def prefix_attention_dkv_kernel(
 
 @triton.jit
 def prefix_attention_dprefix_kernel(
-    q_ptr, pk_table, pv_table, lengths_ptr, order_ptr, starts_ptr, seed_ptr, do_ptr, dgate_ptr, lse_ptr, delta_ptr,
-    dpk_table, dpv_table, q_b, q_h, q_t, o_b, o_h, o_t, plane, H, G, TQ, D, scaling, threshold, keep,
+    q_ptr, pk_ptr, pv_ptr, table_ptr, order_ptr, starts_ptr, seed_ptr, do_ptr, dgate_ptr, lse_ptr, delta_ptr,
+    dpk_ptr, dpv_ptr, q_b, q_h, q_t, o_b, o_h, o_t, tasks, plane, H, G, TQ, D, scaling, threshold, keep,
     FORM: tl.constexpr, DROPOUT: tl.constexpr, DGATE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """One program: BN prefix columns of one task and key head; runs over the task's rows in order, without atomics."""
     task, g = tl.program_id(1), tl.program_id(2)
-    P = tl.load(lengths_ptr + task)
+    P = task_size(table_ptr, tasks, task, 0, 1)
     cols, d = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
     if tl.program_id(0) * BN >= P:
         return
     offset = g.to(tl.int64) * P * D
-    pk = load_rows(task_pointer(pk_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
-    pv = load_rows(task_pointer(pv_table, task, q_ptr) + offset, cols, D, P, d, D, EVEN)
+    pk = load_rows(task_pointer(pk_ptr, table_ptr, tasks, task, 1) + offset, cols, D, P, d, D, EVEN)
+    pv = load_rows(task_pointer(pv_ptr, table_ptr, tasks, task, 2) + offset, cols, D, P, d, D, EVEN)
     dk, dv = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
     rep = H // G
     for j in range(tl.load(starts_ptr + task), tl.load(starts_ptr + task + 1)):
@@ -218,6 +218,7 @@ def prefix_attention_dprefix_kernel(
                 dk += dot(tl.trans(ds.to(q.dtype)), q, PRECISION)
     at = cols[:, None] * D + d[None, :]
     inside = (cols < P)[:, None] & (d < D)[None, :]
-    dpk, dpv = task_pointer(dpk_table, task, q_ptr) + offset, task_pointer(dpv_table, task, q_ptr) + offset
+    dpk = task_pointer(dpk_ptr, table_ptr, tasks, task, 3) + offset
+    dpv = task_pointer(dpv_ptr, table_ptr, tasks, task, 4) + offset
     tl.store(dpk + at, (dk * scaling).to(q_ptr.dtype.element_ty), mask=inside)
     tl.store(dpv + at, dv.to(q_ptr.dtype.element_ty), mask=inside)

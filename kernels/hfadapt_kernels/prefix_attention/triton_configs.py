@@ -67,12 +67,11 @@ def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: A
 
     strides = [f"{t}_{axis}" for t in ("q", "k", "v", "o", "dk") for axis in "bht"]
     strides += [f"{t}_{axis}" for t in ("mask", "bias") for axis in "bhqk"]
-    types = dict.fromkeys((*strides, "H", "G", "TQ", "TK", "D"), "i32") | {"threshold": "i64", "plane": "i64"}
-    types |= {"scaling": "fp32", "keep": "fp32", "lengths_ptr": "*i32", "seed_ptr": "*i64"}
-    types |= dict.fromkeys((f"{name}_table" for name in ("pk", "pv", "dpk", "dpv")), "*i64")
-    types |= dict.fromkeys((f"{name}_ptr" for name in ("ids", "order", "starts")), "*i64")
+    types = dict.fromkeys((*strides, "tasks", "H", "G", "TQ", "TK", "D"), "i32") | {"threshold": "i64", "plane": "i64"}
+    types |= {"scaling": "fp32", "keep": "fp32", "seed_ptr": "*i64"}
+    types |= dict.fromkeys((f"{name}_ptr" for name in ("table", "ids", "order", "starts")), "*i64")
     types |= dict.fromkeys((f"{name}_ptr" for name in ("gate", "dgate", "lse", "delta", "dscores")), "*fp32")
-    names = ("q", "k", "v", "out", "do", "dq", "dk", "dv", "bias", "mask")
+    names = ("q", "k", "v", "out", "do", "dq", "dk", "dv", "bias", "mask", "pk", "pv", "dpk", "dpv")
     types |= dict.fromkeys((f"{name}_ptr" for name in names), f"*{element}")
     options = {"FORM": 0, "CAUSAL": True, "MASK": 2, "BIAS": True, "DROPOUT": True, "DGATE": True, "DSCORES": True}
     # The launcher makes strides of 1 constants.

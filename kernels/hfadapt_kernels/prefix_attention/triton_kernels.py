@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton.common import task_pointer
+from ..triton.common import task_pointer, task_size
 from .triton_scores import (
     LN2,
     LOG2E,
@@ -28,14 +28,18 @@ __all__ = ["prefix_attention_fwd_kernel"]
 
 @triton.jit
 def prefix_attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, pk_table, pv_table, lengths_ptr, ids_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, gate_ptr,
+    q_ptr, k_ptr, v_ptr, pk_ptr, pv_ptr, table_ptr, ids_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, gate_ptr,
     lse_ptr, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t, mask_b, mask_h, mask_q, mask_k, bias_b, bias_h,
-    bias_q, bias_k, plane, H, G, TQ, TK, D, scaling, threshold, keep,
+    bias_q, bias_k, tasks, plane, H, G, TQ, TK, D, scaling, threshold, keep,
     FORM: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """One program: BM queries of one head of one batch row."""
+    """One program: BM queries of one head of one batch row.
+
+    The table's columns: the lengths of the tasks' prefixes, where their keys and values lie, and, in the backward,
+    where the gradients of both lie.
+    """
     bh = tl.program_id(1)
     b, h = (bh // H).to(tl.int64), bh % H
     g = h // (H // G)
@@ -48,10 +52,10 @@ def prefix_attention_fwd_kernel(
     task = tl.load(ids_ptr + b)
     P = 0
     if task >= 0:
-        P = tl.load(lengths_ptr + task)
+        P = task_size(table_ptr, tasks, task, 0, 1)
     if P > 0:
-        pk = task_pointer(pk_table, task, out_ptr) + g.to(tl.int64) * P * D
-        pv = task_pointer(pv_table, task, out_ptr) + g.to(tl.int64) * P * D
+        pk = task_pointer(pk_ptr, table_ptr, tasks, task, 1) + g.to(tl.int64) * P * D
+        pv = task_pointer(pv_ptr, table_ptr, tasks, task, 2) + g.to(tl.int64) * P * D
         for n in range(0, P, BN):
             cols = n + tl.arange(0, BN)
             s = dot(q, tl.trans(load_rows(pk, cols, D, P, d, D, EVEN)), PRECISION) * scaling

@@ -5,7 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["activate", "activate_derivative", "add_product", "dropout_factor", "task_pointer"]
+__all__ = [
+    "activate", "activate_derivative", "add_product", "dropout_factor", "task_pointer", "task_scale", "task_size",
+]  # fmt: skip
 
 # Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
@@ -75,9 +77,25 @@ def dropout_factor(seed_ptr, threshold, scale, rows, cols):
 
 
 @triton.jit
-def task_pointer(table_ptr, task, like):
-    """Address of a task's tensor; the host sees to it that 16 divides it, which is what makes wide loads possible."""
-    return tl.multiple_of(tl.load(table_ptr + task).to(tl.pointer_type(like.dtype.element_ty)), 16)
+def task_pointer(first_ptr, table_ptr, tasks, task, COLUMN: tl.constexpr):
+    """Where a task's tensor lies: column COLUMN of the table says how far from the first task's.
+
+    The host sees to it that 16 divides all addresses, which is what makes wide loads possible.
+    """
+    ALIGN: tl.constexpr = 128 // first_ptr.dtype.element_ty.primitive_bitwidth
+    return first_ptr + tl.multiple_of(tl.load(table_ptr + COLUMN * tasks + task), ALIGN)
+
+
+@triton.jit
+def task_size(table_ptr, tasks, task, COLUMN: tl.constexpr, ALIGN: tl.constexpr):
+    """A size of a task (its rank, the length of its prefix) that ALIGN divides."""
+    return tl.multiple_of(tl.load(table_ptr + COLUMN * tasks + task).to(tl.int32), ALIGN)
+
+
+@triton.jit
+def task_scale(table_ptr, tasks, task, COLUMN: tl.constexpr):
+    """A float32 number of a task, whose bits the table holds."""
+    return tl.load(table_ptr + COLUMN * tasks + task).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit

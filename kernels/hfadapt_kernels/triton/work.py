@@ -45,11 +45,16 @@ def _fusion(streams: float) -> Callable[[int, int], Work]:
 _WORK: Mapping[str, Callable[[int, int], Work]] = {
     "adapter_norm_fwd_kernel": _adapter_norm(2, 5),
     "adapter_norm_bwd_kernel": _adapter_norm(2, 4),
-    "weight_grad_kernel": lambda size, rank: (
-        2.0 * TOKENS * D * rank,
-        size * TOKENS * (D + rank) + 4.0 * TASKS * D * rank,
+    # A float32 number a column, task and block of 32 tokens, of two kinds.
+    "adapter_norm_sums_kernel": lambda size, rank: (2.0 * TOKENS / 32 * D, 4.0 * 2 * TOKENS / 32 * D + size * 2 * D),
+    "task_products_kernel": lambda size, rank: (
+        2 * 2.0 * TOKENS * D * rank,
+        size * (2 * TOKENS * (D + rank) + 2 * TASKS * D * rank),
     ),
+    "order_kernel": lambda size, rank: (2.0 * B * TASKS, 8.0 * (2 * B + TASKS)),
+    "numbers_kernel": lambda size, rank: (0.0, 8.0 * 16),
     "lora_rows_kernel": _adapter_norm(2, 3),
+    "lora_scales_kernel": lambda size, rank: (TOKENS / 16, 4.0 * TOKENS / 16 + size * TASKS),
     "pal_linear_kernel": lambda size, rank: (2.0 * TOKENS * D * 204, size * (TOKENS * (D + 204) + TASKS * D * 204)),
     "prefix_attention_fwd_kernel": _attention(2, 4, T + PREFIX),
     "prefix_attention_dq_kernel": _attention(3, 6, T + PREFIX),
