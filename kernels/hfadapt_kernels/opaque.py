@@ -74,9 +74,9 @@ def _cast(value: Any, device: str, dtype: torch.dtype) -> Any:
         return value.to(dtype) if _cast_here(value, device) else value
     if isinstance(value, (list, tuple)):
         items = list(value)
-        if len(items) > 1 and unobserved(items) and all(isinstance(item, torch.Tensor) for item in items):
-            if all(item.dtype != dtype and _cast_here(item, device) for item in items):
-                return list(_CastTogether.apply(dtype, *items))
+        alike = len(items) > 1 and all(isinstance(t, torch.Tensor) and t.dtype != dtype for t in items)
+        if alike and unobserved(items) and all(_cast_here(item, device) for item in items):
+            return list(_CastTogether.apply(dtype, *items))
         return [_cast(item, device, dtype) for item in items]
     return value
 

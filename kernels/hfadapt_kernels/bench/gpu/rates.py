@@ -26,8 +26,10 @@ def rates(sizes: Sizes, device: str) -> Iterator[Row]:
     """A row an op and size: forward, forward and backward, shares of the ceilings, and the rivals' forward times."""
     most = ceilings(device)
     yield {"op": "ceilings", **most}
+    # Where kernels are interpreted there is no graph.
+    kinds = [*((size, False) for size in sizes.large), *([(sizes.captured, True)] if device != "cpu" else [])]
     for op in OPS:
-        for size, graph in [*((size, False) for size in sizes.large), (sizes.captured, True)]:
+        for size, graph in kinds:
             if op in ("adapter_fusion", "pal_attention") and size.tasks > 8:
                 continue  # nobody mixes so many
             yield _row(op, size, sizes.dtypes[-1], device, most, graph=graph)

@@ -68,7 +68,7 @@ def _replayed(op: str, sizes: Sizes, device: str) -> Row:
     right = True
     with use_backend("triton"):
         replay, result = captured(lambda: _step(call, call.leaves), device)
-        for shift in (0, 1):
+        for shift in (0, 1) if device != "cpu" else (1,):
             call.ids.copy_(call.ids.roll(shift))
             replay()
             right &= all(torch.equal(a, b) for a, b in zip(result(), _step(call, call.leaves), strict=True))
