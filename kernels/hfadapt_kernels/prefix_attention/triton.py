@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class _Call:
     ``gradients``: where the gradients of the prefixes go, keys and then values, one a task each.
     """
 
-    def __init__(self, args: Forward, gradients: tuple[list[Tensor], ...] = ()) -> None:
+    def __init__(self, args: Forward, gradients: Sequence[list[Tensor]] = ()) -> None:
         query, key, value, pk, pv, ids, mask, bias, causal, scaling, form, dropout, seed = args
         self.query, self.key, self.value = _rows(query), _rows(key), _rows(value)
         self.B, self.H, self.TQ, self.D = query.shape
@@ -118,11 +119,11 @@ def backward(args: Backward) -> Gradients:
     )  # fmt: skip
     bias, pk, pv = args.position_bias, args.prefix_key, args.prefix_value
     _, need_key, need_bias, need_prefix = needs
-    made = tuple(buffer(args.query, [p.shape for p in ps]) for ps in (pk, pv)) if need_prefix and pk else ()
+    made = [buffer(args.query, [p.shape for p in ps]) for ps in (pk, pv)] if need_prefix and pk else []
     call = _Call(args.inputs, made)
     grads = empty_gradients(call.query, call.key, pk, pv, bias, [*needs[:3], False])
     if made:
-        grads = (*grads[:4], *made)
+        grads = (*grads[:4], made[0], made[1])
     launch = {kernel: call.launch(kernel) for kernel in ("dq", "dkv", "dprefix")}
     # All four share the kernels' one set of output strides.
     dq, dout, out = torch.empty_like(out), torch.empty_like(out).copy_(grad_out), out

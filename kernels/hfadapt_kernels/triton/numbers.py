@@ -8,7 +8,7 @@ import triton.language as tl
 __all__ = ["COUNT", "numbers_kernel"]
 
 # Inside a jitted kernel Python indexing and constexpr annotations mean what Triton makes of them.
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportInvalidTypeForm=false
 
 #: Numbers that one launch writes.
 COUNT = 16

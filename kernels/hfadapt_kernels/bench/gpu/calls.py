@@ -134,7 +134,9 @@ def _fusion(m: _Maker) -> Call:
     q, k, v = (m.tensor(s.width, s.width, scale=s.width**-0.5) for _ in range(3))
 
     def run(t: list[Tensor], batch: TaskBatch) -> Tensor:
-        return adapter_fusion(t[x], t[hidden], t[up], None, [1.0] * s.tasks, t[q], None, t[k], None, t[v])
+        out = adapter_fusion(t[x], t[hidden], t[up], None, [1.0] * s.tasks, t[q], None, t[k], None, t[v])
+        assert isinstance(out, Tensor)
+        return out
 
     return m.call(run, 2, 4.0 * s.rows * s.tokens * s.width * sum(m.ranks))
 

@@ -17,7 +17,8 @@ from .timing import milliseconds
 __all__ = ["encoder"]
 
 Row = dict[str, Any]
-Lora = Callable[[nn.Linear, Tensor, nn.ParameterList, nn.ParameterList], Tensor]
+# The base, its input, and A and B of all tasks.
+Lora = Callable[[nn.Linear, Tensor, Any, Any], Tensor]
 
 
 class _Layer(nn.Module):
@@ -55,7 +56,7 @@ def encoder(sizes: Sizes, device: str) -> Iterator[Row]:
     mixed, one = TaskBatch.from_ids(ids, size.tasks, device=device), TaskBatch.single(size.rows, device)
 
     def ours(batch: TaskBatch) -> Lora:
-        def lora(base: nn.Linear, x: Tensor, a: nn.ParameterList, b: nn.ParameterList) -> Tensor:
+        def lora(base: nn.Linear, x: Tensor, a: Any, b: Any) -> Tensor:
             count = batch.num_tasks
             return lora_linear(x, base.weight, base.bias, list(a)[:count], list(b)[:count], 2.0, batch)
 

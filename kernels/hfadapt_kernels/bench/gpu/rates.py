@@ -117,8 +117,8 @@ def _attention_rivals(call: Call, size: Size) -> Rivals:
     )
 
     def joined() -> Tensor:
-        whole = (torch.cat([own[call.ids], real], 2) for own, real in ((keys, k), (values, v)))
-        return F.scaled_dot_product_attention(q, *whole)
+        real_keys, real_values = (torch.cat([own[call.ids], real], 2) for own, real in ((keys, k), (values, v)))
+        return F.scaled_dot_product_attention(q, real_keys, real_values)
 
     return {
         "attention, prefix concatenated": joined,
