@@ -164,6 +164,7 @@ def test_a_base_that_a_package_carries_is_saved_under_that_name(recipe: Path, mo
             return Path(path)
 
     monkeypatch.setattr("hfadapt.adapters.model_source.distribution", {"carrier": Carrier()}.__getitem__)
+    monkeypatch.setattr("hfadapt.adapters.model_source._PACKAGES", {})  # the folder is other tests' too
     task = Task("mood", Classification(2))
     for name in ("package:carrier", model_path("package:carrier")):
         model = MultiTaskModel.from_pretrained(name, tasks=task, method="lora")

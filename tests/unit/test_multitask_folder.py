@@ -116,7 +116,7 @@ def test_saving_does_not_say_that_it_uploads(tmp_path):
 def test_a_base_without_a_name_is_asked_for_and_never_made_up(tmp_path):
     model = toy_model(toy_tasks())
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="base=model"):
+    with pytest.raises(CheckpointError, match=r"the base has no name.*try: .*base="):
         MultiTaskModel.from_pretrained(tmp_path)
     again = MultiTaskModel.from_pretrained(tmp_path, base=tiny_model("bert"))
     batch = toy_batch(toy_tasks())
