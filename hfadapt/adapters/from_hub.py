@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+from ..errors import CheckpointError
 from .files import CONFIG_FILE
 from .save_hooks import SIDE_FOLDER
 
@@ -22,16 +23,39 @@ def local_folder(folder: Any) -> Any:
     Args:
         folder: A path, or a name such as ``me/my-adapter``. What is neither comes back as it is: whoever reads it says
             what is missing.
+
+    Raises:
+        CheckpointError: there is such a repository and it may not be read, or the hub or the disk failed.
     """
     if not isinstance(folder, str) or os.path.lexists(folder) or not _NAME.fullmatch(folder):
         return folder
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     for file in (CONFIG_FILE, f"{SIDE_FOLDER}/{CONFIG_FILE}"):  # small, where the repository may hold a whole base
         try:
             hf_hub_download(folder, file)
             return snapshot_download(folder, allow_patterns=list(_FILES))
-        except (EntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        except GatedRepoError as error:  # there, and for others
+            raise _unreachable(folder, error) from error
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             continue
+        except (HfHubHTTPError, OSError) as error:
+            raise _unreachable(folder, error) from error
     return folder
+
+
+def _unreachable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "the hub does not give out what that name stands for",
+        where=name,
+        got=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}",
+        allowed="a folder, or the name of a repository that you may read",
+        try_="check the network, `hf auth login`, and the disk",
+    )

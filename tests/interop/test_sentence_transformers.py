@@ -75,4 +75,4 @@ def test_encode_is_the_bases_own_after_detach(encoder: nn.Module) -> None:
 
 def test_attach_says_where_the_model_inside_is(encoder: nn.Module) -> None:
     with pytest.raises(hfadapt.HFAdaptError, match=r"hfadapt\.attach\(model\[0\]\.(model|auto_model), "):
-        hfadapt.attach(encoder, "lora")  # type: ignore[arg-type]
+        hfadapt.attach(encoder, "lora")

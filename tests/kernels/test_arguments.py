@@ -133,4 +133,4 @@ def test_ids_out_of_range_are_refused(ids: Any) -> None:
 def test_a_frozen_linear_asks_for_its_packed_weight() -> None:
     for packed in (torch.randn(8, 8), None, "w"):
         with pytest.raises(ShapeError, match="packed"):
-            frozen_linear(torch.randn(2, 8), packed)  # type: ignore[arg-type]
+            frozen_linear(torch.randn(2, 8), packed)

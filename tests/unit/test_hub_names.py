@@ -66,6 +66,15 @@ def test_a_name_that_is_nowhere_is_refused(push) -> None:
         MultiTaskModel.from_pretrained("me/nothing")
 
 
+def test_a_hub_or_disk_that_fails_is_not_taken_for_a_name_that_is_nowhere(push, monkeypatch) -> None:
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(CheckpointError, match=r"me/lora: the hub does not give out.*No space left"):
+        hfadapt.load("me/lora", tiny_model("bert"))
+
+
 def test_a_base_on_the_hub_is_no_saved_folder(tmp_path: Path, push) -> None:
     tiny_model("bert").save_pretrained(tmp_path / "base")
     push(tmp_path / "base", "me/base")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +24,7 @@ def split_scale(
     """Scales as tensors (learned) or as numbers (fixed); exactly one of the two lists has entries."""
     if isinstance(scale, Tensor):
         scale = [scale] * tasks if tasks == 1 else list(scale.unbind(0))
-    alone = isinstance(scale, (int, float)) or not hasattr(scale, "__iter__")
-    values: list[Any] = [scale] * tasks if alone else list(scale)  # type: ignore[arg-type]
+    values: list[Any] = list(scale) if isinstance(scale, Iterable) else [scale] * tasks
     if len(values) != tasks:
         raise ShapeError(NAME, "scale", expected=f"one number or {tasks} entries", got=f"{len(values)} entries")
     if set(map(type, values)) <= {float, int}:

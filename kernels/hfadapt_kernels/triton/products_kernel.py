@@ -75,7 +75,7 @@ def _product(
             out = task_pointer(out_ptr, table_ptr, tasks, task, FIRST + 2)
             out += ri[:, None].to(tl.int64) * cols + rj[None, :]
             tl.store(out, (acc * factor[:, None]).to(out_ptr.dtype.element_ty), mask=both)
-        if WANT & 2:  # noqa: SIM102
+        if WANT & 2:  # noqa: SIM102  known when it is compiled, as above
             if j == 0:
                 sums = task_pointer(sums_ptr, table_ptr, tasks, task, FIRST + 3) + ri
                 tl.store(sums, (side * factor).to(sums_ptr.dtype.element_ty), mask=in_i)

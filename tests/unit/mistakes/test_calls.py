@@ -97,16 +97,16 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "a number as modules to save": lambda: attach("lora", modules_to_save=3),
     "a seed that is a word": lambda: attach("lora", seed="x"),
     "a seed that is too long": lambda: attach("lora", seed=2**70),
-    "a folder in place of a model": lambda: hfadapt.attach("bert-base-uncased", "lora"),  # type: ignore[arg-type]
-    "None in place of a model": lambda: hfadapt.attach(None, "lora"),  # type: ignore[arg-type]
+    "a folder in place of a model": lambda: hfadapt.attach("bert-base-uncased", "lora"),
+    "None in place of a model": lambda: hfadapt.attach(None, "lora"),
     "a pipeline in place of a model": lambda: hfadapt.attach(PIPELINE, "lora"),
-    "a module that is no transformer": lambda: hfadapt.attach(torch.nn.Linear(2, 2), "pal"),  # type: ignore[arg-type]
+    "a module that is no transformer": lambda: hfadapt.attach(torch.nn.Linear(2, 2), "pal"),
     "target modules that match nothing": lambda: attach(hfadapt.LoRA(target_modules=("qproj",))),
     "a layer that is not there": lambda: attach(hfadapt.LoRA(layers=(99,))),
     "heads that do not divide": lambda: attach(hfadapt.PAL(size=10, num_heads=4)),
     # what is attached
     "activate an unknown name": lambda: hfadapt.activate(ADAPTED, "c"),
-    "activate a number": lambda: hfadapt.activate(ADAPTED, 3),  # type: ignore[arg-type]
+    "activate a number": lambda: hfadapt.activate(ADAPTED, 3),
     "activate on a plain model": lambda: hfadapt.activate(copy.deepcopy(BERT), "a"),
     "detach an unknown name": lambda: hfadapt.detach(ADAPTED, "c"),
     "detach a plain model": lambda: hfadapt.detach(copy.deepcopy(BERT)),
@@ -114,7 +114,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "merge a plain model": lambda: hfadapt.merge(copy.deepcopy(BERT)),
     "drop too many layers": lambda: hfadapt.set_adapter_drop(ADAPTED, 99),
     "drop minus one layer": lambda: hfadapt.set_adapter_drop(ADAPTED, -1),
-    "drop a word": lambda: hfadapt.set_adapter_drop(ADAPTED, "two"),  # type: ignore[arg-type]
+    "drop a word": lambda: hfadapt.set_adapter_drop(ADAPTED, "two"),
     "freeze an unknown name": lambda: hfadapt.unfreeze(ADAPTED, "c"),
     "combine unknown names": lambda: hfadapt.combine(ADAPTED, {"a": 1.0, "c": 1.0}, name="ac"),
     "combine with NaN": lambda: hfadapt.combine(ADAPTED, {"a": NAN, "b": 1.0}, name="ab"),
@@ -126,37 +126,37 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "an average with one weight too few": lambda: hfadapt.Average("a", "b", weights=(1.0,)),
     "fuse without a layer": lambda: hfadapt.activate(ADAPTED, hfadapt.Fuse("a", "b")),
     # folders
-    "save a plain model": lambda: hfadapt.save(copy.deepcopy(BERT), "/tmp/nothing-here"),
-    "save an unknown name": lambda: hfadapt.save(ADAPTED, "/tmp/nothing-here", "c"),
-    "load a folder that is not there": lambda: hfadapt.load("/tmp/nothing-here", copy.deepcopy(BERT)),
-    "load a number": lambda: hfadapt.load(3, copy.deepcopy(BERT)),  # type: ignore[arg-type]
-    "load onto a name": lambda: hfadapt.load("/tmp/nothing-here", "bert"),  # type: ignore[arg-type]
+    "save a plain model": lambda: hfadapt.save(copy.deepcopy(BERT), "no/such/folder"),
+    "save an unknown name": lambda: hfadapt.save(ADAPTED, "no/such/folder", "c"),
+    "load a folder that is not there": lambda: hfadapt.load("no/such/folder", copy.deepcopy(BERT)),
+    "load a number": lambda: hfadapt.load(3, copy.deepcopy(BERT)),
+    "load onto a name": lambda: hfadapt.load("no/such/folder", "bert"),
     "load with unknown weights": lambda: hfadapt.load("/tmp", copy.deepcopy(BERT), weights="pickle"),
     "load an unknown format": lambda: hfadapt.load("/tmp", copy.deepcopy(BERT), format="pft"),
-    "export an unknown format": lambda: hfadapt.export(ADAPTED, "/tmp/nothing-here", "a", format="pft"),
-    "a base that is not there": lambda: MultiTaskModel.from_pretrained("/tmp/nothing-here", tasks=toy_tasks()),
-    "a base without tasks": lambda: MultiTaskModel.from_pretrained("/tmp/nothing-here"),
+    "export an unknown format": lambda: hfadapt.export(ADAPTED, "no/such/folder", "a", format="pft"),
+    "a base that is not there": lambda: MultiTaskModel.from_pretrained("no/such/folder", tasks=toy_tasks()),
+    "a base without tasks": lambda: MultiTaskModel.from_pretrained("no/such/folder"),
     # tasks and heads
     "a task without a name": lambda: Task(""),
     "a task with a bad name": lambda: Task("a b"),
-    "a task whose head is a word": lambda: Task("a", "classification"),  # type: ignore[arg-type]
-    "a task whose head is a class": lambda: Task("a", Classification),  # type: ignore[arg-type]
+    "a task whose head is a word": lambda: Task("a", "classification"),
+    "a task whose head is a class": lambda: Task("a", Classification),
     "an unknown field of a task": lambda: Task("a", datas=[]),  # type: ignore[call-arg]
     "an unknown metric": lambda: Task("a", metrics=["acuracy"]),
     "a metric of another head": lambda: Task("a", Regression(), metrics=["f1"]),
     "an unknown column role": lambda: Task("a", columns={"txt": "x"}),
-    "an unknown pair form": lambda: Task("a", pair="both"),  # type: ignore[arg-type]
+    "an unknown pair form": lambda: Task("a", pair="both"),
     "tags of separate texts": lambda: Task("a", Tags(3), pair="separate"),
     "a loss weight of 0": lambda: Task("a", loss_weight=0.0),
     "a loss weight of NaN": lambda: Task("a", loss_weight=NAN),
     "a max_length of 1": lambda: Task("a", max_length=1),
     "names that do not match": lambda: Task("a", Classification(3), label_names=["x", "y"]),
     "one class": lambda: Classification(1),
-    "a number of classes in words": lambda: Classification("two"),  # type: ignore[arg-type]
-    "half a class": lambda: Classification(2.5),  # type: ignore[arg-type]
+    "a number of classes in words": lambda: Classification("two"),
+    "half a class": lambda: Classification(2.5),
     "dropout of 1": lambda: Classification(2, dropout=1.0),
     "dropout of NaN": lambda: Classification(2, dropout=NAN),
-    "an unknown pooling": lambda: Classification(2, pooling="men"),  # type: ignore[arg-type]
+    "an unknown pooling": lambda: Classification(2, pooling="men"),
     "smoothing of 1": lambda: Classification(2, label_smoothing=1.0),
     "no labels": lambda: MultiLabel(0),
     "one tag": lambda: Tags(1),
@@ -215,8 +215,8 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "predict a number": lambda: predict([3], [FIRST]),
     # configs
     "LoRA of rank 0": lambda: hfadapt.LoRA(r=0),
-    "LoRA of rank 2.5": lambda: hfadapt.LoRA(r=2.5),  # type: ignore[arg-type]
-    "LoRA of a rank that is a word": lambda: hfadapt.LoRA(r="eight"),  # type: ignore[arg-type]
+    "LoRA of rank 2.5": lambda: hfadapt.LoRA(r=2.5),
+    "LoRA of a rank that is a word": lambda: hfadapt.LoRA(r="eight"),
     "LoRA with dropout 1": lambda: hfadapt.LoRA(dropout=1.0),
     "LoRA with alpha NaN": lambda: hfadapt.LoRA(lora_alpha=NAN),
     "LoRA with an unknown field": lambda: hfadapt.LoRA(rank=8),  # type: ignore[call-arg]
