@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import DataError, did_you_mean
 
@@ -111,9 +111,9 @@ def _jsonl(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
             number += 1
 
 
-def _opened(path: Path, newline: str | None = None) -> io.TextIOBase:
+def _opened(path: Path, newline: str | None = None) -> IO[str]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
     return path.open(encoding="utf-8-sig", newline=newline)
 
 
