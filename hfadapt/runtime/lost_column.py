@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -17,19 +18,28 @@ if TYPE_CHECKING:
 
 __all__ = ["check_column", "check_that_something_trains", "note_taken_column"]
 
+logger = logging.getLogger(__name__)
+
 # The methods of Trainer that run a model, and the name under which each has its data.
 _DATA_OF = {"training_step": "train_dataset", "evaluate": "eval_dataset", "predict": "test_dataset"}
 
 # What Trainers were given with the column and took it out of, as packing does: "train_dataset", "eval_dataset".
 _took: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+# Trainers of which the log says that nobody saw their data.
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def check_column() -> None:
+def check_column(names: Collection[str] = ()) -> None:
     """Raise when a Trainer calls the model without the column ``task_ids`` that its dataset has, or had.
 
     Trainer keeps the columns that the model's signature names, and so this one; but subclasses have lists of their own
     (TRL's), and collators drop what they do not know. Every row would train, or be scored with, the active adapter.
-    Neither the model nor a callback is told of the Trainer's data, so the Trainer is looked up among the callers.
+    Neither the model nor a callback is told of the Trainer's data, so the Trainer is looked up among the callers. A
+    model whose class says ``accepts_loss_kwargs`` is not asked for its signature (see ``note_taken_column``): where
+    such a Trainer packs rows and there are several adapters, the log says that the rows use what is active.
+
+    Args:
+        names: The adapters that rows could choose from.
 
     Raises:
         RoutingError: the column was lost on the way.
@@ -58,6 +68,15 @@ def check_column() -> None:
             allowed="rows that keep their 'task_ids'",
             try_="packing=False with a data_collator that returns 'task_ids', and remove_unused_columns=False; or "
             "remove the column, to train what is active on every row",
+        )
+    if len(names) > 1 and trainer not in _told and _packs_unseen(trainer):
+        _told.add(trainer)
+        logger.warning(
+            "%s packs rows, and with %s nothing shows whether these had a column 'task_ids': every row uses what is "
+            "active of the adapters %s. packing=False with a data_collator that returns 'task_ids' lets rows choose.",
+            where,
+            type(trainer.model).__name__,
+            ", ".join(names),
         )
 
 
@@ -117,6 +136,12 @@ def _trainers_among_callers(methods: Collection[str]) -> Iterator[tuple[FrameTyp
             if trainer is not None and isinstance(trainer, kind):
                 yield frame, trainer
         frame = frame.f_back
+
+
+def _packs_unseen(trainer: Any) -> bool:
+    """Whether a Trainer makes new rows of those that it was given, of a model that it does not ask for its signature."""
+    packs = any(getattr(trainer.args, option, None) for option in ("packing", "padding_free"))
+    return packs and hasattr(trainer.model, "accepts_loss_kwargs")
 
 
 def _is_row(value: Any) -> bool:

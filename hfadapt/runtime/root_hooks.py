@@ -141,7 +141,7 @@ class Forward:
         task_ids = kwargs.pop("task_ids", None) if "task_ids" in kwargs else None
         penalised = kwargs.pop("penalised", None) if "penalised" in kwargs else None
         if task_ids is None and begins and not torch.compiler.is_compiling() and running(attachment) is None:
-            check_column()
+            check_column(attachment.names)
         call = Call(args, kwargs, self.parameters)
         routing = self._routing(attachment, before, task_ids, call)
         set_current(routing)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 import trl
 from datasets import Dataset
 
@@ -116,6 +117,20 @@ def test_data_without_the_column_trains_what_is_active(make, packing):
     hfadapt.activate(made.model, None)
     with pytest.raises(RoutingError, match="nothing would learn"):
         made.train()
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["", "packed"])
+def test_packed_rows_of_a_model_that_nobody_asks_for_its_signature_are_told(make, packing, monkeypatch, caplog):
+    """As transformers' models of text and images are."""
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    made = make(TOKENS, packing=packing)
+    if packing:
+        made.train()
+        (said,) = [r.getMessage() for r in caplog.records if "task_ids" in r.getMessage()]
+        assert "every row uses what is active of the adapters one, two" in said
+    else:
+        with pytest.raises(RoutingError, match="'task_ids', which"):
+            made.train()
 
 
 def test_adapters_at_the_head_are_refused_by_its_fused_loss(make):
