@@ -139,7 +139,7 @@ def _trainers_among_callers(methods: Collection[str]) -> Iterator[tuple[FrameTyp
 
 
 def _packs_unseen(trainer: Any) -> bool:
-    """Whether a Trainer makes new rows of those that it was given, of a model that it does not ask for its signature."""
+    """Whether a Trainer makes new rows of those it was given, for a model that it does not ask for its signature."""
     packs = any(getattr(trainer.args, option, None) for option in ("packing", "padding_free"))
     return packs and hasattr(trainer.model, "accepts_loss_kwargs")
 
