@@ -6,12 +6,13 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from .build import stack_map
 from .explain import explain
-from .linears import is_linear, is_table, linear_sizes
+from .linears import CONVOLUTIONS, is_convolution, is_linear, is_table, linear_sizes
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
-from .structure import linear_leaves, place_in_list, structure, table_leaves
+from .structure import convolution_leaves, linear_leaves, place_in_list, structure, table_leaves
 
 __all__ = [
+    "CONVOLUTIONS",
     "KINDS",
     "NORM_ROLES",
     "STYLES",
@@ -19,7 +20,9 @@ __all__ = [
     "AttentionMap",
     "LayerMap",
     "StackMap",
+    "convolution_leaves",
     "explain",
+    "is_convolution",
     "is_linear",
     "is_table",
     "join",

@@ -1,10 +1,13 @@
-"""What counts as a linear leaf or as a table of vectors, and their sizes."""
+"""What counts as a linear leaf, as a table of vectors or as a convolution, and their sizes."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+#: torch's convolutions, of any number of axes.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @runtime_checkable
@@ -31,8 +34,20 @@ def is_table(module: nn.Module) -> bool:
     return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution of torch's that mixes all its channels, and computes no more than that.
+
+    One with groups is none: an update of low rank reads all channels, and its product with B is no weight of theirs.
+    """
+    if not isinstance(module, CONVOLUTIONS) or module.groups != 1:
+        return False
+    return type(module).forward in [kind.forward for kind in CONVOLUTIONS]
+
+
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
     """Input and output features; transformers' Conv1D keeps its weight as [in, out], as a table of vectors does."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.in_channels, module.out_channels
     if isinstance(module, _Sized):
         return module.in_features, module.out_features
     rows, columns = module.get_parameter("weight").shape

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .linears import is_linear, is_table
+from .linears import is_convolution, is_linear, is_table
 from .maps import ArchitectureMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["linear_leaves", "place_in_list", "structure"]
+__all__ = ["convolution_leaves", "linear_leaves", "place_in_list", "structure", "table_leaves"]
 
 
 def structure(model: nn.Module, unmapped: str = "") -> ArchitectureMap:
@@ -25,7 +25,7 @@ def structure(model: nn.Module, unmapped: str = "") -> ArchitectureMap:
     """
     model_type = str(getattr(getattr(model, "config", None), "model_type", "") or type(model).__name__)
     lists: dict[str, int] = {}
-    for path, _ in linear_leaves(model):
+    for path, _ in (*linear_leaves(model), *convolution_leaves(model)):
         found = place_in_list(model, path)
         if found is not None:
             lists.setdefault(found[0], len(list(model.get_submodule(found[0]).children())))
@@ -43,6 +43,13 @@ def table_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the path of every table of vectors outside of lists of modules, and the table."""
     for path, module in model.named_modules():
         if not f".{path}".count(".hfadapt") and is_table(module) and place_in_list(model, path) is None:
+            yield path, module
+
+
+def convolution_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path of every convolution that takes an update, and the convolution."""
+    for path, module in model.named_modules():
+        if path and not f".{path}".count(".hfadapt") and is_convolution(module):
             yield path, module
 
 

@@ -40,10 +40,10 @@ class Site:
         leaf: Path of the module at which the tensor is changed.
         side: ``"input"``, ``"output"``, ``"attention"`` (the core of attention, through AttentionInterface) or
             ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``).
-        width: Size of the last axis of the changed tensor.
+        width: Size of the last axis of the changed tensor; of a convolution, its channels.
         source: The tensor that is read when it is neither the changed one nor the leaf's input.
         reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).
-        source_width: Size of the last axis of what is read.
+        source_width: Size of the last axis of what is read; of a convolution, its channels.
         shared_layer: Path of the layer module when one module is called for several depths, else "".
         call: Which call of that module this depth is, from 0.
         causal: The stack's self-attention is causal.
@@ -55,6 +55,7 @@ class Site:
         rows_known: The first axis of the tensor is the batch's, as a map says. Otherwise it is tried before rows of
             several adapters meet there.
         optional: Chosen with everything else and not by its name: where it never runs, that is said and no error.
+        window: Sizes of the window of the convolution whose output changes, one an axis; () elsewhere.
     """
 
     slot: str
@@ -75,6 +76,7 @@ class Site:
     kv_heads: int = 0
     rows_known: bool = True
     optional: bool = False
+    window: tuple[int, ...] = ()
 
     @property
     def read_width(self) -> int:

@@ -195,7 +195,7 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
             shaped = shaped.unsqueeze(1)
         elif read.dim() == 2 and shaped.shape[1] == 1:
             read = read.unsqueeze(1)
-    if shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
+    if delta.site.source is not None and shaped.dim() == read.dim() == 3 and shaped.shape[1] != read.shape[1]:
         raise AttachError(
             "a delta that reads the whole layer's input is called for a part of its tokens",
             where=f"{delta.site.leaf} ({delta.site.slot})",

@@ -98,13 +98,13 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
             if site.shared_layer:
                 raise CompositionError("layers that are one module cannot have a LoRA each", where=site.leaf, got=name)
             outputs = linear_sizes(model.get_submodule(site.leaf))[1]
-            b = own.lora_b.detach().double()
+            a, b = own.lora_a.detach().double().flatten(1), own.lora_b.detach().double()  # a window is a vector
             if site.part is not None:
                 blocks, start, stop = site.part
                 whole = b.new_zeros(outputs, b.shape[1])
                 whole.unflatten(0, (blocks, -1))[:, start:stop] = b.unflatten(0, (blocks, -1))
                 b = whole
-            update = Update(own.lora_a.detach().double(), b, config.scale, weight)
+            update = Update(a, b, config.scale, weight)
             found.setdefault(site.leaf, {}).setdefault(site.part, []).append(update)
     return found
 
@@ -209,5 +209,6 @@ def _weights(model: PreTrainedModel, name: str, made: Mapping[str, Pair]) -> dic
     found: dict[str, Tensor] = {}
     for path, delta in deltas_of(model, name):
         for key, tensor in zip(("lora_a", "lora_b"), made[delta.site.leaf], strict=True):
-            found[f"{path}.adapters.{name}.{key}"] = tensor.to(torch.float32)
+            shape = getattr(delta.own(name), key).shape
+            found[f"{path}.adapters.{name}.{key}"] = tensor.to(torch.float32).view(shape)
     return found

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from hfadapt import Capabilities, Method, Place
 
 from ..shared.gating import gate_variant
 from .combining import combine_loras
 from .config import LoRA
+from .convolution import ConvolutionDelta
 from .delta import LoRADelta
 from .dora import DoRADelta
 from .peft_files import read_lora, save_peft
@@ -65,6 +68,15 @@ class LoRAMethod(Method):
                     )
                 yield Place(target.site, TableDelta)
                 continue
+            self._refuse_only_read(target.site.leaf, target.site.optional, arch, model)
+            convolution = target.site.slot == "convolution"
+            if convolution and (config.dora or config.gate != "none"):
+                raise self.refuse(
+                    "a convolution takes A, B and a bias alone",
+                    arch,
+                    got=f"{target.site.leaf} with {config}",
+                    try_="a LoRA of its own for it: a tuple of two",
+                )
             # Rows with different dropout cannot share one call of the op.
             if config.dora and target.part:
                 raise self.refuse(
@@ -77,4 +89,23 @@ class LoRAMethod(Method):
             flags = [target.part, gate_variant(config), *(word for word, on in words.items() if on)]
             flags.append(f"p{config.dropout:g}" if config.dropout else "")
             variant = "_".join(flag for flag in flags if flag).replace(".", "_")
-            yield Place(target.site, DoRADelta if config.dora else LoRADelta, variant)
+            kind = ConvolutionDelta if convolution else DoRADelta if config.dora else LoRADelta
+            yield Place(target.site, kind, variant)
+
+    def _refuse_only_read(self, path: str, optional: bool, arch: ArchitectureMap, model: PreTrainedModel) -> None:
+        """Raise where torch reads the weight of a linear and never calls it, whether anything is run at attach or not.
+
+        Raises:
+            AttachError: it is the output projection of an ``nn.MultiheadAttention``, chosen by its name.
+        """
+        owner, _, leaf = path.rpartition(".")
+        module = model.get_submodule(owner)
+        stock = isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+        if stock and leaf == "out_proj" and not optional:
+            raise self.refuse(
+                "torch reads the weight of this linear and never calls it, so that an update would never run",
+                arch,
+                got=f"{path}, of an nn.MultiheadAttention",
+                allowed="linears that are called",
+                try_=f"a longer name that leaves it out; or modules_to_save=({owner!r},), which trains it whole",
+            )

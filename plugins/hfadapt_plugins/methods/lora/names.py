@@ -1,4 +1,4 @@
-"""Linears chosen by their names, in a model of which nothing else is known."""
+"""Linears, tables and convolutions chosen by their names, in a model of which nothing else is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfadapt import Site
-from hfadapt.architecture import is_table, linear_leaves, linear_sizes, place_in_list, table_leaves
+from hfadapt.architecture import (
+    CONVOLUTIONS,
+    convolution_leaves,
+    is_convolution,
+    is_table,
+    linear_leaves,
+    linear_sizes,
+    place_in_list,
+    table_leaves,
+)
 from hfadapt.errors import AttachError, did_you_mean
 
 from .config import is_pattern
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
 
     from hfadapt import ArchitectureMap, MethodConfig
 
-__all__ = ["ALL", "POSITION_TABLES", "Target", "matches", "named_site", "targets_by_name"]
+__all__ = ["ALL", "POSITION_TABLES", "Target", "convolutions_named", "matches", "named_site", "targets_by_name"]
 
 ALL = "all-linear"
 # These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own.
@@ -50,12 +59,13 @@ def matches(path: str, name: str) -> bool:
 
 
 def named_site(model: nn.Module, path: str, optional: bool = False) -> Site:
-    """Return the output of a linear, or of a table, whose place in the model nothing but its name says."""
+    """Return the output of a linear, a table or a convolution, whose place in the model nothing but its name says."""
     place, leaf = place_in_list(model, path), model.get_submodule(path)
     inputs, outputs = linear_sizes(leaf)
     stack, layer = ("", OUTSIDE) if place is None else place
+    kernel: Any = leaf.kernel_size if is_convolution(leaf) else ()
     return Site(
-        "table" if is_table(leaf) else "linear",
+        "table" if is_table(leaf) else "convolution" if kernel else "linear",
         stack,
         layer,
         path,
@@ -65,7 +75,32 @@ def named_site(model: nn.Module, path: str, optional: bool = False) -> Site:
         source_width=inputs,
         rows_known=False,
         optional=optional,
+        window=tuple(kernel),
     )
+
+
+def convolutions_named(name: str, model: nn.Module, where: str) -> list[str]:
+    """Return the paths of convolutions that a name means, which it does where it is no linear's and no table's.
+
+    So a name that adapters were saved with goes on meaning what it meant then.
+
+    Raises:
+        AttachError: one of them takes no update of low rank.
+    """
+    takes = dict(convolution_leaves(model))
+    named = [(p, m) for p, m in model.named_modules() if isinstance(m, CONVOLUTIONS) and matches(p, name)]
+    for path, module in named:
+        if path not in takes and ".hfadapt." not in path:
+            groups = int(module.groups)
+            got = f"{groups} groups of channels" if groups > 1 else f"a forward of its own in {type(module).__name__}"
+            raise AttachError(
+                "a convolution takes no update of low rank",
+                where=f"{where}: {path}",
+                got=got,
+                allowed="torch's convolutions of all channels at once (groups=1)",
+                try_="a name, or a regular expression for whole paths, that leaves it out; or modules_to_save with it",
+            )
+    return [path for path, _ in named if path in takes]
 
 
 def targets_by_name(
@@ -87,24 +122,26 @@ def targets_by_name(
             got=f"stack={config.stack!r}",
             try_=_ways_out(arch),
         )
-    leaves = [(path, named_site(model, path)) for path, _ in linear_leaves(model)]
-    tables = [(path, named_site(model, path)) for path, _ in table_leaves(model)]
-    chosen = _chosen_layers(config, arch, [site for _, site in leaves], where)
+    leaves = [path for path, _ in linear_leaves(model)]
+    tables = [path for path, _ in table_leaves(model)]
+    convolutions = [path for path, _ in convolution_leaves(model)]
+    chosen = _chosen_layers(config, arch, [*leaves, *convolutions], model, where)
     heads = _heads(model)
     found: dict[str, Target] = {}
     for name in names:
         if name == ALL:
-            hits = [p for p, _ in leaves if not p.startswith(heads) and p.rpartition(".")[2] not in POSITION_TABLES]
+            hits = [p for p in leaves if not p.startswith(heads) and p.rpartition(".")[2] not in POSITION_TABLES]
             hits = [path for path in hits if place_in_list(model, path)] or hits
         else:
-            hits = [path for path, _ in (*leaves, *tables) if matches(path, name)]
+            hits = [path for path in (*leaves, *tables) if matches(path, name)]
+            hits = hits or convolutions_named(name, model, where)
         hits = [path for path in hits if chosen is None or path in chosen]
-        if not leaves:
-            raise _no_linears(model, where)
+        if not hits and not leaves:
+            raise _no_linears(model, where, convolutions)
         if not hits:
-            raise _no_match(name, where, arch, [path for path, _ in leaves], config)
+            raise _no_match(name, where, arch, leaves, convolutions, config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
-    return [found[path] for path, _ in (*tables, *leaves) if path in found]
+    return [found[path] for path in (*tables, *leaves, *convolutions) if path in found]
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
@@ -117,8 +154,10 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path in (*paths, *head_modules(model_))) + tuple(paths)
 
 
-def _chosen_layers(config: MethodConfig, arch: ArchitectureMap, sites: list[Site], where: str) -> set[str] | None:
-    """Return the linears in the layers that the config chooses, by the numbers in their paths; None for all."""
+def _chosen_layers(
+    config: MethodConfig, arch: ArchitectureMap, paths: Sequence[str], model: nn.Module, where: str
+) -> set[str] | None:
+    """Return the modules in the layers that the config chooses, by the numbers in their paths; None for all."""
     if config.layers == "all":
         return None
     numbers: dict[str, set[int]] = {}
@@ -134,12 +173,20 @@ def _chosen_layers(config: MethodConfig, arch: ArchitectureMap, sites: list[Site
         if bad:
             allowed = "; ".join(f"{path}: 0 to {n - 1}" for path, n in arch.depths.items()) or "none: no list of layers"
             raise AttachError("layer out of range", where=where, got=bad, allowed=allowed)
-    return {site.leaf for site in sites if site.layer in numbers.get(site.stack, ())}
+    places = {path: place_in_list(model, path) for path in paths}
+    return {path for path, place in places.items() if place is not None and place[1] in numbers.get(place[0], ())}
 
 
-def _no_match(name: str, where: str, arch: ArchitectureMap, paths: Sequence[str], config: MethodConfig) -> AttachError:
-    modules = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    near = did_you_mean(name, [*modules, ALL])
+def _no_match(
+    name: str,
+    where: str,
+    arch: ArchitectureMap,
+    linears: Sequence[str],
+    convolutions: Sequence[str],
+    config: MethodConfig,
+) -> AttachError:
+    modules, others = ([*dict.fromkeys(p.rpartition(".")[2] for p in paths)] for paths in (linears, convolutions))
+    near = did_you_mean(name, [*modules, *others, ALL])
     if name == ALL and config.layers == "all":
         near = f"names of modules: every linear is in what makes the output, which {ALL!r} leaves out."
     shown = ", ".join(modules[:_SHOWN]) + (", ..." if len(modules) > _SHOWN else "")
@@ -150,19 +197,25 @@ def _no_match(name: str, where: str, arch: ArchitectureMap, paths: Sequence[str]
         got=f"no map of the model, so that names of modules count and roles do not ({arch.unmapped})"
         if arch.unmapped
         else None,
-        allowed=f"linear modules {shown}; a regular expression for whole paths; {ALL!r}" if modules else "no linears",
+        allowed=f"linear modules {shown}; "
+        + (f"convolutions {', '.join(others[:_SHOWN])}; " if others else "")
+        + f"a regular expression for whole paths; {ALL!r}",
         try_=f"{near} {_ways_out(arch)}".strip() if arch.unmapped else near or f"target_modules={ALL!r}",
     )
 
 
-def _no_linears(model: nn.Module, where: str) -> AttachError:
+def _no_linears(model: nn.Module, where: str, convolutions: Sequence[str]) -> AttachError:
     kinds = Counter(type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     return AttachError(
-        "the model has no linears, and updates of low rank are for linears",
+        "the model has no linears of that name, nor any, and updates of low rank are for linears and convolutions",
         where=where,
         got=", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)),
-        allowed="a model with linears; convolutions and embeddings take no LoRA here",
-        try_="heads on the frozen model (hfadapt.MultiTaskModel), or modules_to_save for the last blocks",
+        allowed=f"names of convolutions: {', '.join(convolutions[:_SHOWN])}"
+        if convolutions
+        else "a model with linears, or with convolutions that mix all their channels (groups=1)",
+        try_=f"target_modules=({convolutions[-1]!r},)"
+        if convolutions
+        else "heads on the frozen model (hfadapt.MultiTaskModel), or modules_to_save for the last blocks",
     )
 
 

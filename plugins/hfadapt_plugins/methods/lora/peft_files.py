@@ -14,7 +14,7 @@ import torch
 
 from hfadapt import attachment
 from hfadapt.adapters.formats import WEIGHTS_FILE, Described, atomic_folder, head_modules, require_loadable
-from hfadapt.architecture import is_table
+from hfadapt.architecture import is_linear
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
@@ -22,7 +22,16 @@ from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
 from .config import LoRA
 from .dora import row_norms, weight_of
 from .peft_config import check_fields
-from .peft_tensors import MORE, PARTS, PREFIX, TABLE_PARTS, Updates, fit_to_model, split_tensors
+from .peft_tensors import (
+    MORE,
+    PARTS,
+    PREFIX,
+    TABLE_PARTS,
+    Updates,
+    fit_to_model,
+    refuse_other_padding,
+    split_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,6 +69,10 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
             )
         for own, theirs in (TABLE_PARTS if delta.site.slot == "table" else PARTS).items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
+        if delta.site.window:
+            refuse_other_padding(model.get_submodule(delta.site.leaf), delta.site.leaf, AttachError)
+            b = f"{PREFIX}{delta.site.leaf}{PARTS['lora_b']}"
+            tensors[b] = tensors[b].reshape(*tensors[b].shape, *(1 for _ in delta.site.window))
         if config.bias:
             tensors[f"{PREFIX}{delta.site.leaf}{MORE['lora_bias']}"] = delta.own(name).lora_bias
         if config.dora:
@@ -74,7 +87,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
     whole, own = whole_modules(model, name)
     tensors |= {f"{PREFIX}{key}": value for key, value in own.items()}
     leaves = [delta.site.leaf for delta in deltas]
-    linears = [model.get_submodule(delta.site.leaf) for delta in deltas if delta.site.slot != "table"]
+    linears = [model.get_submodule(delta.site.leaf) for delta in deltas if delta.site.slot == "linear"]
     described = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  (peft itself reads fractions)
@@ -157,9 +170,11 @@ def read_lora(
                 bias=bias,
                 dora=fields.use_dora,
             )
-        if form.dora and is_table(model.get_submodule(leaf)):
+        if form.dora and not is_linear(model.get_submodule(leaf)):
             try_ = "merge it with peft (merge_and_unload) and adapt what comes out"
-            raise CheckpointError("DoRA of a table of vectors", where=str(folder), got=leaf, try_=try_)
+            raise CheckpointError(
+                "DoRA of a table of vectors or of a convolution", where=str(folder), got=leaf, try_=try_
+            )
         groups.setdefault(form, []).append(leaf)
         updates[leaf] = _own_parts(model.get_submodule(leaf), parts, form, folder)
     configs = tuple(replace(form, target_modules=tuple(leaves)) for form, leaves in groups.items())

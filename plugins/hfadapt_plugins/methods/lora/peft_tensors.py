@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hfadapt.adapters.formats import WEIGHTS_FILE, head_modules, paths_in
-from hfadapt.architecture import is_linear, is_table, linear_sizes
-from hfadapt.errors import CheckpointError
+from hfadapt.architecture import is_convolution, is_linear, is_table, linear_sizes
+from hfadapt.errors import CheckpointError, HFAdaptError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .peft_config import PeftLoRA
 
-__all__ = ["MORE", "PARTS", "PREFIX", "TABLE_PARTS", "Updates", "fit_to_model", "split_tensors"]
+__all__ = ["MORE", "PARTS", "PREFIX", "TABLE_PARTS", "Updates", "fit_to_model", "refuse_other_padding", "split_tensors"]
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
@@ -100,11 +100,15 @@ def fit_to_model(
     paths = dict(zip(updates, saved, strict=True))  # patterns are of the paths that peft had
     for leaf, parts in updates.items():
         module = model.get_submodule(leaf)
-        if not is_linear(module) and not is_table(module):
-            what = f"a LoRA of a {type(module).__name__}, which is no linear and no table"
+        if is_convolution(module):
+            refuse_other_padding(module, leaf, CheckpointError)
+            parts["lora_b"] = _without_window(parts["lora_b"])
+        elif not is_linear(module) and not is_table(module):
+            what = f"a LoRA of a {type(module).__name__}, which is no linear, no table and no convolution of one group"
             raise _refusal(what, folder, leaf, _MERGE)
         a, b, r = parts["lora_a"], parts["lora_b"], config.rank(paths[leaf])
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
+        axes = module.get_parameter("weight").dim() if is_convolution(module) else 2
+        if a.dim() != axes or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
             got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={r}"
             raise _refusal("the matrices do not have the config's rank", folder, got, "")
     own, heads = named_tensors(model), head_modules(model)
@@ -135,11 +139,33 @@ def fit_to_model(
     return updates, whole, paths
 
 
+def _without_window(b: Tensor) -> Tensor:
+    """B of a convolution, which sees one place at a time, as the matrix that it is."""
+    return b.flatten(1) if b.dim() > 2 and b.shape[2:].numel() == 1 else b
+
+
+def refuse_other_padding(module: Any, leaf: str, error: type[HFAdaptError]) -> None:
+    """Raise where peft's A reads another window than the base: it pads with zeros, and has no dilation.
+
+    Raises:
+        HFAdaptError: of the kind ``error``.
+    """
+    wide = [size for size in module.dilation if size != 1]
+    if wide or module.padding_mode != "zeros":
+        raise error(
+            "peft's LoRA of this convolution reads another window than the convolution does",
+            where=leaf,
+            got=f"dilation={module.dilation}, padding_mode={module.padding_mode!r}",
+            allowed="dilation=1, padding_mode='zeros'",
+            try_="hfadapt.save and hfadapt.load, whose files hold the update as it is",
+        )
+
+
 def _with_paths_of(
     model: PreTrainedModel, updates: Updates, others: dict[str, Tensor], folder: Folder
 ) -> tuple[Updates, dict[str, Tensor]]:
     """Rename what was saved from a model with a head, or without one, to this model's paths."""
-    linears = [path for path, module in model.named_modules() if is_linear(module)]
+    linears = [path for path, module in model.named_modules() if is_linear(module) or is_convolution(module)]
     paths = paths_in(model, updates, folder, f"linears such as {', '.join(linears[:3])}")
     renamed, prefix = {paths[leaf]: parts for leaf, parts in updates.items()}, f"{model.base_model_prefix}."
     first = next(iter(updates))

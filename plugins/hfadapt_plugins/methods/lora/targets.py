@@ -1,4 +1,4 @@
-"""Which linears of a model ``target_modules`` means."""
+"""Which linears, tables and convolutions of a model ``target_modules`` means."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hfadapt import select_layers
-from hfadapt.architecture import is_linear, linear_leaves, table_leaves
+from hfadapt.architecture import convolution_leaves, is_linear, linear_leaves, table_leaves
 from hfadapt.errors import AttachError, did_you_mean
 from hfadapt.method import sites
 
-from .names import ALL, POSITION_TABLES, Target, matches, named_site, targets_by_name
+from .names import ALL, POSITION_TABLES, Target, convolutions_named, matches, named_site, targets_by_name
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, MethodConfig
@@ -36,11 +36,14 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
     layers = select_layers(config, arch)
     inside = {layer.path for layer in arch.layers()}
     found: dict[tuple[str, int, str], Target] = {}
+    everywhere = config.layers == "all" and config.stack == "all"
+    where = f"{config.method} on {arch.model_type}"
     for name in names:
         targets = [t for layer in layers for t in _in_layer(name, layer, model)]
         # A role is one of the map's own linears, and never a module of that name elsewhere, such as in another tower.
-        if name not in ROLES and name != ALL and config.layers == "all" and config.stack == "all":
-            targets += _outside(name, inside, model)
+        if name not in ROLES and name != ALL:
+            targets += _outside(name, inside, model) if everywhere else []
+            targets = targets or _convolutions(name, None if everywhere else layers, model, where)
         if not targets:
             raise _no_match(name, config.method, arch, model)
         found.update({(t.site.leaf, t.site.layer, t.part): t for t in targets})
@@ -49,7 +52,7 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
     if twice:
         raise AttachError(
             "a fused linear and a slice of it are both named",
-            where=f"{config.method} on {arch.model_type}",
+            where=where,
             got=f"{twice[0].site.leaf} and {twice[0].part!r}",
             try_="name the roles, or the module, but not both",
         )
@@ -137,14 +140,23 @@ def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
     ]
 
 
+def _convolutions(name: str, layers: Sequence[LayerMap] | None, model: nn.Module, where: str) -> list[Target]:
+    """Convolutions with that name, in some layers or (None) anywhere."""
+    paths = convolutions_named(name, model, where)
+    starts = ("",) if layers is None else tuple(f"{layer.path}." for layer in layers)
+    return [Target(named_site(model, path)) for path in paths if path.startswith(starts)]
+
+
 def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
     modules = list(dict.fromkeys(path.rpartition(".")[2] for path in arch.linears(model)))
+    others = list(dict.fromkeys(path.rpartition(".")[2] for path, _ in convolution_leaves(model)))
     have = {role for layer in arch.layers() for role, _ in _roles(layer)}
     roles = [role for role, parts in ROLES.items() if have.intersection(parts)]
     return AttachError(
         f"target_modules matched nothing for {name!r}",
         where=f"{method} on {arch.model_type}",
         got=repr(name),
-        allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}",
-        try_=did_you_mean(name, [*roles, *modules, ALL]) or "hfadapt inspect MODEL shows the names",
+        allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}"
+        + (f"; convolutions {', '.join(others)}" if others else ""),
+        try_=did_you_mean(name, [*roles, *modules, *others, ALL]) or "hfadapt inspect MODEL shows the names",
     )
