@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu compile thorough oldest newest \
+.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser compile thorough oldest newest \
 	readme changelog hooks sweep clean
 
 help: ## what can be made, which is this list
@@ -57,6 +57,10 @@ triton: $(VENV)/.test ## every Triton configuration compiled for every card fami
 DEVICE ?= cuda
 gpu: ## the Triton kernels on this machine's card, in four minutes: right, stable, fast; DEVICE=cpu: interpreted
 	HFADAPT_BUILD_CPP=0 PYTHONPATH=kernels $(PYTHON) -m hfadapt_kernels.bench.gpu --device $(DEVICE) --out runs/gpu
+
+# Debian: apt-get install chromium chromium-driver
+browser: $(VENV)/.test ## the page of hfadapt serve in a headless chromium, which must be there with its chromedriver
+	$(PYTEST) -m browser tests/unit
 
 compile: $(VENV)/.test ## every method compiled on every architecture, forward and back: half an hour
 	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance

@@ -16,13 +16,13 @@ from hfadapt_kernels.errors import BackendError
 
 from ..adapters.saved_tensors import require_finite
 from ..data import MultiTaskCollator
-from ..errors import ConfigError, DataError, TaskError, did_you_mean
+from ..errors import CheckpointError, ConfigError, DataError, TaskError, did_you_mean
 from ..errors.limits import require_number
 from ..runtime.attachment import find_attachment
 from ..runtime.packing import pack
 from .answers import readable
 from .batches import PaddedCollator, Shape, largest_size, padded_length, plan
-from .folders import Source, add_folder, digest_of, model_of, named_folders, tasks_in
+from .folders import Source, add_folder, model_of, named_folders, source_of, tasks_in
 from .lock import SharedLock
 from .predict import MAX_CHARACTERS, Prediction, Predictor, Run, tokenizer_of
 from .proof import Outputs, RowProof
@@ -129,13 +129,13 @@ class Engine(Predictor):
         given = named_folders(folders)
         (name, first), rest = given[0], given[1:]
         loading = {} if weights == "safetensors" else {"weights": weights}
-        digest = digest_of(first)
+        source = source_of(first)
         model = model_of(first, base, loading)
         engine = cls(model, tokenizer or tokenizer_of(first, model), **options)
         if name is not None:
             engine._call_only(name, first)
         engine._loading = loading
-        engine._sources = {task: Source(first, digest) for task in engine._inner}
+        engine._sources = dict.fromkeys(engine._inner, source)
         for called, folder in rest:
             engine.add(folder, called=called)
         return engine
@@ -164,6 +164,20 @@ class Engine(Predictor):
                 return self._answers(requests, self._outputs(requests, functools.partial(self._planned, known)))
         raise DataError("the tasks changed again and again while texts waited for them", got=f"{_ATTEMPTS} times")
 
+    def check(
+        self,
+        texts: str | Sequence[str],
+        tasks: str | Sequence[str],
+        pairs: str | Sequence[str | None] | None = None,
+    ) -> None:
+        """Raise what `predict` would raise for these texts, without running any.
+
+        Raises:
+            DataError: see ``Predictor.predict``.
+        """
+        with self._lock.shared():
+            self._requests(texts, tasks, pairs)
+
     def add(
         self,
         folder: str | os.PathLike[str],
@@ -184,17 +198,18 @@ class Engine(Predictor):
             The names of what was added.
 
         Raises:
-            CheckpointError: the folder is damaged, holds NaN, or is of another base; the engine is as it was.
+            CheckpointError: the folder is damaged, holds NaN, is of another base, or is written while it is read; the
+                engine is as it was.
             TaskError: a name is taken, or the folder has no head that answers.
         """
-        digest = digest_of(folder)
+        source = source_of(folder)
         with self._lock.alone():
             for one in (called, name if called is None else None):
                 if one is not None and one in self._inner:
                     raise TaskError(f"there is a task {one!r}", where=str(folder), try_="replace(), or called=...")
-            added = self._added(Path(folder), name, called, task)
+            added = self._added(source, name, called, task)
             self._call({**self._inner, **{one: one for one in added}})
-            self._sources |= {one: Source(Path(folder), digest) for one in added}
+            self._sources |= dict.fromkeys(added, source)
             return added
 
     def replace(
@@ -213,22 +228,22 @@ class Engine(Predictor):
             TaskError: as of `add`.
             DataError: there is no such task.
         """
-        digest = digest_of(folder)
+        source = source_of(folder)
         with self._lock.alone():
             old = self._of(task)
             self._made += 1
             inner = f"{task}_{self._made}"
             while inner in self._inner.values():
                 inner += "_"
-            wanted = task if name is None and task in tasks_in(Path(folder)) else name
-            (new,) = self._added(Path(folder), wanted, inner, head)
+            wanted = task if name is None and task in tasks_in(source.folder) else name
+            (new,) = self._added(source, wanted, inner, head)
             try:
                 self.model.remove_task(old)
             except BaseException:
                 self.model.remove_task(new)
                 raise
             self._call({**self._inner, task: new})
-            self._sources[task] = Source(Path(folder), digest)
+            self._sources[task] = source
 
     def remove(self, task: str) -> None:
         """Take a task off; texts that wait for it get the error of an unknown task.
@@ -248,8 +263,8 @@ class Engine(Predictor):
         `replace` takes up what is there now.
         """
         sources = dict(self._sources)
-        now = {folder: digest_of(folder) for folder in {source.folder for source in sources.values()}}
-        return tuple(name for name, source in sources.items() if now[source.folder] != source.digest)
+        holds = {source: source.holds() for source in {*sources.values()}}
+        return tuple(name for name, source in sources.items() if not holds[source])
 
     def shapes(self) -> list[dict[str, Any]]:
         """Return the shapes of batch that were tried, and whether each place of them keeps a row's bits."""
@@ -278,10 +293,22 @@ class Engine(Predictor):
             raise TaskError("which of the folder's tasks?", where=str(folder), got=name, allowed=", ".join(names))
         self._call({name: names[0]})
 
-    def _added(self, folder: Path, name: str | None, called: str | None, task: Task | None) -> list[str]:
-        """Add a folder's tasks to the model, ready to be served, and return their names in it."""
-        added = add_folder(self.model, folder, name, called, task, self._loading)
+    def _added(self, source: Source, name: str | None, called: str | None, task: Task | None) -> list[str]:
+        """Add a folder's tasks to the model, ready to be served, and return their names in it.
+
+        Raises:
+            CheckpointError: as of `add`; or somebody wrote the folder while it was read.
+        """
+        added = add_folder(self.model, source.folder, name, called, task, self._loading)
         try:
+            if not source.holds():
+                raise CheckpointError(
+                    "the folder changed while it was read",
+                    where=str(source.folder),
+                    got="files that were written meanwhile",
+                    allowed="a folder that is whole",
+                    try_="write a new folder beside it, and rename that one when it is whole",
+                )
             self._take_up(added)
         except BaseException:
             for one in added:

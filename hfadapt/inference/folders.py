@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..multitask.live import LiveTasks
 
-__all__ = ["Source", "add_folder", "digest_of", "model_of", "named_folders", "tasks_in"]
+__all__ = ["Source", "add_folder", "digest_of", "model_of", "named_folders", "source_of", "tasks_in"]
 
 Folder = str | os.PathLike[str]
 
@@ -37,23 +37,44 @@ class Source:
     Args:
         folder: Its folder.
         digest: Of the folder's files when it was read.
+        stamp: Sizes and times of these files.
     """
 
     folder: Path
     digest: str
+    stamp: tuple[tuple[str | int, ...], ...]
+
+    def holds(self) -> bool:
+        """Say whether the folder holds what it held; files that nobody touched are not read again."""
+        return _stamp(self.folder) == self.stamp or digest_of(self.folder) == self.digest
+
+
+def source_of(folder: Folder) -> Source:
+    """Return what a folder holds now."""
+    path = Path(folder)
+    stamp = _stamp(path)  # before the files are read: one that changes meanwhile has another one then
+    return Source(path, digest_of(path), stamp)
 
 
 def digest_of(folder: Folder) -> str:
     """Return what tells whether a folder still holds the same adapters: a digest of its configs and weights."""
     digest = hashlib.sha256()
-    path = Path(folder)
-    for file in sorted(path.iterdir()) if path.is_dir() else ():
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin"):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as opened:
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
+    for file in _files(Path(folder)):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in found if file.is_file() and file.suffix in (".json", ".safetensors", ".bin")]
+
+
+def _stamp(folder: Path) -> tuple[tuple[str | int, ...], ...]:
+    stats = [(file.name, file.stat()) for file in _files(folder)]
+    return tuple((name, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats)
 
 
 def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> list[tuple[str | None, Path]]:

@@ -20,6 +20,7 @@ from transformers import (
 import hfadapt
 from hfadapt import Classification, Engine, MultiLabel, MultiTaskModel, Regression, Span, Task, TokenClassification
 from hfadapt.errors import CheckpointError, ConfigError, DataError, TaskError
+from hfadapt.inference import folders
 from hfadapt.inference.batches import LENGTHS, Shape, padded_length
 from hfadapt.inference.predict import Predictor
 from hfadapt.inference.proof import RowProof
@@ -344,6 +345,39 @@ def test_a_folder_that_changes_is_told_and_what_was_read_is_served(base_folder, 
     assert engine.predict("w1 w2", "more") == before
     engine.replace("more", mine)
     assert engine.changed() == () and engine.predict("w1 w2", "more") != before
+
+
+def test_a_folder_that_is_written_while_it_is_read_is_refused(engine, alone, tmp_path, further, monkeypatch):
+    mine, stock = shutil.copytree(further, tmp_path / "mine"), MultiTaskModel.add_task
+
+    def read_and_written(self, *args, **options):
+        try:
+            return stock(self, *args, **options)
+        finally:
+            (mine / "adapter_model.safetensors").write_bytes(b"half of a file")
+
+    monkeypatch.setattr(MultiTaskModel, "add_task", read_and_written)
+    with pytest.raises(CheckpointError, match="mine: the folder changed while it was read"):
+        engine.add(mine)
+    assert [task.name for task in engine.tasks] == [task.name for task in TASKS]
+    assert ask(engine, REQUESTS[:7]) == alone[:7]
+
+
+def test_folders_that_nobody_touched_are_not_read_again(further, tmp_path, monkeypatch):
+    mine, read = shutil.copytree(further, tmp_path / "mine"), []
+    engine, stock = Engine.from_pretrained(mine), folders.digest_of
+    monkeypatch.setattr(folders, "digest_of", lambda folder: [read.append(folder), stock(folder)][1])
+    assert engine.changed() == () and not read
+    (mine / "adapter_config.json").touch()
+    assert engine.changed() == () and read == [mine]
+
+
+def test_a_check_says_what_predict_would_say_and_runs_nothing(engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "forward", None)
+    engine.check(["w1", "w2"], ["topic", "score"])
+    for texts, tasks, pairs in ((["w1"], ["topc"], None), ([3], ["topic"], None), (["w1"], ["same"], [None])):
+        with pytest.raises(DataError):
+            engine.check(texts, tasks, pairs)
 
 
 def test_a_model_whose_weights_are_nan_is_refused(folder):

@@ -157,6 +157,10 @@ def answered(texts: Any, tasks: Any, pairs: Any = None, kind: Any = Predictor) -
     return [(found.task, found.text, found.text_pair) for found in one.predict(texts, tasks, pairs)]
 
 
+def checked(*asked: Any) -> None:
+    Engine(toy_model(), tiny_tokenizer()).check(*asked)
+
+
 def engine_of(folder: Any) -> Engine:
     from_folder(folder).save_pretrained(folder / "saved")
     return Engine.from_pretrained(str(folder / "saved"), tokenizer=tiny_tokenizer())
@@ -193,6 +197,9 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "Case.method": (lambda tmp: [config.method for config in Case("lora", "bert").configs], ["lora"]),
     "Design.attention": (lambda tmp: Design(attention="self").attention, ("self",)),
     "Design.modified": (lambda tmp: Design(modified="ffn").modified, ("ffn",)),
+    "Engine.check.pairs": (lambda tmp: checked("w1 w2", "same", "w3 w4"), None),
+    "Engine.check.tasks": (lambda tmp: checked(["w1"], "topic"), None),
+    "Engine.check.texts": (lambda tmp: checked("w1 w2", ["topic"]), None),
     "Engine.from_pretrained.folders": (lambda tmp: engine_of(tmp).tasks[0].name, "ab"),
     "Engine.predict.pairs": (lambda tmp: answered("w1 w2", "same", "w3 w4", Engine), [("same", "w1 w2", "w3 w4")]),
     "Engine.predict.tasks": (lambda tmp: answered(["w1"], "topic", None, Engine), [("topic", "w1", None)]),
