@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .multitask.model import MultiTaskModel as MultiTaskModel
     from .multitask.task import Task as Task
     from .plugins.hookspecs import hookimpl as hookimpl
+    from .routing import Arrow as Arrow
     from .routing import Average as Average
     from .routing import Fuse as Fuse
     from .routing import Parallel as Parallel
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Adapter": "runtime.attachment",
     "ArchitectureMap": "architecture",
+    "Arrow": "routing",
     "AttentionCall": "runtime.attention",
     "AttentionDelta": "runtime.attention",
     "Average": "routing",

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AttachError
+from ..errors import AttachError, CompositionError
 from ..method.delta import check_adapter_name
 from ..routing.choice import Block, Choice, choose
-from ..routing.composition import Composition, Node, Parallel, steps_of
+from ..routing.composition import Composition, Node, Parallel, arrow_nodes, steps_of
 from ..routing.steps import plan
 from ..routing.task_ids import BASE, parse
-from ..runtime.attachment import attachment, uncompiled
+from ..runtime.attachment import attachment, deltas_of, uncompiled
 from ..runtime.parallel_hooks import install
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def replace_composition(model: PreTrainedModel, name: str, node: Composition) ->
     state = attachment(model)
     steps_of(node)
     state.check(node)
+    _check_arrows(model, node)
     state.compositions[name] = node
     state.changed()
 
@@ -101,16 +102,41 @@ def _choice(model: PreTrainedModel, choice: Any) -> Choice:
     state = attachment(model)
     if choice is None or (isinstance(choice, str) and choice == BASE):
         return Choice(base=True, made=True)
-    if isinstance(choice, Parallel):
-        state.check(choice)
-        return Choice(node=choice, layers=install(uncompiled(model), state, choice), made=True)
     if isinstance(choice, Composition):
         state.check(choice)
+        _check_arrows(model, choice)
+    if isinstance(choice, Parallel):
+        return Choice(node=choice, layers=install(uncompiled(model), state, choice), made=True)
+    if isinstance(choice, Composition):
         return Choice(node=choice, steps=plan([choice]), made=True)
     if isinstance(choice, str) and choice not in state.routable:
         state.require(choice)
     parse(choice, state.routable, None, None)
     return Choice(choice, made=True)
+
+
+def _check_arrows(model: PreTrainedModel, node: Node) -> None:
+    """Raise unless every adapter of every ``Arrow`` in ``node`` has prototypes.
+
+    Raises:
+        CompositionError: a delta has none, or an adapter has no delta at all.
+    """
+    for arrow in arrow_nodes(node):
+        for name in map(str, arrow.children):
+            found = [
+                (path.partition(".hfadapt.")[0], delta.cannot_route(name)) for path, delta in deltas_of(model, name)
+            ]
+            refused = next(((path, why) for path, why in found if why), None)
+            if refused is not None or not found:
+                path, why = refused or (name, "it has own modules alone")
+                kinds = " + ".join(dict.fromkeys(config.method for config in attachment(model).require(name).configs))
+                raise CompositionError(
+                    f"tokens cannot be routed to adapter {name!r}",
+                    where=f"Arrow, {path.partition('.hfadapt.')[0]}",
+                    got=f"{kinds}: {why}" if kinds else why,
+                    allowed="LoRAs of linears, without gate and without DoRA",
+                    try_="hfadapt.Average of the adapters",
+                )
 
 
 def set_adapter_drop(model: PreTrainedModel, layers: int | Mapping[str, int] | None) -> None:

@@ -223,6 +223,17 @@ class Delta(nn.Module):
         """
         raise NotImplementedError
 
+    def cannot_route(self, name: str) -> str:
+        """Say why tokens cannot choose the adapter ``name`` here by its prototype (``Arrow``); "" when they can."""
+        return "its change is not a low-rank update of a linear"
+
+    def prototype(self, name: str) -> Tensor:
+        """Return the direction ``[Ds]`` of what is read that the adapter ``name`` changes most, of length 1.
+
+        Asked only where ``cannot_route`` says "". Where the adapter changes nothing it is 0.
+        """
+        raise NotImplementedError
+
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Fold the adapter ``name`` into the weights of ``leaf``; only for methods that are mergeable."""
         raise AttachError(f"{type(self).__name__} cannot be merged into the base's weights", got=name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors.first_use import on_first_use
 
 if TYPE_CHECKING:
+    from .composition import Arrow as Arrow
     from .composition import Average as Average
     from .composition import Composition as Composition
     from .composition import Fuse as Fuse
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # compositions are read from recipes without torch, which the routing of a pass needs
 _HOMES = {
+    "Arrow": ".composition",
     "Average": ".composition",
     "Composition": ".composition",
     "Fuse": ".composition",

@@ -1,18 +1,20 @@
 """How several adapters act on one row: small immutable trees of adapter names, checked when built.
 
-``Stack`` runs adapters one after another, ``Average`` mixes their effects with fixed weights, ``Fuse`` lets
-AdapterFusion attend over them, and ``Parallel`` sends every row through each child and returns a larger batch.
+``Stack`` runs adapters one after another, ``Average`` mixes their effects with fixed weights, ``Arrow`` with weights
+that each token chooses, ``Fuse`` lets AdapterFusion attend over them, and ``Parallel`` sends every row through each
+child and returns a larger batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Union
+from typing import TypeVar, Union
 
 from ..errors import CompositionError
 from ..errors.limits import require_number
 
 __all__ = [
+    "Arrow",
     "Average",
     "Composition",
     "Fuse",
@@ -20,6 +22,7 @@ __all__ = [
     "Parallel",
     "Stack",
     "adapter_names",
+    "arrow_nodes",
     "fuse_nodes",
     "parse",
     "steps_of",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 Node = Union[str, "Composition"]
+_Kind = TypeVar("_Kind", bound="Composition")
 
 
 class Composition:
@@ -73,14 +77,7 @@ class Fuse(Composition):
 
     def __init__(self, *children: Node) -> None:
         super().__init__(*children)
-        if len(children) < 2 or len(set(children)) != len(children):
-            raise CompositionError(
-                "Fuse needs at least two different adapters",
-                where="Fuse",
-                got=repr(children),
-                allowed="two or more names",
-                try_="Fuse('a', 'b')",
-            )
+        _require_different(self, "Fuse")
 
     @property
     def key(self) -> str:
@@ -119,20 +116,77 @@ class Average(Composition):
         return (*super()._key(), self.weights)
 
 
+class Arrow(Composition):
+    """Each token chooses among LoRAs at every linear, without training (Ostapenko et al. 2024, arXiv:2405.11157).
+
+    The prototype of a LoRA at a linear is the direction of the inputs that its update changes most: the first right
+    singular vector v of ``B A``, of length 1. A token's input x scores each LoRA by ``|v . x|``, whatever the sign; of
+    the ``top_k`` highest, the effects are mixed by the softmax of their scores divided by ``temperature``. LoRAs that
+    have no update at a linear are not chosen there. Rows need no task. The adapters' own modules, such as heads, have
+    no prototypes: their outputs are averaged with equal weights.
+
+    Args:
+        children: Names of two or more LoRAs; their ranks, scales and linears may differ.
+        top_k: How many a token uses at a linear; by default 4, as in the paper, or all if there are fewer.
+        temperature: Of the softmax; the lower, the more weight has the best.
+
+    Raises:
+        CompositionError: fewer than two different adapters, ``top_k`` is not between 1 and their number, or the
+            temperature is not a number above 0.
+    """
+
+    def __init__(self, *children: Node, top_k: int | None = None, temperature: float = 1.0) -> None:
+        super().__init__(*children)
+        _require_different(self, "Arrow")
+        most = len(children)
+        self.top_k = _top_k(top_k, min(4, most), most, "Arrow")
+        found = require_number("temperature", temperature, where="Arrow", above=0, error=CompositionError)
+        self.temperature = float(found)
+
+    def _key(self) -> tuple:
+        return (*super()._key(), self.top_k, self.temperature)
+
+
 class Stack(Composition):
     """Adapters one after another at every slot, the first nearest to the base."""
 
-    allowed = (str, Fuse, Average)
+    allowed = (str, Fuse, Average, Arrow)
 
 
 class Parallel(Composition):
     """Every row through each child; the batch grows at the first layer that has a delta, children outermost."""
 
-    allowed = (str, Stack, Fuse, Average)
+    allowed = (str, Stack, Fuse, Average, Arrow)
+
+
+def _require_different(node: Composition, kind: str) -> None:
+    """Raise ``CompositionError`` unless a node has two or more children, each once."""
+    if len(node.children) < 2 or len(set(node.children)) != len(node.children):
+        raise CompositionError(
+            f"{kind} needs at least two different adapters",
+            where=kind,
+            got=repr(node.children),
+            allowed="two or more names",
+            try_=f"{kind}('a', 'b')",
+        )
+
+
+def _top_k(given: int | None, default: int, most: int, kind: str) -> int:
+    if given is None:
+        return default
+    if type(given) is not int or not 1 <= given <= most:
+        raise CompositionError(
+            "cannot choose that many adapters",
+            where=f"{kind}, top_k",
+            got=repr(given),
+            allowed=f"a whole number, 1 to {most}",
+            try_="leave top_k out",
+        )
+    return given
 
 
 def steps_of(node: Node) -> tuple[Node, ...]:
-    """Return what acts on a row, in order: names, ``Fuse`` and ``Average`` nodes.
+    """Return what acts on a row, in order: names, ``Fuse``, ``Average`` and ``Arrow`` nodes.
 
     Raises:
         CompositionError: the node is a ``Parallel``, which has no single order; or it is neither a name nor a node.
@@ -141,7 +195,7 @@ def steps_of(node: Node) -> tuple[Node, ...]:
         raise CompositionError(
             "not a composition",
             got=repr(node),
-            allowed="an adapter's name, Stack, Fuse, Average",
+            allowed="an adapter's name, Stack, Fuse, Average, Arrow",
             try_="hfadapt.Stack(...), or a list of names as task_ids, one a row",
         )
     if isinstance(node, Parallel):
@@ -162,13 +216,22 @@ def adapter_names(node: Node) -> Iterator[str]:
             yield from adapter_names(child)
 
 
+def arrow_nodes(node: Node) -> Iterator[Arrow]:
+    """Yield every ``Arrow`` in the tree, left to right."""
+    yield from _nodes(node, Arrow)
+
+
 def fuse_nodes(node: Node) -> Iterator[Fuse]:
     """Yield every ``Fuse`` in the tree, left to right."""
-    if isinstance(node, Fuse):
+    yield from _nodes(node, Fuse)
+
+
+def _nodes(node: Node, kind: type[_Kind]) -> Iterator[_Kind]:
+    if isinstance(node, kind):
         yield node
     elif isinstance(node, Composition):
         for child in node.children:
-            yield from fuse_nodes(child)
+            yield from _nodes(child, kind)
 
 
 def to_json(node: Node) -> object:
@@ -176,9 +239,15 @@ def to_json(node: Node) -> object:
     if isinstance(node, str):
         return node
     data: dict[str, object] = {type(node).__name__.lower(): [to_json(c) for c in node.children]}
-    if isinstance(node, Average):
-        data["weights"] = list(node.weights)
+    for option in _OPTIONS.get(type(node), ()):
+        value = getattr(node, option)
+        data[option] = list(value) if isinstance(value, tuple) else value
     return data
+
+
+_KINDS: dict[str, type[Composition]] = {kind.__name__.lower(): kind for kind in (Stack, Fuse, Average, Arrow, Parallel)}
+# What a node holds beside its children.
+_OPTIONS: dict[type[Composition], tuple[str, ...]] = {Average: ("weights",), Arrow: ("top_k", "temperature")}
 
 
 def parse(data: object) -> Node:
@@ -187,12 +256,11 @@ def parse(data: object) -> Node:
     Raises:
         CompositionError: the data is not a composition.
     """
-    kinds = {"stack": Stack, "fuse": Fuse, "average": Average, "parallel": Parallel}
     if isinstance(data, str):
         return data
     if isinstance(data, dict):
-        for kind, cls in kinds.items():
-            if kind in data and isinstance(data[kind], (list, tuple)) and set(data) <= {kind, "weights"}:
+        for kind, cls in _KINDS.items():
+            if kind in data and isinstance(data[kind], (list, tuple)) and set(data) <= {kind, *_OPTIONS.get(cls, ())}:
                 children = [parse(child) for child in data[kind]]
-                return cls(*children, weights=data["weights"]) if "weights" in data else cls(*children)
-    raise CompositionError("not a composition", got=repr(data), allowed=f"a name or a map of {sorted(kinds)}")
+                return cls(*children, **{option: data[option] for option in data if option != kind})
+    raise CompositionError("not a composition", got=repr(data), allowed=f"a name or a map of {sorted(_KINDS)}")

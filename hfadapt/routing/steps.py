@@ -1,4 +1,4 @@
-"""The passes over the deltas of a place: each row its own adapter, an average of several, or a fusion."""
+"""The passes over the deltas of a place: each row its own adapter, or a mix of several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .composition import Node, steps_of
 if TYPE_CHECKING:
     from hfadapt_kernels import TaskBatch
 
-__all__ = ["Average", "Fuse", "Select", "Step", "plan"]
+__all__ = ["Arrow", "Average", "Fuse", "Select", "Step", "plan"]
 
 Run = Callable[[tuple[str, ...], "TaskBatch"], Tensor]
 
@@ -161,6 +161,42 @@ class Fuse(Step):
         return unchanged()
 
 
+@dataclass(frozen=True)
+class Arrow(Step):
+    """Tokens use several of ``names`` at every linear, weighed by what the linear reads: see `composition.Arrow`.
+
+    Args:
+        top_k: How many.
+        temperature: Of the softmax.
+    """
+
+    top_k: int
+    temperature: float
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Return the weight of each adapter for each token, ``[..., N]``: they sum to 1, and 0 is not chosen.
+
+        Args:
+            scores: ``[..., N]``, how far what each token gives the linear points along each prototype.
+        """
+        if self.top_k >= scores.shape[-1]:
+            return torch.softmax(scores / self.temperature, -1)
+        best, which = scores.topk(self.top_k, -1)
+        return torch.zeros_like(scores).scatter(-1, which, torch.softmax(best / self.temperature, -1))
+
+    def apply(
+        self,
+        routing: RowsOfPass,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        """Change nothing: the deltas of a linear are weighed together, and this place has none that could be."""
+        return unchanged()
+
+
 def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
     """Turn the compositions of all routable names into steps that a slot runs one after another.
 
@@ -179,6 +215,8 @@ def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
             children, table = tuple(str(c) for c in node.children), tuple(0 if n == node else -1 for n in nodes)
             if isinstance(node, composition.Average):
                 steps.append(Average(children, table, node.weights))
+            elif isinstance(node, composition.Arrow):
+                steps.append(Arrow(children, table, node.top_k, node.temperature))
             elif isinstance(node, composition.Fuse):
                 steps.append(Fuse(children, table, node.key))
     return tuple(steps)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .attachment import adapted_model as adapted_model
     from .attachment import deltas_of as deltas_of
     from .attachment import shared_modules as shared_modules
+    from .delta_call import shape_like_batch as shape_like_batch
+    from .delta_call import source_of as source_of
     from .kv_history import KVHistory as KVHistory
     from .kv_history import history_of as history_of
     from .kv_history import needs_earlier_tokens as needs_earlier_tokens
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from .numbering import takes_numbers as takes_numbers
     from .slot import applies as applies
     from .slot import fusion_key as fusion_key
-    from .slot import shape_like_batch as shape_like_batch
-    from .slot import source_of as source_of
 
 # loaded on first use: the state of a model is asked for by code that never runs one
 _HOMES = {
@@ -48,8 +48,8 @@ _HOMES = {
     "takes_numbers": ".numbering",
     "applies": ".slot",
     "fusion_key": ".slot",
-    "shape_like_batch": ".slot",
-    "source_of": ".slot",
+    "shape_like_batch": ".delta_call",
+    "source_of": ".delta_call",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..routing.context import current
+from .delta_call import apply_rows
 from .leaf_hooks import TapInput
-from .slot import apply_rows, slot_of
+from .slot import slot_of
 
 if TYPE_CHECKING:
     from ..method.delta import Delta

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from hfadapt_kernels import TaskBatch
 from ..errors import RoutingError
 from ..routing.context import current
 from ..routing.routing import Routing, Rows
-from ..routing.steps import Average, Fuse, Select, Step
+from ..routing.steps import Arrow, Average, Fuse, Select, Step
 from .fused_norm import unfuse_norm
 from .leaf_hooks import tensor_batch_size
 from .slot import Slot, slot_of
@@ -116,8 +116,7 @@ class RoutedForward:
         copies = slot_of(self.leaf).copies
         if isinstance(step, Fuse):
             return self.run(step.key, args, kwargs) if step.key in copies else None
-        assert isinstance(step, Average)
-        pairs = [(name, w) for name, w in zip(step.names, step.weights, strict=True) if name in copies]
+        pairs = [(name, w) for name, w in zip(step.names, _shares(step), strict=True) if name in copies]
         made = [(self.run(name, args, kwargs), weight) for name, weight in pairs]
         if not made:
             return None
@@ -183,6 +182,14 @@ class RoutedForward:
             allowed="tensors of one shape, whose first axis is the batch",
             try_="one call for each adapter",
         )
+
+
+def _shares(step: Step) -> Sequence[float]:
+    """Return the weights with which the outputs of own modules are mixed; a head has no prototype to choose it by."""
+    if isinstance(step, Arrow):
+        return (1 / len(step.names),) * len(step.names)
+    assert isinstance(step, Average)
+    return step.weights
 
 
 def _shape(value: Any) -> str:

@@ -11,7 +11,7 @@ from golden_files import TOLERANCE, close
 from torch import nn
 from transformers.models.t5 import modeling_t5
 
-from hfadapt.runtime.slot import source_of
+from hfadapt.runtime import source_of
 from hfadapt_plugins.methods.fusion import FusionLayer
 from hfadapt_plugins.methods.prefix.attend import PrefixAttention
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfadapt import Average, Fuse, Parallel, Stack
+from hfadapt import Arrow, Average, Fuse, Parallel, Stack
 from hfadapt.errors import CompositionError
 from hfadapt.routing import steps
 from hfadapt.routing.composition import adapter_names, parse, to_json
@@ -29,7 +29,7 @@ def test_invalid_trees_are_refused_when_built(build, message):
 
 @pytest.mark.parametrize(
     "tree",
-    ["a", Stack("a", Fuse("b", "c")), Average("a", "b", weights=(0.2, 0.8)), Parallel("a", Stack("b", "c"))],
+    ["a", Stack("a", Fuse("b", "c")), Average("a", "b", weights=(0.2, 0.8)), Parallel(Stack("b", Arrow("c", "d")))],
     ids=repr,
 )
 def test_trees_survive_json(tree):

@@ -76,6 +76,9 @@ class ConvolutionDelta(LoRADelta):
     def cannot_fuse(self, name: str) -> str:
         return "it changes a convolution, whose places are no tokens"
 
+    def cannot_route(self, name: str) -> str:
+        return "it changes a convolution, whose places are no tokens"
+
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the weight of ``leaf``.
 

@@ -16,6 +16,7 @@ from hfadapt_kernels import grouped_lora
 
 from ..shared.gating import add_gate, gate_of_rows
 from ..shared.norms import over_tokens
+from .prototype import Prototypes
 
 if TYPE_CHECKING:
     from .config import LoRA
@@ -86,6 +87,16 @@ class LoRADelta(Delta):
         read = nn.functional.dropout(source, config.dropout, self.training)
         bias = inside.lora_bias if config.bias else None
         return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, bias, config.scale)
+
+    def cannot_route(self, name: str) -> str:
+        """A linear's ungated update has a first right singular vector."""
+        return "a gate stands behind its projections" if self.config(name).gate != "none" else ""
+
+    def prototype(self, name: str) -> Tensor:
+        """The first right singular vector of ``B A``."""
+        inside = self.own(name)
+        kept = self.__dict__.setdefault("_prototypes", Prototypes())
+        return kept.of(name, inside.lora_a, inside.lora_b, self.training)
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the weight of ``leaf``."""

@@ -81,6 +81,9 @@ class DoRADelta(LoRADelta):
     def cannot_fuse(self, name: str) -> str:
         return "it scales the linear's own output too"
 
+    def cannot_route(self, name: str) -> str:
+        return "it scales the linear's own output too"
+
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Replace the weight of ``leaf`` by ``g |W| / |W + s B A| (W + s B A)``."""
         config: LoRA = self.config(name)

@@ -44,3 +44,6 @@ class TableDelta(LoRADelta):
 
     def cannot_fuse(self, name: str) -> str:
         return "it changes a table, and reads no states"
+
+    def cannot_route(self, name: str) -> str:
+        return "it changes a table, and reads no states"
