@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .adapters.combine import combine as combine
     from .adapters.combine import compress as compress
     from .adapters.detach import detach as detach
+    from .adapters.fit_weights import fit_weights as fit_weights
     from .adapters.folder_config import HFAdaptConfig as HFAdaptConfig
     from .adapters.folder_config import MultiTaskOutput as MultiTaskOutput
     from .adapters.foreign import export as export
@@ -132,6 +133,7 @@ _NAMES = {
     "compress": "adapters.combine",
     "detach": "adapters.detach",
     "export": "adapters.foreign",
+    "fit_weights": "adapters.fit_weights",
     "freeze": "adapters.freeze",
     "hookimpl": "plugins.hookspecs",
     "load": "multitask.load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from .saved_tensors import require_finite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CombinedAdapter", "combine", "compress"]
+__all__ = ["CombinedAdapter", "check_combination", "check_parts", "combine", "combined", "compress"]
 
 METHODS = ("linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -91,10 +91,23 @@ def combine(
         CheckpointError: the name is taken, or an adapter holds NaN or Inf.
     """
     model = uncompiled(model)
+    given, how = check_combination(weights, method, r, density, seed, heads, where="hfadapt.combine")
+    check_parts(model, given)
+    described, errors = combined(model, given, how, heads, name)
+    put_on(model, FolderContent((described,)), f"combine(name={name!r})")
+    return CombinedAdapter(name, errors)
+
+
+def check_parts(model: PreTrainedModel, adapters: Iterable[str]) -> None:
+    """Raise unless adapters can be made one: all there, of numbers, and of one method.
+
+    Raises:
+        CompositionError: they are of different methods, or of several at once.
+        AttachError: an adapter is not there.
+        CheckpointError: one holds NaN or Inf.
+    """
+    given = tuple(adapters)
     state = attachment(model)
-    given = _check(weights, method, r, density)
-    require_switches(where="hfadapt.combine", error=CompositionError, heads=heads)
-    require_number("seed", seed, where="hfadapt.combine", whole=True, least=0, below=2**32, error=CompositionError)
     for one in given:
         state.require(one)
         require_finite(parameters_of(model, one), f"adapter {one!r}")
@@ -106,12 +119,19 @@ def combine(
             got=", ".join(f"{one}: {' + '.join(found) or 'own modules alone'}" for one, found in kinds.items()),
             try_="hfadapt.Average of the adapters, which runs them beside one another",
         )
-    found = plugins.methods()[next(iter(kinds.values()))[0]]
-    made = found.combine(model, given, Combination(method, r, density, seed))
-    whole = _heads(model, given) if heads else {}
-    content = FolderContent((Described(name, made.configs, made.weights, whole),))
-    put_on(model, content, f"combine(name={name!r})")
-    return CombinedAdapter(name, made.errors)
+
+
+def combined(
+    model: PreTrainedModel, weights: Mapping[str, float], how: Combination, heads: bool, name: str
+) -> tuple[Described, Mapping[str, float]]:
+    """Work out one adapter of several that `check_parts` let through, and what it lacks of their weighted sum.
+
+    Raises:
+        CompositionError: what is asked for is not defined for these adapters.
+    """
+    method = plugins.methods()[attachment(model).require(next(iter(weights))).configs[0].method]
+    made = method.combine(model, weights, how)
+    return Described(name, made.configs, made.weights, _heads(model, weights) if heads else {}), made.errors
 
 
 def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None = None) -> CombinedAdapter:
@@ -135,8 +155,32 @@ def compress(model: PreTrainedModel, adapter: str, r: int, *, name: str | None =
     return combine(model, {adapter: 1.0}, method="svd", name=f"{adapter}_r{r}" if name is None else name, r=r)
 
 
-def _check(weights: Mapping[str, float], method: str, r: int | None, density: float | None) -> dict[str, float]:
-    where = "hfadapt.combine"
+def check_combination(
+    weights: Mapping[str, float],
+    method: str,
+    r: int | None,
+    density: float | None,
+    seed: int,
+    heads: bool,
+    *,
+    where: str,
+) -> tuple[dict[str, float], Combination]:
+    """Return the weights and the way of a combination.
+
+    Args:
+        weights: As of ``combine``, like the others.
+        method: How.
+        r: Rank.
+        density: Share.
+        seed: Of what is dropped.
+        heads: Own modules too.
+        where: Who was given them.
+
+    Raises:
+        CompositionError: one of them is none.
+    """
+    require_switches(where=where, error=CompositionError, heads=heads)
+    require_number("seed", seed, where=where, whole=True, least=0, below=2**32, error=CompositionError)
     if method not in METHODS:
         raise CompositionError(
             "no such method",
@@ -163,10 +207,11 @@ def _check(weights: Mapping[str, float], method: str, r: int | None, density: fl
         raise CompositionError("bad density", where=where, got=f"density={density!r}, {method!r}", allowed=allowed)
     if density is not None and not 0 < require_number("density", density, where=where, error=CompositionError) <= 1:
         raise CompositionError("bad density", where=where, got=density, allowed="more than 0, at most 1")
-    return {
+    given = {
         one: float(require_number("weight", value, where=f"{where}, {one!r}", error=CompositionError))
         for one, value in weights.items()
     }
+    return given, Combination(method, r, density, seed)
 
 
 def _heads(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Tensor]:

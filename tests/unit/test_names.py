@@ -244,6 +244,7 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "cases.model_types": (lambda tmp: list(map(str, cases([LoRA()], "bert"))), ["lora-bert"]),
     "detach.names": (lambda tmp: on(lambda m: hfadapt.detach(m, "ab"), names), ("a", "b")),
     "evaluate_folder.tasks": (scored, ["ab"]),
+    "fit_weights.adapters": (lambda tmp: on(weights_of_one), {"ab": 1.0}),
     "freeze.names": (lambda tmp: on(lambda m: hfadapt.freeze(m, "ab"), trained), {"a", "b"}),
     "glue_tasks.names": (lambda tmp: [task.name for task in glue_tasks("cola")], ["cola"]),
     "load_recipe.overrides": (lambda tmp: load_recipe(written(tmp), "seed=3").seed, 3),
@@ -255,6 +256,11 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "unfreeze.names": (lambda tmp: on(lambda m: (hfadapt.freeze(m), hfadapt.unfreeze(m, "ab")), trained), {"ab"}),
     "verify.names": (lambda tmp: on(lambda m: hfadapt.verify(m, "ab") == hfadapt.verify(m, ["ab"]) > 0), True),
 }
+
+
+def weights_of_one(model: Any) -> Any:
+    data = tiny_inputs("bert")
+    return hfadapt.fit_weights(model, "ab", data, 1, loss=lambda one, batch: one(**batch)[0].mean())
 
 
 def from_folder(tmp: Any, tasks: Any = ONE_TASK) -> Any:
