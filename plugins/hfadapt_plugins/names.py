@@ -22,6 +22,7 @@ from .methods.lora.peft_files import save_peft as save_peft
 from .methods.low_rank.config import LowRank as LowRank
 from .methods.mam.preset import mam as MAM
 from .methods.pal.config import PAL as PAL
+from .methods.pal.script_checkpoint import load_bert_n_pals as load_bert_n_pals
 from .methods.parallel.config import ParallelConfig as ParallelConfig
 from .methods.pooler.config import Pooler as Pooler
 from .methods.prefix.config import PrefixConfig as PrefixConfig
@@ -85,6 +86,7 @@ __all__ = [
     "add_fusion",
     "flatten_prefix",
     "fusion_regularizer",
+    "load_bert_n_pals",
     "load_peft",
     "prune_fusion",
     "record_fusion",

@@ -13,6 +13,7 @@ from hfadapt.routing import Routing, Rows
 from hfadapt.routing.forward_pass import Pass, StackInputs
 from hfadapt.runtime.attachment import deltas_of
 from hfadapt_kernels import TaskBatch
+from hfadapt_plugins.methods.pal.script_names import parameter_name
 
 DATA = tensors_of(ALL_DATA / "formula" / "pals_ts_variants.safetensors")
 ENDS = {
@@ -48,7 +49,7 @@ def test_task_function_equals_the_formula(variant: str) -> None:
         if leaf in ENDS:
             parameter.copy_(DATA[ENDS[leaf]])
         else:  # query, key and value are those of the golden model's first layer
-            parameter.copy_(golden.weights[golden_pals.reference_name(path, 0)])
+            parameter.copy_(golden.weights[parameter_name(path, 0)])
     source, mask = DATA["in.h"], DATA["in.attention_mask"]
     _, delta = next(iter(deltas_of(model, "task0")))
     state = hfadapt.attachment(model)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import hfadapt
 from hfadapt import Classification, RobustAdapterDrop, Task
@@ -25,6 +27,8 @@ from hfadapt_plugins.methods.bottleneck import Bottleneck
 from hfadapt_plugins.methods.design import Design
 from hfadapt_plugins.methods.fusion import add_fusion
 from hfadapt_plugins.methods.lora import LoRA
+from hfadapt_plugins.methods.pal.script_names import base_name
+from hfadapt_plugins.methods.pal.script_options import BERT_FIELDS
 from hfadapt_plugins.methods.parallel import ParallelConfig
 from hfadapt_plugins.methods.prefix import PrefixConfig
 from hfadapt_plugins.regularizers.smart import SMART
@@ -188,6 +192,17 @@ def scored(folder: Any) -> list[str]:
 
 def stands_in_recipe(line: str) -> Any:
     return read_recipe(RECIPE.replace("name: rte", f"name: rte, {line}")).tasks[0]
+
+
+def script_tasks(folder: Any) -> list[str]:
+    """The tasks of a checkpoint of the PALs paper's script that has one."""
+    bert = tiny_model("bert")
+    weights = {base_name(name): tensor.detach() for name, tensor in bert.named_parameters()}
+    weights |= {"classifier.0.weight": torch.zeros(2, bert.config.hidden_size), "classifier.0.bias": torch.zeros(2)}
+    torch.save(weights, folder / "model.bin")
+    (folder / "config.json").write_text(json.dumps({key: getattr(bert.config, key) for key in BERT_FIELDS}))
+    made = hfadapt.load_bert_n_pals(folder / "model.bin", folder / "config.json", tasks="ab")
+    return [task.name for task in made.tasks]
 
 
 # Each public parameter that takes a list of names: what one name in its place does, and what it is to do.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from hfadapt import ArchitectureMap, Capabilities, Method, Place, select_layers
 from ..shared.positions import task_function_site
 from .config import PAL
 from .delta import PALAttentionDelta, PALFFNDelta, SharedEnds
+from .script_checkpoint import load_bert_n_pals
 
 __all__ = ["PALMethod"]
 
@@ -32,6 +34,7 @@ class PALMethod(Method):
     paper = "Stickland & Murray 2019, arXiv:1902.02671, section 3.2"
     summary = "a small multi-head attention beside every layer, its projections shared across layers"
     tests = "tests/unit/methods/test_task_functions.py"
+    exports: ClassVar[Mapping[str, Any]] = {"load_bert_n_pals": load_bert_n_pals}
 
     def place(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         delta = PALAttentionDelta if config.g == "attention" else PALFFNDelta
