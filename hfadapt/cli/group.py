@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "evaluate": ("hfadapt.cli.evaluate:evaluate", "Score a saved adapter on its tasks' data."),
     "predict": ("hfadapt.cli.predict:predict", "Predict texts with a saved adapter, tasks mixed in one batch."),
     "serve": ("hfadapt.cli.serve:serve", "Serve saved adapters over HTTP, all on one base."),
+    "export": ("hfadapt.cli.export:export", "Write a saved adapter as peft, AdapterHub or a merged model."),
     "compare": ("hfadapt.cli.compare:compare", "Show runs beside each other: scores, cost, what differs."),
     "methods": ("hfadapt.cli.methods:methods", "List adaptation methods, or show the options of one."),
     "regularizers": ("hfadapt.cli.regularizers:regularizers", "List regularizers of training with their options."),
