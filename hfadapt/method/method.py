@@ -180,6 +180,7 @@ class MethodPreset:
         summary: What it adds, in a few words.
         family: The group it is listed in.
         tests: Path of its tests from the root of its repository, for the method table.
+        exports: Functions that ``hfadapt`` offers by name, as of `Method`.
     """
 
     name: str
@@ -189,6 +190,7 @@ class MethodPreset:
     summary: str = ""
     family: str = ""
     tests: str = ""
+    exports: Mapping[str, Any] = field(default_factory=dict)
 
 
 def expand(method: str | MethodConfig | Iterable[Any] | Mapping[str, Any]) -> tuple[MethodConfig, ...]:

@@ -20,6 +20,7 @@ from .methods.lhuc.config import LHUC as LHUC
 from .methods.lora.config import LoRA as LoRA
 from .methods.lora.peft_files import save_peft as save_peft
 from .methods.low_rank.config import LowRank as LowRank
+from .methods.mam.fork_checkpoint import load_unify as load_unify
 from .methods.mam.preset import mam as MAM
 from .methods.pal.config import PAL as PAL
 from .methods.pal.script_checkpoint import load_bert_n_pals as load_bert_n_pals
@@ -88,6 +89,7 @@ __all__ = [
     "fusion_regularizer",
     "load_bert_n_pals",
     "load_peft",
+    "load_unify",
     "prune_fusion",
     "record_fusion",
     "save_peft",

@@ -10,6 +10,7 @@ from hfadapt import MethodConfig, MethodPreset
 from ..parallel import ParallelConfig
 from ..prefix import PrefixConfig
 from ..shared.parts import read_part
+from .fork_checkpoint import load_unify
 
 __all__ = ["MAM_PRESET", "mam"]
 
@@ -46,4 +47,5 @@ MAM_PRESET = MethodPreset(
     summary="prefix tuning in attention and a scaled parallel adapter beside the FFN",
     family="unified view",
     tests="tests/unit/methods/test_mam.py",
+    exports={"load_unify": load_unify},
 )
