@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -35,6 +35,8 @@ def load(
     format: str | None = None,
     name: str | None = None,
     weights: str = "safetensors",
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> PreTrainedModel:
     """Put saved adapters on a base, or load a ``MultiTaskModel``.
 
@@ -51,6 +53,8 @@ def load(
         name: What to call the adapter of another library's folder here; by default as it is called there.
         weights: ``"bin"`` reads pickle files of other libraries, whose tensors are opened with ``weights_only=True``,
             in place of ``"safetensors"``.
+        revision: Of a folder on the hub: a branch, a tag or a commit.
+        token: With which the hub is asked for it; by default that of ``hf auth login``.
 
     Returns:
         ``model`` (or the new one), adapted; adapters that were there stay.
@@ -70,7 +74,15 @@ def load(
             try_="leave it out, or weights='bin' for pickle files",
         )
     _check_arguments(folder, model)
-    folder = local_folder(folder)
+    if revision is not None and os.path.lexists(folder):
+        raise ConfigError(
+            "a folder on disk has no revisions",
+            where="hfadapt.load",
+            got=f"revision={revision!r} of {os.fspath(folder)}",
+            allowed="names on the hub",
+            try_="leave it out",
+        )
+    folder = local_folder(folder, revision, token)
     if format is None and is_whole(folder):
         return load_adapters(Path(folder) / SIDE_FOLDER, base_beside(folder, model), strict=strict)
     found = find_format(folder, format)
@@ -89,7 +101,8 @@ def load(
             try_="leave it out",
         )
     if (model is None or isinstance(model, MultiTaskModel)) and KEY in read_config(folder):
-        return MultiTaskModel.from_pretrained(str(folder))
+        options: dict[str, Any] = {} if token is None else {"token": token}  # for the base, which may be private too
+        return MultiTaskModel.from_pretrained(str(folder), **options)
     return load_adapters(folder, model, strict=strict)
 
 

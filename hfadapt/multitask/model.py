@@ -160,14 +160,16 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
             train_base: See ``from_base``.
             autocast_adapter_dtype: See ``from_base``; a saved folder's adapters keep the dtype they have.
             base: For a saved folder: the base to load it on, or its name, where the recorded one cannot be found.
-            kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...).
+            kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...). Of
+                a saved folder on the hub ``revision`` is the folder's, and ``token`` serves both.
 
         Raises:
             CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
             TaskError: ``tasks`` is missing, or given for a saved folder.
         """
         if tasks is None and method is None:
-            pretrained_model_name_or_path = local_folder(pretrained_model_name_or_path)
+            named, of_folder = pretrained_model_name_or_path, (kwargs.get("revision"), kwargs.get("token"))
+            pretrained_model_name_or_path = local_folder(named, *of_folder)
         if is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 import hfadapt
 from hfadapt import Classification, MultiTaskModel, Task
 from hfadapt.data.sources import load_splits
-from hfadapt.errors import CheckpointError, DataError, TaskError
+from hfadapt.errors import CheckpointError, ConfigError, DataError, TaskError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 
@@ -23,11 +23,11 @@ def push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    def push(folder: Path, name: str) -> None:
+    def push(folder: Path, name: str, revision: str = "main", commit: str = "0" * 40) -> None:
         place = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
-        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
-        (place / "refs").mkdir()
-        (place / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, place / "snapshots" / commit)
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / revision).write_text(commit)
 
     return push
 
@@ -57,6 +57,44 @@ def test_a_model_of_many_tasks_is_loaded_by_its_name_on_the_hub(tmp_path: Path, 
         assert again.tasks == model.tasks
         assert torch.equal(again(**inputs, task_ids=["a", "b"]).logits, wanted)
     assert isinstance(hfadapt.load("me/many"), MultiTaskModel)
+
+
+def test_a_revision_is_the_one_that_is_read(tmp_path: Path, push) -> None:
+    tiny_model("bert", seed=0).save_pretrained(tmp_path / "base")
+    model = MultiTaskModel.from_pretrained(tmp_path / "base", tasks=[Task("a", Classification(2))], method="lora")
+    inputs, wanted = tiny_inputs("bert", batch=2), {}
+    for revision, commit in (("main", "0" * 40), ("old", "1" * 40)):
+        randomize(model.base, seed=len(wanted))
+        model.save_pretrained(tmp_path / revision)
+        push(tmp_path / revision, "me/many", revision, commit)
+        wanted[revision] = model.eval()(**inputs, task_ids="a").logits
+    assert not torch.equal(wanted["main"], wanted["old"])
+    for load in (MultiTaskModel.from_pretrained, hfadapt.load):
+        for options, revision in (({}, "main"), ({"revision": "old"}, "old"), ({"revision": "1" * 40}, "old")):
+            assert torch.equal(load("me/many", **options)(**inputs, task_ids="a").logits, wanted[revision])
+        with pytest.raises((CheckpointError, TaskError)):
+            load("me/many", revision="new")
+    with pytest.raises(ConfigError, match="no revisions"):
+        hfadapt.load(tmp_path / "old", revision="old")
+    for bad in ({"revision": 3}, {"token": 3}, {"revision": ""}):
+        with pytest.raises(ConfigError):
+            hfadapt.load("me/many", **bad)
+
+
+def test_revision_and_token_are_handed_to_the_hub(push, monkeypatch, tmp_path: Path) -> None:
+    asked = []
+
+    def fetch(name, *_, **options):
+        asked.append((name, options["revision"], options["token"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(CheckpointError):
+        hfadapt.load("me/lora", tiny_model("bert"), revision="v1", token="hf_mine")
+    with pytest.raises(TaskError):
+        MultiTaskModel.from_pretrained("me/lora", revision="v1", token="hf_mine")
+    assert asked == [("me/lora", "v1", "hf_mine")] * 4
 
 
 def test_a_name_that_is_nowhere_is_refused(push) -> None:
