@@ -48,7 +48,7 @@ TASKS = [
     Task("span", Span()),
 ]
 GUEST = "guest"
-ROWS = 200
+ROWS = 120
 TOKEN = secrets.token_urlsafe()
 
 

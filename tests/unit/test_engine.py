@@ -14,7 +14,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    BertConfig,
     BertForSequenceClassification,
+    BertModel,
 )
 
 import hfadapt
@@ -163,6 +165,28 @@ def test_a_shape_that_changes_bits_is_not_used():
 def test_rows_of_refused_shapes_go_in_smaller_batches(engine, alone, monkeypatch):
     monkeypatch.setattr(RowProof, "_shown", lambda self, samples, size: size <= 2)
     assert ask(engine, REQUESTS) == alone
+
+
+def test_bits_are_those_alone_on_several_threads_too():
+    """How torch cuts a tensor among threads hangs on how many rows it has; here on 2 rows of 16 tokens and more."""
+    torch.manual_seed(0)
+    wide = BertConfig(
+        vocab_size=100, hidden_size=1024, num_hidden_layers=1, num_attention_heads=4, intermediate_size=1024
+    )
+    model = MultiTaskModel.from_base(BertModel(wide).eval(), [Task(name, Classification(3)) for name in "ab"], "lora")
+    randomize(model.base)
+    engine, before = Engine(model, tiny_tokenizer()), torch.get_num_threads()
+    requests = [(text(9, i), "ab"[i % 2], None) for i in range(8)]
+    ask(engine, requests[:4])
+    try:
+        torch.set_num_threads(before + 1)
+        alone = [ask(engine, [request])[0] for request in requests]
+        for order in (requests, requests[::-1], requests[:3]):
+            assert ask(engine, order) == [alone[requests.index(one)] for one in order]
+    finally:
+        torch.set_num_threads(before)
+    # What was shown on fewer threads is shown anew.
+    assert {(one["threads"], one["rows"]) for one in engine.shapes()} >= {(before, 4), (before + 1, 8)}
 
 
 def test_rounding_proves_nothing(folder):
