@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import TrainerCallback
 
@@ -76,6 +77,9 @@ def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
     assert card.startswith("---\n")
     assert "library_name: hfadapt" in card
     assert markdown_table(RunResult.read(finished)) in card
+    assert "## Papers\n\n- Stickland & Murray 2019, arXiv:1902.02671" in card
+    loaded = ModelCard(card)
+    assert loaded.data.model_name == "adapter" and len(loaded.data.eval_results) >= 3
 
 
 def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, hfadapt, tmp_path: Path, caplog) -> None:

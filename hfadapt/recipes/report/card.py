@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ... import plugins
+from ..config import read_recipe
 from .table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
         result: Of the run that made the adapter.
         sections: Further sections, from plugins.
     """
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     adapted = result.arms[0]
     scores = [
@@ -68,5 +70,15 @@ hfadapt predict path/to/this/folder --task {next(iter(result.tasks))} "a text"
 \\{legend(result)} {conditions(result)}
 
 {chr(10).join("- " + line for line in proof_lines(result))}
-"""
-    return "\n".join([f"---\n{data.to_yaml()}\n---\n", body, *sections]).rstrip() + "\n"
+{_papers(result)}"""
+    # through the hub's own class, which reads the metadata as the hub will
+    return str(ModelCard("\n".join([f"---\n{data.to_yaml()}\n---\n", body, *sections]).rstrip() + "\n"))
+
+
+def _papers(result: RunResult) -> str:
+    """A section on where the methods of the adapter come from, each once; "" for heads alone."""
+    text = result.resolved or result.recipe
+    configs = read_recipe(text, source="the run's recipe").method if text else ()
+    used = dict.fromkeys((one.name, one.paper) for one in (plugins.methods()[c.method] for c in configs) if one.paper)
+    lines = [f"- {paper} (`{name}`)" for name, paper in used]
+    return "\n".join(["", "## Papers", "", *lines, ""]) if lines else ""
