@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 from transformers import GPT2Model
 from transformers.models.t5 import modeling_t5
 
 # The argument and the output that hold the key-value cache; renamed in 5.24.
 CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
+
+
+def older(package: str, than: str) -> bool:
+    """Whether the release of ``package`` that is installed came before ``than``."""
+    return Version(version(package)) < Version(than)
 
 
 def checkpoint_activations(model, **options):

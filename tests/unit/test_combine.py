@@ -10,6 +10,7 @@ import hfadapt
 from hfadapt.errors import AttachError, CheckpointError, CompositionError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import older
 
 A = hfadapt.LoRA(4, 6.0, ("query", "value"))
 B = hfadapt.LoRA(2, 5.0, ("query", "key", "ffn_out"), use_rslora=True)
@@ -133,6 +134,8 @@ def test_compress_is_the_svd_of_one_adapter():
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1.5, -0.5)], ids=str)
 @pytest.mark.filterwarnings("ignore:The density")
 def test_what_acts_on_the_matrices_is_what_peft_makes_of_them(method, density, weights):
+    if min(weights) < 0 and older("peft", "0.19"):
+        pytest.skip("peft before 0.19 gives both factors the sign of a weight, and so adds what it should take away")
     base = tiny_model("bert", "sequence-classification").eval()
     theirs = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"]), adapter_name="a")
     theirs.add_adapter("b", LoraConfig(r=4, lora_alpha=2, target_modules=["query", "value"]))

@@ -22,6 +22,7 @@ from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.errors import CheckpointError, HFAdaptError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
+from tests.unit.releases import older
 
 KINDS = ("load", "multi_task", "peft")
 
@@ -151,6 +152,8 @@ def test_a_changed_scale_is_refused(kind, folder):
 )
 def test_weights_that_are_no_finite_numbers_are_refused_without_a_digest(kind, change, folder):
     place = folder(kind)
+    if older("safetensors", "0.7") and change(torch.ones(2, 2)).is_complex():
+        pytest.skip("safetensors before 0.7 writes no complex numbers")
     edit_tensors(place, change)
     refused(kind, place)
 

@@ -7,6 +7,7 @@ import torch
 
 from hfadapt.testing.every_type import tiny_of_type
 from hfadapt.testing.type_checks import stock_inputs
+from tests.unit.releases import older
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ from hfadapt.testing.type_checks import stock_inputs
     ],
 )
 def test_what_goes_with_the_main_input_is_made(model_type: str, names: set[str]) -> None:
+    if model_type == "qwen3_vl_vision" and older("transformers", "5.15"):
+        pytest.skip("a part of a larger model there, and no model of its own")
     model = tiny_of_type(model_type)
     inputs = stock_inputs(model)
     assert names <= inputs.keys()
@@ -32,7 +35,8 @@ def test_what_goes_with_the_main_input_is_made(model_type: str, names: set[str])
 
 def test_every_kind_of_layer_is_in_a_tiny_model() -> None:
     config = tiny_of_type("jamba").config
-    assert set(config.layer_types) == {"linear_attention", "full_attention"}
+    recurrent = "mamba" if older("transformers", "5.14") else "linear_attention"
+    assert set(config.layer_types) == {recurrent, "full_attention"}
     assert set(tiny_of_type("qwen3_next").config.layer_types) == {"linear_attention", "full_attention"}
     experts = tiny_of_type("deepseek_v3").config
     assert experts.first_k_dense_replace == 1 < experts.num_hidden_layers

@@ -117,6 +117,7 @@ def test_a_folder_of_one_head_is_one_that_earlier_releases_read_and_all_its_adap
     model = adapted(names=["a"])
     hfadapt.save(model, tmp_path / "x")
     data, tensors = json.loads((tmp_path / "x" / CONFIG_FILE).read_text()), load_file(tmp_path / "x" / WEIGHTS_FILE)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}  # safetensors 0.4 maps the file, written below
     assert data["format_version"] == 1 and data["head"] == ["classifier"] and "own_modules" not in data
     assert {k for k in tensors if "lora" not in k} == {"head.classifier.weight", "head.classifier.bias"}
     # two adapters and their one head, as the first version of the format had it
