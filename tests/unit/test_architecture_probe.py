@@ -10,6 +10,7 @@ from hfadapt.architecture import resolve
 from hfadapt.architecture.probe import probe
 from hfadapt.errors import ArchitectureError, AttachError
 from hfadapt.testing.tiny import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, VOCABULARY, tiny_inputs, tiny_model
+from tests.unit.releases import older
 
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -36,6 +37,7 @@ T5 = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "num_layers": LAYERS, "num_he
 IMAGE = {**COMMON, "image_size": 16, "patch_size": 4}
 SOUND = {**COMMON, "conv_dim": [32, 32], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
 
+DINO_QUERY = "attention.attention.query" if older("transformers", "5.24") else "attention.q_proj"
 # Family: settings, then style, query (or fused) path, fused layout and pre-norms of the last stack.
 MAPPED = {
     "camembert": (COMMON, "post", "attention.self.query", None),
@@ -78,7 +80,12 @@ MAPPED = {
     "wav2vec2": (SOUND, "post", "attention.q_proj", None),
     "qwen2_moe": (LLAMA, "pre", "self_attn.q_proj", None),
     "mixtral": (LLAMA, "pre", "self_attn.q_proj", None),
-    "dinov2": (IMAGE, "pre", "attention.q_proj", None),
+    "dinov2": (
+        IMAGE,
+        "pre",
+        DINO_QUERY,
+        None,
+    ),
     "granite": ({**LLAMA, "residual_multiplier": 0.5}, "pre", "self_attn.q_proj", None),
 }
 

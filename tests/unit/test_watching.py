@@ -15,6 +15,7 @@ import hfadapt
 from hfadapt.errors import AttachError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from tests.unit.releases import skip_without_attention_functions
 
 PREFIX = hfadapt.PrefixConfig(3, "flat")
 GONE = "no longer in the model"
@@ -43,6 +44,7 @@ def by_config(model, implementation):
 @pytest.mark.parametrize("model_type", ["bert", "llama", "t5"])
 @torch.no_grad()
 def test_prefixes_follow_a_switch_of_the_attention_implementation(model_type, switch):
+    skip_without_attention_functions(model_type)
     model = adapted(model_type, PREFIX, attn_implementation="sdpa")
     want = output(model, model_type)
     with hfadapt.active(model, None):
@@ -65,6 +67,7 @@ def test_a_choice_made_right_before_detach_stays():
 
 @torch.no_grad()
 def test_the_attention_of_one_part_alone():
+    skip_without_attention_functions("t5")
     model = adapted("t5", PREFIX, attn_implementation="sdpa")
     want = output(model, "t5")
     model.decoder.config._attn_implementation = "eager"

@@ -15,6 +15,7 @@ from hfadapt.errors import ArchitectureError, CheckpointError, ConfigError, Rout
 from hfadapt.testing.regularizers import tiny_batch, tiny_classifier
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt.testing.toy import tiny_tokenizer, toy_model, toy_tasks
+from tests.unit.releases import older
 
 NAMES = list(plugins.regularizers())
 LARGE = {"smart": {"epsilon": 0.05, "sigma": 0.02, "step_size": 0.04}, "r3f": {"sigma": 0.05}, "r4f": {"sigma": 0.05}}
@@ -210,6 +211,7 @@ def test_remove_takes_it_out_again(tmp_path):
 
 
 @pytest.mark.parametrize("proximal", ["momentum", "vanilla"])
+@pytest.mark.skipif(older("accelerate", "1.8"), reason="resumes a plain Trainer's epoch with other rows")
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, proximal):
     options = {**LARGE["smart"], "proximal": proximal, "solves": 2, "momentum": (0.5, 0.9), "momentum_switch": 0.5}
     ends = []

@@ -1,0 +1,106 @@
+"""The arms of the evidence: a recipe each, and what one seed of it scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to solve the tasks.
+
+    Args:
+        name: ``paper.what``.
+        changes: Of the common recipe, as on the command line.
+        heads_alone: Whether there is no adapter, but the heads.
+        depths: Numbers of lowest layers without adapters to score it with as well.
+    """
+
+    name: str
+    changes: tuple[str, ...]
+    heads_alone: bool = False
+    depths: tuple[int, ...] = ()
+
+    def key(self, text: str) -> str:
+        """A digest of all that decides its scores but the seed; ``text`` is the common recipe."""
+        said = json.dumps([text, self.changes, self.heads_alone, self.depths])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
+    """The arms of a file, each with what it takes from those that it begins with."""
+    given: Mapping[str, Mapping[str, Any]] = yaml.safe_load(place.read_text("utf-8"))
+
+    def changes(name: str) -> list[str]:
+        own = given[name]
+        return [change for base in own.get("base", ()) for change in changes(base)] + list(own.get("changes", ()))
+
+    return {
+        name: Arm(name, tuple(changes(name)), own.get("train") == "heads", tuple(own.get("depths", ())))
+        for name, own in given.items()
+    }
+
+
+def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train an arm with one seed and score it on the test splits.
+
+    Returns:
+        ``macro`` and ``scores`` (task to its metric), in per cent; ``depths`` (layers dropped to macro); ``trained``
+        parameters; ``steps``; ``seconds``.
+    """
+    import hfadapt
+    from hfadapt.recipes.arm import score, train_arm
+    from hfadapt.recipes.config import read_recipe
+    from hfadapt.recipes.run import Run
+    from hfadapt.training import RobustAdapterDrop
+
+    start = time.perf_counter()
+    recipe = read_recipe(text, (*arm.changes, f"seed={seed}"), source=arm.name)
+    run = Run(recipe, say)
+    model = run.build_model(adapted=not arm.heads_alone)
+    if not recipe.train_base:
+        hfadapt.pack(model)
+    robust = [] if recipe.adapter_drop is None else [RobustAdapterDrop(recipe.adapter_drop)]
+    trained = train_arm(
+        arm.name,
+        arm.name,
+        model,
+        run.mixture,
+        run.arguments,
+        base_parameters=run.base_parameters,
+        callbacks=robust,
+        head_learning_rate=recipe.head_learning_rate,
+        task_rates=recipe.task_rates,
+        regularizer=recipe.regularizers,
+    )
+    result = trained.result
+    depths = {}
+    for depth in arm.depths:
+        hfadapt.set_adapter_drop(model.base, depth)
+        depths[str(depth)] = 100 * score(_scorer(run, model), run.mixture.dataset("test", by_length=True), run.tasks)[1]
+    firsts = {task.name: 100 * result.scores[task.name][task.metrics[0]] for task in run.tasks}
+    return {
+        "macro": 100 * result.macro,
+        "scores": firsts,
+        **({"depths": depths} if depths else {}),
+        "trained": result.trained,
+        "steps": result.steps,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _scorer(run: Any, model: Any) -> Any:
+    from transformers import Trainer
+
+    mixture = run.mixture
+    return Trainer(model=model, args=run.arguments, data_collator=mixture.collator, compute_metrics=mixture.metrics)

@@ -1,0 +1,84 @@
+"""The evidence: every arm is a recipe that reads, verdicts follow from their rule, and the pages from the results."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from benchmarks.evidence.arms import HERE, read_arms
+from benchmarks.evidence.judge import interval, judge
+from benchmarks.evidence.pages import all_pages
+from benchmarks.evidence.results import read_results
+from hfadapt.recipes.config import read_recipe
+
+ARMS = read_arms()
+CLAIMS = [
+    claim for about in yaml.safe_load((HERE / "claims.yaml").read_text("utf-8")).values() for claim in about["claims"]
+]
+TEXT = (HERE / "recipe.yaml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_is_a_recipe_and_changes_the_common_one(name):
+    arm = ARMS[name]
+    recipe = read_recipe(TEXT, arm.changes)
+    assert recipe.resolved != read_recipe(TEXT).resolved or not arm.changes
+    assert arm.key(TEXT) != arm.key(TEXT + "\n")
+
+
+def test_claims_name_arms_and_depths_that_are_run():
+    named = {claim[key] for claim in CLAIMS if "why" not in claim for key in ("arm", "than")}
+    for arm in named:
+        name, _, depth = arm.partition("@")
+        assert name in ARMS and (not depth or int(depth) in ARMS[name].depths)
+    assert {name.partition("@")[0] for name in named} == set(ARMS), "an arm that no claim reads"
+
+
+def results(**arms):
+    return {
+        name: {"seeds": {str(seed): {"macro": score, "depths": {"3": score / 2}} for seed, score in enumerate(scores)}}
+        for name, scores in arms.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "ours", "verdict"),
+    [
+        ({"rule": "better"}, [81.0, 82.1, 80.9], "reproduced"),
+        ({"rule": "better"}, [80.5, 79.0, 81.5], "not reproduced: the interval holds no difference"),
+        ({"rule": "better"}, [79.0, 80.1, 78.9], "not reproduced: the other way round"),
+        ({"rule": "no_worse", "points": 0.5}, [79.9, 81.0, 79.9], "reproduced"),
+        ({"rule": "no_worse", "points": 0.5}, [79.0, 80.1, 78.9], "not reproduced: worse"),
+        (
+            {"rule": "no_worse", "points": 0.5},
+            [79.0, 81.9, 79.9],
+            "not reproduced: it may be more than 0.5 points worse",
+        ),
+        ({"rule": "better"}, [81.0, 82.1], "not run yet (2 of 3 seeds)"),
+        ({"rule": "better", "why": "no data"}, [], "not testable here: no data"),
+    ],
+)
+def test_a_verdict_follows_from_paired_differences(rule, ours, verdict):
+    claim = {"claim": "c", "theirs": "t", "arm": "a", "than": "b", **rule}
+    assert judge(claim, results(a=ours, b=[80.0, 81.0, 80.0])).verdict == verdict
+
+
+def test_a_depth_is_scored_for_itself():
+    claim = {"claim": "c", "theirs": "t", "arm": "a@3", "than": "b", "rule": "better"}
+    assert judge(claim, results(a=[162.0, 164.2, 161.8], b=[80.0, 81.0, 80.0])).ours.endswith("+1.0 ± 0.2")
+
+
+def test_the_interval_is_students():
+    scipy = pytest.importorskip("scipy.stats")
+    for values in ([3.0, 3.1], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0, 8.0, 9.0]):
+        found = interval(values)
+        low, high = scipy.t.interval(0.95, len(values) - 1, loc=found.mean, scale=scipy.sem(values))
+        assert found.mean == pytest.approx((low + high) / 2) and found.half == pytest.approx((high - low) / 2, rel=1e-4)
+
+
+def test_results_are_of_the_arms_as_they_are_and_the_pages_are_made_of_them():
+    found = read_results()
+    for name, result in found.items():
+        assert result["recipe"] == ARMS[name].key(TEXT), f"{name}: run anew, its recipe was changed"
+    for file, page in all_pages(found).items():
+        assert file.read_text("utf-8") == page, f"{file.name}: make evidence"
