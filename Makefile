@@ -13,7 +13,7 @@ INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser compile thorough oldest newest \
-	readme changelog hooks sweep clean
+	readme changelog hooks sweep evidence clean
 
 help: ## what can be made, which is this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ thorough: $(VENV)/.test ## hundreds of random cases where the tests take a sampl
 
 sweep: $(VENV)/.demo ## every model type of the installed transformers with every method, resumable: an hour and more
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep/sweep.py
+
+evidence: $(VENV)/.demo ## the papers' claims on real data, resumable: two hours; PART=drop one paper, SEEDS="3 4" others
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.evidence $(PART) $(if $(SEEDS),--seeds $(SEEDS))
 
 plugin: $(VENV)/.test ## a third party's distribution installed, tested and trained with
 	$(INSTALL) --no-build-isolation --no-deps --editable examples/hfadapt-plugin-ia3

@@ -48,9 +48,7 @@ def main() -> None:
     logging.getLogger("hfadapt").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
     arms, text = read_arms(), (HERE / "recipe.yaml").read_text("utf-8")
-    chosen = [
-        arm for name, arm in arms.items() if not given.parts or any(name.startswith(part) for part in given.parts)
-    ]
+    chosen = [arm for name, arm in arms.items() if name.startswith(tuple(given.parts) or "")]
     if not chosen:
         parser.error(f"no arm begins with {' or '.join(given.parts)}: {', '.join(arms)}")
     RESULTS.mkdir(exist_ok=True)

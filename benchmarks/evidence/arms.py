@@ -103,4 +103,10 @@ def _scorer(run: Any, model: Any) -> Any:
     from transformers import Trainer
 
     mixture = run.mixture
-    return Trainer(model=model, args=run.arguments, data_collator=mixture.collator, compute_metrics=mixture.metrics)
+    return Trainer(
+        model=model,
+        args=run.arguments,
+        eval_dataset=mixture.eval,
+        data_collator=mixture.collator,
+        compute_metrics=mixture.metrics,
+    )

@@ -68,5 +68,5 @@ def judge(claim: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) ->
         return Judged(*said, text, REPRODUCED)
     why = "the other way round" if difference.mean + difference.half < floor else "the interval holds no difference"
     if floor:
-        why = "worse" if difference.mean + difference.half < floor else f"it may be more than {-floor:g} points worse"
+        why = "worse" if difference.mean + difference.half < floor else f"it may be more than {-floor:g} worse"
     return Judged(*said, text, f"{NOT}: {why}")

@@ -37,6 +37,7 @@ T5 = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "num_layers": LAYERS, "num_he
 IMAGE = {**COMMON, "image_size": 16, "patch_size": 4}
 SOUND = {**COMMON, "conv_dim": [32, 32], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
 
+# Renamed in 5.24.
 DINO_QUERY = "attention.attention.query" if older("transformers", "5.24") else "attention.q_proj"
 # Family: settings, then style, query (or fused) path, fused layout and pre-norms of the last stack.
 MAPPED = {
