@@ -23,6 +23,7 @@ from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add
 from ..runtime.numbering import change_numbers
 from ..runtime.parallel_hooks import count_calls
 from ..runtime.slot import Slot, slot_of
+from ..runtime.updated_forward import update_weights
 from ..runtime.watch import require_intact, watch
 from . import edits
 from .delta_proof import check_place
@@ -336,6 +337,8 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
             state.original_attention = before
     elif site.side == "numbers":
         change_numbers(leaf)
+    elif site.side == "weights":
+        update_weights(leaf, site.leaf)
     else:
         add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
     if site.source is not None:

@@ -14,6 +14,7 @@ from ..runtime.hook_tables import remove_hooks
 from ..runtime.leaf_hooks import InputHook, OutputHook
 from ..runtime.numbering import NumbersHook, RowsOfNumbersHook
 from ..runtime.slot import fused_node
+from ..runtime.updated_forward import take_updates
 from ..runtime.watch import watch
 from . import edits
 from .own_copies import drop_copies
@@ -61,6 +62,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
             # taps at the same module may serve other slots and stay
             remove_hooks(leaf, lambda hook: isinstance(hook, _OF_DELTAS))
             unfuse_norm(leaf)
+            take_updates(leaf)
             del leaf.hfadapt
     if state.adapters:
         watch(model, state, lost)

@@ -35,13 +35,15 @@ class Silence:
             self.deltas.update({id(own): (f"{path} (its own copy)", own) for path, own in copies_of(model, name)})
         self.fired: set[int] = set()
         self.ran: set[str] = set()
+        # The modules whose forward would call the deltas' leaves, in their order.
+        self.around: dict[str | None, None] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Silence:
         for _, delta in self.deltas.values():
             self._hooks.append(delta.register_forward_hook(self._note))
-        around = {owner: None for path, delta in self.deltas.values() for owner in (_around(self.model, path, delta),)}
-        for owner in around:
+        self.around = {_around(self.model, path, delta): None for path, delta in self.deltas.values()}
+        for owner in self.around:
             if owner is not None:
                 self._hooks.append(self.model.get_submodule(owner).register_forward_hook(self._note_around(owner)))
         return self

@@ -38,8 +38,9 @@ class Site:
         stack: Path of the stack of layers.
         layer: Depth in that stack, counted by calls (ALBERT calls one module for many depths).
         leaf: Path of the module at which the tensor is changed.
-        side: ``"input"``, ``"output"``, ``"attention"`` (the core of attention, through AttentionInterface) or
-            ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``).
+        side: ``"input"``, ``"output"``, ``"attention"`` (the core of attention, through AttentionInterface),
+            ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``) or ``"weights"``
+            (a parameter of the leaf).
         width: Size of the last axis of the changed tensor; of a convolution, its channels.
         source: The tensor that is read when it is neither the changed one nor the leaf's input.
         reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).
@@ -55,6 +56,8 @@ class Site:
         rows_known: The first axis of the tensor is the batch's, as a map says. Otherwise it is tried before rows of
             several adapters meet there.
         optional: Chosen with everything else and not by its name: where it never runs, that is said and no error.
+        parameter: Name of the leaf's own parameter that changes, where that is what changes.
+        stacked: How many matrices that parameter holds; each has ``width`` outputs and ``source_width`` inputs.
         window: Sizes of the window of the convolution whose output changes, one an axis; () elsewhere.
     """
 
@@ -77,6 +80,8 @@ class Site:
     rows_known: bool = True
     optional: bool = False
     window: tuple[int, ...] = ()
+    parameter: str = ""
+    stacked: int = 0
 
     @property
     def read_width(self) -> int:

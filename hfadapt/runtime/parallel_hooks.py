@@ -102,7 +102,11 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
     # A copy of the embeddings, say, is below every layer, and so are tables and what is looked up in them.
     sites = [delta.site for name in dict.fromkeys(adapter_names(node)) for _, delta in deltas_of(model, name)]
     below = any(attachment.adapters[name].modules for name in adapter_names(node))
-    below = below or any(site.side == "numbers" or site.slot == "table" for site in sites)
+    mapped = {stack.path for stack in attachment.arch.stacks}
+    looked_up = any(site.side == "numbers" or site.slot == "table" for site in sites)
+    # What stands in no mapped stack may be below all of them, as the convolution that makes patches is.
+    outside = any(site.slot in ("convolution", "weights") and site.stack not in mapped for site in sites)
+    below = below or looked_up or outside
     attachment.rereads_input = below or _rereads_input(model, attachment)
     return {stack: tuple(sorted(found)) for stack, found in layers.items()}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FUSION_KEY = re.compile(r"__(input|output)(__d\d+)?$")
 
-__all__ = ["Slot", "run_slot"]
+__all__ = ["Slot", "rows_unknown", "run_slot"]
 
 
 class Slot(nn.Module):
@@ -145,7 +145,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
             if found is None:
                 continue
             if slot.by_row is not True and not found[1].uniform:
-                raise _rows_unknown(delta, value, slot.by_row)
+                raise rows_unknown(delta, value, slot.by_row)
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf, index)
             if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
@@ -155,7 +155,7 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     return value.transpose(0, 1).contiguous() if slot.row_axis else value
 
 
-def _rows_unknown(delta: Delta, value: Tensor, by_row: bool | None) -> RoutingError:
+def rows_unknown(delta: Delta, value: Tensor, by_row: bool | None) -> RoutingError:
     """The error of a batch of several adapters at a leaf whose input is not known to have the batch's rows."""
     if by_row is None and torch.compiler.is_compiling():  # all that a trace shows of an error is what is wrong
         return RoutingError(
@@ -193,7 +193,7 @@ def _run_together(
     """Run a step whose rows use several adapters at once."""
     slot = slot_of(leaf)
     if slot.by_row is not True and routing.ids is not None:
-        raise _rows_unknown(deltas[0], value, slot.by_row)
+        raise rows_unknown(deltas[0], value, slot.by_row)
     if isinstance(step, Arrow):
         return run_arrow(step, index, deltas, value, leaf_input, leaf, routing)
     fusion = slot.fusion(step, deltas)

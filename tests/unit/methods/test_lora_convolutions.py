@@ -166,6 +166,9 @@ def test_loras_of_convolutions_are_combined():
     randomize(model)
     with hfadapt.active(model, hfadapt.Stack("a", "b")):
         want = answer(model)
+    with hfadapt.active(model, hfadapt.Parallel("a", "b")):  # whose rows part below the layers
+        both = answer(model)
+    torch.testing.assert_close(both[3:], answer(model, task_ids=["b"] * 3), rtol=1e-5, atol=1e-5)
     for method, more in (("cat", {}), ("svd", {"r": 5}), ("ties", {"r": 4, "density": 0.5})):
         hfadapt.combine(model, {"a": 1.0, "b": 1.0}, method=method, name=method, **more)
         got = answer(model, task_ids=[method] * 3)

@@ -95,6 +95,10 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
                 raise CompositionError(
                     f"a LoRA with {why} is more than an update of weights", got=f"{name!r}: {config}"
                 )
+            if site.parameter:
+                where = f"{site.leaf}.{site.parameter}"
+                what = "LoRAs of a parameter, one update for each of its matrices, cannot be combined into one"
+                raise CompositionError(what, where=where, got=name, try_="hfadapt.Average, or hfadapt.merge")
             if site.shared_layer:
                 raise CompositionError("layers that are one module cannot have a LoRA each", where=site.leaf, got=name)
             outputs = linear_sizes(model.get_submodule(site.leaf))[1]

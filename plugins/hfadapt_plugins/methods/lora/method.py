@@ -15,6 +15,7 @@ from .config import LoRA
 from .convolution import ConvolutionDelta
 from .delta import LoRADelta
 from .dora import DoRADelta
+from .parameter import ParameterDelta
 from .peft_files import read_lora, save_peft
 from .table import TableDelta
 from .targets import ROLES, find_targets
@@ -67,6 +68,16 @@ class LoRAMethod(Method):
                         try_="a LoRA of its own for it: a tuple of two",
                     )
                 yield Place(target.site, TableDelta)
+                continue
+            if target.site.parameter:
+                if config.dora or config.bias or config.gate != "none" or config.dropout:
+                    raise self.refuse(
+                        "a parameter that a module reads itself takes A and B alone, without dropout",
+                        arch,
+                        got=f"{target.site.leaf}.{target.site.parameter} with {config}",
+                        try_="a LoRA of its own for it: a tuple of two",
+                    )
+                yield Place(target.site, ParameterDelta, target.site.parameter)
                 continue
             self._refuse_only_read(target.site.leaf, target.site.optional, arch, model)
             convolution = target.site.slot == "convolution"

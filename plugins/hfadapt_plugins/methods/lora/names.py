@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from hfadapt import Site
 from hfadapt.architecture import (
     CONVOLUTIONS,
     convolution_leaves,
     is_convolution,
+    is_linear,
     is_table,
     linear_leaves,
     linear_sizes,
@@ -24,11 +27,19 @@ from hfadapt.errors import AttachError, did_you_mean
 from .config import is_pattern
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hfadapt import ArchitectureMap, MethodConfig
 
-__all__ = ["ALL", "POSITION_TABLES", "Target", "convolutions_named", "matches", "named_site", "targets_by_name"]
+__all__ = [
+    "ALL",
+    "POSITION_TABLES",
+    "Target",
+    "convolutions_named",
+    "matches",
+    "named_site",
+    "parameter_site",
+    "parameters_named",
+    "targets_by_name",
+]
 
 ALL = "all-linear"
 # These project a table of positions that all rows of a batch share (DeBERTa): no row can have an update of its own.
@@ -103,6 +114,45 @@ def convolutions_named(name: str, model: nn.Module, where: str) -> list[str]:
     return [path for path, _ in named if path in takes]
 
 
+def parameters_named(name: str, model: nn.Module) -> list[Site]:
+    """Return the parameters that a name means, which modules read themselves: experts' matrices in one, a router's.
+
+    It does so where it is no module's, so that a name goes on meaning what it meant.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not path or f".{path}".count(".hfadapt") or is_linear(module) or is_table(module):
+            continue
+        # torch's recurrent layers read a list of their weights that was made before, and a convolution has its own LoRA
+        if isinstance(module, (*CONVOLUTIONS, nn.RNNBase)):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() in (2, 3) and parameter.is_floating_point() and matches(f"{path}.{own}", name):
+                found.append(parameter_site(model, path, own, parameter))
+    return found
+
+
+def parameter_site(model: nn.Module, path: str, own: str, parameter: nn.Parameter) -> Site:
+    """Return the place of the parameter ``own`` of the module at ``path``."""
+    stack, layer = place_in_list(model, path) or ("", OUTSIDE)
+    turned = parameter.dim() == 3 and getattr(model.get_submodule(path), "is_transposed", False)
+    rows, columns = parameter.shape[-2:]
+    outputs, inputs = (columns, rows) if turned else (rows, columns)
+    stacked = parameter.shape[0] if parameter.dim() == 3 else 1
+    return Site(
+        "weights",
+        stack,
+        layer,
+        path,
+        "weights",
+        outputs,
+        source_width=inputs,
+        rows_known=False,
+        parameter=own,
+        stacked=stacked,
+    )
+
+
 def targets_by_name(
     names: Sequence[str], config: MethodConfig, arch: ArchitectureMap, model: nn.Module
 ) -> list[Target]:
@@ -128,6 +178,7 @@ def targets_by_name(
     chosen = _chosen_layers(config, arch, [*leaves, *convolutions], model, where)
     heads = _heads(model)
     found: dict[str, Target] = {}
+    parameters: dict[tuple[str, str], Target] = {}
     for name in names:
         if name == ALL:
             hits = [p for p in leaves if not p.startswith(heads) and p.rpartition(".")[2] not in POSITION_TABLES]
@@ -136,12 +187,18 @@ def targets_by_name(
             hits = [path for path in (*leaves, *tables) if matches(path, name)]
             hits = hits or convolutions_named(name, model, where)
         hits = [path for path in hits if chosen is None or path in chosen]
+        if not hits and name != ALL:
+            sites = parameters_named(name, model)
+            sites = [s for s in sites if config.layers == "all" or s.layer in _numbers(config, arch).get(s.stack, ())]
+            parameters.update({(s.leaf, s.parameter): Target(s) for s in sites})
+            if sites:
+                continue
         if not hits and not leaves:
             raise _no_linears(model, where, convolutions)
         if not hits:
             raise _no_match(name, where, arch, leaves, convolutions, config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
-    return [found[path] for path in (*tables, *leaves, *convolutions) if path in found]
+    return [found[path] for path in (*tables, *leaves, *convolutions) if path in found] + list(parameters.values())
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
@@ -160,6 +217,18 @@ def _chosen_layers(
     """Return the modules in the layers that the config chooses, by the numbers in their paths; None for all."""
     if config.layers == "all":
         return None
+    numbers = _numbers(config, arch)
+    if not isinstance(config.layers, str):
+        bad = [i for i in config.layers if not any(-n <= int(i) < n for n in arch.depths.values())]
+        if bad:
+            allowed = "; ".join(f"{path}: 0 to {n - 1}" for path, n in arch.depths.items()) or "none: no list of layers"
+            raise AttachError("layer out of range", where=where, got=bad, allowed=allowed)
+    places = {path: place_in_list(model, path) for path in paths}
+    return {path for path, place in places.items() if place is not None and place[1] in numbers.get(place[0], ())}
+
+
+def _numbers(config: MethodConfig, arch: ArchitectureMap) -> dict[str, set[int]]:
+    """Return which entries of each list of modules the config chooses."""
     numbers: dict[str, set[int]] = {}
     for stack, count in arch.depths.items():
         if config.layers == "first_half":
@@ -168,13 +237,7 @@ def _chosen_layers(
             numbers[stack] = set(range(count - count // 2, count))
         else:
             numbers[stack] = {int(i) % count for i in config.layers if -count <= int(i) < count}
-    if not isinstance(config.layers, str):
-        bad = [i for i in config.layers if not any(-n <= int(i) < n for n in arch.depths.values())]
-        if bad:
-            allowed = "; ".join(f"{path}: 0 to {n - 1}" for path, n in arch.depths.items()) or "none: no list of layers"
-            raise AttachError("layer out of range", where=where, got=bad, allowed=allowed)
-    places = {path: place_in_list(model, path) for path in paths}
-    return {path for path, place in places.items() if place is not None and place[1] in numbers.get(place[0], ())}
+    return numbers
 
 
 def _no_match(
@@ -207,7 +270,7 @@ def _no_match(
 def _no_linears(model: nn.Module, where: str, convolutions: Sequence[str]) -> AttachError:
     kinds = Counter(type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     return AttachError(
-        "the model has no linears of that name, nor any, and updates of low rank are for linears and convolutions",
+        "the model has no linears, and nothing else that takes an update of low rank has that name",
         where=where,
         got=", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)),
         allowed=f"names of convolutions: {', '.join(convolutions[:_SHOWN])}"

@@ -31,6 +31,7 @@ READ = (
     "peft_type",
     "r",
     "rank_pattern",
+    "target_parameters",
     "use_dora",
     "use_rslora",
 )
@@ -69,7 +70,6 @@ REFUSED: dict[str, Any] = {
     "layer_replication": None,
     "megatron_config": None,
     "monteclora_config": None,
-    "target_parameters": None,
     "trainable_token_indices": None,
     "use_bdlora": None,
     "use_qalora": False,
@@ -102,6 +102,7 @@ class PeftLoRA:
         biases: The base's biases of the linears are in the file, trained.
         all_biases: So are those of all its other modules.
         lora_bias: B has a bias.
+        target_parameters: Ends of the paths of parameters that are updated themselves.
     """
 
     r: int
@@ -115,6 +116,7 @@ class PeftLoRA:
     biases: bool
     all_biases: bool
     lora_bias: bool
+    target_parameters: tuple[str, ...] = ()
 
     def rank(self, path: str) -> int:
         """Return the rank of a module."""
@@ -149,6 +151,7 @@ def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pef
         biases=data.get("bias") in ("lora_only", "all"),
         all_biases=data.get("bias") == "all",
         lora_bias=bool(data.get("lora_bias")),
+        target_parameters=tuple(data.get("target_parameters") or ()),
     )
 
 
@@ -224,6 +227,10 @@ def _is_rank(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
 
 
+def _names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
 _TYPES = {
     "bias": lambda v: v in ("none", "lora_only", "all"),
     "r": _is_rank,
@@ -233,6 +240,7 @@ _TYPES = {
     "lora_bias": lambda v: isinstance(v, bool),
     "lora_alpha": lambda v: _is_number(v) and v > 0,
     "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
+    "target_parameters": _names,
     "use_rslora": lambda v: isinstance(v, bool),
-    "modules_to_save": lambda v: v is None or (isinstance(v, list) and all(isinstance(one, str) for one in v)),
+    "modules_to_save": _names,
 }

@@ -21,7 +21,9 @@ from hfadapt.runtime import deltas_of
 from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
 from .config import LoRA
 from .dora import row_norms, weight_of
+from .parameter import ParameterDelta
 from .peft_config import check_fields
+from .peft_parameters import path_of, take_parameters, tensors_of_parameters
 from .peft_tensors import (
     MORE,
     PARTS,
@@ -67,6 +69,8 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
                 where=f"adapter {name!r}, {delta.site.leaf}",
                 try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
             )
+        if delta.site.parameter:
+            continue
         for own, theirs in (TABLE_PARTS if delta.site.slot == "table" else PARTS).items():
             tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
         if delta.site.window:
@@ -78,21 +82,24 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         if config.dora:
             lengths = row_norms(weight_of(model.get_submodule(delta.site.leaf)))
             tensors[f"{PREFIX}{delta.site.leaf}{MORE['magnitude']}"] = delta.own(name).magnitude * lengths
+    parameters = [delta for delta in deltas if isinstance(delta, ParameterDelta)]
+    tensors |= tensors_of_parameters(model, parameters, name)
     patterns: dict[str, dict[str, Any]] = {"rank_pattern": {}, "alpha_pattern": {}}
     for delta in deltas:
         other = delta.config(name)
         if (other.r, other.lora_alpha) != (config.r, config.lora_alpha):
-            patterns["rank_pattern"][re.escape(delta.site.leaf)] = other.r
-            patterns["alpha_pattern"][re.escape(delta.site.leaf)] = other.lora_alpha
+            patterns["rank_pattern"][re.escape(path_of(delta.site))] = other.r
+            patterns["alpha_pattern"][re.escape(path_of(delta.site))] = other.lora_alpha
     whole, own = whole_modules(model, name)
     tensors |= {f"{PREFIX}{key}": value for key, value in own.items()}
-    leaves = [delta.site.leaf for delta in deltas]
+    leaves = [delta.site.leaf for delta in deltas if not delta.site.parameter]
     linears = [model.get_submodule(delta.site.leaf) for delta in deltas if delta.site.slot == "linear"]
     described = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  (peft itself reads fractions)
         lora_dropout=config.dropout,
         target_modules=leaves,
+        target_parameters=[path_of(delta.site) for delta in parameters] or None,
         use_rslora=config.use_rslora,
         use_dora=config.dora,
         lora_bias=config.bias,
@@ -153,8 +160,10 @@ def read_lora(
     """
     fields = check_fields(config, folder)
     announced = {"lora_bias": fields.lora_bias, "magnitude": fields.use_dora, "base_bias": fields.biases}
-    split = split_tensors(tensors, folder, [part for part, on in announced.items() if on])
+    own, saved, tensors = take_parameters(model, tensors, fields, folder)
+    split = split_tensors(tensors, folder, [part for part, on in announced.items() if on], empty=bool(own))
     updates, others, paths = fit_to_model(model, *split, fields, folder)
+    updates, paths = updates | own, paths | saved
     groups: dict[LoRA, list[str]] = {}
     for leaf, parts in updates.items():
         bias = "lora_bias" in parts or "base_bias" in parts
@@ -170,12 +179,14 @@ def read_lora(
                 bias=bias,
                 dora=fields.use_dora,
             )
+        groups.setdefault(form, []).append(leaf)
+        if leaf in own:
+            continue
         if form.dora and not is_linear(model.get_submodule(leaf)):
             try_ = "merge it with peft (merge_and_unload) and adapt what comes out"
             raise CheckpointError(
                 "DoRA of a table of vectors or of a convolution", where=str(folder), got=leaf, try_=try_
             )
-        groups.setdefault(form, []).append(leaf)
         updates[leaf] = _own_parts(model.get_submodule(leaf), parts, form, folder)
     configs = tuple(replace(form, target_modules=tuple(leaves)) for form, leaves in groups.items())
     return Described(name, configs, partial(_weights, updates=updates, folder=folder), others)
@@ -203,7 +214,7 @@ def _own_parts(linear: nn.Module, parts: dict[str, Tensor], form: LoRA, folder: 
 
 def _weights(model: PreTrainedModel, name: str, updates: Updates, folder: Path) -> dict[str, Tensor]:
     deltas = list(deltas_of(model, name))
-    more = {delta.site.leaf for _, delta in deltas} - set(updates)
+    more = {path_of(delta.site) for _, delta in deltas} - set(updates)
     if more:
         # Names of modules are matched by their end, and a whole path may be the end of a longer one.
         got = f"{sorted(more)[0]} is meant by the same name as a linear of the file"
@@ -211,5 +222,5 @@ def _weights(model: PreTrainedModel, name: str, updates: Updates, folder: Path) 
     return {
         f"{path}.adapters.{name}.{part}": tensor
         for path, delta in deltas
-        for part, tensor in updates[delta.site.leaf].items()
+        for part, tensor in updates[path_of(delta.site)].items()
     }

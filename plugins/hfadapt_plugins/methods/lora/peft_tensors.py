@@ -42,13 +42,14 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def split_tensors(
-    tensors: dict[str, Tensor], folder: Folder, wanted: Iterable[str] = ()
+    tensors: dict[str, Tensor], folder: Folder, wanted: Iterable[str] = (), empty: bool = False
 ) -> tuple[Updates, dict[str, Tensor]]:
     """Return the matrices of each linear, and the other tensors, by their paths in the model that was adapted.
 
     Args:
         tensors: Content of the file.
         folder: For errors.
+        empty: There may be no matrices at all, beside those of parameters.
         wanted: Which of ``MORE`` the config announces; every linear must have them then.
 
     Raises:
@@ -74,7 +75,7 @@ def split_tensors(
     # a linear without a bias has none to train
     needed = {part for part in known if part != "base_bias"}
     halves = [leaf for leaf, parts in updates.items() if not (PARTS.keys() if leaf in tables else needed) <= set(parts)]
-    if not updates or halves:
+    if (not updates and not empty) or halves:
         got = f"{', '.join(updates[halves[0]])} alone at {halves[0]}" if halves else "no lora_A and lora_B"
         raise CheckpointError(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got)
     return updates, others
@@ -167,6 +168,8 @@ def _with_paths_of(
     """Rename what was saved from a model with a head, or without one, to this model's paths."""
     linears = [path for path, module in model.named_modules() if is_linear(module) or is_convolution(module)]
     paths = paths_in(model, updates, folder, f"linears such as {', '.join(linears[:3])}")
+    if not updates:
+        return updates, others
     renamed, prefix = {paths[leaf]: parts for leaf, parts in updates.items()}, f"{model.base_model_prefix}."
     first = next(iter(updates))
     if paths[first] == first:

@@ -13,7 +13,16 @@ from hfadapt.architecture import convolution_leaves, is_linear, linear_leaves, t
 from hfadapt.errors import AttachError, did_you_mean
 from hfadapt.method import sites
 
-from .names import ALL, POSITION_TABLES, Target, convolutions_named, matches, named_site, targets_by_name
+from .names import (
+    ALL,
+    POSITION_TABLES,
+    Target,
+    convolutions_named,
+    matches,
+    named_site,
+    parameters_named,
+    targets_by_name,
+)
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, MethodConfig
@@ -35,7 +44,7 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
         return targets_by_name(names, config, arch, model)
     layers = select_layers(config, arch)
     inside = {layer.path for layer in arch.layers()}
-    found: dict[tuple[str, int, str], Target] = {}
+    found: dict[tuple[str, int, str, str], Target] = {}
     everywhere = config.layers == "all" and config.stack == "all"
     where = f"{config.method} on {arch.model_type}"
     for name in names:
@@ -44,11 +53,12 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
         if name not in ROLES and name != ALL:
             targets += _outside(name, inside, model) if everywhere else []
             targets = targets or _convolutions(name, None if everywhere else layers, model, where)
+            targets = targets or _parameters(name, None if everywhere else layers, model)
         if not targets:
             raise _no_match(name, config.method, arch, model)
-        found.update({(t.site.leaf, t.site.layer, t.part): t for t in targets})
-    whole = {(leaf, depth) for leaf, depth, part in found if not part}
-    twice = [t for (leaf, depth, part), t in found.items() if part and (leaf, depth) in whole]
+        found.update({(t.site.leaf, t.site.layer, t.site.parameter, t.part): t for t in targets})
+    whole = {(leaf, depth) for leaf, depth, _, part in found if not part}
+    twice = [t for (leaf, depth, _, part), t in found.items() if part and (leaf, depth) in whole]
     if twice:
         raise AttachError(
             "a fused linear and a slice of it are both named",
@@ -145,6 +155,12 @@ def _convolutions(name: str, layers: Sequence[LayerMap] | None, model: nn.Module
     paths = convolutions_named(name, model, where)
     starts = ("",) if layers is None else tuple(f"{layer.path}." for layer in layers)
     return [Target(named_site(model, path)) for path in paths if path.startswith(starts)]
+
+
+def _parameters(name: str, layers: Sequence[LayerMap] | None, model: nn.Module) -> list[Target]:
+    """Parameters of modules with that name, in some layers or (None) anywhere."""
+    starts = ("",) if layers is None else tuple(f"{layer.path}." for layer in layers)
+    return [Target(site) for site in parameters_named(name, model) if site.leaf.startswith(starts)]
 
 
 def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
