@@ -147,7 +147,7 @@ def _rows_by_shares(
         RoutingError: adapters are joined in a way that is no sum of updates.
     """
     available = tuple(dict.fromkeys(name for delta in deltas for name in delta.names))
-    steps = [_shares_of_step(routing, index, available, device) for index, _ in routing.live_steps()]
+    steps = [_shares_of_step(routing, index, deltas, available, device) for index, _ in routing.live_steps()]
     # In a traced graph, and where ranks agree on who has a gradient, adapters without rows take part as well.
     every = torch.compiler.is_compiling() or all_tasks_take_part()
     for choices in itertools.product(*[step for step in steps if step]):
@@ -159,7 +159,7 @@ def _rows_by_shares(
 
 
 def _shares_of_step(
-    routing: Routing, index: int, available: tuple[str, ...], device: torch.device
+    routing: Routing, index: int, deltas: Sequence[Delta], available: tuple[str, ...], device: torch.device
 ) -> list[tuple[Shares, Tensor | None]]:
     step = routing.steps[index]
     if isinstance(step, Select):
@@ -176,7 +176,10 @@ def _shares_of_step(
         return []
     if not isinstance(step, Average):
         raise RoutingError(
-            "updates of a module's parameters cannot be fused", where="updates of parameters", got=repr(step)
+            "updates of a module's parameters are joined in a way that is no sum of them",
+            where=deltas[0].site.leaf,
+            got=repr(step),
+            allowed="one adapter a row, Stack, Average, Parallel",
         )
     weights = dict(zip(step.names, step.weights, strict=True))
     chosen = tuple((number, name, weights[name]) for number, name in shares)

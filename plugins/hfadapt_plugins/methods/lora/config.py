@@ -35,8 +35,8 @@ class LoRA(MethodConfig):
             ``"all-linear"``. A name may be that of a table of vectors, such as the word embeddings, and where it is no
             linear's, of convolutions, and else of parameters that a module reads itself (``experts.gate_up_proj``: one
             update for each of the matrices that are stacked in it). A role that a fused linear serves (GPT-2's
-            ``c_attn``) gets its own slice of that linear's output. Roles are those of the model's map; in a model without
-            one every entry is a name.
+            ``c_attn``) gets its own slice of that linear's output. Roles are those of the model's map; in a model
+            without one every entry is a name.
         dropout: Dropout on what the update reads.
         use_rslora: Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
         gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate on the update.

@@ -50,6 +50,9 @@ class ParameterDelta(LoRADelta):
     def cannot_fuse(self, name: str) -> str:
         return "it changes weights, and not what a module returns"
 
+    def cannot_route(self, name: str) -> str:
+        return "it changes weights, which are the same for all tokens of a row"
+
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the parameter.
 
