@@ -26,7 +26,6 @@ NON_DEFAULT = {
     "layer_replication": [[0, 2], [1, 2]],
     "megatron_config": {"tensor_model_parallel_size": 2},
     "monteclora_config": {"num_samples": 8},
-    "target_parameters": ["experts.gate_up_proj"],
     "trainable_token_indices": [1, 2],
     "use_bdlora": {"nblocks": 2},
     "use_qalora": True,
