@@ -25,7 +25,7 @@ from ..routing.context import current
 from ..routing.routing import Routing, Rows
 from ..routing.steps import Average, Select
 from .leaf_hooks import tensor_batch_size
-from .slot import applies, rows_unknown
+from .slot import applies, rows_unknown, slot_of
 
 __all__ = ["UpdatedForward", "take_updates", "update_weights"]
 
@@ -47,8 +47,9 @@ class UpdatedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         routing = current()
-        slot: Any = self.leaf._modules.get("hfadapt")
-        deltas = () if routing is None or slot is None else [d for d in slot.side("weights") if applies(d, routing)]
+        deltas: list[Delta] = []
+        if routing is not None:
+            deltas = [delta for delta in slot_of(self.leaf).side("weights") if applies(delta, routing)]
         found = tensor_batch_size(args, kwargs) if deltas else None
         if routing is None or found is None:
             return type(self.leaf).forward(self.leaf, *args, **kwargs)
@@ -57,6 +58,7 @@ class UpdatedForward:
         out: Any = None
         for shares, mine in _rows_by_shares(routing, deltas, device):
             if mine is not None:
+                slot = slot_of(self.leaf)
                 if slot.by_row is not True or slot.row_axis:
                     read = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
                     raise rows_unknown(deltas[0], read, slot.by_row)

@@ -70,7 +70,8 @@ def take_parameters(
                 )
             site = parameter_site(model, path, name, model.get_submodule(path).get_parameter(name))
             r = config.rank(f"{theirs}.{name}")
-            updates[f"{path}.{name}"] = _of_each(site, *(parts[end] for end in PARTS.values()), r, folder)
+            a, b = (parts[end] for end in PARTS.values())
+            updates[f"{path}.{name}"] = _of_each(site, a, b, r, folder)
             saved[f"{path}.{name}"] = f"{theirs}.{name}"
             taken |= {f"{PREFIX}{inner}{end}" for end in PARTS.values()}
     silent = [t for t in config.target_parameters if not any(_means(t, path) for path in saved.values())]
