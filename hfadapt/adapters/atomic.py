@@ -31,7 +31,7 @@ __all__ = ["atomic_folder", "replace_folder", "settle", "target_folder", "write_
 _JOURNAL = ".hfadapt-saved"
 _DROPPED = ".dropped"
 # Without these no library takes the folder for a whole one: first to go, last to come.
-_CONFIGS = ("adapter_config.json", "config.json")
+_CONFIGS = ("hfadapt_config.json", "adapter_config.json", "config.json")
 _DAY = 86400.0
 _HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
 # what this process is writing at the moment; all else that carries its number is of an earlier process
@@ -195,7 +195,8 @@ def settle(folder: Path) -> None:
     waiting = [p.relative_to(journal) for p in journal.rglob("*") if not p.is_dir() and p.name != _DROPPED]
     dropped = journal / _DROPPED
     gone = dropped.read_text("utf-8").splitlines() if dropped.is_file() else []
-    for name in [*gone, *(name for name in _CONFIGS if Path(name) in waiting)]:
+    configs = [name for name in _CONFIGS if Path(name) in waiting or name in gone]
+    for name in [*configs, *(name for name in gone if name not in configs)]:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
         else:

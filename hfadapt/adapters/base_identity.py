@@ -99,7 +99,7 @@ def _old_hash(config: PretrainedConfig) -> str:
 
 
 def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` says of the base."""
+    """Return what ``hfadapt_config.json`` says of the base."""
     fields = base_fields(model.config)
     return {
         "base_model_name_or_path": name_to_save(model),
@@ -159,7 +159,7 @@ def check_base(data: Mapping[str, Any], model: PreTrainedModel, model_type: str,
     """Raise unless ``model`` is the base that was adapted, as far as its config tells.
 
     Args:
-        data: ``adapter_config.json``.
+        data: ``hfadapt_config.json``.
         model: The base that is to be adapted.
         model_type: What its architecture map says it is.
         folder: Named in the error.
@@ -195,7 +195,7 @@ def check_base(data: Mapping[str, Any], model: PreTrainedModel, model_type: str,
         where=str(folder),
         got=f"{got})",
         allowed=f"{allowed})",
-        try_=f"load the base that is named in adapter_config.json{cure}",
+        try_=f"load the base that is named in hfadapt_config.json{cure}",
     )
 
 

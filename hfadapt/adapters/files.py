@@ -23,9 +23,11 @@ __all__ = [
     "CONFIG_FILE",
     "FIRST_VERSION",
     "FORMAT_VERSION",
+    "OLD_CONFIG_FILE",
     "TRAINER_FILE",
     "WEIGHTS_FILE",
     "check_digest",
+    "config_path",
     "is_ours",
     "outdated",
     "read_config",
@@ -41,7 +43,10 @@ __all__ = [
 FORMAT_VERSION = 2
 # A folder says the lowest version that can express it, so that older releases read what they understand.
 FIRST_VERSION = 1
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = "hfadapt_config.json"
+# Of peft's and AdapterHub's folders too. transformers hands whatever holds it to peft, so that nothing of ours is
+# written under it any more; releases up to 0.2 did.
+OLD_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINER_FILE = "model.safetensors"
 _CONFIG_DIGEST = "config_sha256"
@@ -53,9 +58,18 @@ _TRY_RESUMING = (
 )
 
 
-def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write ``adapter_model.safetensors``, and ``adapter_config.json`` with its digest."""
-    weights = folder / WEIGHTS_FILE
+def write_files(
+    folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], weights_file: str = WEIGHTS_FILE
+) -> None:
+    """Write the weights, and ``hfadapt_config.json`` with their digest.
+
+    Args:
+        folder: Which is there.
+        config: What the file says, but for the digests.
+        tensors: By their keys in the file.
+        weights_file: ``WEIGHTS_FILE``, or ``TRAINER_FILE`` where Trainer resumes from the very same tensors.
+    """
+    weights = folder / weights_file
     save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
     described = json.loads(json.dumps({**config, "weights_sha256": _digest(weights)}, default=str))
     text = json.dumps({**described, _CONFIG_DIGEST: _digest_of_config(described)}, indent=2)
@@ -69,7 +83,7 @@ def _digest_of_config(data: Mapping[str, Any]) -> str:
 
 
 def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Raise unless ``adapter_config.json`` is what was saved; folders of older versions have no digest of it.
+    """Raise unless ``hfadapt_config.json`` is what was saved; folders of older versions have no digest of it.
 
     Whoever takes the weights' digest out says that the folder was changed on purpose, so that nothing is compared.
 
@@ -80,7 +94,7 @@ def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
     found = _digest_of_config(data) if expected is not None else None
     if found != expected:
         raise CheckpointError(
-            f"{CONFIG_FILE} is not the file that was saved",
+            f"{config_path(folder).name} is not the file that was saved",
             where=str(folder),
             got=f"sha256 {found} of its content",
             allowed=f"sha256 {expected}",
@@ -91,17 +105,46 @@ def check_digest(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
 def outdated(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the names of files that belong to the weights in ``folder``, and go when those are replaced.
 
-    These are the twin of our weights, and in a folder ``checkpoint-N`` Trainer's state: resuming must not find an
-    optimizer of other weights beside the new ones.
+    These are our weights under either of their names, the description of an older release, and in a folder
+    ``checkpoint-N`` Trainer's state: resuming must not find an optimizer of other weights beside the new ones.
     """
     state = _TRAINER_STATE if re.fullmatch(r"checkpoint-\d+", Path(folder).name) else ()
-    return (TRAINER_FILE, *state)
+    # adapters of others may stand there under the same names, beside a model
+    described = [path for name in (CONFIG_FILE, OLD_CONFIG_FILE) if (path := Path(folder) / name).is_file()]
+    ours = [path.name for path in described if is_ours(path)]
+    return (*ours, *([WEIGHTS_FILE] if ours and len(ours) == len(described) else []), TRAINER_FILE, *state)
 
 
 def is_ours(config: Path) -> bool:
-    """Say whether an ``adapter_config.json`` was written by hfadapt; one that was cut off is, if its beginning is."""
+    """Say whether a description was written by hfadapt; one that was cut off is, if its beginning is."""
     text = config.read_text("utf-8", errors="replace")
     return '"format": "hfadapt"' in text or not text.strip()
+
+
+def config_path(folder: str | os.PathLike[str]) -> Path:
+    """Return where the description of a folder of adapters is, or would be.
+
+    It stands under our name, or, where a release up to 0.2 wrote it, under the name that is peft's too.
+
+    Raises:
+        CheckpointError: both are there, and which of two saves the weights belong to is not known.
+    """
+    new, old = (Path(folder) / name for name in (CONFIG_FILE, OLD_CONFIG_FILE))
+    if not old.exists():
+        return new
+    if new.exists():
+        try:
+            theirs = "of an older release" if old.is_file() and is_ours(old) else "of another library"
+        except OSError as error:
+            theirs = f"which cannot be read ({error})"
+        raise CheckpointError(
+            "the folder holds two adapters, and nothing says which one is meant",
+            where=str(folder),
+            got=f"{CONFIG_FILE}, and {OLD_CONFIG_FILE} {theirs}",
+            allowed="one of the two",
+            try_="move one of them, with its weights, to a folder of its own",
+        )
+    return old
 
 
 def settle_for_reading(folder: str | os.PathLike[str]) -> None:
@@ -130,13 +173,13 @@ def _digest(path: Path) -> str:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check ``adapter_config.json``.
+    """Read and check ``hfadapt_config.json``, or what stands for it in folders of releases up to 0.2.
 
     Raises:
         CheckpointError: it is missing, not JSON, of another library, or of a newer format.
     """
     settle_for_reading(folder)
-    path = Path(folder) / CONFIG_FILE
+    path = config_path(folder)
     try:
         data = read_json(path)
     except FileNotFoundError:
@@ -176,7 +219,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     wrong = _wrong_fields(data)
     if wrong:
         raise CheckpointError(
-            f"{CONFIG_FILE} holds what no save writes",
+            f"{path.name} holds what no save writes",
             where=str(folder),
             got="; ".join(wrong[:5]),
             try_="save again; the file was changed",
@@ -277,25 +320,28 @@ def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
 
 
 def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> dict[str, Tensor]:
-    """Read ``adapter_model.safetensors``.
+    """Read ``adapter_model.safetensors``, or ``model.safetensors`` where the weights stand there alone.
 
     Args:
         folder: Where it is.
-        digest: ``weights_sha256`` of ``adapter_config.json``; None where that has none.
+        digest: ``weights_sha256`` of the folder's description; None where that has none.
 
     Raises:
         CheckpointError: it is missing, damaged, or not the file that was saved.
     """
     path = Path(folder) / WEIGHTS_FILE
+    if not path.exists() and (Path(folder) / TRAINER_FILE).is_file():
+        path = Path(folder) / TRAINER_FILE
     tensors = read_safetensors(path)
     found = _digest(path) if digest is not None else None
     if found != digest:
+        config = config_path(folder).name
         raise CheckpointError(
-            f"{WEIGHTS_FILE} is not the file that was saved",
+            f"{path.name} is not the file that was saved",
             where=str(folder),
             got=f"sha256 {found}",
-            allowed=f"sha256 {digest}, as {CONFIG_FILE} says",
-            try_=f"save again; or take 'weights_sha256' out of {CONFIG_FILE} if you changed the weights yourself",
+            allowed=f"sha256 {digest}, as {config} says",
+            try_=f"save again; or take 'weights_sha256' out of {config} if you changed the weights yourself",
         )
     return tensors
 

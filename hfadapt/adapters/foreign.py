@@ -18,7 +18,7 @@ from .activate import activate
 from .atomic import target_folder
 from .attach import attach
 from .base_model import load_base
-from .files import CONFIG_FILE, is_ours, require_file
+from .files import config_path, is_ours, require_file
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
@@ -96,7 +96,7 @@ def find_format(folder: str | os.PathLike[str], name: str | None = None) -> Fold
 
     if name is not None:
         return plugins.formats()[name]
-    if _is_own(Path(folder)):
+    if _is_own(folder):
         return None  # nobody else is asked: a plugin's fault must not keep our own folders from being read
     found = []
     for one in plugins.formats().values():
@@ -114,11 +114,12 @@ def find_format(folder: str | os.PathLike[str], name: str | None = None) -> Fold
     return found[0] if found else None
 
 
-def _is_own(folder: Path) -> bool:
+def _is_own(folder: str | os.PathLike[str]) -> bool:
+    path = config_path(folder)
     try:
-        require_file(folder / CONFIG_FILE)
-        return is_ours(folder / CONFIG_FILE)
-    except (OSError, ValueError, CheckpointError):
+        require_file(path)
+        return is_ours(path)
+    except (OSError, CheckpointError):
         return False
 
 

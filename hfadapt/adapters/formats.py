@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..errors.arguments import require_folder
 from .atomic import atomic_folder, target_folder
+from .files import OLD_CONFIG_FILE as CONFIG_FILE
 from .files import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     is_ours,
     read_json,

@@ -37,7 +37,7 @@ __all__ = ["check_base_of", "load_adapters", "put_back", "restore_choice", "rest
 
 
 def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
-    """Make the fusion layers that ``adapter_config.json`` names."""
+    """Make the fusion layers that ``hfadapt_config.json`` names."""
     for entry in data.get("fusions", ()):
         fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
         method = plugins.methods()[entry["method"]]
@@ -46,7 +46,7 @@ def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
                 "the folder joins adapters by a method that is attached",
                 got=entry["method"],
                 allowed="a method that joins adapters, such as fusion",
-                try_="save again; adapter_config.json was changed",
+                try_="save again; hfadapt_config.json was changed",
             )
         method.restore(model, Fuse(*entry["adapters"]), fields, entry["kept"])
 
@@ -57,6 +57,7 @@ def load_adapters(
     *,
     strict: bool = True,
     name: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Put the adapters of an adapter folder on a base.
 
@@ -65,6 +66,8 @@ def load_adapters(
         model: The base; by default the one named in the folder, with ``from_pretrained``.
         strict: Every key must be there, with its shape, and no other; and the base's config must be the same in all
             that decides shapes and computation. Otherwise fields may differ that no stock code reads.
+        name: What to call the folder's only adapter here.
+        options: Further arguments of the ``from_pretrained`` of the base that is named.
 
     Returns:
         ``model`` (or the new one), adapted; adapters that were there stay.
@@ -75,8 +78,10 @@ def load_adapters(
     data = read_config(folder)
     tensors = read_tensors(folder, data.get("weights_sha256"))
     if model is None:
-        options = {**dtype_option(data, folder), **(label_options(data) if data.get("head") else {})}
-        model = load_base(folder, data["model_class"], data.get("base_model_name_or_path"), options)
+        given = options or {}
+        dtype = {} if "torch_dtype" in given else dtype_option(data, folder)
+        of_base = {**dtype, **(label_options(data) if data.get("head") else {}), **given}
+        model = load_base(folder, data["model_class"], data.get("base_model_name_or_path"), of_base)
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}
@@ -103,7 +108,7 @@ def put_back(
 
     Args:
         folder: For errors.
-        data: What ``adapter_config.json`` says, or a part of it.
+        data: What ``hfadapt_config.json`` says, or a part of it.
         tensors: Those of the adapters in it.
         model: The base; adapters that were there stay.
         strict: See `load_adapters`.
@@ -139,7 +144,7 @@ def put_back(
 def _restore(
     model: PreTrainedModel, data: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: ArchitectureMap
 ) -> None:
-    """Attach what ``adapter_config.json`` describes; its weights are still to come."""
+    """Attach what ``hfadapt_config.json`` describes; its weights are still to come."""
     fresh = find_attachment(model) is None
     groups: dict[str, list[str]] = {}
     for name, configs in data["adapters"].items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .atomic import target_folder
-from .files import CONFIG_FILE, WEIGHTS_FILE, is_ours, settle_for_reading
+from .files import CONFIG_FILE, OLD_CONFIG_FILE, WEIGHTS_FILE, is_ours, settle_for_reading
 from .folder_config import is_marked
 
 __all__ = ["refuse_foreign", "refuse_own"]
@@ -23,17 +23,16 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
     """
     place = target_folder(folder)
     settle_for_reading(place)
-    ours = is_marked(place)
-    config = place / CONFIG_FILE
-    if config.is_file():
-        if not is_ours(config):
-            raise CheckpointError(
-                "the folder holds an adapter that hfadapt did not write",
-                where=str(folder),
-                got=CONFIG_FILE,
-                try_="another folder, or delete that one first",
-            )
-        ours = True
+    described = _descriptions(place)
+    ours = is_marked(place) or any(described.values())
+    theirs = [name for name, own in described.items() if not own]
+    if theirs:
+        raise CheckpointError(
+            "the folder holds an adapter that hfadapt did not write",
+            where=str(folder),
+            got=", ".join(theirs),
+            try_="another folder, or delete that one first",
+        )
     found = _of_a_model(place)
     if not ours and (place / WEIGHTS_FILE).exists():
         found.append(WEIGHTS_FILE)
@@ -54,8 +53,7 @@ def refuse_own(folder: str | os.PathLike[str]) -> None:
     """
     place = target_folder(folder)
     settle_for_reading(place)
-    config = place / CONFIG_FILE
-    if is_marked(place) or (config.is_file() and is_ours(config)):
+    if is_marked(place) or any(_descriptions(place).values()):
         raise CheckpointError(
             "the folder holds an adapter of hfadapt's own",
             where=str(folder),
@@ -69,6 +67,12 @@ def refuse_own(folder: str | os.PathLike[str]) -> None:
             got=", ".join(sorted(found)),
             try_="another folder, for example one inside it",
         )
+
+
+def _descriptions(place: Path) -> dict[str, bool]:
+    """Names of the descriptions of adapters that are there, and whether hfadapt wrote each."""
+    files = [place / name for name in (CONFIG_FILE, OLD_CONFIG_FILE)]
+    return {file.name: is_ours(file) for file in files if file.is_file()}
 
 
 def _of_a_model(place: Path) -> list[str]:

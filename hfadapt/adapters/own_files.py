@@ -3,7 +3,7 @@
 The head of a folder's only adapter stands there as ``head.PATH``, as in the first version of the format, where all
 adapters of a folder had one head: reading, each gets that one. The heads of several adapters, and other modules of
 their own, stand under their names in the model, ``PATH.hfadapt.copies.ADAPTER.KEY``, and ``own_modules`` of
-``adapter_config.json`` lists their paths (version 2).
+``hfadapt_config.json`` lists their paths (version 2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEY = "own_modules"
 
 
 def describe_own(state: Attachment, chosen: list[str], prefix: str) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` says of the own modules of the adapters ``chosen``, and its version.
+    """Return what ``hfadapt_config.json`` says of the own modules of the adapters ``chosen``, and its version.
 
     Args:
         state: What is attached to the model.
@@ -87,7 +87,7 @@ def options_of(data: Mapping[str, Any], name: str, model: PreTrainedModel) -> di
     """Return the arguments of ``attach`` that make the own modules of a saved adapter.
 
     Args:
-        data: ``adapter_config.json``.
+        data: ``hfadapt_config.json``.
         name: The adapter.
         model: The base; what it has no head for is left out.
     """

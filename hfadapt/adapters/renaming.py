@@ -21,7 +21,7 @@ def renamed(
     Compositions are left as they are: a folder's part with one adapter has none.
 
     Args:
-        data: ``adapter_config.json``, or a part of it.
+        data: ``hfadapt_config.json``, or a part of it.
         tensors: By their keys in the file.
         old: The name there.
         new: The name here.

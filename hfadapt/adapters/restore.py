@@ -91,7 +91,7 @@ def as_described(folder: Any) -> Iterator[None]:
             "what the folder describes cannot be built",
             where=str(folder),
             got=f"{type(error).__name__}: {error}"[:500],
-            try_="save again; adapter_config.json was changed, or belongs to another version",
+            try_="save again; hfadapt_config.json was changed, or belongs to another version",
         ) from error
 
 

@@ -21,7 +21,7 @@ from ..errors import CheckpointError, HFAdaptError
 from ..method.method import expand
 from ..runtime.attachment import find_attachment
 from ..runtime.hook_tables import remove_load_hooks
-from .files import CONFIG_FILE, read_config
+from .files import config_path, read_config
 from .freeze import is_adapter
 
 __all__ = [
@@ -108,7 +108,7 @@ def refused(folder: Path, what: str, got: str, allowed: str) -> CheckpointError:
 def record_of(folder: Path | None) -> dict[str, Any] | None:
     """Return what a checkpoint says of itself; None where it says nothing."""
     for place in () if folder is None else (folder / one for one in _RECORDS):
-        if (place / CONFIG_FILE).is_file():
+        if config_path(place).is_file():
             return read_config(place)
     return None
 

@@ -1,6 +1,6 @@
 """Adapters on disk: one folder, safetensors and JSON, written atomically and read strictly.
 
-``adapter_config.json`` holds the format's version, the adapters' configs, compositions, the base it belongs to and the
+``hfadapt_config.json`` holds the format's version, the adapters' configs, compositions, the base it belongs to and the
 library versions; ``adapter_model.safetensors`` holds every parameter once, tied ones included (``files.py``: names and
 digests). A ``MultiTaskModel``'s folder is written by ``multitask/save.py``, what ``save_pretrained`` and Trainer add by
 ``save_hooks.py``, and a run's folder by ``recipes/output.py``.
@@ -133,7 +133,7 @@ def fusions_of(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, 
 
 
 def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the content of ``adapter_config.json``; a model without adapters may be one whose heads alone train."""
+    """Return the content of ``hfadapt_config.json``; a model without adapters may be one whose heads alone train."""
     state = find_attachment(model)
     if state is None:
         kind = model.config.model_type
@@ -188,7 +188,7 @@ def save(
         folder: Made if it is missing; an interrupted save leaves it as it was. What hfadapt saved there before is
             replaced, files of others are kept.
         names: The adapters, or the name of one; all by default.
-        extra: Further keys of ``adapter_config.json`` (tasks and heads of a multi-task model).
+        extra: Further keys of ``hfadapt_config.json`` (tasks and heads of a multi-task model).
         extra_tensors: Further tensors.
         card: Called with the temporary folder, to add a model card or other files.
 
@@ -266,7 +266,7 @@ def write(
         model: An adapted model.
         folder: Which is there, and empty.
         names: The adapters; all by default.
-        extra: Further keys of ``adapter_config.json``.
+        extra: Further keys of ``hfadapt_config.json``.
         extra_tensors: Further tensors.
         weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
     """

@@ -25,9 +25,9 @@ from ..runtime.hook_tables import remove_load_hooks
 from .atomic import atomic_folder, target_folder
 from .files import (
     CONFIG_FILE,
+    OLD_CONFIG_FILE,
     TRAINER_FILE,
-    WEIGHTS_FILE,
-    is_ours,
+    config_path,
     outdated,
     read_config,
     settle_for_reading,
@@ -113,9 +113,7 @@ def _older_save(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
     parts = [name for name in os.listdir(folder) if _PARTS.fullmatch(name)]
-    config = folder / CONFIG_FILE
-    adapters = [CONFIG_FILE, WEIGHTS_FILE] if config.is_file() and is_ours(config) else []
-    return (*outdated(folder), *parts, *adapters)
+    return (*outdated(folder), *parts)
 
 
 class _TakeUp:
@@ -204,7 +202,8 @@ def is_whole(folder: str | os.PathLike[str]) -> bool:
     """Say whether ``folder`` is what ``save_pretrained`` of an adapted model wrote, base included."""
     settle_for_reading(folder)
     path = Path(folder)
-    return not (path / CONFIG_FILE).exists() and (path / SIDE_FOLDER / CONFIG_FILE).is_file()
+    beside = any((path / name).exists() for name in (CONFIG_FILE, OLD_CONFIG_FILE))
+    return not beside and config_path(path / SIDE_FOLDER).is_file()
 
 
 def base_beside(folder: str | os.PathLike[str], model: PreTrainedModel | None) -> PreTrainedModel:

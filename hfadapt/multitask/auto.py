@@ -17,22 +17,26 @@ from typing import Any
 __all__ = ["install", "register"]
 
 _MODEL = f"{__package__}.model"
+_DOORS = f"{__package__}.from_auto"
 _MODULE = "transformers.models.auto.modeling_auto"
 
 
 def register() -> None:
-    """Register config and model with ``AutoConfig`` and the ``AutoModel`` classes that suit several tasks."""
+    """Register the config with ``AutoConfig``, and what opens a folder of ours with every ``AutoModel`` class."""
     module = sys.modules.get(_MODEL)
     if module is not None and not hasattr(module, "MultiTaskModel"):
         return  # it is being imported right now, and registers when it is done
 
-    import transformers as tf
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-    model = importlib.import_module(_MODEL)  # by name: the model's module imports this one
-    HFAdaptConfig, MultiTaskModel = model.HFAdaptConfig, model.MultiTaskModel
-    tf.AutoConfig.register(HFAdaptConfig.model_type, HFAdaptConfig, exist_ok=True)
-    for auto in (tf.AutoModel, tf.AutoModelForSequenceClassification, tf.AutoModelForTokenClassification):
-        auto.register(HFAdaptConfig, MultiTaskModel, exist_ok=True)
+    doors = importlib.import_module(_DOORS)  # by name: it needs the model, whose module imports this one
+    config = doors.OfAuto.config_class
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto in list(vars(modeling_auto).values()):
+        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass) and auto._model_mapping is not None:
+            auto.register(config, doors.door_for(auto), exist_ok=True)
 
 
 class _AfterImport(MetaPathFinder, Loader):

@@ -82,7 +82,7 @@ def load(
             allowed="names on the hub",
             try_="leave it out",
         )
-    folder = local_folder(folder, revision, token)
+    folder = local_folder(folder, {"revision": revision, "token": token})
     if format is None and is_whole(folder):
         return load_adapters(Path(folder) / SIDE_FOLDER, base_beside(folder, model), strict=strict)
     found = find_format(folder, format)
@@ -100,10 +100,10 @@ def load(
             allowed="hfadapt's own folder",
             try_="leave it out",
         )
+    options: dict[str, Any] = {} if token is None else {"token": token}  # for the base, which may be private too
     if (model is None or isinstance(model, MultiTaskModel)) and KEY in read_config(folder):
-        options: dict[str, Any] = {} if token is None else {"token": token}  # for the base, which may be private too
         return MultiTaskModel.from_pretrained(str(folder), **options)
-    return load_adapters(folder, model, strict=strict)
+    return load_adapters(folder, model, strict=strict, options=options)
 
 
 def _check_arguments(folder: object, model: object) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..adapters.activate import compose_as
 from ..adapters.attach import attach
 from ..adapters.folder_config import HFAdaptConfig, MultiTaskOutput
-from ..adapters.from_hub import local_folder
+from ..adapters.from_hub import local_folder, of_the_base
 from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
@@ -39,8 +39,6 @@ from .save import apply, is_partial, is_saved, save_multi_task
 from .task import Task, check_tasks
 
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
-
-_OF_THE_FOLDER = ("config", "adapter_kwargs", "adapter_name", "revision", "subfolder", "code_revision", "_commit_hash")
 
 
 class MultiTaskModel(LiveTasks, PreTrainedModel):
@@ -160,16 +158,15 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
             train_base: See ``from_base``.
             autocast_adapter_dtype: See ``from_base``; a saved folder's adapters keep the dtype they have.
             base: For a saved folder: the base to load it on, or its name, where the recorded one cannot be found.
-            kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``revision``, ``attn_implementation``, ...). Of
-                a saved folder on the hub ``revision`` is the folder's, and ``token`` serves both.
+            kwargs: Passed to the base's ``from_pretrained`` (``dtype``, ``attn_implementation``, ...). ``revision`` and
+                ``subfolder`` are those of the name that is given, a base's or a saved folder's; ``token`` serves both.
 
         Raises:
             CheckpointError: the folder is damaged or belongs to another base, or the base is not to be found.
             TaskError: ``tasks`` is missing, or given for a saved folder.
         """
         if tasks is None and method is None:
-            named, of_folder = pretrained_model_name_or_path, (kwargs.get("revision"), kwargs.get("token"))
-            pretrained_model_name_or_path = local_folder(named, *of_folder)
+            pretrained_model_name_or_path = local_folder(pretrained_model_name_or_path, kwargs)
         if is_saved(pretrained_model_name_or_path):
             if tasks is not None or method is not None:
                 raise TaskError(
@@ -179,9 +176,7 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
                     allowed="the folder alone",
                     try_="from_pretrained(folder) alone, or from_pretrained(base, tasks=..., method=...)",
                 )
-            # AutoModel adds what it found out about the folder; the base has a place and a revision of its own
-            options = {name: value for name, value in kwargs.items() if name not in _OF_THE_FOLDER}
-            return load_multi_task(cls, pretrained_model_name_or_path, base, options)
+            return load_multi_task(cls, pretrained_model_name_or_path, base, of_the_base(kwargs))
         if tasks is None:
             raise no_tasks(pretrained_model_name_or_path)
         tasks = check_tasks(tasks)

@@ -1,16 +1,14 @@
 """What a save of ``MultiTaskModel`` holds: one folder for hfadapt, for ``AutoModel`` and for Trainer.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` are the format of ``adapters/save.py`` with heads and, where
-the base was trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. ``model.safetensors``,
-the only file from which Trainer resumes or reloads the best model, is a hard link to the adapter file (a copy where the
-file system knows no links), so nothing is stored twice.
+``hfadapt_config.json`` and the weights are the format of ``adapters/save.py`` with heads and, where the base was
+trained, its weights. ``config.json`` tells ``AutoModel`` that the folder is ours. The weights stand in
+``model.safetensors``, the only file from which Trainer resumes or reloads the best model, and nowhere else.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +34,6 @@ __all__ = ["KEY", "apply", "is_partial", "is_saved", "save_multi_task"]
 logger = logging.getLogger(__name__)
 
 KEY = "multi_task"
-_TRAINER_FILE = adapter_files.TRAINER_FILE
 _OTHER_MODEL = "the folder was changed, or was saved with other tasks, another method or another train_base"
 
 
@@ -59,7 +56,7 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     if not path.is_dir():
         return False
     adapter_files.settle_for_reading(path)
-    return (path / adapter_files.CONFIG_FILE).is_file() or is_marked(path)
+    return adapter_files.config_path(path).is_file() or is_marked(path)
 
 
 def _require_keys(model: Saved, weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -164,15 +161,10 @@ def save_multi_task(
     }
     refuse_foreign(folder)
     with atomic_folder(folder, dropped=adapter_files.outdated(folder)) as temporary:
-        weights_file = temporary / adapter_files.WEIGHTS_FILE
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        adapter_files.write_files(temporary, {**describe(model.base), **extra}, packed)
+        adapter_files.write_files(temporary, {**describe(model.base), **extra}, packed, adapter_files.TRAINER_FILE)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(temporary)
-        try:
-            os.link(weights_file, temporary / _TRAINER_FILE)
-        except OSError:
-            shutil.copyfile(weights_file, temporary / _TRAINER_FILE)

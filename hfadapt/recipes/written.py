@@ -28,7 +28,8 @@ MARKER = ".hfadapt-run.json"
 _OF_THE_RUN = {MARKER, RESULTS_FILE, "results.md", "report.html"}
 _PLOTS = {"learning_curves.png", "sampling.png", "parameters.png"}
 _OF_A_MODEL = {
-    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json", "README.md"),
+    *("hfadapt_config.json", "adapter_config.json", "adapter_model.safetensors", "config.json", "README.md"),
+    "generation_config.json",
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "emoji.json", "source.spm", "target.spm"),
     *("spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model"),

@@ -95,7 +95,7 @@ def test_evaluate_remembers_the_data_of_a_run(run: tuple[Path, str], hfadapt, be
 
 
 def test_base_takes_the_place_of_the_recorded_one(run: tuple[Path, str], recipe: Path, hfadapt, monkeypatch) -> None:
-    config = run[0] / "adapter" / "adapter_config.json"
+    config = run[0] / "adapter" / "hfadapt_config.json"
     before = config.read_text()
     lost = json.loads(before) | {"base_model_name_or_path": "/gone", "config_sha256": None, "weights_sha256": None}
     config.write_text(json.dumps(lost))
@@ -169,7 +169,7 @@ def test_a_base_that_a_package_carries_is_saved_under_that_name(recipe: Path, mo
     for name in ("package:carrier", model_path("package:carrier")):
         model = MultiTaskModel.from_pretrained(name, tasks=task, method="lora")
         model.save_pretrained(tmp_path / "saved")
-        for file in ("adapter_config.json", "config.json"):
+        for file in ("hfadapt_config.json", "config.json"):
             saved = json.loads((tmp_path / "saved" / file).read_text())
             assert saved["base_model_name_or_path"] == "package:carrier"
         assert MultiTaskModel.from_pretrained(tmp_path / "saved").tasks == (task,)

@@ -20,8 +20,8 @@ from hfadapt.recipes.report import markdown_table
 
 def test_a_run_leaves_adapter_report_table_and_plots(finished: Path) -> None:
     for name in (
-        "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
+        "adapter/hfadapt_config.json",
+        "adapter/model.safetensors",
         "adapter/README.md",
         "report.html",
         "results.json",

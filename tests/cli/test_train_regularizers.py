@@ -30,9 +30,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_a_recipes_regularizer_is_trained_with(recipe, hfadapt, regularized, tmp_path):
     hfadapt("train", recipe, *QUICK, "--output", tmp_path / "plain")
-    weights = [
-        load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (regularized, tmp_path / "plain")
-    ]
+    weights = [load_file(folder / "adapter" / "model.safetensors") for folder in (regularized, tmp_path / "plain")]
     assert any(not weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert losses(regularized) != losses(tmp_path / "plain")
     assert (regularized / "checkpoints" / "adapted" / "checkpoint-2" / FILE).is_file()
@@ -51,7 +49,7 @@ def test_a_resumed_run_equals_a_whole_one_bit_for_bit(recipe, hfadapt, regulariz
     run = cut_off(regularized, tmp_path / "run")
     hfadapt("train", recipe, *QUICK, SMART, R3F, "--resume", "--output", run)
     last = ("checkpoints", "adapted", "checkpoint-4", FILE)
-    for part in (("adapter", "adapter_model.safetensors"), last):
+    for part in (("adapter", "model.safetensors"), last):
         got, want = load_file(run.joinpath(*part)), load_file(regularized.joinpath(*part))
         assert got.keys() == want.keys() and all(got[key].equal(want[key]) for key in want), part
     assert losses(run) == losses(regularized)

@@ -124,7 +124,7 @@ def test_a_whole_model_is_no_adapter_folder_and_the_error_says_how_to_go_on(tmp_
     hfadapt.attach(model, "lora")
     model.save_pretrained(tmp_path)
     shutil.rmtree(tmp_path / "hfadapt")  # as earlier versions wrote it
-    with pytest.raises(CheckpointError, match=r"no adapter_config.json.*try: .*resume_from_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no hfadapt_config.json.*try: .*resume_from_checkpoint"):
         hfadapt.load(tmp_path, base())
 
 

@@ -232,7 +232,7 @@ def test_a_task_is_replaced_whole_or_not_at_all(engine, base_folder, tmp_path, a
         want = Engine.from_pretrained(new).predict("w1 w2 w3", "topic")
         assert engine.predict("w1 w2 w3", "topic") == want
         assert ask(engine, REQUESTS[1:7]) == alone[1:7]
-    (new / "adapter_model.safetensors").write_bytes(b"no weights")
+    (new / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError):
         engine.replace("topic", new)
     assert engine.predict("w1 w2 w3", "topic") == want
@@ -342,9 +342,9 @@ def test_bad_folders_are_refused_by_name_and_the_engine_goes_on(engine, alone, f
     other = MultiTaskModel.from_base(tiny_model("roberta"), [Task("x", Classification(2))], "lora")
     other.save_pretrained(tmp_path / "other")
     nan = shutil.copytree(further, tmp_path / "nan")
-    tensors = load_file(nan / "adapter_model.safetensors")
+    tensors = load_file(nan / "model.safetensors")
     next(iter(tensors.values())).fill_(float("nan"))
-    save_file(tensors, nan / "adapter_model.safetensors", {"format": "pt", "hfadapt": "1"})
+    save_file(tensors, nan / "model.safetensors", {"format": "pt", "hfadapt": "1"})
     for bad in (tmp_path / "other", nan, tmp_path / "nowhere", base_folder):
         with pytest.raises(CheckpointError):
             engine.add(bad)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 
 import hfadapt
 from hfadapt import Classification, MultiTaskModel, Task
+from hfadapt.adapters.files import CONFIG_FILE, OLD_CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.data.sources import load_splits
 from hfadapt.errors import CheckpointError, ConfigError, DataError, TaskError
 from hfadapt.testing.conformance import randomize
@@ -95,6 +97,97 @@ def test_revision_and_token_are_handed_to_the_hub(push, monkeypatch, tmp_path: P
     with pytest.raises(TaskError):
         MultiTaskModel.from_pretrained("me/lora", revision="v1", token="hf_mine")
     assert asked == [("me/lora", "v1", "hf_mine")] * 4
+
+
+@pytest.fixture
+def adapted(tmp_path: Path):
+    """A classifier on a base that is saved, with a LoRA."""
+    tiny_model("bert", "sequence-classification", seed=0).save_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    hfadapt.attach(model, "lora", "a")
+    randomize(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(**tiny_inputs("bert")).logits
+
+
+def test_auto_classes_give_the_adapted_model_by_its_name_on_the_hub(tmp_path: Path, push, adapted) -> None:
+    hfadapt.save(adapted, tmp_path / "saved")
+    push(tmp_path / "saved", "me/lora")
+    for auto in (transformers.AutoModelForSequenceClassification, transformers.AutoModel):
+        again = auto.from_pretrained("me/lora")
+        assert isinstance(again, transformers.BertForSequenceClassification)
+        assert torch.equal(logits(again), logits(adapted))
+    assert transformers.AutoModel.from_pretrained("me/lora", dtype=torch.float64).dtype == torch.float64
+    with pytest.raises(CheckpointError, match=r"another kind of model than AutoModelForCausalLM.*BertForSequence"):
+        transformers.AutoModelForCausalLM.from_pretrained("me/lora")
+    with pytest.raises(CheckpointError, match=r"config alone makes no model"):
+        transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained("me/lora"))
+
+
+def test_a_revision_is_that_of_the_adapters(tmp_path: Path, push, adapted) -> None:
+    wanted = []
+    for revision, commit in (("first", "1" * 40), ("main", "0" * 40)):
+        randomize(adapted, seed=len(wanted))
+        wanted.append(logits(adapted))
+        hfadapt.save(adapted, tmp_path / revision)
+        push(tmp_path / revision, "me/lora", revision, commit)
+    for revision, logit in zip(("first", "main"), wanted, strict=True):
+        again = transformers.AutoModelForSequenceClassification.from_pretrained("me/lora", revision=revision)
+        assert torch.equal(logits(again), logit)
+
+
+def test_tasks_are_given_by_auto_model_and_by_no_class_of_another_kind(tmp_path: Path, push) -> None:
+    tiny_model("bert", seed=0).save_pretrained(tmp_path / "base")
+    model = MultiTaskModel.from_pretrained(tmp_path / "base", tasks=Task("a", Classification(2)), method="lora")
+    randomize(model.base)
+    model.save_pretrained(tmp_path / "saved")
+    push(tmp_path / "saved", "me/tasks")
+    again = transformers.AutoModel.from_pretrained("me/tasks")
+    assert isinstance(again, MultiTaskModel) and torch.equal(logits(again), logits(model))
+    with pytest.raises(CheckpointError, match=r"another kind of model than AutoModelForCausalLM.*MultiTaskModel"):
+        transformers.AutoModelForCausalLM.from_pretrained("me/tasks")
+
+
+def test_a_whole_checkpoint_is_the_stock_model_and_says_what_is_left_out(tmp_path: Path, push, adapted) -> None:
+    adapted.save_pretrained(tmp_path / "saved")
+    push(tmp_path / "saved", "me/whole")
+    stock, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        "me/whole", output_loading_info=True
+    )
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    assert torch.equal(logits(stock), logits(base)) and not torch.equal(logits(stock), logits(adapted))
+    assert any("hfadapt_load" in key for key in report["unexpected_keys"])
+    assert torch.equal(logits(hfadapt.load("me/whole")), logits(adapted))
+
+
+def test_folders_of_older_releases_are_read_by_name_and_renewed_by_a_save(tmp_path: Path, push, adapted) -> None:
+    old = tmp_path / "saved"
+    hfadapt.save(adapted, old)
+    (old / CONFIG_FILE).rename(old / OLD_CONFIG_FILE)
+    push(old, "me/old")
+    base = tiny_model("bert", "sequence-classification", seed=0)
+    assert torch.equal(logits(hfadapt.load("me/old", base)), logits(adapted))
+    hfadapt.save(adapted, old)
+    assert {path.name for path in old.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
+
+
+@pytest.mark.parametrize("whose", ["ours", "peft's"])
+def test_two_descriptions_in_one_folder_are_refused(tmp_path: Path, adapted, whose: str) -> None:
+    folder = tmp_path / "saved"
+    hfadapt.save(adapted, folder)
+    other = (folder / CONFIG_FILE).read_text() if whose == "ours" else '{"peft_type": "LORA"}'
+    (folder / OLD_CONFIG_FILE).write_text(other)
+    for read in (hfadapt.load, MultiTaskModel.from_pretrained, hfadapt.Engine.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"two adapters[\s\S]*hfadapt_config.json, and adapter_config.json"):
+            read(folder)
+    if whose == "peft's":
+        with pytest.raises(CheckpointError, match="that hfadapt did not write"):
+            hfadapt.save(adapted, folder)
+    assert (folder / OLD_CONFIG_FILE).read_text() == other
 
 
 def test_a_name_that_is_nowhere_is_refused(push) -> None:

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_it_was(saved, tmp_path
     _, folder = saved
     model = model_of(Task("a", Classification(2)), Task("c", Classification(4)))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    weights = (folder / "adapter_model.safetensors").read_bytes()
+    weights = (folder / "model.safetensors").read_bytes()
     for name, error, match in (
         (None, TaskError, "which task"),
         ("z", TaskError, "which task"),
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_it_was(saved, tmp_path
     ):
         with pytest.raises(error, match=match):
             model.add_task(folder, name)
-    (folder / "adapter_model.safetensors").write_bytes(weights[:-3])
+    (folder / "model.safetensors").write_bytes(weights[:-3])
     with pytest.raises(CheckpointError):
         model.add_task(folder, "d")
     with pytest.raises(CheckpointError):

@@ -64,10 +64,7 @@ def test_reloading_gives_the_same_predictions_to_the_last_bit(saved):
 
 def test_saved_folder_holds_no_frozen_base_weight_and_nothing_twice(saved):
     model, folder = saved
-    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"} <= {
-        path.name for path in folder.iterdir()
-    }
-    assert (folder / "model.safetensors").samefile(folder / "adapter_model.safetensors")
+    assert {path.name for path in folder.iterdir()} == {"hfadapt_config.json", "config.json", "model.safetensors"}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (folder / "model.safetensors").stat().st_size < 4 * trainable + 40_000
 
@@ -136,15 +133,15 @@ def test_damaged_folders_are_refused(saved, tmp_path, damage):
 
     folder = tmp_path / "copy"
     shutil.copytree(saved[1], folder)
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / "model.safetensors"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "no weights":
         weights.unlink()
     elif damage == "config":
-        (folder / "adapter_config.json").write_text("{")
+        (folder / "hfadapt_config.json").write_text("{")
     elif damage == "no adapter config":
-        (folder / "adapter_config.json").unlink()
+        (folder / "hfadapt_config.json").unlink()
     else:
         tensors = load_file(weights)
         tensors["heads.nobody.out_proj.weight"] = tensors.pop("heads.topic.out_proj.weight")
@@ -201,7 +198,7 @@ def test_heads_alone_are_saved_without_the_base(named_base, tmp_path):
         n for n, _ in model.named_parameters() if n.startswith("heads.")
     }
     model.save_pretrained(tmp_path)
-    assert list(json.loads((tmp_path / "adapter_config.json").read_text())["adapters"]) == []
+    assert list(json.loads((tmp_path / "hfadapt_config.json").read_text())["adapters"]) == []
     batch = toy_batch(toy_tasks())
     again = MultiTaskModel.from_pretrained(tmp_path)
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits, rtol=0, atol=0)

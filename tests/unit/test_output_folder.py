@@ -45,7 +45,7 @@ def folder(
 def finish(run: OutputFolder, mark: str = "new") -> None:
     """What a run writes, in short."""
     with run:
-        for name in ("adapter/adapter_config.json", "plots/sampling.png", "arms/adapted.json", "results.md"):
+        for name in ("adapter/hfadapt_config.json", "plots/sampling.png", "arms/adapted.json", "results.md"):
             (run.place / name).parent.mkdir(exist_ok=True)
             (run.place / name).write_text(mark)
         results = {"format_version": 1, "arms": [], "recipe": "", "proof": {}, "mark": mark}

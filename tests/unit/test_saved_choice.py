@@ -80,7 +80,7 @@ def test_what_was_active_and_dropped_comes_back(tmp_path, base, attach, how):
     again = hfadapt.load(tmp_path / "x")
     assert hfadapt.attachment(again).active == hfadapt.attachment(model).active
     assert torch.equal(logits(again), logits(model))
-    data = json.loads((tmp_path / "x" / ("hfadapt" if how == "whole" else "") / "adapter_config.json").read_text())
+    data = json.loads((tmp_path / "x" / ("hfadapt" if how == "whole" else "") / "hfadapt_config.json").read_text())
     assert data["format_version"] == 2  # an older release would leave it out in silence
 
 
@@ -120,8 +120,8 @@ def test_a_dtype_that_is_none_is_named(tmp_path, base, wrong):
     model = base()
     hfadapt.attach(model, "lora")
     hfadapt.save(model, tmp_path / "x")
-    data = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
-    (tmp_path / "x" / "adapter_config.json").write_text(json.dumps({**data, "base_dtype": wrong}))
+    data = json.loads((tmp_path / "x" / "hfadapt_config.json").read_text())
+    (tmp_path / "x" / "hfadapt_config.json").write_text(json.dumps({**data, "base_dtype": wrong}))
     with pytest.raises(CheckpointError, match=f"dtype is none.*{wrong}"):
         hfadapt.load(tmp_path / "x")
 

@@ -127,8 +127,8 @@ def test_a_slim_checkpoint_holds_adapter_and_head_alone(tmp_path):
     model.save_pretrained(tmp_path / "x")
     keys = load_file(tmp_path / "x" / "model.safetensors")
     assert all("hfadapt" in k or k.startswith(("classifier.", "ADAPTERS")) for k in keys)
-    with pytest.raises((ValueError, OSError, hfadapt.HFAdaptError), match="hfadapt"):
-        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "x")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "x")
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_a_base_that_trains_is_saved_whole_all_the_same(tmp_path):
@@ -168,7 +168,7 @@ def test_a_whole_save_over_a_slim_one_and_the_other_way_round_leave_nothing_of_t
         hfadapt.slim_checkpoints(model, slim)
         model.save_pretrained(tmp_path / "x", **({} if slim else {"max_shard_size": "20KB"}))
         names = {path.name for path in (tmp_path / "x").iterdir()}
-        assert ("hfadapt" in names) is not slim and ("adapter_config.json" in names) is slim, names
+        assert ("hfadapt" in names) is not slim and ("hfadapt_config.json" in names) is slim, names
         assert ("model.safetensors.index.json" in names) is not slim
         assert torch.equal(logits(hfadapt.load(tmp_path / "x")), logits(model))
     model.save_pretrained(tmp_path / "x")  # one file after many

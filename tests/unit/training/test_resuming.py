@@ -123,13 +123,13 @@ def test_checkpoints_resume_that_say_no_method_fields_of_newer_releases(make_tra
     old.mkdir(parents=True)
     for file in checkpoint.iterdir():
         (old / file.name).write_bytes(file.read_bytes())
-    config = json.loads((old / "adapter_config.json").read_text("utf-8"))
+    config = json.loads((old / "hfadapt_config.json").read_text("utf-8"))
     config.pop("fusions", None)
     for methods in config["adapters"].values():
         for method in methods:
             for field in set(method) - {"method", "r"}:
                 del method[field]
-    (old / "adapter_config.json").write_text(json.dumps(config))
+    (old / "hfadapt_config.json").write_text(json.dumps(config))
     make_trainer("again", tasks=TASKS, method=hfadapt.LoRA(2), **ARGS).train(resume_from_checkpoint=str(old))
 
 
@@ -202,7 +202,7 @@ def test_adapters_in_another_order_are_refused_where_the_checkpoint_says_theirs(
     found = tmp_path / "two" / "checkpoint-1"
     hfadapt.save(first.model, tmp_path / "record")
     (found / beside).mkdir(exist_ok=True)
-    (found / beside / "adapter_config.json").write_bytes((tmp_path / "record" / "adapter_config.json").read_bytes())
+    (found / beside / "hfadapt_config.json").write_bytes((tmp_path / "record" / "hfadapt_config.json").read_bytes())
     other = stock(make_trainer, "other", names=("b", "a"))
     refused(other, found, r"adapters in another order.*got: a, b; allowed: b, a")
     stock(make_trainer, "again", names=("a", "b")).train(resume_from_checkpoint=str(found))
@@ -233,5 +233,5 @@ def test_a_record_that_cannot_be_read_is_named(make_trainer, checkpoint, tmp_pat
     broken = tmp_path / "broken" / "checkpoint-1"
     broken.mkdir(parents=True)
     save_file(load_file(checkpoint / "model.safetensors"), broken / "model.safetensors", metadata={"format": "pt"})
-    (broken / "adapter_config.json").write_text('{"format": "hfadapt", "for')
+    (broken / "hfadapt_config.json").write_text('{"format": "hfadapt", "for')
     refused(make_trainer("other", tasks=TASKS, method=hfadapt.LoRA(2), **ARGS), broken, "cannot be read")
