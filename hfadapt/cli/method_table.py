@@ -98,20 +98,29 @@ def _bert_base() -> PreTrainedModel:
 
 
 def _added(configs: tuple[Any, ...] | None, model: PreTrainedModel) -> str:
-    """Parameters that one adapter adds to ``model``, which is handed back as it was."""
+    """What one adapter adds to ``model``, as a share of it: what stays, and what is there in training alone."""
+    from .. import plugins
+    from ..errors import AttachError
+
     if configs is None:
         return "-"
+    base = model.num_parameters()
+    try:
+        trained = _count(configs, model)
+        kept = _count(tuple(plugins.methods()[config.method].kept(config) for config in configs), model)
+    except AttachError:
+        return "-"
+    return f"{kept / base:.2%}" + (f", +{(trained - kept) / base:.2%} in training" if trained != kept else "")
+
+
+def _count(configs: tuple[Any, ...], model: PreTrainedModel) -> int:
+    """Parameters of one adapter on ``model``, which is handed back as it was."""
     import torch
 
     from .. import attach
-    from ..errors import AttachError
 
-    base = model.num_parameters()
-    try:
-        with torch.device("meta"):  # nothing to fill with initial values
-            handle = attach(model, configs, verify=False)
-    except AttachError:
-        return "-"
-    added = handle.num_parameters()
+    with torch.device("meta"):  # nothing to fill with initial values
+        handle = attach(model, configs, verify=False)
+    count = handle.num_parameters()
     handle.detach()
-    return f"{added / base:.2%}"
+    return count

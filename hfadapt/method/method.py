@@ -99,6 +99,10 @@ class Method:
         """Return the parameters that the deltas of one adapter share across layers, or None."""
         return None
 
+    def kept(self, config: Any) -> Any:
+        """Return the config of what is left once what only helps training is taken out (a prefix's network)."""
+        return config
+
     def needs_map(self, config: Any) -> bool:
         """Say whether ``place`` reads the stacks of the map; a method that chooses modules by name needs none."""
         return True

@@ -54,11 +54,13 @@ def test_layers_and_stack_are_of_both_parts():
 @torch.no_grad()
 def test_flattening_its_prefix_keeps_its_outputs():
     model = tiny_model("bert").double()
-    hfadapt.attach(model, hfadapt.MAM(*SMALL))
+    handle = hfadapt.attach(model, hfadapt.MAM(*SMALL))
     randomize(model)
     want = output(model)
     hfadapt.flatten_prefix(model, "default")
     torch.testing.assert_close(output(model), want, rtol=0, atol=1e-9)
+    kept = [hfadapt.plugins.methods()[config.method].kept(config) for config in hfadapt.MAM(*SMALL)]
+    assert handle.num_parameters() == hfadapt.attach(tiny_model("bert"), kept).num_parameters()
 
 
 def test_what_it_cannot_do_is_refused_with_a_reason():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place, select_layers
@@ -47,6 +48,10 @@ class PrefixMethod(Method):
     def shared(self, config: PrefixConfig, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         """The reparametrisation networks, one for each kind of attention and all its layers."""
         return PrefixTables(config, arch) if config.reparametrization == "mlp" else None
+
+    def kept(self, config: PrefixConfig) -> PrefixConfig:
+        """The keys and values that the network makes: `flatten_prefix` puts them in its place."""
+        return replace(config, reparametrization="flat")
 
     def place(self, config: PrefixConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One place in each attention that ``config.attention`` names."""
