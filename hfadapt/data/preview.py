@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from .schedule import Schedule
 
-__all__ = ["Preview"]
+__all__ = ["Preview", "html_table"]
+
+
+def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as notebooks show it; the first column stands on the left, numbers on the right."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        sides = ["left", *["right"] * (len(cells) - 1)]
+        return "".join(
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{line('th', header)}</tr></thead>"
+    return f"<table><caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table>"
 
 
 @dataclass(frozen=True)
@@ -51,24 +67,35 @@ class Preview:
             "passes": (self.rows.sum(axis=0) / np.asarray(schedule.sizes)).tolist(),
         }
 
-    def __str__(self) -> str:
-        schedule = self.schedule
-        shown = self.probabilities
+    def _cells(self) -> tuple[str, list[list[str]]]:
+        """What is shown: a caption, and lines of which the first is the header."""
+        schedule, shown = self.schedule, self.probabilities
         rows = self.rows.sum(axis=0)
         epochs = len(shown)
         picks = sorted({0, epochs // 2, epochs - 1})
-        width = max(len("task"), *map(len, self.names))
-        lines = [
+        caption = (
             f"{schedule.strategy!r}, {schedule.form} batches: {epochs} epochs of {schedule.steps} steps "
-            f"of {schedule.layout.step_rows} rows, seed {schedule.seed}",
-            f"{'task':<{width}} {'rows':>9} "
-            + " ".join(f"{f'p epoch {epoch + 1}':>11}" for epoch in picks)
-            + f" {'drawn':>9} {'passes':>7}",
-        ]
-        for task, name in enumerate(self.names):
-            lines.append(
-                f"{name:<{width}} {schedule.sizes[task]:>9,} "
-                + " ".join(f"{shown[epoch, task]:>11.4f}" for epoch in picks)
-                + f" {rows[task]:>9,} {rows[task] / schedule.sizes[task]:>7.2f}"
-            )
-        return "\n".join(lines)
+            f"of {schedule.layout.step_rows} rows, seed {schedule.seed}"
+        )
+        lines = [["task", "rows", *(f"p epoch {epoch + 1}" for epoch in picks), "drawn", "passes"]]
+        for task, (name, size, drawn) in enumerate(zip(self.names, schedule.sizes, rows, strict=True)):
+            odds = (f"{shown[epoch, task]:.4f}" for epoch in picks)
+            lines.append([name, f"{size:,}", *odds, f"{drawn:,}", f"{drawn / size:.2f}"])
+        return caption, lines
+
+    def __str__(self) -> str:
+        caption, lines = self._cells()
+        first = max(len(line[0]) for line in lines)
+        widths = [9, *[11] * (len(lines[0]) - 4), 9, 7]
+        return "\n".join(
+            [caption]
+            + [
+                f"{name:<{first}} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+                for name, *cells in lines
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        """The same table, which a notebook shows."""
+        caption, (header, *lines) = self._cells()
+        return html_table(caption, header, lines)

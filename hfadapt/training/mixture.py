@@ -11,7 +11,7 @@ from ..data.collator import MultiTaskCollator
 from ..data.columns import Columns, read_columns
 from ..data.datasets import MixtureDataset, SplitDataset, Tables
 from ..data.mixing import MixingStrategy, make_strategy
-from ..data.preview import Preview
+from ..data.preview import Preview, html_table
 from ..data.schedule import BatchForm, Layout, Schedule
 from ..data.sources import load_splits
 from ..data.tokenizer import check_tokenizer, load_tokenizer
@@ -186,8 +186,33 @@ class TaskMixture:
     def schedule(self, schedule: Schedule) -> None:
         self._train.schedule = schedule
 
+    def __repr__(self) -> str:
+        tasks = ", ".join(f"{task.name}: {self.rows_of(i, 'train'):,} rows" for i, task in enumerate(self.tasks))
+        return f"TaskMixture({tasks}; {self._how})"
+
+    def _repr_html_(self) -> str:
+        """The tasks and their data, which a notebook shows; ``preview()`` shows what will be drawn of them."""
+        lines = [
+            [
+                task.name,
+                type(task.head).__name__,
+                *(f"{self.rows_of(i, split):,}" for split in ("train", "validation")),
+                ", ".join(task.metrics),
+            ]
+            for i, task in enumerate(self.tasks)
+        ]
+        return html_table(
+            f"TaskMixture: {self._how}", ["task", "head", "train rows", "validation rows", "metrics"], lines
+        )
+
+    @property
+    def _how(self) -> str:
+        schedule = self.schedule
+        rows = f"{schedule.steps} steps of {schedule.layout.step_rows} rows an epoch"
+        return f"{schedule.strategy!r}, {schedule.form} batches, {rows}"
+
     def preview(self) -> Preview:
-        """Return the schedule as a table; ``print`` it before training."""
+        """Return the schedule as a table: ``print`` it before training, or let a notebook show it."""
         return Preview(tuple(task.name for task in self.tasks), self.schedule)
 
     def untrained(self, steps: int) -> list[str]:

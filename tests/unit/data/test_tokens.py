@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hfadapt import Classification, Regression, Span, Task, TaskMixture, TokenClassification
 from hfadapt.data import MultiTaskCollator, load_splits, tokenize
 from hfadapt.data.columns import read_columns
+from hfadapt.data.preview import html_table
 from hfadapt.errors import DataError
 from hfadapt.testing.toy import tiny_tokenizer, toy_rows, toy_tasks
 
@@ -196,3 +198,20 @@ def test_preview_shows_the_plan_as_text_and_data():
     assert np.allclose(np.sum(data["probabilities"], axis=1), 1)
     assert np.sum(data["rows"]) == 5 * mix.schedule.rows
     assert "topic" in str(preview) and "annealed" in str(preview).lower()
+
+
+def test_notebooks_show_mixtures_and_previews_as_tables():
+    mix = mixture(epochs=5)
+    sizes = {task.name: mix.rows_of(i, "train") for i, task in enumerate(mix.tasks)}
+    assert all(f"{name}: {size} rows" in repr(mix) for name, size in sizes.items())
+    caption, header, *lines = str(mix.preview()).splitlines()
+    for shown, first in ((mix._repr_html_(), "TaskMixture"), (mix.preview()._repr_html_(), caption)):
+        page = ElementTree.fromstring(shown)
+        assert page.find("caption").text.startswith(first)
+        assert [row[0].text for row in page.find("tbody")] == list(sizes)
+    cells = [[cell.text for cell in row] for row in page.iter("tr")]
+    assert [" ".join(row).split() for row in cells] == [line.split() for line in (header, *lines)]
+
+
+def test_a_tables_cells_are_text():
+    assert "<b>" not in html_table("<b>", ["<b>"], [["<b>"]])
