@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,7 +31,6 @@ __all__ = [
     "outdated",
     "read_config",
     "read_json",
-    "read_pickle",
     "read_safetensors",
     "read_tensors",
     "require_file",
@@ -329,9 +327,16 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
     Raises:
         CheckpointError: it is missing, damaged, or not the file that was saved.
     """
-    path = Path(folder) / WEIGHTS_FILE
-    if not path.exists() and (Path(folder) / TRAINER_FILE).is_file():
-        path = Path(folder) / TRAINER_FILE
+    names = (WEIGHTS_FILE, TRAINER_FILE)
+    there = [path for name in names if (path := Path(folder) / name).exists()]
+    if not there:
+        raise CheckpointError(
+            f"no {' nor '.join(names)}",
+            where=str(folder),
+            allowed="one of the two",
+            try_="save again; no pickle is read",
+        )
+    path = there[0]
     tensors = read_safetensors(path)
     found = _digest(path) if digest is not None else None
     if found != digest:
@@ -367,31 +372,3 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             got=str(error),
             try_="save again; the file was cut off or changed",
         ) from None
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Read a ``.bin`` file of tensors by name, which nothing does unless it was asked for: no code in it is run.
-
-    Raises:
-        CheckpointError: it is missing, damaged, holds anything but tensors, or tensors that are larger than the file.
-    """
-    try:
-        require_file(path)
-    except OSError:
-        raise CheckpointError(f"no {path.name}", where=str(path.parent)) from None
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets in a file of others
-        got = f"{type(error).__name__}: {error}"[:300]
-        raise CheckpointError(f"{path.name} cannot be read as tensors alone", where=str(path.parent), got=got) from None
-    size = path.stat().st_size
-    wrong = [str(type(found).__name__)] if not isinstance(found, dict) else []
-    for key, value in found.items() if isinstance(found, dict) else ():
-        plain = isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
-        # a view may repeat one number as often as it likes
-        if not plain or value.is_quantized or value.is_meta or value.numel() * value.element_size() > size:
-            wrong.append(str(key)[:80])
-    if wrong:
-        got = ", ".join(wrong[:5])
-        raise CheckpointError(f"{path.name} holds more than tensors by name", where=str(path.parent), got=got)
-    return {key: value.detach().clone().contiguous() for key, value in found.items()}

@@ -9,7 +9,6 @@ from .files import (
     WEIGHTS_FILE,
     is_ours,
     read_json,
-    read_pickle,
     read_safetensors,
     read_tensors,
     require_file,
@@ -19,6 +18,7 @@ from .foreign import arch_of, export, fusion_tensors, paths_in, put_on
 from .freeze import head_modules
 from .occupied import refuse_foreign, refuse_own
 from .own_copies import add_copies, own_modules, own_tensors, resize_outputs
+from .pickles import read_pickle
 from .restore import all_or_nothing, as_described
 from .save import require_loadable
 from .saved_tensors import check_tensors, fill, require_finite

@@ -378,7 +378,7 @@ def test_a_folder_that_is_written_while_it_is_read_is_refused(engine, alone, tmp
         try:
             return stock(self, *args, **options)
         finally:
-            (mine / "adapter_model.safetensors").write_bytes(b"half of a file")
+            (mine / "model.safetensors").write_bytes(b"half of a file")
 
     monkeypatch.setattr(MultiTaskModel, "add_task", read_and_written)
     with pytest.raises(CheckpointError, match="mine: the folder changed while it was read"):
@@ -392,7 +392,7 @@ def test_folders_that_nobody_touched_are_not_read_again(further, tmp_path, monke
     engine, stock = Engine.from_pretrained(mine), folders.digest_of
     monkeypatch.setattr(folders, "digest_of", lambda folder: [read.append(folder), stock(folder)][1])
     assert engine.changed() == () and not read
-    (mine / "adapter_config.json").touch()
+    (mine / "hfadapt_config.json").touch()
     assert engine.changed() == () and read == [mine]
 
 
