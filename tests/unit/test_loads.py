@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import hfadapt
 from hfadapt import plugins
-from hfadapt.adapters.files import CONFIG_FILE, WEIGHTS_FILE
+from hfadapt.adapters.files import TRAINER_FILE, WEIGHTS_FILE, config_path
 from hfadapt.errors import CheckpointError, HFAdaptError
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
@@ -92,17 +92,22 @@ def folder(saved, tmp_path):
 
 
 def edit(folder, change):
-    path = folder / CONFIG_FILE
+    path = config_path(folder)
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
 
 
+def weights_in(folder):
+    """A model of several tasks has its weights in the file from which Trainer resumes, and there alone."""
+    return next(path for name in (WEIGHTS_FILE, TRAINER_FILE) if (path := folder / name).exists())
+
+
 def edit_tensors(folder, change):
-    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors = load_file(weights_in(folder))
     key = next(key for key in tensors if "lora" in key)
     tensors[key] = change(tensors[key])
-    save_file(tensors, folder / WEIGHTS_FILE)
+    save_file(tensors, weights_in(folder))
     edit(folder, lambda data: [data.pop(key, None) for key in ("weights_sha256", "config_sha256")])
 
 
@@ -159,11 +164,12 @@ def test_weights_that_are_no_finite_numbers_are_refused_without_a_digest(kind, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_named_pipe_is_no_file(kind, name, folder):
+@pytest.mark.parametrize("find", [config_path, weights_in])
+def test_a_named_pipe_is_no_file(kind, find, folder):
     place = folder(kind)
-    (place / name).unlink()
-    os.mkfifo(place / name)
+    path = find(place)
+    path.unlink()
+    os.mkfifo(path)
     refused(kind, place)
 
 
@@ -187,10 +193,10 @@ def places(data, path=()):
 
 def mutate(folder, stream):
     """Change one thing of a folder; return what."""
-    path = folder / CONFIG_FILE
+    path = config_path(folder)
     kind = stream.choice(["value"] * 6 + ["drop"] * 2 + ["deep", "digits", "cut", "bits"])
     if kind in ("cut", "bits"):
-        path = stream.choice([path, folder / WEIGHTS_FILE])
+        path = stream.choice([path, weights_in(folder)])
         raw = bytearray(path.read_bytes())
         at = stream.randrange(min(len(raw), 4000))
         raw[at:] = [*raw[at : at + 1], *raw[at + 1 :]] if kind == "bits" else []
