@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.model_source import model_path
@@ -11,7 +14,20 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["check_tokenizer", "load_tokenizer"]
+__all__ = ["check_tokenizer", "load_tokenizer", "sole_use"]
+
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def sole_use(tokenizer: PreTrainedTokenizerBase) -> AbstractContextManager[Any]:
+    """Hold a tokenizer alone among threads for as long as it reads texts.
+
+    How texts are cut and padded is kept in the tokenizer, which each call sets before it reads: of two threads that ask
+    for other lengths, one gets the other's, without an error (``findings/tokenizers-threads-truncation.sh``).
+    """
+    with _making:
+        return _locks.setdefault(tokenizer, threading.RLock())
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from ..errors.rows import RowPlace
 from ..multitask.heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
 from .columns import Columns, no_label
+from .tokenizer import sole_use
 from .windows import check_stride, window_labels
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def tokenize(
         cached = _read(path)
         if cached is not None:
             return cached
-    table = _encode(task, columns, tokenizer, limit)
+    with sole_use(tokenizer):
+        table = _encode(task, columns, tokenizer, limit)
     if table.truncated:
         logger.warning(
             "%s: %d of %d rows were cut to %d tokens (the longest has %d); raise max_length to keep more",

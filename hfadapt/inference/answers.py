@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.columns import Columns
+from ..data.tokenizer import sole_use
 from ..multitask.heads import Classification, Head, MultiLabel, OwnHead, Regression, Span, TokenClassification
 from ..runtime.attachment import find_attachment
 
@@ -139,7 +140,8 @@ def _characters(context: str, span: np.ndarray, tokenizer: PreTrainedTokenizerBa
     if first < 0:
         return None
     options: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    offsets = tokenizer(context, **options)["offset_mapping"]
+    with sole_use(tokenizer):
+        offsets = tokenizer(context, **options)["offset_mapping"]
     start, end = offsets[first][0], offsets[last][1]
     cut = context[start:end]
     start += len(cut) - len(cut.lstrip())

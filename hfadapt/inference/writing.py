@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..data.tokenizer import sole_use
 from ..errors import DataError
 from ..multitask.heads import OwnHead
 from ..runtime.attachment import find_attachment
@@ -52,7 +53,8 @@ def prompt_of(
     Raises:
         DataError: the prompt has no tokens, or no room.
     """
-    ids = tokenizer(text, pair, verbose=False)["input_ids"]
+    with sole_use(tokenizer):
+        ids = tokenizer(text, pair, verbose=False)["input_ids"]
     # A tokenizer that ends every text would have a decoder go on behind the end.
     if decodes and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
