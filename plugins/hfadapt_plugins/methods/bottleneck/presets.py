@@ -49,8 +49,15 @@ _PARALLEL = {"paper": "He et al. 2022, arXiv:2110.04366", "summary": "one scaled
 
 
 def _preset(name: str, build: Callable[..., Any], about: Mapping[str, str], export: str = "") -> MethodPreset:
-    tests = "tests/unit/methods/test_bottleneck.py"
-    return MethodPreset(name, build, export=export, family="bottleneck", tests=tests, **about)
+    return MethodPreset(
+        name,
+        build,
+        export=export,
+        paper=about["paper"],
+        summary=about["summary"],
+        family="bottleneck",
+        tests="tests/unit/methods/test_bottleneck.py",
+    )
 
 
 PRESETS = (
