@@ -162,7 +162,7 @@ def test_peft_reads_and_writes_the_same(family, tmp_path):
 def test_loras_of_convolutions_are_combined():
     model = base()
     for name, r in (("a", 2), ("b", 3)):
-        hfadapt.attach(model, hfadapt.LoRA(r, 3.0, ("projection", "q_proj")), name, train_head=False)
+        hfadapt.attach(model, hfadapt.LoRA(r, 3.0, ("projection", "query")), name, train_head=False)
     randomize(model)
     with hfadapt.active(model, hfadapt.Stack("a", "b")):
         want = answer(model)
