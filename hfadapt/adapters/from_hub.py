@@ -71,7 +71,10 @@ def local_folder(folder: Any, options: Mapping[str, Any] | None = None) -> Any:
 
 def of_the_base(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` of a saved folder that its base's takes too."""
-    return {key: value for key, value in options.items() if key not in _OF_THE_FOLDER}
+    found = {key: value for key, value in options.items() if key not in _OF_THE_FOLDER}
+    # Before 5.24 the auto classes put the dtype that they were given into the folder's config, and there alone.
+    dtype = getattr(options.get("config"), "dtype", None)
+    return found if dtype is None else {"dtype": dtype, **found}
 
 
 def _unreachable(name: str, error: Exception) -> CheckpointError:

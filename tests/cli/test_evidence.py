@@ -94,14 +94,16 @@ def test_an_arm_is_trained_once_a_seed_and_anew_when_its_recipe_was_changed(reci
     changes = ("training.num_train_epochs=1", "mixing.epoch_steps=2", f"train_base={heads_alone}")
     changes += () if heads_alone else ("adapter_drop=1",)
     arm = Arm("drop.toy", changes, heads_alone, () if heads_alone else (1, 2))
+    results = tmp_path / "results"
+    results.mkdir()
     for seeds in ([0], [0, 1]):
-        run(arm, text, seeds, tmp_path)
-    file = tmp_path / "drop.toy.json"
+        run(arm, text, seeds, results)
+    file = results / "drop.toy.json"
     found = json.loads(file.read_text("utf-8"))
     assert set(found["seeds"]) == {"0", "1"} and found["machine"]["torch"] and found["recipe"] == arm.key(text)
     for one in found["seeds"].values():
         assert one["steps"] == 2 and one["macro"] == pytest.approx(sum(one["scores"].values()) / 3)
         assert set(one.get("depths", ())) == ({"1", "2"} if not heads_alone else set())
-    assert list(tmp_path.iterdir()) == [file]
-    run(arm, text + "\n", [1], tmp_path)
+    assert list(results.iterdir()) == [file]
+    run(arm, text + "\n", [1], results)
     assert set(json.loads(file.read_text("utf-8"))["seeds"]) == {"1"}

@@ -13,13 +13,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import DynamicCache
+from transformers import AutoModel, DynamicCache
 
 import hfadapt
 from hfadapt.errors import AttachError, CheckpointError, CompositionError, RoutingError
 from hfadapt.runtime import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.every_type import tiny_of_type
+from tests.unit.releases import CACHE, checkpoint_activations, older
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 IDS = torch.randint(4, 40, (4, 6), generator=torch.Generator().manual_seed(1))
@@ -116,14 +117,14 @@ def test_updates_of_several_adapters_add_up():
 def test_generation_with_a_cache_and_checkpointing_run_them_too():
     model = adapted(base())
     rows = ["a", "b", None, "a"]
-    cache = DynamicCache(config=model.config)
-    parts = [model(input_ids=ids, task_ids=rows, cache=cache)[0] for ids in (IDS[:, :4], IDS[:, 4:5], IDS[:, 5:])]
+    cache = {CACHE: DynamicCache(config=model.config)}
+    parts = [model(input_ids=ids, task_ids=rows, **cache)[0] for ids in (IDS[:, :4], IDS[:, 4:5], IDS[:, 5:])]
     torch.testing.assert_close(torch.cat(parts, 1), answer(model, task_ids=rows), rtol=0, atol=1e-6)
     grads = []
     for checkpointing in (False, True):
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
         model.zero_grad()
         answer(model, task_ids=rows).square().sum().backward()
         grads.append([p.grad.clone() for p in hfadapt.trainable_parameters(model).values()])
@@ -161,6 +162,8 @@ def of_peft(folder, model_type="mixtral", **more):
     ],
 )
 def test_peft_reads_and_writes_the_same(model_type, modules, parameters, tmp_path):
+    if model_type != "gpt_oss" and older("peft", "0.20"):
+        pytest.skip("peft before 0.20 lays the factors of stacked matrices the other way round, which is refused")
     more = {"rank_pattern": {"down_proj": 2}} if model_type == "gpt_oss" else {}
     theirs = of_peft(tmp_path / "theirs", model_type, target_modules=modules, target_parameters=parameters, **more)
     fresh = base(model_type, dtype=torch.float32)
@@ -174,6 +177,7 @@ def test_peft_reads_and_writes_the_same(model_type, modules, parameters, tmp_pat
         torch.testing.assert_close(answer(again), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(older("peft", "0.20"), reason="refused for the layout of its factors, before all else")
 def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     of_peft(tmp_path, target_modules=[], target_parameters=[*EXPERTS])
     config, file = tmp_path / "adapter_config.json", str(tmp_path / "adapter_model.safetensors")
@@ -195,6 +199,29 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     refused("lacks a parameter", tensors={k: v for k, v in tensors.items() if k != key})
     refused("", tensors={**tensors, key: tensors[key] * float("nan")})
     refused("", target_parameters=None)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("0.19.1", True), (None, True), ("0.20.0", False), ("1.0.dev1", False)]
+)
+def test_square_stacks_of_a_peft_that_laid_them_otherwise_are_refused(tmp_path, version, refused):
+    """Their sizes do not tell the layouts apart."""
+    config = copy.deepcopy(made("mixtral").config)
+    config.intermediate_size = config.hidden_size
+    theirs = get_peft_model(
+        AutoModel.from_config(config), LoraConfig(r=2, target_modules=[], target_parameters=["experts.down_proj"])
+    )
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    said = {key: value for key, value in json.loads(file.read_text()).items() if key != "peft_version"}
+    file.write_text(json.dumps({**said, **({} if version is None else {"peft_version": version})}))
+    model = AutoModel.from_config(config)
+    if refused:
+        with pytest.raises(CheckpointError, match="other way round.*merge_and_unload"):
+            hfadapt.load(tmp_path, model)
+        assert not hasattr(model, "_hfadapt")
+    else:
+        hfadapt.load(tmp_path, model)
 
 
 @pytest.mark.parametrize("more", [{"dora": True}, {"bias": True}, {"dropout": 0.1}])

@@ -71,6 +71,14 @@ def take_parameters(
             site = parameter_site(model, path, name, model.get_submodule(path).get_parameter(name))
             r = config.rank(f"{theirs}.{name}")
             a, b = (parts[end] for end in PARTS.values())
+            if config.old_stacks and site.read_width == site.changed_width and site.stacked > 1:
+                raise CheckpointError(
+                    "stacked matrices as wide as high, by a peft that laid their factors the other way round",
+                    where=str(folder),
+                    got=f"peft before 0.20, {path}.{name}",
+                    allowed="a folder that peft 0.20 or later wrote",
+                    try_="merge it with the peft that wrote it (merge_and_unload) and adapt what comes out",
+                )
             updates[f"{path}.{name}"] = _of_each(site, a, b, r, folder)
             saved[f"{path}.{name}"] = f"{theirs}.{name}"
             taken |= {f"{PREFIX}{inner}{end}" for end in PARTS.values()}
