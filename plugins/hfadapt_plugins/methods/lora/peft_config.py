@@ -86,12 +86,12 @@ _CONVERT = (
 )
 
 
-def _before_0_20(data: Mapping[str, Any]) -> bool:
+def _of_old_stacks(data: Mapping[str, Any]) -> bool:
     """Whether peft wrote it, and which: it names its version from 0.18 on, and this field always."""
-    numbers = re.match(r"(\d+)\.(\d+)", str(data.get("peft_version") or ""))
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(data.get("peft_version") or ""))
     if numbers is None:
         return "megatron_core" in data
-    return (int(numbers[1]), int(numbers[2])) < (0, 20)
+    return tuple(int(number or 0) for number in numbers.groups()) < (0, 19, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class PeftLoRA:
         all_biases: So are those of all its other modules.
         lora_bias: B has a bias.
         target_parameters: Ends of the paths of parameters that are updated themselves.
-        old_stacks: A peft before 0.20 wrote it, which laid the matrices of stacked ones the other way round.
+        old_stacks: A peft before 0.19.1 wrote it, which laid the matrices of stacked ones the other way round.
     """
 
     r: int
@@ -162,7 +162,7 @@ def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pef
         all_biases=data.get("bias") == "all",
         lora_bias=bool(data.get("lora_bias")),
         target_parameters=tuple(data.get("target_parameters") or ()),
-        old_stacks=_before_0_20(data),
+        old_stacks=_of_old_stacks(data),
     )
 
 

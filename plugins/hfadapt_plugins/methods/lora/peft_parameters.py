@@ -75,8 +75,8 @@ def take_parameters(
                 raise CheckpointError(
                     "stacked matrices as wide as high, by a peft that laid their factors the other way round",
                     where=str(folder),
-                    got=f"peft before 0.20, {path}.{name}",
-                    allowed="a folder that peft 0.20 or later wrote",
+                    got=f"peft before 0.19.1, {path}.{name}",
+                    allowed="a folder that peft 0.19.1 or later wrote",
                     try_="merge it with the peft that wrote it (merge_and_unload) and adapt what comes out",
                 )
             updates[f"{path}.{name}"] = _of_each(site, a, b, r, folder)
