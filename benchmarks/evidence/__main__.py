@@ -1,6 +1,6 @@
 """The papers' claims on real data: trains every arm with every seed, and writes ``docs/evidence``.
 
-``make evidence`` runs all, some two hours on two cores; ``PART=pals`` one paper, ``SEEDS="0 1 2 3 4"`` others. What
+``make evidence`` runs all, which takes hours; ``PART=pals`` one paper, ``SEEDS="0 1 2 3 4"`` others. What
 ran before is kept in ``results/``, a file an arm: an arm whose recipe was changed since is trained anew.
 """
 
