@@ -59,35 +59,19 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
         parameters; ``steps``; ``seconds``.
     """
     import hfadapt
-    from hfadapt.recipes.arm import score, train_arm
+    from hfadapt.recipes.arm import score
     from hfadapt.recipes.config import read_recipe
     from hfadapt.recipes.run import Run
-    from hfadapt.training import RobustAdapterDrop
 
     start = time.perf_counter()
-    recipe = read_recipe(text, (*arm.changes, f"seed={seed}"), source=arm.name)
-    run = Run(recipe, say)
-    model = run.build_model(adapted=not arm.heads_alone)
-    if not recipe.train_base:
-        hfadapt.pack(model)
-    robust = [] if recipe.adapter_drop is None else [RobustAdapterDrop(recipe.adapter_drop)]
-    trained = train_arm(
-        arm.name,
-        arm.name,
-        model,
-        run.mixture,
-        run.arguments,
-        base_parameters=run.base_parameters,
-        callbacks=robust,
-        head_learning_rate=recipe.head_learning_rate,
-        task_rates=recipe.task_rates,
-        regularizer=recipe.regularizers,
-    )
-    result = trained.result
+    run = Run(read_recipe(text, (*arm.changes, f"seed={seed}"), source=arm.name), say)
+    trained = _train_heads(run) if arm.heads_alone else run.train_adapted()
+    result, model = trained.result, trained.model
+    scorer = _scorer(run, model) if arm.depths else None
     depths = {}
     for depth in arm.depths:
         hfadapt.set_adapter_drop(model.base, depth)
-        depths[str(depth)] = 100 * score(_scorer(run, model), run.mixture.dataset("test", by_length=True), run.tasks)[1]
+        depths[str(depth)] = 100 * score(scorer, run.mixture.dataset("test", by_length=True), run.tasks)[1]
     firsts = {task.name: 100 * result.scores[task.name][task.metrics[0]] for task in run.tasks}
     return {
         "macro": 100 * result.macro,
@@ -97,6 +81,25 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
         "steps": result.steps,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _train_heads(run: Any) -> Any:
+    """Train the base, or the heads alone over a frozen one, as a run trains what it adapts."""
+    from hfadapt.recipes.arm import train_arm
+
+    recipe = run.recipe
+    return train_arm(
+        "heads",
+        "heads alone",
+        run.build_model(adapted=False),
+        run.mixture,
+        run.arguments,
+        base_parameters=run.base_parameters,
+        head_learning_rate=recipe.head_learning_rate,
+        task_rates=recipe.task_rates,
+        regularizer=recipe.regularizers,
+        split=recipe.score_split,
+    )
 
 
 def _scorer(run: Any, model: Any) -> Any:
