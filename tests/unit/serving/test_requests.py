@@ -4,122 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
-import torch
 
-import hfadapt
-from hfadapt import Classification, Engine, MultiTaskModel, Regression, Span, Task, TokenClassification
-from hfadapt.inference.predict import to_dict
+from hfadapt import Classification, Engine, Task
 from hfadapt.inference.serving import Admin, Limits
-from hfadapt.testing.conformance import randomize
-from hfadapt.testing.tiny import tiny_model
-from hfadapt.testing.toy import tiny_tokenizer
+from tests.unit.engine.case import saved
+from tests.unit.serving.case import BEARER, TASKS, TEXTS, TOKEN, Slow, body, need_the_extra, refused, serving
 
-pytest.importorskip("fastapi", reason="the extra serve")
-pytest.importorskip("uvicorn", reason="the extra serve")
-pytest.importorskip("prometheus_client", reason="the extra serve")
-httpx = pytest.importorskip("httpx", reason="the client of these tests")
+need_the_extra()
 
 from starlette.testclient import TestClient  # noqa: E402  # of the extra
 
 from hfadapt.inference.serving.app import make_app  # noqa: E402  # needs the extra
-from hfadapt.inference.serving.server import listen, make_server  # noqa: E402
-
-TOKEN = "0123456789abcdef"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-TASKS = [
-    Task("topic", Classification(2), label_names=("low", "high")),
-    Task("score", Regression(0, 5)),
-    Task("tags", TokenClassification(3), label_names=("O", "B", "I")),
-    Task("span", Span()),
-]
-TEXTS = [
-    ("w1 w2 w3", "topic", None),
-    ("w4 w5 w6 w7 w8", "score", None),
-    ("w9 w10", "tags", None),
-    ("w11 w12", "span", "w13 w14 w15 w16"),
-    ("w1 w2", "topic", None),
-    ("w20 w21 w22 w23", "tags", None),
-]
-PARTS = {"kind", "what", "where", "got", "allowed", "try"}
-
-
-def saved(base, folder, tasks, method, seed):
-    model = MultiTaskModel.from_pretrained(str(base), tasks=tasks, method=method)
-    torch.manual_seed(seed)
-    randomize(model.base)
-    for parameter in model.heads.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root with two folders of adapters, and their base beside it."""
-    place = tmp_path_factory.mktemp("serve")
-    torch.manual_seed(0)
-    tiny_model("bert").save_pretrained(place / "base")
-    tiny_tokenizer().save_pretrained(place / "base")
-    saved(place / "base", place / "root/many", TASKS, hfadapt.LoRA(r=4), 1)
-    saved(place / "base", place / "root/more", [Task("more", Classification(3))], "par_bn", 2)
-    return place / "root"
-
-
-@pytest.fixture(scope="module")
-def engine(root):
-    return Engine.from_pretrained(root / "many", max_characters=2000)
-
-
-@pytest.fixture(scope="module")
-def alone(engine):
-    """The answer to each text when nothing else is asked."""
-    found = [to_dict(engine.predict([text], [task], [pair])[0]) for text, task, pair in TEXTS]
-    return [json.loads(json.dumps({k: v for k, v in one.items() if not k.startswith("text")})) for one in found]
-
-
-@contextmanager
-def serving(engine, limits=None, admin=None):
-    """Serve on a free port of this machine, and yield a client, the server and its thread."""
-    server = make_server(engine, limits, admin)
-    heard = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [heard]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.005)
-        with httpx.Client(base_url=f"http://127.0.0.1:{heard.getsockname()[1]}", timeout=30) as client:
-            client.server, client.thread, client.address = server, thread, heard.getsockname()
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        heard.close()
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def client(engine, root):
-    limits = Limits(wait_ms=20, request_texts=8, body_bytes=50_000, body_seconds=1)
-    with serving(engine, limits, Admin(root, TOKEN)) as found:
-        yield found
-
-
-def body(requests):
-    texts, tasks, pairs = map(list, zip(*requests, strict=True))
-    return {"texts": texts, "tasks": tasks, "pairs": pairs}
-
-
-def refused(response, status):
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == PARTS and error["what"] and error["where"], error
-    return error
 
 
 def test_every_kind_of_answer_in_one_request(client, alone):
@@ -200,103 +99,6 @@ def test_other_paths_methods_and_kinds_of_content(client):
     refused(client.get("/nowhere"), 404)
     refused(client.get("/predict"), 405)
     refused(client.post("/predict", content=b"texts=w1", headers={"Content-Type": "text/plain"}), 422)
-
-
-def raw(client, content):
-    """A connection of which the test decides what it sends and reads."""
-    found = socket.create_connection(client.address, timeout=10)
-    found.sendall(content)
-    return found
-
-
-def head(length, path="/predict"):
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def status_line(connection):
-    return connection.recv(4096).split(b"\r\n")[0]
-
-
-def test_a_body_that_is_too_large_is_refused_before_it_is_sent(client):
-    with raw(client, head(10**9)) as connection:
-        assert b" 413 " in status_line(connection)
-    with raw(client, head(1).replace(b"Content-Length: 1", b"Transfer-Encoding: chunked")) as connection:
-        chunk = b"%x\r\n" % 20_000 + b" " * 20_000 + b"\r\n"
-        connection.sendall(3 * chunk)
-        assert b" 413 " in status_line(connection)
-
-
-def test_a_client_that_sends_too_slowly(client, alone):
-    with raw(client, head(100) + b"{") as connection:
-        assert client.post("/predict", json=body(TEXTS[:1])).json()["answers"] == alone[:1]
-        assert b" 408 " in status_line(connection)
-
-
-class Slow:
-    """An engine whose answers are long, and wait until they are let go."""
-
-    def __init__(self, tasks, size=1):
-        self.tasks, self.size = tasks, size
-        self.busy, self.held = threading.Event(), threading.Event()
-
-    def predict(self, texts, tasks, pairs):
-        from hfadapt.inference.predict import Prediction
-
-        self.busy.set()
-        assert self.held.wait(20)
-        return [Prediction(task, text, None, "x" * self.size) for text, task in zip(texts, tasks, strict=True)]
-
-    def check(self, texts, tasks, pairs): ...
-
-    def changed(self):
-        return ()
-
-
-def test_a_client_that_stops_reading_holds_up_nobody_and_not_the_end(engine):
-    slow = Slow(engine.tasks, size=8_000_000)
-    slow.held.set()
-    with serving(slow, Limits(wait_ms=0, shutdown_seconds=1)) as client:
-        request = json.dumps({"texts": ["w"], "tasks": "topic"}).encode()
-        with raw(client, head(len(request)) + request) as connection:
-            assert slow.busy.wait(10)
-            slow.size = 1
-            for _ in range(3):
-                assert client.post("/predict", content=request, headers={"Content-Type": "application/json"}).is_success
-            started = time.monotonic()
-            client.server.should_exit = True
-            client.thread.join(20)
-            assert not client.thread.is_alive() and time.monotonic() - started < 10
-            connection.close()
-
-
-def test_a_full_queue_and_a_clean_end(engine):
-    """What is under way when the server is told to stop is answered; nobody new is heard."""
-    slow, found = Slow(engine.tasks), []
-    with serving(slow, Limits(wait_ms=0, queue_texts=2, request_texts=2)) as client:
-
-        def ask():
-            found.append(client.post("/predict", json={"texts": ["w1", "w2"], "tasks": "topic"}))
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        threads[0].start()
-        assert slow.busy.wait(10)
-        threads[1].start()
-        while client.get("/health").json()["waiting"] < 2:
-            time.sleep(0.005)
-        full = client.post("/predict", json={"texts": ["w3"], "tasks": "topic"})
-        assert "2 wait" in refused(full, 429)["got"] and int(full.headers["Retry-After"]) >= 1
-        assert "hfadapt_waiting_texts 2.0" in client.get("/metrics").text
-        client.server.should_exit = True
-        time.sleep(0.3)
-        assert client.thread.is_alive()
-        with pytest.raises(OSError):
-            raw(client, head(1)).close()
-        slow.held.set()
-        for thread in threads:
-            thread.join(10)
-        client.thread.join(10)
-        assert [one.status_code for one in found] == [200, 200] and not client.thread.is_alive()
 
 
 def test_an_engine_that_fails_is_an_error_of_that_request_alone(engine):
