@@ -32,6 +32,8 @@ class FolderWatch:
         self._engine = engine
         self._seconds = seconds
         self._stop = threading.Event()
+        # One look at a time: what an older one found must not come after what a newer one says.
+        self._looking = threading.Lock()
         self.changed: frozenset[str] = frozenset()
         self._thread = threading.Thread(target=self._run, name="hfadapt-watch", daemon=True)
         if seconds:
@@ -41,10 +43,12 @@ class FolderWatch:
         """Look now."""
         if not self._seconds:
             return
-        found = frozenset(self._engine.changed())
-        if found - self.changed:
-            logger.warning("folders changed under the engine: %s are refused", ", ".join(sorted(found - self.changed)))
-        self.changed = found
+        with self._looking:
+            found = frozenset(self._engine.changed())
+            new = sorted(found - self.changed)
+            if new:
+                logger.warning("folders changed under the engine: %s are refused", ", ".join(new))
+            self.changed = found
 
     def check(self, tasks: Iterable[str]) -> None:
         """Raise where the folder of one of these tasks was changed.

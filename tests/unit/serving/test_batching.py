@@ -276,6 +276,31 @@ def test_folders_are_looked_at_again_and_again_and_a_folder_in_the_making_ends_n
     assert never.changed == frozenset()
 
 
+def test_an_older_look_does_not_undo_a_newer_one():
+    """As when a task is replaced while the watch reads the folders that it had."""
+    begun, held, answers = threading.Event(), threading.Event(), [("old",), ()]
+
+    def changed():
+        found = answers.pop(0)
+        if found:
+            begun.set()
+            assert held.wait(5)
+        return found
+
+    watch = FolderWatch(SimpleNamespace(changed=changed), 3600)
+    older = threading.Thread(target=watch.look)
+    older.start()
+    assert begun.wait(5)
+    newer = threading.Thread(target=watch.look)
+    newer.start()
+    newer.join(0.2)
+    held.set()
+    for thread in (older, newer):
+        thread.join(5)
+    assert watch.changed == frozenset() and not answers
+    watch.close()
+
+
 def test_errors_have_five_parts_and_strangers_tell_only_their_kind():
     kinds = [one for one in (*Refused.__subclasses__(), TaskError, DataError)]
     for kind in kinds:
