@@ -78,7 +78,7 @@ def fit_weights(
         CompositionError: the adapters cannot be made one in this way.
         AttachError: an adapter is not there, or the model is a ``MultiTaskModel``.
         DataError: there are no batches, or no loss of them.
-        ConfigError: an option is out of range.
+        ConfigError: an option is out of range, or the extra ``fit`` (cmaes) is not installed.
         CheckpointError: an adapter holds NaN or Inf.
     """
     model = uncompiled(model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 import hfadapt
 from hfadapt.adapters.evolution import minimize
-from hfadapt.errors import AttachError, CompositionError, DataError, HFAdaptError
+from hfadapt.errors import AttachError, CompositionError, ConfigError, DataError, HFAdaptError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt.testing.toy import toy_model, toy_tasks
@@ -60,6 +62,14 @@ def test_the_search_finds_a_minimum_in_its_box_and_asks_as_often_as_it_may():
     assert all(abs(x) <= 1.5 for point in asked for x in point)
     assert minimize(valley, [0.0, 0.0, 0.0], **options) == (best, least)
     assert minimize(lambda point: abs(point[0] - 0.3), [0.0], **options)[0] == pytest.approx([0.3], abs=1e-2)
+
+
+def test_without_the_package_the_extra_is_named_and_the_model_stays(model, monkeypatch):
+    before = facts(model)
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(ConfigError, match=r"hfadapt\[fit\]"):
+        hfadapt.fit_weights(model, ["a", "b"], BATCH, 3)
+    require_same(before, facts(model))
 
 
 def test_weights_are_found_and_nothing_else_changes(model):
