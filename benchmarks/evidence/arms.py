@@ -66,8 +66,9 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
     start = time.perf_counter()
     run = Run(read_recipe(text, (*arm.changes, f"seed={seed}"), source=arm.name), say)
     trained = _train_heads(run) if arm.heads_alone else run.train_adapted()
-    result, model = trained.result, trained.model
-    scorer = _scorer(run, model) if arm.depths else None
+    result = trained.result
+    model: Any = trained.model
+    scorer = _scorer(run, model)
     depths = {}
     for depth in arm.depths:
         hfadapt.set_adapter_drop(model.base, depth)
