@@ -10,6 +10,7 @@ import torch
 
 from ..data.tokenizer import sole_use
 from ..errors import DataError
+from ..multitask.generate import can_write
 from ..multitask.heads import OwnHead
 from ..runtime.attachment import find_attachment
 
@@ -30,11 +31,7 @@ def writes(task: Task, model: Any) -> bool:
         task: Of the model.
         model: A ``MultiTaskModel``.
     """
-    base = getattr(model, "base", None)
-    if not isinstance(task.head, OwnHead) or base is None or not hasattr(base, "generate"):
-        return False
-    # A base whose head looks words up, such as BertForMaskedLM, has the method too and cannot.
-    return bool(getattr(base, "can_generate", lambda: False)())
+    return isinstance(task.head, OwnHead) and can_write(getattr(model, "base", None))
 
 
 def prompt_of(

@@ -23,6 +23,7 @@ from ..adapters.restore import all_or_nothing, rehearsal
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import RoutingError, TaskError
 from ..errors.arguments import require_folder
+from ..routing.choice import chosen
 from ..routing.composition import adapter_names
 from ..routing.task_ids import TaskIds, task_number, task_rows
 from ..runtime.attachment import attachment, find_attachment
@@ -113,6 +114,15 @@ class LiveTasks:
             [task for task in self.tasks if task.name != names[place]], [i for i in self.ids if i != self.ids[place]]
         )
 
+    def tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
+        """Return the task of each row; without ``task_ids`` that of the active adapter, or the only one."""
+        attached = find_attachment(self.base)
+        if task_ids is None and attached is not None:
+            task_ids = chosen(attached).shown
+        if task_ids is None and len(self.tasks) == 1:
+            task_ids = self.tasks[0].name
+        return self.tasks_of_ids(task_ids, size, device)
+
     def tasks_of_ids(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
         """Return the place of each row's task among ``tasks``, of ids that may have gaps.
 
@@ -129,6 +139,11 @@ class LiveTasks:
             allowed = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, names, strict=True))
             raise RoutingError("the task of this id was removed", got=gone[0], allowed=allowed)
         return rows.through([self.ids.index(i) if i in self.ids else -1 for i in range(self.ids[-1] + 1)])
+
+    def _adapters_of(self, rows: TaskIds) -> TaskIds:
+        """Return the adapter or composition of each row, as the base's slots count them."""
+        routable = attachment(self.base).routable
+        return rows.through([routable.index(self.routes.get(task.name, task.name)) for task in self.tasks])
 
     def ids_of(self, places: Tensor) -> Tensor:
         """Return the ids of tasks given by their places ``[B]``."""

@@ -20,7 +20,6 @@ from ..adapters.model_source import name_to_save
 from ..adapters.resume import require_same_shapes
 from ..errors import TaskError
 from ..errors.arguments import require_switches
-from ..routing.choice import chosen
 from ..routing.composition import Composition, Node
 from ..routing.task_ids import TaskIds, task_number
 from ..runtime import loss_terms as penalties
@@ -28,11 +27,11 @@ from ..runtime.attachment import attachment, find_attachment
 from ..runtime.zero_gradients import take_part
 from . import auto
 from .fit_heads import hidden_size, require_fresh, settle_pooling
+from .generate import WritingTasks
 from .heads import HeadFeatures, OwnHead, flatten_logits
 from .heads.base import fit_labels
 from .heads.run import run_heads
 from .inputs import first_input
-from .live import LiveTasks
 from .restore import load_base, load_multi_task, no_tasks, train_own_head
 from .resume import require_same_tasks
 from .save import apply, is_partial, is_saved, save_multi_task
@@ -41,7 +40,7 @@ from .task import Task, check_tasks
 __all__ = ["HFAdaptConfig", "MultiTaskModel", "MultiTaskOutput"]
 
 
-class MultiTaskModel(LiveTasks, PreTrainedModel):
+class MultiTaskModel(WritingTasks, PreTrainedModel):
     """A stock transformers model with an adapter and a head for each task.
 
     ``model.base`` is the stock model itself; ``model.heads[name]`` is the head of a task. Use ``from_pretrained`` or
@@ -289,15 +288,6 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
         tokens = rows.shape[1] // head.num_outputs
         return rows[:, : tokens * head.num_outputs].reshape(len(rows), tokens, head.num_outputs)
 
-    def tasks_of(self, task_ids: Any, size: int, device: torch.device) -> TaskIds:
-        """Return the task of each row; without ``task_ids`` that of the active adapter, or the only one."""
-        attached = find_attachment(self.base)
-        if task_ids is None and attached is not None:
-            task_ids = chosen(attached).shown
-        if task_ids is None and len(self.tasks) == 1:
-            task_ids = self.tasks[0].name
-        return self.tasks_of_ids(task_ids, size, device)
-
     def _base_inputs(self, inputs: dict[str, Tensor | None], rows: TaskIds) -> dict[str, Any]:
         given: dict[str, Any] = {k: v for k, v in inputs.items() if v is not None and k in self._accepted}
         if find_attachment(self.base) is not None:
@@ -305,11 +295,6 @@ class MultiTaskModel(LiveTasks, PreTrainedModel):
         if "use_cache" in self._accepted:
             given["use_cache"] = False
         return given
-
-    def _adapters_of(self, rows: TaskIds) -> TaskIds:
-        """Return the adapter or composition of each row, as the base's slots count them."""
-        routable = attachment(self.base).routable
-        return rows.through([routable.index(self.routes.get(task.name, task.name)) for task in self.tasks])
 
     def _encode(
         self,

@@ -23,7 +23,7 @@ from .leaf_hooks import INPUTS
 if TYPE_CHECKING:
     from .attachment import Attachment
 
-__all__ = ["Generate", "Generation", "install", "running", "uninstall"]
+__all__ = ["Generate", "Generation", "install", "prompts_in", "running", "uninstall"]
 
 _STATE = threading.local()
 
@@ -78,7 +78,7 @@ class Generate:
         stock = kind.generate
         attachment: Attachment = self.model.__dict__["_hfadapt"]
         choice = chosen(attachment)
-        prompts = _prompts(inputs, kwargs)
+        prompts = prompts_in(inputs, kwargs)
         rows = None
         if task_ids is None and choice.parallel is not None:
             _check_parallel(prompts, kwargs)
@@ -109,7 +109,7 @@ def uninstall(model: nn.Module) -> None:
         del model.__dict__["generate"]
 
 
-def _prompts(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
+def prompts_in(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
     """Return the number of prompts before the model repeats them; 0 for none."""
     states = kwargs.get("encoder_outputs")
     given = (inputs, *[kwargs.get(name) for name in INPUTS], states[0] if states is not None else None)

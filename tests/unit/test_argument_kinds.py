@@ -123,6 +123,16 @@ def test_methods_of_a_multi_task_model(name, tmp_path, monkeypatch):
     assert not found
 
 
+def test_writing_with_a_multi_task_model():
+    def fresh():
+        tasks = [hfadapt.Task(name, hfadapt.OwnHead()) for name in ("topic", "score")]
+        return hfadapt.MultiTaskModel.from_base(tiny_model("gpt2", "causal-lm"), tasks, "lora")
+
+    good = {"inputs": torch.full((2, 3), 5), "generation_config": None, "task_ids": ["topic", "score"]}
+    found = raw_errors(lambda model, **values: model.generate(**values, max_new_tokens=1), good, fresh)
+    assert not found
+
+
 def test_making_a_multi_task_model():
     made = hfadapt.MultiTaskModel.from_base
     good = {"tasks": toy_tasks(), "method": "lora", "train_base": False, "autocast_adapter_dtype": True}
