@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import moved, releases
+from .errors import after_import, moved, releases
 from .errors.version import __version__ as __version__
 from .multitask import auto
 
@@ -159,6 +159,8 @@ __all__ = ["__version__", *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll
 moved.install()
 # so that AutoModel.from_pretrained knows the folders that MultiTaskModel.save_pretrained writes; imports nothing heavy
 auto.install()
+# so that pipeline("hfadapt", model=folder) answers texts
+after_import.call("transformers.pipelines", f"{__name__}.inference.pipeline:register")
 releases.say_if_transformers_is_newer()
 
 

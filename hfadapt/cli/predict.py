@@ -59,14 +59,14 @@ def predict(
         said = (inputs, str(output), named, text_column, pair_column, form, rows_per_part, base)
         _predict_files(folder, said, workers, as_json)
         return
-    from ..inference.predict import Predictor, takes_pairs, to_dict
+    from ..inference.predict import Predictor, to_dict
     from ..recipes.finished_run import adapter_of
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if pairs and len(pairs) != len(lines):
         raise click.UsageError(f"{len(lines)} texts, but {len(pairs)} --pair")
     predictor = Predictor.from_folder(adapter_of(folder), base=base)
-    chosen = list(tasks) or [task.name for task in predictor.tasks if bool(pairs) == takes_pairs(task)]
+    chosen = list(tasks) or predictor.fitting(bool(pairs))
     if tasks and len(tasks) in (1, len(lines)):
         rows = [(line, chosen[i % len(chosen)], i) for i, line in enumerate(lines)]
     elif tasks and len(lines) > 1:

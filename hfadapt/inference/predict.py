@@ -161,6 +161,10 @@ class Predictor:
         chosen = names_of(tasks or [task.name for task in self.tasks])
         return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
 
+    def fitting(self, pairs: bool) -> list[str]:
+        """Names of the tasks that read two texts (``pairs``) or one."""
+        return [task.name for task in self.tasks if takes_pairs(task) == pairs]
+
     def _requests(
         self, texts: str | Sequence[str], tasks: str | Sequence[str], pairs: str | Sequence[str | None] | None
     ) -> list[Request]:

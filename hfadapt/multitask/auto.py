@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+from ..errors import after_import
 
 __all__ = ["install", "register"]
 
@@ -39,38 +36,6 @@ def register() -> None:
             auto.register(config, doors.door_for(auto), exist_ok=True)
 
 
-class _AfterImport(MetaPathFinder, Loader):
-    """Finds one module by the other finders and runs ``register`` once it is loaded."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                self._loader = spec.loader
-                spec.loader = self
-                return spec
-        return None
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        register()
-
-
 def install() -> None:
     """Register now, or as soon as transformers' auto classes are imported."""
-    if _MODULE in sys.modules:
-        register()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    after_import.call(_MODULE, f"{__name__}:register")

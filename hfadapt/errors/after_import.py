@@ -1,0 +1,60 @@
+"""Calls a function right after a module of another library was imported, which is not imported for it."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["call"]
+
+
+def call(module: str, function: str) -> None:
+    """Call a function now, where a module is imported already, or else right after it is.
+
+    Args:
+        module: Its full name.
+        function: As ``package.module:function``; it is imported when it is called.
+    """
+    if module in sys.modules:
+        pkgutil.resolve_name(function)()
+    elif not any(
+        isinstance(finder, _AfterImport) and finder.waits_for == (module, function) for finder in sys.meta_path
+    ):
+        sys.meta_path.insert(0, _AfterImport(module, function))
+
+
+class _AfterImport(MetaPathFinder, Loader):
+    """Finds one module by the other finders and makes a call once it is loaded."""
+
+    def __init__(self, module: str, function: str) -> None:
+        self.waits_for = (module, function)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.waits_for[0]:
+            return None
+        sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                self._loader = spec.loader
+                spec.loader = self
+                return spec
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        if spec is not None:
+            spec.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        pkgutil.resolve_name(self.waits_for[1])()
