@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import base_option
+from .saved import load_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ def export(folder: Path, output: Path, form: str, adapter: str | None, base: str
     if form != "merged":
         _ = plugins.formats()[form]  # an unknown one is known before the base is loaded
     folder = adapter_of(folder)
-    loaded = _load(folder, base)
+    loaded = load_saved(folder, base)
     model: Any = loaded.base if isinstance(loaded, MultiTaskModel) else loaded
     name = _chosen(model, adapter, folder)
     if form == "merged":
@@ -48,38 +49,6 @@ def export(folder: Path, output: Path, form: str, adapter: str | None, base: str
     click.echo(f"{name} is in {output}")
     if isinstance(loaded, MultiTaskModel) and loaded.heads:
         click.echo(f"the head of the task {name} is hfadapt's own and stays behind", err=True)
-
-
-def _load(folder: Path, base: str | None) -> PreTrainedModel:
-    """Put what a folder holds on its base, or on another that the caller named.
-
-    Raises:
-        CheckpointError: see ``hfadapt.load``; or the base of another library's folder is named.
-    """
-    from ..adapters.base_identity import dtype_option, label_options
-    from ..adapters.base_model import load_base
-    from ..adapters.files import read_config
-    from ..adapters.foreign import find_format
-    from ..errors import CheckpointError
-    from ..multitask.load import load
-    from ..multitask.model import MultiTaskModel
-    from ..multitask.save import KEY
-
-    if base is None:
-        return load(folder)
-    if find_format(folder, None) is not None:
-        raise CheckpointError(
-            "another library's folder says no class for its base, which so cannot be named here",
-            where=str(folder),
-            got=f"--base {base}",
-            allowed="folders that hfadapt saved",
-            try_="hfadapt.load(folder, model) and hfadapt.export in Python",
-        )
-    data = read_config(folder)
-    if KEY in data:
-        return MultiTaskModel.from_pretrained(str(folder), base=base)
-    options = {**dtype_option(data, folder), **(label_options(data) if data.get("head") else {})}
-    return load(folder, load_base(folder, data["model_class"], base, options))
 
 
 def _chosen(model: PreTrainedModel, adapter: str | None, folder: Path) -> str:

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "regularizers": ("hfadapt.cli.regularizers:regularizers", "List regularizers of training with their options."),
     "plugins": ("hfadapt.cli.plugins:plugins", "Show which plugins loaded, from where, and which failed."),
     "inspect": ("hfadapt.cli.inspect:inspect", "Show a model's slots, sizes and the methods that fit it."),
+    "explain": ("hfadapt.cli.explain:explain", "Follow one call of an adapted model, slot by slot."),
     "doctor": ("hfadapt.cli.doctor:doctor", "Show versions, devices and which kernel serves which op here."),
     "data": ("hfadapt.cli.data:data", "List named data sets; build the minisuite."),
     "bench": ("hfadapt.cli.bench:bench", "Measure the kernels on this machine."),

@@ -32,6 +32,7 @@ __all__ = [
     "Implementation",
     "add_backend",
     "explain",
+    "observe",
     "remove_backend",
     "requested_backend",
     "use_backend",
@@ -39,6 +40,7 @@ __all__ = [
 
 BACKENDS = ("triton", "cpu", "reference")
 _requested: ContextVar[str | None] = ContextVar("hfadapt_backend", default=None)
+_observer: ContextVar[Callable[[str, str], None] | None] = ContextVar("hfadapt_observer", default=None)
 _log = logging.getLogger("hfadapt_kernels")
 _OPS: dict[str, FusedOp] = {}
 # Of third parties, in the order in which they came.
@@ -69,6 +71,16 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _requested.reset(token)
+
+
+@contextlib.contextmanager
+def observe(call: Callable[[str, str], None]) -> Iterator[None]:
+    """Tell of every op that chooses its backend inside the block: ``call(op, backend)``, before the op runs."""
+    token = _observer.set(call)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 @functools.cache
@@ -170,6 +182,9 @@ class FusedOp:
         if chosen is None:
             chosen = self._choose(wanted, device, dtype, facts)
             self._chosen[key] = chosen
+        told = _observer.get()
+        if told is not None:
+            told(self.name, chosen.backend)
         return chosen
 
     @property
