@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .adapters.freeze import unfreeze as unfreeze
     from .adapters.merge import merge as merge
     from .adapters.own_copies import own_modules as own_modules
+    from .adapters.router import add_router as add_router
     from .adapters.save import save as save
     from .adapters.save_hooks import slim_checkpoints as slim_checkpoints
     from .adapters.verify import verify as verify
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from .routing import Average as Average
     from .routing import Fuse as Fuse
     from .routing import Parallel as Parallel
+    from .routing import Router as Router
     from .routing import Rows as Rows
     from .routing import Stack as Stack
     from .runtime.attachment import Adapter as Adapter
@@ -115,6 +117,7 @@ _NAMES = {
     "Regression": "multitask.heads",
     "Regularizer": "training.regularizers",
     "RobustAdapterDrop": "training",
+    "Router": "routing",
     "Rows": "routing",
     "Site": "method.site",
     "Span": "multitask.heads",
@@ -126,6 +129,7 @@ _NAMES = {
     "Weights": "method",
     "activate": "adapters.activate",
     "active": "adapters.activate",
+    "add_router": "adapters.router",
     "attach": "adapters.attach",
     "attachment": "runtime.attachment",
     "combine": "adapters.combine",

@@ -18,6 +18,7 @@ from ..runtime.updated_forward import take_updates
 from ..runtime.watch import watch
 from . import edits
 from .own_copies import drop_copies
+from .router import drop_routers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
         del state.adapters[name]
     state.compositions = {k: v for k, v in state.compositions.items() if not _mentions(v, gone)}
     drop_fusions(model, state, gone)
+    drop_routers(model, state, gone)
     drop_copies(model, gone)
     if state.active is not None and (_mentions(state.active, gone) or not state.adapters):
         state.choice = Choice()

@@ -310,6 +310,7 @@ def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
         "fusions": lambda value: maps(value) and all(map(fusion, value)),
         "head": words,
         "multi_task": tasks,
+        "routers": lambda value: isinstance(value, list) and all(map(words, value)),
         "weights_sha256": maybe,
     }
     missing = [f"no {key}" for key in needed if key not in data]

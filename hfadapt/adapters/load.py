@@ -24,6 +24,7 @@ from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
 from .renaming import renamed
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
+from .router import restore_routers
 from .saved_tensors import check_tensors, fill
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _restore(
         configs, options = json.loads(group)
         attach(model, configs, names=names, verify=False, autocast_adapter_dtype=autocast, arch=arch, **options)
     restore_fusions(model, data)
+    restore_routers(model, data)
     for name, tree in data.get("compositions", {}).items():
         compose(model, name, parse(tree))  # type: ignore[arg-type]
     fit_heads(model, list(data["adapters"]), tensors)

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, HFAdaptError
 from ..method.method import expand
 from ..runtime.attachment import find_attachment
 from ..runtime.hook_tables import remove_load_hooks
+from ..runtime.row_routing import routers_of
 from .files import config_path, read_config
 from .freeze import is_adapter
 
@@ -70,6 +71,8 @@ def require_same_adapters(model: nn.Module, record: Mapping[str, Any], folder: P
     fused = () if attached is None else tuple(fuse.key for fuse in attached.fusions)
     saved_fused = tuple(",".join(map(str, entry["adapters"])) for entry in record.get("fusions", ()))
     require_names("fusion layers", saved_fused, fused, folder)
+    saved_routers = tuple(",".join(map(str, names)) for names in record.get("routers", ()))
+    require_names("routers", saved_routers, tuple(key for key, _ in routers_of(model)), folder)
 
 
 def _configs(saved: Any) -> Any:

@@ -20,7 +20,16 @@ from ..errors import CheckpointError, ConfigError
 from ..errors.arguments import require_mapping
 from ..errors.names import names_of
 from ..routing.composition import Composition, to_json
-from ..runtime.attachment import Attachment, attachment, find_attachment, parameters_of, slots_of, uncompiled
+from ..runtime.attachment import (
+    Attachment,
+    attachment,
+    find_attachment,
+    parameters_of,
+    shared_modules,
+    slots_of,
+    uncompiled,
+)
+from ..runtime.row_routing import routers_of
 from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
@@ -30,6 +39,7 @@ from .folder_config import HFAdaptConfig
 from .freeze import trained_base
 from .occupied import refuse_foreign
 from .own_files import describe_own, own_to_save
+from .router import describe_routers
 from .saved_tensors import require_finite
 
 if TYPE_CHECKING:
@@ -104,7 +114,7 @@ def state_of(
 def saved_parameters(
     model: PreTrainedModel, names: Iterable[str] | None = None, *, own_modules: bool
 ) -> dict[str, nn.Parameter]:
-    """Return the parameters of adapters and of the fusion layers that join them, by the model's own names.
+    """Return the parameters of adapters, and of the fusion layers and routers that join them, by the model's own names.
 
     Args:
         model: A model, adapted or not.
@@ -118,6 +128,9 @@ def saved_parameters(
         found.update(parameters_of(model, name, own_modules))
     for path, fusion in fusions_of(model, chosen):
         found.update((f"{path}.{key}", parameter) for key, parameter in fusion.named_parameters())
+    for key, _ in routers_of(model, chosen):
+        joined = shared_modules(model, key).named_parameters()
+        found.update((f"hfadapt_shared.{key}.{name}", parameter) for name, parameter in joined)
     return found
 
 
@@ -151,6 +164,7 @@ def _describe_adapters(model: PreTrainedModel, state: Attachment, chosen: list[s
     active = state.active
     drop = {stack: layers for stack, layers in state.drop.items() if layers}
     covered = isinstance(active, Composition) and _covered(active, chosen)
+    routers = describe_routers(model, chosen)
     return {
         **describe_own(state, chosen, prefix_of(model)),
         "adapters": {n: [c.to_dict() for c in state.require(n).configs] for n in chosen},
@@ -163,6 +177,7 @@ def _describe_adapters(model: PreTrainedModel, state: Attachment, chosen: list[s
         "active": active if isinstance(active, str) and active in (*chosen, *compositions) else None,
         **({"format_version": FORMAT_VERSION, "active_composition": to_json(active)} if covered else {}),
         **({"format_version": FORMAT_VERSION, "drop": drop} if drop else {}),
+        **({"format_version": FORMAT_VERSION, "routers": routers} if routers else {}),
     }
 
 

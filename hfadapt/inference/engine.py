@@ -18,6 +18,7 @@ from ..adapters.saved_tensors import require_finite
 from ..data import MultiTaskCollator
 from ..errors import CheckpointError, ConfigError, DataError, TaskError, did_you_mean
 from ..errors.limits import require_number
+from ..routing.composition import adapter_names
 from ..runtime.attachment import find_attachment
 from ..runtime.packing import pack
 from .answers import readable
@@ -376,8 +377,13 @@ class Engine(Predictor):
     def _kind_of(self, row: dict[str, Any]) -> Hashable:
         """What decides which code a row runs."""
         task, state = self.model.tasks[row["task_ids"]], find_attachment(self.model.base)
-        adapter = None if state is None else state.adapters.get(self._adapter_of(task))
-        return repr(adapter and (adapter.configs, adapter.modules)), task.head.kind
+        name = self._adapter_of(task)
+        if state is None or name not in state.routable:
+            return "", task.head.kind
+        node = state.compositions.get(name, name)
+        adapters = [state.adapters[one] for one in adapter_names(node)]
+        joined = "" if isinstance(node, str) else repr(node)
+        return repr([(one.configs, one.modules) for one in adapters]) + joined, task.head.kind
 
     def _collator(self) -> MultiTaskCollator:
         return self._collates

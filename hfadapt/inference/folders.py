@@ -117,7 +117,7 @@ def model_of(folder: Path, base: PreTrainedModel | str | None, options: Mapping[
             "a folder without tasks does not say of which class its base is", where=str(folder), got=got, try_=try_
         )
     stock = load(folder, base, **(options if foreign else {}))
-    tasks = [Task(one, OwnHead()) for one in attachment(stock).names]
+    tasks = [Task(one, OwnHead()) for one in attachment(stock).routable]
     config = HFAdaptConfig(
         base_model_name_or_path=getattr(stock.config, "_name_or_path", "") or None,
         tasks=[task.to_dict() for task in tasks],

@@ -218,6 +218,7 @@ class LiveTasks:
                 "adapters": {task.name: described["adapters"][task.name]},
                 "own_modules": {},
                 "fusions": [],
+                "routers": [],
                 "compositions": {},
                 "active": None,
             }

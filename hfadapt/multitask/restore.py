@@ -23,6 +23,7 @@ from ..adapters.load import check_base_of, restore_choice, restore_fusions
 from ..adapters.model_source import name_to_save, read_pretrained
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
+from ..adapters.router import restore_routers
 from ..errors import CheckpointError, TaskError
 from ..routing.composition import Composition, parse
 from ..runtime.attachment import find_attachment
@@ -174,6 +175,7 @@ def _rebuild(
     own_files.fit_heads(base, list(configs), tensors)
     train_own_head(base, autocast and not train_base)
     restore_fusions(base, data)
+    restore_routers(base, data)
     for name, tree in data.get("compositions", {}).items():
         node = parse(tree)
         if not isinstance(node, Composition):

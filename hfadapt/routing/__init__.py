@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .composition import Composition as Composition
     from .composition import Fuse as Fuse
     from .composition import Parallel as Parallel
+    from .composition import Router as Router
     from .composition import Stack as Stack
     from .context import current as current
     from .context import use_routing as use_routing
@@ -26,6 +27,7 @@ _HOMES = {
     "Composition": ".composition",
     "Fuse": ".composition",
     "Parallel": ".composition",
+    "Router": ".composition",
     "Stack": ".composition",
     "Routing": ".routing",
     "Rows": ".routing",

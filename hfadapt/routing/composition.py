@@ -1,8 +1,8 @@
 """How several adapters act on one row: small immutable trees of adapter names, checked when built.
 
 ``Stack`` runs adapters one after another, ``Average`` mixes their effects with fixed weights, ``Arrow`` with weights
-that each token chooses, ``Fuse`` lets AdapterFusion attend over them, and ``Parallel`` sends every row through each
-child and returns a larger batch.
+that each token chooses, ``Router`` with weights that a trained layer gives each row, ``Fuse`` lets AdapterFusion attend
+over them, and ``Parallel`` sends every row through each child and returns a larger batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ __all__ = [
     "Fuse",
     "Node",
     "Parallel",
+    "Router",
     "Stack",
     "adapter_names",
     "arrow_nodes",
     "fuse_nodes",
     "parse",
+    "router_nodes",
     "steps_of",
     "to_json",
 ]
@@ -147,16 +149,48 @@ class Arrow(Composition):
         return (*super()._key(), self.top_k, self.temperature)
 
 
+class Router(Composition):
+    """Each row uses the adapters that a small trained layer gives it by what the row says, whoever its task is.
+
+    The layer reads one state a row: the mean over the row's real tokens of the frozen base's input embeddings, brought
+    to mean 0 and variance 1. Its linear map scores every adapter; of the ``top_k`` highest, the effects are mixed by
+    the softmax of their scores: ``v + sum_i w_i (a_i(v) - v)`` at every place. Adapters of any method that can be
+    averaged may be routed to, own modules such as heads included. ``hfadapt.add_router`` makes the layer; it belongs to
+    the adapters in their order, so that nodes of another ``top_k`` over the same adapters share it.
+
+    Args:
+        children: Names of two or more adapters.
+        top_k: How many a row uses; 2 by default. With 1 the weight is 1 whatever the score, which no gradient reaches:
+            train with more, then serve with 1.
+
+    Raises:
+        CompositionError: fewer than two different adapters, or ``top_k`` is not between 1 and their number.
+    """
+
+    def __init__(self, *children: Node, top_k: int | None = None) -> None:
+        super().__init__(*children)
+        _require_different(self, "Router")
+        self.top_k = _top_k(top_k, 2, len(children), "Router")
+
+    @property
+    def key(self) -> str:
+        """The name under which the parameters of its layer are kept."""
+        return ",".join(map(str, self.children))
+
+    def _key(self) -> tuple:
+        return (*super()._key(), self.top_k)
+
+
 class Stack(Composition):
     """Adapters one after another at every slot, the first nearest to the base."""
 
-    allowed = (str, Fuse, Average, Arrow)
+    allowed = (str, Fuse, Average, Arrow, Router)
 
 
 class Parallel(Composition):
     """Every row through each child; the batch grows at the first layer that has a delta, children outermost."""
 
-    allowed = (str, Stack, Fuse, Average, Arrow)
+    allowed = (str, Stack, Fuse, Average, Arrow, Router)
 
 
 def _require_different(node: Composition, kind: str) -> None:
@@ -186,7 +220,7 @@ def _top_k(given: int | None, default: int, most: int, kind: str) -> int:
 
 
 def steps_of(node: Node) -> tuple[Node, ...]:
-    """Return what acts on a row, in order: names, ``Fuse``, ``Average`` and ``Arrow`` nodes.
+    """Return what acts on a row, in order: names, ``Fuse``, ``Average``, ``Arrow`` and ``Router`` nodes.
 
     Raises:
         CompositionError: the node is a ``Parallel``, which has no single order; or it is neither a name nor a node.
@@ -195,7 +229,7 @@ def steps_of(node: Node) -> tuple[Node, ...]:
         raise CompositionError(
             "not a composition",
             got=repr(node),
-            allowed="an adapter's name, Stack, Fuse, Average, Arrow",
+            allowed="an adapter's name, Stack, Fuse, Average, Arrow, Router",
             try_="hfadapt.Stack(...), or a list of names as task_ids, one a row",
         )
     if isinstance(node, Parallel):
@@ -226,6 +260,11 @@ def fuse_nodes(node: Node) -> Iterator[Fuse]:
     yield from _nodes(node, Fuse)
 
 
+def router_nodes(node: Node) -> Iterator[Router]:
+    """Yield every ``Router`` in the tree, left to right."""
+    yield from _nodes(node, Router)
+
+
 def _nodes(node: Node, kind: type[_Kind]) -> Iterator[_Kind]:
     if isinstance(node, kind):
         yield node
@@ -245,9 +284,14 @@ def to_json(node: Node) -> object:
     return data
 
 
-_KINDS: dict[str, type[Composition]] = {kind.__name__.lower(): kind for kind in (Stack, Fuse, Average, Arrow, Parallel)}
+_ALL: tuple[type[Composition], ...] = (Stack, Fuse, Average, Arrow, Router, Parallel)
+_KINDS = {kind.__name__.lower(): kind for kind in _ALL}
 # What a node holds beside its children.
-_OPTIONS: dict[type[Composition], tuple[str, ...]] = {Average: ("weights",), Arrow: ("top_k", "temperature")}
+_OPTIONS: dict[type[Composition], tuple[str, ...]] = {
+    Average: ("weights",),
+    Arrow: ("top_k", "temperature"),
+    Router: ("top_k",),
+}
 
 
 def parse(data: object) -> Node:

@@ -27,6 +27,7 @@ class StackInputs:
         cached: How many tokens it holds; a tensor in a traced graph whose cache counts in one.
         other_past: What stands for earlier tokens in the call and is no cache of transformers' kind; "" for nothing.
         tokens: How many tokens there are; 0 where the stack was given something else.
+        text: The ids ``[B, T]`` of the tokens that the model was given, or their embeddings ``[B, T, D]``, or None.
     """
 
     mask: Tensor | None = None
@@ -37,6 +38,7 @@ class StackInputs:
     cached: int | Tensor = 0
     other_past: str = ""
     tokens: int = 0
+    text: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -54,6 +56,7 @@ class Pass:
         without_cache: By place that needs earlier tokens, how many new ones it was given while no cache was seen.
         growth: How the batch grows on its way up (``Parallel``); a routing's ids say what it grows to.
         draws: Where what runs for some rows only draws random numbers; None where torch's generator serves all.
+        shares: By routed step, the weight of each of its adapters for each row, ``[B, N]``.
         found: Which rows use which adapters, by step and by what a place has: worked out once, however many ask.
     """
 
@@ -67,6 +70,7 @@ class Pass:
     without_cache: dict[str, int] = field(default_factory=dict)
     growth: Growth | None = None
     draws: Draws | None = None
+    shares: dict[int, Tensor] = field(default_factory=dict)
     found: dict[Any, Any] = field(default_factory=dict)
 
     def for_other_rows(self) -> Pass:

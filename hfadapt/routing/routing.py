@@ -244,6 +244,11 @@ class Routing:
             return found
         return found.repeat_interleave(_times(size, self.batch_size))
 
+    def shares(self, index: int, size: int) -> Tensor:
+        """Return the weight of each adapter of a routed step for each row ``[size, N]``; see `members` for ``size``."""
+        found = self.state.shares[index]
+        return found if size == found.shape[0] else found.repeat_interleave(_times(size, found.shape[0]), 0)
+
 
 def _times(rows: int, batch_size: int) -> int:
     """Return how often each row of the batch stands among ``rows``.

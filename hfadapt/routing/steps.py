@@ -15,7 +15,7 @@ from .composition import Node, steps_of
 if TYPE_CHECKING:
     from hfadapt_kernels import TaskBatch
 
-__all__ = ["Arrow", "Average", "Fuse", "Select", "Step", "plan"]
+__all__ = ["Arrow", "Average", "Fuse", "Route", "Select", "Step", "plan", "top_weights"]
 
 Run = Callable[[tuple[str, ...], "TaskBatch"], Tensor]
 
@@ -30,6 +30,8 @@ class RowsOfPass(Protocol):
     def together(self, index: int, device: torch.device) -> TaskBatch: ...
 
     def members(self, index: int, device: torch.device, size: int | None = None) -> Tensor | None: ...
+
+    def shares(self, index: int, size: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,43 @@ class Average(Step):
         effects = torch.zeros_like(value)
         for name, weight in shares:
             effects = effects + weight * (run((name,), batch) - value)
-        inside = routing.members(index, device, value.shape[0])
-        if inside is None:
-            return value + effects
-        # Chosen and not multiplied by zero: rows outside keep their bits, whatever stands in the others.
-        return torch.where(inside.view(-1, *(1,) * (value.dim() - 1)), value + effects, value)
+        return _inside(routing, index, value, value + effects)
+
+
+@dataclass(frozen=True)
+class Route(Step):
+    """Rows use several of ``names``, weighed by a layer that read the row: see `composition.Router`.
+
+    Args:
+        key: Under which the layer is kept.
+        top_k: How many.
+    """
+
+    key: str
+    top_k: int
+
+    def apply(
+        self,
+        routing: RowsOfPass,
+        index: int,
+        device: torch.device,
+        available: tuple[str, ...],
+        unchanged: Callable[[], Tensor],
+        run: Run,
+    ) -> Tensor:
+        value = unchanged()
+        here = [(number, name) for number, name in enumerate(self.names) if name in available]
+        if not here:
+            return value
+        batch = routing.together(index, device)
+        shares = routing.shares(index, value.shape[0]).to(value.dtype)
+        effects = torch.zeros_like(value)
+        for number, name in here:
+            share = shares[:, number].view(-1, *(1,) * (value.dim() - 1))
+            effect = share * (run((name,), batch) - value)
+            # What an adapter makes of rows that did not choose it is nobody's, infinite numbers included.
+            effects = effects + torch.where(share != 0, effect, torch.zeros_like(effect))
+        return _inside(routing, index, value, value + effects)
 
 
 @dataclass(frozen=True)
@@ -179,10 +213,7 @@ class Arrow(Step):
         Args:
             scores: ``[..., N]``, how far what each token gives the linear points along each prototype.
         """
-        if self.top_k >= scores.shape[-1]:
-            return torch.softmax(scores / self.temperature, -1)
-        best, which = scores.topk(self.top_k, -1)
-        return torch.zeros_like(scores).scatter(-1, which, torch.softmax(best / self.temperature, -1))
+        return top_weights(scores / self.temperature, self.top_k)
 
     def apply(
         self,
@@ -195,6 +226,23 @@ class Arrow(Step):
     ) -> Tensor:
         """Change nothing: the deltas of a linear are weighed together, and this place has none that could be."""
         return unchanged()
+
+
+def _inside(routing: RowsOfPass, index: int, value: Tensor, changed: Tensor) -> Tensor:
+    """Return ``changed`` in the rows of a step and ``value`` in the others."""
+    inside = routing.members(index, value.device, value.shape[0])
+    if inside is None:
+        return changed
+    # Chosen and not multiplied by zero: rows outside keep their bits, whatever stands in the others.
+    return torch.where(inside.view(-1, *(1,) * (value.dim() - 1)), changed, value)
+
+
+def top_weights(scores: Tensor, top_k: int) -> Tensor:
+    """Return the softmax over the ``top_k`` highest of the last axis ``[..., N]``, and 0 for the others."""
+    if top_k >= scores.shape[-1]:
+        return torch.softmax(scores, -1)
+    best, which = scores.topk(top_k, -1)
+    return torch.zeros_like(scores).scatter(-1, which, torch.softmax(best, -1))
 
 
 def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
@@ -217,6 +265,8 @@ def plan(setups: Sequence[Node]) -> tuple[Step, ...]:
                 steps.append(Average(children, table, node.weights))
             elif isinstance(node, composition.Arrow):
                 steps.append(Arrow(children, table, node.top_k, node.temperature))
+            elif isinstance(node, composition.Router):
+                steps.append(Route(children, table, node.key, node.top_k))
             elif isinstance(node, composition.Fuse):
                 steps.append(Fuse(children, table, node.key))
     return tuple(steps)

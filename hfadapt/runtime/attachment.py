@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import AttachError, CompositionError, did_you_mean
 from ..method.delta import Delta
 from ..routing.choice import Choice
-from ..routing.composition import Fuse, Node, adapter_names, fuse_nodes
+from ..routing.composition import Fuse, Node, adapter_names, fuse_nodes, router_nodes
 from ..routing.routing import Routing
 from ..routing.steps import Step, plan
 from .slot import Slot
@@ -216,6 +216,15 @@ class Attachment:
                     got=repr(fuse),
                     allowed=", ".join(map(repr, self.fusions)) or "none was added",
                     try_=f"hfadapt.add_fusion(model, {fuse!r})",
+                )
+        for router in router_nodes(node):
+            if self.shared is None or router.key not in self.shared:
+                raise CompositionError(
+                    "there is no router over these adapters in this order",
+                    where="composition",
+                    got=repr(router),
+                    allowed="a router that was added",
+                    try_=f"hfadapt.add_router(model, {router!r})",
                 )
 
     def choose_default(self) -> None:

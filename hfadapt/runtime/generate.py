@@ -7,7 +7,7 @@ refuses arguments that ``forward`` does not name, and its rows must be repeated 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -37,12 +37,18 @@ class Generation:
         choice: What calls without ``task_ids`` use.
         task_ids: One a prompt, or one for all; None where ``choice`` says it.
         prompts: How many there are; before they were repeated under ``Parallel``.
+        text: The prompts, ids or embeddings, as the model's calls repeat them; None where there are none.
+        mask: Their attention mask, where one was given.
+        scores: What routers made of the prompts, by key: later calls see new tokens alone.
     """
 
     token: object
     choice: Choice
     task_ids: TaskIds | None
     prompts: int
+    text: Tensor | None = None
+    mask: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def running(attachment: Attachment) -> Generation | None:
@@ -90,7 +96,9 @@ class Generate:
         # Whisper calls its first argument by another name, under which it may be among the others.
         first = () if inputs is None and not args else (inputs,)
         before = getattr(_STATE, "generation", None)
-        _STATE.generation = Generation(attachment.token, choice, rows, prompts)
+        text = next((t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
+        mask = kwargs.get("attention_mask")
+        _STATE.generation = Generation(attachment.token, choice, rows, prompts, text, mask)
         try:
             return hand_on(stock, (self.model, *first, *args), kwargs)
         finally:

@@ -20,7 +20,7 @@ from hfadapt_kernels import TaskBatch
 from ..errors import RoutingError
 from ..routing.context import current
 from ..routing.routing import Routing, Rows
-from ..routing.steps import Arrow, Average, Fuse, Select, Step
+from ..routing.steps import Arrow, Average, Fuse, Route, Select, Step
 from .fused_norm import unfuse_norm
 from .leaf_hooks import tensor_batch_size
 from .slot import Slot, slot_of
@@ -79,7 +79,8 @@ class RoutedForward:
                 for number, name in enumerate(rows.names):
                     out = self._merge(out, self.run(name, args, kwargs), ids == number)
                 continue
-            changed = self._together(step, self.base(*args, **kwargs) if out is None else out, args, kwargs)
+            before = self.base(*args, **kwargs) if out is None else out
+            changed = self._together(step, self._shares(step, index, routing, size), before, args, kwargs)
             members = routing.members(index, device)
             if changed is not None and members is not None:
                 whole = Rows((), TaskBatch(members.long() - 1, 1), routing, self.leaf)
@@ -111,12 +112,26 @@ class RoutedForward:
         made = self._drawn(name, own, _moved(args, *mine), _moved(kwargs, *mine))
         return _moved(made, *stock)
 
-    def _together(self, step: Step, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _shares(self, step: Step, index: int, routing: Routing, size: int) -> Sequence[float | Tensor]:
+        """The weights with which own modules are mixed, numbers or one a row ``[size]``; none in a fused step."""
+        if isinstance(step, Average):
+            return step.weights
+        if isinstance(step, Arrow):  # a head has no prototype to choose it by
+            return (1 / len(step.names),) * len(step.names)
+        if not isinstance(step, Route):
+            return ()
+        if self.by_row is not True:
+            raise self._rows_unknown(", ".join(step.names))
+        return routing.shares(index, size).unbind(1)
+
+    def _together(
+        self, step: Step, shares: Sequence[float | Tensor], value: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
         """The output of rows that use several adapters at once, or None where these have no copy."""
         copies = slot_of(self.leaf).copies
         if isinstance(step, Fuse):
             return self.run(step.key, args, kwargs) if step.key in copies else None
-        pairs = [(name, w) for name, w in zip(step.names, _shares(step), strict=True) if name in copies]
+        pairs = [(name, w) for name, w in zip(step.names, shares, strict=True) if name in copies]
         made = [(self.run(name, args, kwargs), weight) for name, weight in pairs]
         if not made:
             return None
@@ -127,22 +142,25 @@ class RoutedForward:
                 got=", ".join(f"{n}: {_shape(one)}" for (n, _), (one, _) in zip(pairs, made, strict=True)),
                 allowed=f"one tensor each, of the base's shape {_shape(value)}",
             )
-        return value + sum(weight * (one - value) for one, weight in made)
+        return value + sum(_weighed(one - value, weight) for one, weight in made)
 
     def _ids(self, rows: Rows, size: int) -> Tensor:
         """Which adapter each row of what the module reads has, int64 ``[size]``."""
         if self.by_row is None:
-            raise RoutingError(
-                "rows of different adapters cannot be told apart in what this module reads",
-                where=self.path,
-                got=f"{', '.join(rows.names)} in one batch",
-                allowed="an input whose first axis is the batch",
-                try_="one call for each adapter",
-            )
+            raise self._rows_unknown(", ".join(rows.names))
         if not self.by_row or size == rows.batch.batch_size:
             return rows.batch.ids
         rows.routing.for_batch(size)  # raises where rows were not repeated a whole number of times
         return rows.batch.expand(size // rows.batch.batch_size).ids
+
+    def _rows_unknown(self, names: str) -> RoutingError:
+        return RoutingError(
+            "rows of different adapters cannot be told apart in what this module reads",
+            where=self.path,
+            got=f"{names} in one batch",
+            allowed="an input whose first axis is the batch",
+            try_="one call for each adapter",
+        )
 
     def _some_without(self, routing: Routing, rows: Rows) -> bool:
         """Say whether a row may have no copy of its own; in a traced graph, where rows are unknown, one may."""
@@ -184,12 +202,12 @@ class RoutedForward:
         )
 
 
-def _shares(step: Step) -> Sequence[float]:
-    """Return the weights with which the outputs of own modules are mixed; a head has no prototype to choose it by."""
-    if isinstance(step, Arrow):
-        return (1 / len(step.names),) * len(step.names)
-    assert isinstance(step, Average)
-    return step.weights
+def _weighed(effect: Tensor, weight: float | Tensor) -> Tensor:
+    """Return an effect times its weight, a number or one a row; rows of weight 0 have none, whatever stands there."""
+    if not isinstance(weight, Tensor):
+        return weight * effect
+    share = weight.to(effect.dtype).view(-1, *(1,) * (effect.dim() - 1))
+    return torch.where(share != 0, share * effect, torch.zeros_like(effect))
 
 
 def _shape(value: Any) -> str:

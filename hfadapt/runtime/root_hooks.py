@@ -30,6 +30,7 @@ from .own_forward import refuse_loss
 from .parallel import check_output, fit_call, parallel_routing
 from .parallel_pieces import join, pieces_of
 from .past_the_head import check_begin, head_runs
+from .row_routing import weigh_rows
 from .watch import require_intact, require_intact_in_graph
 from .zero_gradients import take_part
 
@@ -178,6 +179,7 @@ class Forward:
                 if self.path and attachment.watch is not None:
                     check_begin(attachment.watch.model, self.path, routing.used_names())
             routing.state.draws = draws_of_pass(self.module.training, None if found is None else found[1])
+            weigh_rows(attachment, routing)
             attachment.prepare(routing)
         for key in attachment.call_counters:
             if not self.path or key.startswith(self.path + "."):
@@ -207,6 +209,8 @@ class Forward:
         if not inherits:
             asked, config = call.get("output_attentions"), getattr(self.module, "config", None)
             changed["attentions"] = bool(getattr(config, "output_attentions", False) if asked is None else asked)
+            ids = call.get("input_ids")
+            changed["text"] = call.get("inputs_embeds") if ids is None else ids
         return replace(routing.given, **changed)
 
     def _leave(self, attachment: Attachment, begins: bool, output: Any) -> Any:

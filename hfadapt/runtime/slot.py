@@ -13,7 +13,7 @@ from ..errors import RoutingError
 from ..method.delta import Delta
 from ..method.sites import Site
 from ..routing.routing import Routing, Rows
-from ..routing.steps import Arrow, Fuse, Select, Step
+from ..routing.steps import Arrow, Fuse, Route, Select, Step
 from .delta_call import apply_rows, source_of
 from .token_routing import run_arrow
 
@@ -192,7 +192,7 @@ def _run_together(
 ) -> Tensor:
     """Run a step whose rows use several adapters at once."""
     slot = slot_of(leaf)
-    if slot.by_row is not True and routing.ids is not None:
+    if slot.by_row is not True and (routing.ids is not None or isinstance(step, Route)):
         raise rows_unknown(deltas[0], value, slot.by_row)
     if isinstance(step, Arrow):
         return run_arrow(step, index, deltas, value, leaf_input, leaf, routing)

@@ -145,15 +145,15 @@ class IdleTaskGuard(TrainerCallback):
 
 
 def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of each task's adapter at each place, of each copy, shared module, fusion layer, head."""
+    """Return those of each task's adapter at each place, of copies, fusion layers and heads, and what is shared."""
     found: list[list[nn.Parameter]] = []
     state = find_attachment(model)
     base = adapted_model(model)
     for name in state.names if state is not None else ():
         found += [list(delta.adapters[name].parameters()) for _, delta in deltas_of(base, name)]
-        shared = getattr(base, "hfadapt_shared", None)
-        if shared is not None and name in shared:
-            found.append(list(shared[name].parameters()))
+    shared = getattr(base, "hfadapt_shared", None)
+    if isinstance(shared, torch.nn.ModuleDict):
+        found += [list(own.parameters()) for own in shared.values()]
     if state is not None:
         for _, slot in slots_of(base):  # those of a fusion layer have copies in its name
             found += [list(own.parameters()) for own in (*slot.fusions.values(), *slot.copies.values())]

@@ -252,6 +252,7 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "activate.choice": (lambda tmp: on(lambda m: hfadapt.activate(m, "ab"), lambda m: m._hfadapt.active), "ab"),
     "active.choice": (lambda tmp: on(lambda m: inside(m, "ab")), True),
     "add_fusion.node": (lambda tmp: refusal(lambda: on(lambda m: add_fusion(m, "ab"))), "got: ('ab',)"),
+    "add_router.node": (lambda tmp: refusal(lambda: on(lambda m: hfadapt.add_router(m, "ab"))), "got: ('ab',)"),
     "attach.method": (lambda tmp: attached("lora").configs[0].method, "lora"),
     "attach.modules_to_save": (lambda tmp: attached("lora", modules_to_save="pooler").modules, ("pooler",)),
     "attach.names": (lambda tmp: attached("lora").name, "ab"),
