@@ -96,6 +96,30 @@ static HFK_INLINE void transpose16(const void* source, int64_t source_bytes, voi
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Transposes 8 x 8 floats in place.
+static HFK_INLINE void transpose8(V* r) {
+  __m256 t[8], u[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = (V)_mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = (V)_mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+#endif
+
 // One panel of floats. scale (or null) multiplies row k by scale[k].
 template <class T>
 static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, float* d) {
@@ -114,6 +138,17 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
       }
       return;
     }
+  }
+#elif defined(__AVX2__)
+  if (sk == 1 && scale == nullptr) {
+    for (; k < K; k += VL)
+      for (int64_t n = 0; n < PW; n += VL) {
+        V r[VL];
+        for (int64_t i = 0; i < VL; i++) r[i] = n + i < columns ? load_first(s + (n + i) * sn + k, K - k) : zero();
+        transpose8(r);
+        for (int64_t j = 0; j < imin(VL, K - k); j++) store(d + (k + j) * PW + n, r[j]);
+      }
+    return;
   }
 #endif
   for (; k < K; k++) {

@@ -42,7 +42,7 @@ static void lora_backward_tile(const LoraBackward<T, E>& run, int64_t i, typenam
   const E* G = lora_rows<E, T>(a, t, a.grad, a.O, a.grad_stride, false, &xs);
   const E* weights = run.packs.of(t.task, mine);
   const LoraRows<T> next(a, i, a.grad, a.grad_stride);
-  lora_down<E>(t.rows, a.O, w.R, G, xs, weights, C, gs, next.ahead());
+  lora_down<E>(t.rows, a.O, w.R, G, xs, run.packs.down_of(t.task, weights), C, gs, next.ahead());
   V sum = zero();
   for (int64_t m = 0; m < t.rows; m++) {
     const T* low = static_cast<const T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;

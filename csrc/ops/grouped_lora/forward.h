@@ -50,13 +50,21 @@ static HFK_INLINE bool lora_products_ask(int64_t R) {
   return sizeof(E) == 4 && R >= 32;
 }
 
+// The operand that takes rows to the rank; its rows are `stride` apart where it is used for dot products.
+template <class E>
+struct LoraDown {
+  const E* weights;
+  int64_t stride;
+};
+
 // C [rows][ldc] = X down to the rank; ldc is a multiple of VL.
 template <class E>
-static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t R, const E* X, int64_t xs, const E* W,
+static __attribute__((noinline)) void lora_down(int64_t rows, int64_t K, int64_t R, const E* X, int64_t xs, LoraDown<E> down,
                                                 float* C, int64_t ldc, Ahead ahead) {
+  const E* W = down.weights;
   if constexpr (sizeof(E) == 4) {
     if (lora_uses_dots<E>(R)) {
-      dot8_rows(rows, K, X, xs, W, round_up(K, VL), C, ldc);
+      dot8_rows(rows, K, X, xs, W, down.stride, C, ldc);
       return;
     }
   }
@@ -238,6 +246,7 @@ struct LoraPacks {
   }
   void fill(const LoraTask& w, bool is_up, E* to) const {
     const T *wa = static_cast<const T*>(w.a), *wb = static_cast<const T*>(w.b);
+    if (!is_up && in_place(w)) return;
     if (!is_up)
       backward ? lora_pack_down<E>(K, w.R, wb, w.b_so, w.b_sr, to) : lora_pack_down<E>(K, w.R, wa, w.a_sk, w.a_sr, to);
     else if (needs_up && backward)
@@ -262,6 +271,16 @@ struct LoraPacks {
     return mine.weights;
   }
   int64_t up_offset(int64_t task) const { return up[task] - down[task]; }
+  // A weight of a full rank whose rows are whole vectors is read where it stands: a copy would have the same bits.
+  bool in_place(const LoraTask& w) const {
+    return sizeof(T) == 4 && sizeof(E) == 4 && w.R == kDotRank && K % VL == 0 && (backward ? w.b_so : w.a_sk) == 1;
+  }
+  // The operand down to the rank, of a task whose packed operands are given.
+  LoraDown<E> down_of(int64_t task, const E* weights) const {
+    const LoraTask& w = a.task[task];
+    if (!in_place(w)) return {weights, round_up(K, VL)};
+    return {static_cast<const E*>(backward ? w.b : w.a), backward ? w.b_sr : w.a_sr};
+  }
 };
 
 template <class T, class E>
@@ -278,7 +297,7 @@ static void grouped_lora_forward_t(const LoraArgs& a) {
       const E* X = lora_rows<E, T>(a, t, a.x, a.Din, a.x_stride, a.dropout > 0, &xs);
       const E* weights = packs.of(t.task, mine);
       const LoraRows<T> next(a, i, a.x, a.x_stride);
-      lora_down<E>(t.rows, a.Din, w.R, X, xs, weights, C, ldc, next.ahead());
+      lora_down<E>(t.rows, a.Din, w.R, X, xs, packs.down_of(t.task, weights), C, ldc, next.ahead());
       if (a.low)
         for (int64_t m = 0; m < t.rows; m++) {
           T* kept = static_cast<T*>(a.low) + int64_t(a.order[t.first + m]) * a.low_stride;
