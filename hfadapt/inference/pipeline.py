@@ -108,7 +108,18 @@ class TaskPipeline(Pipeline):
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **options)
 
     def _sanitize_parameters(self, tasks: str | Iterable[str] | None = None) -> tuple[dict[str, Any], ...]:
-        return {} if tasks is None else {"tasks": names_of(tasks)}, {}, {}
+        if tasks is None:
+            return {}, {}, {}
+        names = names_of(tasks)
+        if not names:
+            raise DataError(
+                "no task is named",
+                where=f"pipeline({TASK!r})",
+                got=f"tasks={tasks!r}",
+                allowed=", ".join(task.name for task in self._predictor.tasks),
+                try_="leave tasks out, for all of them",
+            )
+        return {"tasks": names}, {}, {}
 
     def preprocess(self, row: Any, tasks: tuple[str, ...] | None = None) -> list[Call]:
         """Say which tasks answer a text."""
@@ -126,7 +137,7 @@ class TaskPipeline(Pipeline):
             )
         pair = row.get("text_pair")
         named = row.get("task")
-        chosen = [named] if named is not None else tasks or self._predictor.fitting(pair is not None)
+        chosen = [named] if named is not None else tasks or self._predictor.fitting(pairs=pair is not None)
         if not chosen:
             raise DataError(
                 "no task reads this",

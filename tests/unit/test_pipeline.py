@@ -133,9 +133,10 @@ def test_a_model_that_is_there_already_and_its_folder_with_a_tokenizer(tmp_path,
         (lambda p: p([None]), "not a text"),
         (lambda p: p("w1", tasks="topics"), "Did you mean 'topic'"),
         (lambda p: p("w1", tasks="same"), "second text"),
+        (lambda p: p("w1", tasks=[]), "no task is named"),
         (lambda p: p(["w1"], tasks="topic", batch_size=0), "batch_size"),
     ],
-    ids=["mistyped key", "another key", "no key", "number", "none", "task", "pair", "batch"],
+    ids=["mistyped key", "another key", "no key", "number", "none", "task", "pair", "no task", "batch"],
 )
 def test_mistakes(answers, call, match):
     with pytest.raises(DataError, match=match):
