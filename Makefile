@@ -5,7 +5,7 @@ VENV ?= .venv
 # The version is pinned because a plain "torch" may resolve to a CUDA build of several GB; set TORCH= to keep your own.
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-OUT ?= runs/demo$(if $(FULL),-full)
+OUT ?= runs/demo$(if $(FULL),-full)$(if $(QUICK),-quick)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles a module when it is first imported; of all that is installed, most is never imported here.
@@ -19,8 +19,16 @@ help: ## what can be made, which is this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON=python3.12 to start from, TORCH=torch==2.12.0, JOBS=4 at once, OUT=folder of the demo.'
 
-demo: $(VENV)/.demo ## create .venv, install, train three tasks on a real encoder in 8 minutes; FULL=1: to convergence
-	HF_HUB_OFFLINE=1 $(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast)
+# Once it is installed, QUICK=1 takes a minute or two: one task, two methods, side by side.
+QUICK_DEMO = set -e; \
+	$(BIN)/hfadapt train examples/quick.yaml --output $(OUT)/pal --overwrite; \
+	$(BIN)/hfadapt train examples/quick.yaml method=lora --output $(OUT)/lora --overwrite; \
+	$(BIN)/hfadapt compare $(OUT)/pal $(OUT)/lora; \
+	$(BIN)/hfadapt predict $(OUT)/lora "WINNER! Call 09061701461 now to claim your 900 pounds" "See you at seven"
+
+demo: $(VENV)/.demo ## create .venv, install, train three tasks on a real encoder in 8 minutes; FULL=1: to convergence; QUICK=1: one, in a minute or two
+	export HF_HUB_OFFLINE=1; $(if $(QUICK),$(QUICK_DEMO),\
+	$(BIN)/hfadapt train examples/minisuite-pals.yaml --output $(OUT) --overwrite $(if $(FULL),,--fast))
 
 test: $(VENV)/.test ## create .venv, install, run the tests
 	$(PYTEST) -n $(JOBS) --dist worksteal --durations=15 tests

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,25 @@ def test_make_alone_lists_every_target() -> None:
     listed = re.findall(r"^([a-z]+):.*## \S", MAKEFILE, re.MULTILINE)
     assert sorted(listed) == sorted(phony.replace("\\\n", " ").split())
     assert ".DEFAULT_GOAL := help" in MAKEFILE
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("variables", "trained", "output"),
+    [
+        ((), "examples/minisuite-pals.yaml --output runs/demo --overwrite --fast", "runs/demo"),
+        (("FULL=1",), "examples/minisuite-pals.yaml --output runs/demo-full --overwrite", "runs/demo-full"),
+        (("QUICK=1",), "examples/quick.yaml method=lora --output runs/demo-quick/lora", "runs/demo-quick/pal"),
+        (("QUICK=1", "OUT=out"), "examples/quick.yaml --output out/pal", "compare out/pal out/lora"),
+    ],
+    ids=["demo", "full", "quick", "quick elsewhere"],
+)
+def test_the_demo_trains_what_it_says(variables: tuple[str, ...], trained: str, output: str) -> None:
+    command = ["make", "--dry-run", "--assume-old=.venv/.demo", "demo", *variables]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = " ".join(said.replace("\\\n", " ").split())
+    assert f"hfadapt train {trained}" in said and output in said
+    assert ("--fast" in said) is (variables == ())
 
 
 def test_every_mark_is_left_out_by_default_and_can_be_chosen() -> None:
