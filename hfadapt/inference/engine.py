@@ -20,7 +20,7 @@ from ..errors import CheckpointError, ConfigError, DataError, TaskError, did_you
 from ..errors.limits import require_number
 from ..routing.composition import adapter_names
 from ..runtime.attachment import find_attachment
-from ..runtime.packing import pack
+from ..runtime.packing import pack, packed_as
 from .answers import readable
 from .batches import PaddedCollator, Shape, largest_size, padded_length, plan
 from .folders import Source, add_folder, model_of, named_folders, source_of, tasks_in
@@ -329,6 +329,7 @@ class Engine(Predictor):
                 raise TaskError("predict cannot read its answer", where=f"task {task.name!r}", got=got)
         self.model.requires_grad_(False).eval()
         pack(self.model, self.dtype)
+        self.dtype = packed_as(self.model) or self.dtype  # "fastest" is measured once
         heads = [(readable(task, self.model) or task).head for task in self.model.tasks]
         self._collates = PaddedCollator([head.label_place for head in heads], self.tokenizer, self._limit)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,14 +18,17 @@ from hfadapt_kernels import PackedLinear, frozen_linear
 
 from ..errors import ConfigError
 from .attachment import uncompiled
+from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
 
-__all__ = ["PackedForward", "is_packed", "pack", "unpack"]
+__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "unpack"]
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-_DTYPES = ("float32", "bfloat16", "int8")
+_DTYPES = ("float32", "bfloat16", "int8", "fastest")
+#: A product that takes so many times longer than float32's is worth a word.
+_SLOW = 1.3
 
 
 class PackedForward:
@@ -61,12 +65,16 @@ def is_packed(leaf: nn.Module) -> bool:
 
 
 def pack(model: Model, dtype: str = "float32") -> Model:
-    """Pack every frozen linear of ``model``, in place.
+    """Pack every frozen linear of ``model``, in place; one that is packed with another dtype is packed again.
+
+    Where bfloat16 is much slower than float32, as on processors without instructions for it, a warning in the log says
+    by how much.
 
     Args:
         model: Usually an adapted model; linears whose weights train are left as they are.
         dtype: ``"float32"`` (the same sums as before, up to their order); ``"bfloat16"`` or ``"int8"`` weights, which
-            are faster and less exact.
+            are less exact and on some machines faster; ``"fastest"``: what a measurement of a moment finds, float32
+            unless another takes less than 0.9 of its time. The log says what was chosen, and the times.
 
     Returns:
         ``model``.
@@ -76,8 +84,9 @@ def pack(model: Model, dtype: str = "float32") -> Model:
     """
     if dtype not in _DTYPES:
         raise ConfigError("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES))
-    leaves = [m for m in uncompiled(model).modules() if _can_pack(m)]
-    if not leaves and not any(is_packed(m) for m in model.modules()):
+    modules = list(uncompiled(model).modules())
+    leaves = [m for m in modules if _can_pack(m) or is_packed(m)]
+    if not leaves:
         raise ConfigError(
             "no frozen linear to pack",
             where="hfadapt.pack",
@@ -85,10 +94,33 @@ def pack(model: Model, dtype: str = "float32") -> Model:
             allowed="linears whose weight has requires_grad=False",
             try_="hfadapt.attach(model, ...), which freezes the base, or model.requires_grad_(False)",
         )
-    for leaf in leaves:
+    measured = dtype == "fastest"
+    if measured:
+        dtype, why = fastest(map(_weight, leaves))
+        logger.warning("hfadapt.pack: %s is the choice for %d linears (a pass: %s)", dtype, len(leaves), why)
+    changed = [leaf for leaf in leaves if not is_packed(leaf) or leaf.__dict__["forward"].packed.dtype != dtype]
+    _warn_if_slow([_weight(leaf) for leaf in changed], "" if measured else dtype)
+    for leaf in changed:
         leaf.__dict__["forward"] = PackedForward(leaf, dtype)
-    logger.info("packed %d linears as %s", len(leaves), dtype)
+    logger.info("packed %d linears as %s", len(changed), dtype)
     return model
+
+
+def packed_as(model: nn.Module) -> str | None:
+    """Return the dtype with which ``model`` was packed last; None where no linear is."""
+    packed = [m.__dict__["forward"].packed.dtype for m in uncompiled(model).modules() if is_packed(m)]
+    return packed[0] if packed else None
+
+
+def _warn_if_slow(weights: list[Tensor], dtype: str) -> None:
+    """Measure what bfloat16 costs, where somebody chose it: as ``dtype`` or as that of the weights."""
+    low = [weight for weight in weights if dtype == "bfloat16" or weight.dtype == torch.bfloat16]
+    if low and (times := slowdown(low)) > _SLOW:
+        logger.warning(
+            "hfadapt.pack: bfloat16 products take %.1f times those of float32 on this processor, which has no "
+            "instructions for them; float32 weights (model.float()) and dtype='float32' or 'fastest' avoid it",
+            times,
+        )
 
 
 def unpack(model: Model) -> Model:

@@ -1,6 +1,7 @@
 """Packing the frozen base: same results, same names, and an undo."""
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import hfadapt
 from hfadapt.errors import ConfigError
+from hfadapt.runtime import fastest, packing
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 
 TYPES = ("bert", "gpt2", "llama", "t5", "modernbert")
@@ -72,3 +74,57 @@ def test_trainable_linears_stay_and_nothing_to_pack_is_an_error():
 def test_unknown_dtype_names_the_allowed_ones():
     with pytest.raises(ConfigError, match="got: 'int4'; allowed: float32, bfloat16, int8"):
         hfadapt.pack(frozen("bert"), "int4")
+
+
+def dtypes(model):
+    return {m.__dict__["forward"].packed.dtype for m in model.modules() if packing.is_packed(m)}
+
+
+@torch.no_grad()
+def test_a_packed_model_is_packed_again_with_another_dtype():
+    model, inputs = frozen("bert"), tiny_inputs("bert")
+    want = model(**inputs)[0]
+    hfadapt.pack(hfadapt.pack(model), "int8")
+    assert dtypes(model) == {"int8"} and packing.packed_as(model) == "int8"
+    assert not torch.equal(model(**inputs)[0], want)
+    assert torch.equal(hfadapt.unpack(model)(**inputs)[0], want) and packing.packed_as(model) is None
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ({"float32": 1.0, "bfloat16": 0.2, "int8": 0.4}, "bfloat16"),
+        ({"float32": 1.0, "bfloat16": 3.0, "int8": 0.4}, "int8"),
+        ({"float32": 1.0, "bfloat16": 3.0, "int8": 0.95}, "float32"),  # not worth the bits
+    ],
+)
+def test_the_fastest_product_is_measured_and_said(times, chosen, monkeypatch, caplog):
+    seen = []
+    monkeypatch.setattr(fastest, "_time", lambda weight, dtype: seen.append(tuple(weight.shape)) or times[dtype])
+    model = frozen("bert")
+    with caplog.at_level(logging.WARNING, "hfadapt"):
+        hfadapt.pack(model, "fastest")
+    assert dtypes(model) == {chosen}
+    assert f"{chosen} is the choice" in caplog.text and all(f"{dtype} " in caplog.text for dtype in times)
+    assert len(seen) == 3 * len(set(seen)), "a shape was measured twice"
+
+
+def test_the_fastest_product_is_one_of_the_known_on_this_machine():
+    leaf = nn.Linear(64, 48).requires_grad_(False)
+    hfadapt.pack(leaf, "fastest")
+    assert dtypes(leaf) <= {"float32", "bfloat16", "int8"} and dtypes(leaf)
+
+
+@pytest.mark.parametrize("low", ["pack", "model"])
+@pytest.mark.parametrize(("isa", "warned"), [("avx2", True), ("avx512", True), ("amx", False), ("avx512bf16", False)])
+def test_a_bfloat16_product_without_instructions_for_it_is_named_with_its_cost(isa, warned, low, monkeypatch, caplog):
+    monkeypatch.setattr(fastest, "isa", lambda: isa)
+    monkeypatch.setattr(fastest, "_time", lambda weight, dtype: 3.5 if weight.dtype == torch.bfloat16 else 1.0)
+    model = frozen("bert") if low == "pack" else frozen("bert").bfloat16()
+    with caplog.at_level(logging.WARNING, "hfadapt"):
+        hfadapt.pack(model, "bfloat16" if low == "pack" else "float32")
+    assert ("3.5 times those of float32" in caplog.text) is warned
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "hfadapt"):
+        hfadapt.pack(model, "bfloat16" if low == "pack" else "float32")  # nothing is packed anew
+    assert not caplog.text
