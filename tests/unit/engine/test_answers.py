@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +207,10 @@ def test_padded_lengths():
     assert [padded_length(n, 512) for n in (1, 16, 17, 33, 65, 511)] == [16, 16, 32, 48, 96, 512]
     assert padded_length(50, 64) == 64 and padded_length(60, 62) == 62
     assert padded_length(513, 10**9) == 2 * LENGTHS[-1]
+
+
+def test_the_fastest_product_is_measured_once_and_named(model, further, caplog):
+    with caplog.at_level("WARNING", "hfadapt.runtime.packing"):
+        engine = Engine(copy.deepcopy(model), tiny_tokenizer(), dtype="fastest")
+        engine.add(further)
+    assert engine.dtype in ("float32", "bfloat16", "int8") and caplog.text.count("is the choice") == 1
