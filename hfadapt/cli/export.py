@@ -20,7 +20,10 @@ __all__ = ["export"]
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "form", required=True, help="peft, adapterhub, one of a plugin's; or merged, a stock model's folder."
+    "--format",
+    "form",
+    required=True,
+    help="peft, adapterhub, one of a plugin's; merged, a stock model's folder; or onnx, a graph for other runtimes.",
 )
 @click.option("--adapter", help="Which adapter or task, where FOLDER holds several.")
 @base_option
@@ -29,17 +32,21 @@ def export(folder: Path, output: Path, form: str, adapter: str | None, base: str
 
     FOLDER is that of a run, or one that holds adapters, hfadapt's or another library's. With --format merged the
     adapter is folded into the base, which is written as transformers writes it; methods that are no update of weights
-    are refused.
+    are refused. With --format onnx the graph has all tasks, whose ids are an input, or the one of --adapter, merged
+    where its method allows it; ONNX Runtime is shown to compute the same before anything is kept.
     """
     from .. import plugins
     from ..adapters.foreign import export as export_adapter
     from ..multitask.model import MultiTaskModel
     from ..recipes.finished_run import adapter_of
 
-    if form != "merged":
+    if form not in ("merged", "onnx"):
         _ = plugins.formats()[form]  # an unknown one is known before the base is loaded
     folder = adapter_of(folder)
     loaded = load_saved(folder, base)
+    if form == "onnx":
+        _write_onnx(loaded, adapter, output)
+        return
     model: Any = loaded.base if isinstance(loaded, MultiTaskModel) else loaded
     name = _chosen(model, adapter, folder)
     if form == "merged":
@@ -73,6 +80,16 @@ def _chosen(model: PreTrainedModel, adapter: str | None, folder: Path) -> str:
     name = names[0] if adapter is None else adapter
     attachment(model).require(name)
     return name
+
+
+def _write_onnx(model: PreTrainedModel, adapter: str | None, output: Path) -> None:
+    from ..inference.onnx import export_onnx
+
+    said = export_onnx(model, output, adapter)
+    how = "merged into the weights" if said["merged"] else f"of the input task_ids, counted from {said['tasks'][0]!r}"
+    how = "in the graph" if len(said["tasks"]) == 1 and not said["merged"] else how
+    click.echo(f"{', '.join(said['tasks'])} ({how}) in {output}")
+    click.echo(f"largest difference from the model in ONNX Runtime: {said['largest_difference']:.1e}")
 
 
 def _write_merged(model: PreTrainedModel, name: str, output: Path) -> None:

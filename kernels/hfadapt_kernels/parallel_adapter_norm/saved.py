@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +18,8 @@ NEED_H, NEED_DOWN, NEED_UP, NEED_DOWN_BIAS, NEED_UP_BIAS, NEED_SCALE, NEED_NORM_
 
 def saved_shapes(x: Tensor, down: list[Tensor], norm: int, save: bool) -> tuple[list[int], list[int], int]:
     """Shapes of z and pre and the length of mean and rstd; zero-sized when they are not saved."""
-    rows, rank = x.shape[:-1].numel(), max(d.shape[0] for d in down)
+    # torch.Size.numel() would fix the sizes in an exported graph
+    rows, rank = math.prod(x.shape[:-1]), max(d.shape[0] for d in down)
     z = list(x.shape) if save and norm else [0]
     return z, [rows, rank] if save else [0], rows if save and norm else 0
 

@@ -17,7 +17,7 @@ from ..rows import rowwise
 from .reference import PREFIX_COLUMN
 from .schema import Backward, Forward, Gradients, empty_gradients, empty_results
 
-__all__ = ["attend", "backward", "forward"]
+__all__ = ["attend", "backward", "forward", "real_scores", "shared_product"]
 
 
 @takes(Forward)
@@ -70,7 +70,7 @@ def attend(call: Forward) -> tuple[Tensor, Tensor]:
         out, gate = attend(wide)
         return out.half(), gate
     batch, heads, tokens, _ = query.shape
-    scores = _real_scores(query, key, mask, causal, scaling, position_bias)
+    scores = real_scores(query, key, mask, causal, scaling, position_bias)
     out = scores.new_empty(query.shape, dtype=query.dtype)
     gate = scores.new_zeros(query.shape[:-1])
     line = torch.arange(batch * heads * tokens, device=query.device).view(batch, heads, tokens, 1)
@@ -79,7 +79,7 @@ def attend(call: Forward) -> tuple[Tensor, Tensor]:
         columns = torch.arange(probabilities.shape[-1], device=query.device) + first_column
         keep = keep_scale(seed, line[rows], columns, dropout, probabilities.dtype)
         probabilities = probabilities if keep is None else probabilities * keep
-        return _product(probabilities.to(values.dtype), values)
+        return shared_product(probabilities.to(values.dtype), values)
 
     outs, gates, order = [], [], []
     for segment in segments_of([0] * batch if ids is None else ids.tolist(), query.device):
@@ -90,7 +90,7 @@ def attend(call: Forward) -> tuple[Tensor, Tensor]:
             share = torch.zeros_like(total)
         else:
             pk, pv = prefix_key[segment.task][None], prefix_value[segment.task][None]
-            extra = _product(query[rows], pk.transpose(-1, -2).to(query.dtype)).to(real.dtype) * scaling
+            extra = shared_product(query[rows], pk.transpose(-1, -2).to(query.dtype)).to(real.dtype) * scaling
             peak_real, peak_extra = _peak(real), _peak(extra)
             if form == "softmax":
                 peak_real = peak_extra = torch.maximum(peak_real, peak_extra)
@@ -106,7 +106,7 @@ def attend(call: Forward) -> tuple[Tensor, Tensor]:
     return _assemble(out, outs, order), _assemble(gate, gates, order)
 
 
-def _product(rows: Tensor, columns: Tensor) -> Tensor:
+def shared_product(rows: Tensor, columns: Tensor) -> Tensor:
     """``[n, H, T, X] @ [n or 1, G, X, S] -> [n, H, T, S]``: the H / G query heads of a group share its columns."""
     n, heads, tokens, _ = rows.shape
     groups, size = columns.shape[1], columns.shape[3]
@@ -127,11 +127,11 @@ def _peak(scores: Tensor) -> Tensor:
     return scores.detach().amax(-1, keepdim=True).clamp_min(lowest)
 
 
-def _real_scores(
+def real_scores(
     query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scaling: float, position_bias: Tensor | None
 ) -> Tensor:
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = _product(query, key.transpose(-1, -2)).to(wide) * scaling
+    scores = shared_product(query, key.transpose(-1, -2)).to(wide) * scaling
     if position_bias is not None:
         scores = scores + position_bias
     if mask is not None:
