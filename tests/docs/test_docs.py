@@ -9,19 +9,17 @@ import re
 import shutil
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
 from safetensors.torch import load_file
 
 from hfadapt import plugins
 from hfadapt.data import bundled
 from hfadapt.plugins import hookspecs, loading
 from hfadapt.recipes.config import load_recipe, read_recipe
-from tests.docs.project import ROOT, pyproject
+from tests.docs.project import ROOT, first_rows_of, pyproject
 
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -52,13 +50,6 @@ RETURNED = [
     ("move-from-adapters.md", "adapterhub/saved/head_static", "model", {"task_ids": "news"}),
     ("move-from-adapters.md", "adapterhub/saved/fusion3_static", "fused", {}),
 ]
-
-
-def first_rows_of(load: Callable[[str], DatasetDict]) -> Callable[[str], DatasetDict]:
-    def short(name: str) -> DatasetDict:
-        return DatasetDict({split: rows.select(range(64)) for split, rows in load(name).items()})
-
-    return short
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
