@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..errors import DataError
 from .schedule import Schedule
+from .streams import StreamTable
 from .tokens import TokenTable
 
 __all__ = ["MixtureDataset", "SplitDataset", "Tables"]
@@ -21,12 +22,12 @@ class Tables:
     """The tokenised splits, filled when the tokenizer is known; data sets share one of these."""
 
     def __init__(self) -> None:
-        self.by_place: dict[tuple[int, str], TokenTable] = {}
+        self.by_place: dict[tuple[int, str], TokenTable | StreamTable] = {}
 
     def size(self, task: int, split: str, before: int) -> int:
         """Return how many rows a split has; ``before`` while it is not tokenised."""
         table = self.by_place.get((task, split))
-        return before if table is None else len(table)
+        return len(table) if isinstance(table, TokenTable) else before
 
     def row(self, task: int, split: str, index: int) -> dict[str, Any]:
         """Return one tokenised row with its task id.
@@ -40,6 +41,8 @@ class Tables:
             raise DataError(
                 "the mixture has no tokenizer yet",
                 where=f"split {split!r}",
+                got="texts, and nothing that makes tokens of them",
+                allowed="a tokenizer that is known before the first row",
                 try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
             ) from None
         return {**table.row(index), "task_ids": task}
@@ -121,6 +124,14 @@ class MixtureDataset(Dataset):
                 try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own TaskMixture(batch_size=..., "
                 "epochs=...)",
             )
+        if self.schedule.streams and get_worker_info() is not None:
+            raise DataError(
+                "a stream is read by the process that trains: worker processes would each read all of it",
+                where="TaskMixture.train",
+                got="a loader with num_workers > 0",
+                allowed="num_workers=0",
+                try_="TrainingArguments(dataloader_num_workers=0), the default",
+            )
         start = indices[0] if len(indices) else 0
         in_order = all(index == start + place for place, index in enumerate(indices))
         if self._read_in != self.epoch:
@@ -180,7 +191,7 @@ class SplitDataset(Dataset):
         for task, size in self._sizes.items():
             table = self._tables.by_place.get((task, self.split))
             order = np.arange(self._tables.size(task, self.split, size))
-            if table is not None and self.by_length:
+            if isinstance(table, TokenTable) and self.by_length:
                 order = np.argsort(-table.lengths, kind="stable")
             tasks.append(np.full(len(order), task, np.int64))
             rows.append(order)

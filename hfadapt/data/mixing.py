@@ -36,6 +36,8 @@ class MixingStrategy(ABC):
     """
 
     name: ClassVar[str] = ""
+    #: Whether what is drawn depends on how many rows the tasks have, which of a stream nobody knows.
+    counts_rows: ClassVar[bool] = True
 
     @abstractmethod
     def probabilities(self, sizes: Sequence[int], epoch: int, epochs: int) -> np.ndarray:

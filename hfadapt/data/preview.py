@@ -64,7 +64,10 @@ class Preview:
             "sizes": list(schedule.sizes),
             "probabilities": self.probabilities.tolist(),
             "rows": self.rows.tolist(),
-            "passes": (self.rows.sum(axis=0) / np.asarray(schedule.sizes)).tolist(),
+            "passes": [
+                drawn / size if size else None
+                for drawn, size in zip(self.rows.sum(axis=0).tolist(), schedule.sizes, strict=True)
+            ],
         }
 
     def _cells(self) -> tuple[str, list[list[str]]]:
@@ -80,7 +83,8 @@ class Preview:
         lines = [["task", "rows", *(f"p epoch {epoch + 1}" for epoch in picks), "drawn", "passes"]]
         for task, (name, size, drawn) in enumerate(zip(self.names, schedule.sizes, rows, strict=True)):
             odds = (f"{shown[epoch, task]:.4f}" for epoch in picks)
-            lines.append([name, f"{size:,}", *odds, f"{drawn:,}", f"{drawn / size:.2f}"])
+            passes = f"{drawn / size:.2f}" if size else "?"
+            lines.append([name, f"{size:,}" if size else "stream", *odds, f"{drawn:,}", passes])
         return caption, lines
 
     def __str__(self) -> str:

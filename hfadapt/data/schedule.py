@@ -50,7 +50,7 @@ class Schedule:
     """The plan of a training run.
 
     Args:
-        sizes: Training rows of each task.
+        sizes: Training rows of each task; 0 where nobody knows them.
         strategy: Says how likely each task is.
         form: ``one_task``: all rows of an optimizer step, over all ranks and accumulated micro-batches, are of one
             task; ``mixed``: each row is drawn on its own. Which rows meet in a step is then settled by length.
@@ -62,6 +62,7 @@ class Schedule:
         bucket_steps: Of how many steps at most the rows are sorted by length together; 1 for random order.
         stops: The epoch, counted from 0, from which on each task is not drawn any more, -1 for never; empty where no
             task has stopped. The others share its steps in the proportion that they had.
+        streams: The tasks whose rows come in the order of a stream, which begins again without end.
     """
 
     sizes: tuple[int, ...]
@@ -73,6 +74,12 @@ class Schedule:
     lengths: tuple[np.ndarray, ...] | None = field(default=None, compare=False, repr=False)
     bucket_steps: int = 128
     stops: tuple[int, ...] = ()
+    streams: tuple[int, ...] = ()
+
+    @property
+    def _counted(self) -> tuple[int, ...]:
+        """The sizes as strategies get them: what they give for a task of unknown size does not hang on it."""
+        return tuple(size or 1 for size in self.sizes)
 
     @property
     def steps(self) -> int:
@@ -95,16 +102,16 @@ class Schedule:
     @property
     def _buckets(self) -> tuple[np.ndarray, ...] | None:
         """The lengths to sort by; None for random order, and where all rows are alike (images)."""
-        if self.lengths is None or self.bucket_steps <= 1:
+        if self.lengths is None or self.bucket_steps <= 1 or (self.streams and self.form == "mixed"):
             return None
-        first = self.lengths[0][:1]
-        alike = all(one.shape[1:] == first.shape[1:] and (one == first).all() for one in self.lengths)
+        known = [one for task, one in enumerate(self.lengths) if task not in self.streams]
+        alike = all(one.shape[1:] == known[0].shape[1:] and (one == known[0][:1]).all() for one in known)
         return None if alike else self.lengths
 
     def probabilities(self, epoch: int) -> np.ndarray:
         """Return the probability of each task in an epoch counted from 0."""
         epochs = self.layout.epochs
-        found = checked_probabilities(self.strategy, self.sizes, min(epoch + 1, epochs), epochs)
+        found = checked_probabilities(self.strategy, self._counted, min(epoch + 1, epochs), epochs)
         stopped = self._stopped(epoch)
         if stopped.any():
             found = np.where(stopped, 0.0, found)
@@ -134,7 +141,7 @@ class Schedule:
     def _drawn(self, epoch: int, count: int) -> np.ndarray:
         stream = np.random.default_rng([self.seed, _DRAWS, epoch])
         epochs, start = self.layout.epochs, epoch * self._draws_per_epoch
-        drawn = self.strategy.draw(self.sizes, min(epoch + 1, epochs), epochs, count, start, stream)
+        drawn = self.strategy.draw(self._counted, min(epoch + 1, epochs), epochs, count, start, stream)
         known = isinstance(drawn, np.ndarray) and drawn.shape == (count,) and np.issubdtype(drawn.dtype, np.integer)
         if not known or (count and not 0 <= drawn.min() <= drawn.max() < len(self.sizes)):
             raise ConfigError(
@@ -153,6 +160,7 @@ class Schedule:
         """Return task and row of every example of an epoch counted from 0, int64 [rows] each.
 
         Each task walks through all its rows in a new random order before any row comes again, also across epochs.
+        Rows of streams come in their order and are counted over all passes; mixed rows beside any keep their places.
         Mixed rows change places within a window of ``bucket_steps`` steps, so a window holds what was drawn for it;
         under strategies with a draw of their own (round robin) they do so with rows of their task alone.
         """
@@ -164,6 +172,9 @@ class Schedule:
             if not len(places):
                 continue
             numbers = used[task] + np.arange(len(places))
+            if task in self.streams:
+                rows[places] = numbers
+                continue
             first, last = numbers[0] // size, numbers[-1] // size
             order = np.concatenate([self._order(task, passed) for passed in range(first, last + 1)])
             rows[places] = order[numbers - first * size]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, HFAdaptError, did_you_mean, raise_all
 from .lines import faults_of
+from .streams import is_stream
 
 if TYPE_CHECKING:
     import datasets
@@ -146,10 +147,10 @@ def _load_named(name: str, config: str | None, where: str) -> Mapping[str, Any]:
     return {str(split): data for split, data in loaded.items()}
 
 
-def _one_split(value: Any, where: str) -> datasets.Dataset:
+def _one_split(value: Any, where: str) -> Any:
     import datasets
 
-    if isinstance(value, datasets.Dataset):
+    if isinstance(value, datasets.Dataset) or is_stream(value):
         return value
     if isinstance(value, (str, os.PathLike)):
         return read_file(value)
@@ -170,7 +171,7 @@ def _one_split(value: Any, where: str) -> datasets.Dataset:
         "cannot make a data set of this",
         where=where,
         got=type(value).__name__,
-        allowed="datasets.Dataset, pandas.DataFrame, list of dicts, path of a file",
+        allowed="datasets.Dataset, pandas.DataFrame, list of dicts, path of a file, IterableDataset",
         try_="datasets.Dataset.from_list(rows)",
     )
 
@@ -203,15 +204,17 @@ def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:
     return {"train": _one_split(data, where)}
 
 
-def load_splits(task: Task) -> dict[str, datasets.Dataset]:
+def load_splits(task: Task) -> dict[str, Any]:
     """Return the task's splits, the usual ones under ``train``, ``validation`` and ``test``.
+
+    Each is a ``datasets.Dataset``, or the ``IterableDataset`` that was given.
 
     Raises:
         DataError: the data cannot be read, there is no training split, or it has no rows.
     """
     where = f"task {task.name!r}"
     given = _as_mapping(task.data, where)
-    splits: dict[str, datasets.Dataset] = {}
+    splits: dict[str, Any] = {}
     unread: list[HFAdaptError] = []
     for name, value in given.items():
         try:
@@ -229,7 +232,7 @@ def load_splits(task: Task) -> dict[str, datasets.Dataset]:
             allowed="a split called train",
             try_="Task(..., splits={'train': '...'})",
         )
-    if not len(splits["train"]):
+    if not is_stream(splits["train"]) and not len(splits["train"]):
         raise DataError(
             "the task is empty",
             where=f"{where}, train",

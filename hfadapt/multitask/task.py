@@ -32,7 +32,8 @@ class Task(KnownFields):
         head: What turns hidden states into the answer.
         data: Splits as ``datasets.DatasetDict`` or a mapping from split to ``datasets.Dataset``, ``pandas.DataFrame``,
             list of dicts or file (CSV, TSV, JSON lines, parquet, also gzipped); or one of these alone, which is then
-            the training split; or a folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for
+            the training split; or an ``IterableDataset`` of datasets or torch, which is read as it comes (see
+            ``TaskMixture``); or a folder with files ``train.*``, ``validation.*``, ``test.*``; or a name for
             ``datasets.load_dataset``, as ``"name"``, ``"name:config"`` or ``(name, config)``.
         metrics: Names of ``hfadapt.training.METRICS``; the first one counts for the macro average. Empty: the head's
             own.

@@ -32,6 +32,7 @@ from .checks import (
     settle_best_metric,
     takes_task_ids,
 )
+from .uncounted import require_one_reader
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +63,7 @@ class EpochSync(TrainerCallback):
         """
         require_names(self.mixture.tasks)
         require_order(args)
+        require_one_reader(args, self.mixture.schedule)
         settle_best_metric(args, self.mixture.metrics)
         self.mixture.metrics.label_names = tuple(args.label_names or ("labels",))
         model = kwargs.get("model")

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..data.collator import MultiTaskCollator
-from ..data.columns import Columns, read_columns
+from ..data.columns import Columns
 from ..data.datasets import MixtureDataset, SplitDataset, Tables
 from ..data.mixing import MixingStrategy, make_strategy
 from ..data.preview import Preview, html_table
 from ..data.schedule import BatchForm, Layout, Schedule
-from ..data.sources import load_splits
+from ..data.splits import TaskSplits
 from ..data.tokenizer import check_tokenizer, load_tokenizer
-from ..data.tokens import tokenize
+from ..data.tokens import TokenTable, tokenize
 from ..errors import ConfigError, DataError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..multitask.compute_metrics import MultiTaskMetrics
 from ..multitask.heads import OwnHead
 from ..multitask.task import Task, check_tasks
+from .uncounted import require_sizes, rows_of_streams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -61,6 +64,9 @@ class TaskMixture:
             encoded separately, which saves padding; 1 for random order. How often each task is drawn does not change;
             in mixed batches rows change places within those steps, so tasks of like lengths meet more often (under
             round robin, whose batches hold all tasks alike, only rows of one task do).
+        rows: How many training rows tasks have whose data are an ``IterableDataset``, by name. Such a stream is read
+            as it comes, a block at a time. Where its rows are not given, the strategy must be one that asks for no
+            sizes (``RoundRobin()``), unless there is one task, and ``epoch_steps`` says how long an epoch is.
 
     Raises:
         TaskError: no task, a name used twice, ``OwnHead`` beside other heads.
@@ -83,6 +89,7 @@ class TaskMixture:
         cache_dir: str | os.PathLike[str] | None = None,
         pad_to_multiple_of: int | None = None,
         bucket_steps: int = 128,
+        rows: Mapping[str, int] | None = None,
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.strategy = make_strategy(strategy)
@@ -107,17 +114,16 @@ class TaskMixture:
         # as of Task: a start, an end, and something between them
         require_number("max_length", max_length, where="TaskMixture", whole=True, optional=True, least=4)
         self.batch_size, self.seed, self.max_length, self.cache_dir = batch_size, seed, max_length, cache_dir
-        self._splits = [load_splits(task) for task in self.tasks]
-        self._columns: dict[tuple[int, str], Columns] = {}
-        for index in range(len(self.tasks)):
-            for split in ("train", "validation"):
-                self._read(index, split)
-        self._check_inputs()
-        sizes = tuple(len(self._columns[index, "train"]) for index in range(len(self.tasks)))
-        layout = Layout(batch_size or 8, epochs=epochs or 3)
-        schedule = Schedule(sizes, self.strategy, batch, layout, epoch_steps, seed or 0, bucket_steps=bucket_steps)
+        self._data = TaskSplits(self.tasks)
+        self._rows = rows_of_streams(self.tasks, self._data.streams, rows)
+        sizes = tuple(self.rows_of(index, "train") for index in range(len(self.tasks)))
+        require_sizes(self.tasks, sizes, self.strategy, epoch_steps)
+        layout, streams = Layout(batch_size or 8, epochs=epochs or 3), tuple(self._data.streams)
+        schedule = Schedule(
+            sizes, self.strategy, batch, layout, epoch_steps, seed or 0, bucket_steps=bucket_steps, streams=streams
+        )
         self._tables = Tables()
-        self._wanted: set[tuple[int, str]] = set(self._columns)
+        self._wanted: set[tuple[int, str]] = set(self._data.columns)
         self._train = MixtureDataset(self._tables, schedule)
         self._train.planned = batch_size is not None
         self._collator = MultiTaskCollator(
@@ -135,7 +141,7 @@ class TaskMixture:
     @property
     def reads_text(self) -> bool:
         """Whether the tasks read texts, which need a tokenizer; else they read images or sound."""
-        return any(columns.arrays is None for columns in self._columns.values())
+        return self._data.reads_text
 
     @property
     def train(self) -> MixtureDataset:
@@ -148,15 +154,8 @@ class TaskMixture:
 
         Rows without labels have no loss, and would count as 0 in Trainer's mean over rows.
         """
-        labelled = [task.name for index, task in enumerate(self.tasks) if self._is_labelled(index, "validation")]
+        labelled = [task.name for index, task in enumerate(self.tasks) if self._data.labelled(index, "validation")]
         return self.dataset("validation", labelled, by_length=True) if labelled else None
-
-    def _is_labelled(self, task: int, split: str) -> bool:
-        if not len(self._splits[task].get(split, ())):
-            return False
-        self._read(task, split)
-        columns = self._columns[task, split]
-        return columns.labels is not None or columns.targets is not None
 
     @property
     def collator(self) -> MultiTaskCollator:
@@ -187,7 +186,7 @@ class TaskMixture:
         self._train.schedule = schedule
 
     def __repr__(self) -> str:
-        tasks = ", ".join(f"{task.name}: {self.rows_of(i, 'train'):,} rows" for i, task in enumerate(self.tasks))
+        tasks = ", ".join(f"{task.name}: {self._shown(i, 'train')} rows" for i, task in enumerate(self.tasks))
         return f"TaskMixture({tasks}; {self._how})"
 
     def _repr_html_(self) -> str:
@@ -196,7 +195,7 @@ class TaskMixture:
             [
                 task.name,
                 type(task.head).__name__,
-                *(f"{self.rows_of(i, split):,}" for split in ("train", "validation")),
+                *(self._shown(i, split) for split in ("train", "validation")),
                 ", ".join(task.metrics),
             ]
             for i, task in enumerate(self.tasks)
@@ -204,6 +203,10 @@ class TaskMixture:
         return html_table(
             f"TaskMixture: {self._how}", ["task", "head", "train rows", "validation rows", "metrics"], lines
         )
+
+    def _shown(self, task: int, split: str) -> str:
+        count = self.rows_of(task, split)
+        return f"{count:,}" if count or not self._data.has(task, split) else "a stream of"
 
     @property
     def _how(self) -> str:
@@ -222,19 +225,19 @@ class TaskMixture:
 
     def has_split(self, split: str) -> bool:
         """Say whether any task has rows of that split."""
-        return any(len(splits.get(split, ())) for splits in self._splits)
+        return any(self._data.has(task, split) for task in range(len(self.tasks)))
 
     def rows_of(self, task: int, split: str) -> int:
-        """Return how many rows a task has in a split; 0 where it lacks the split."""
-        return len(self._splits[task].get(split, ()))
+        """Return how many rows a task has in a split; 0 where it lacks the split, or streams rows nobody has counted.
+
+        A stream of another split than ``train`` is read whole.
+        """
+        streamed = split == "train" and task in self._rows
+        return self._rows[task] if streamed else self._data.count(task, split)
 
     def has_labels(self, task: str, split: str) -> bool:
         """Say whether a task has labelled rows (or texts to write) in a split."""
-        index = [t.name for t in self.tasks].index(task)
-        if not self.rows_of(index, split):
-            return False
-        columns = self.texts(task, split)
-        return columns.labels is not None or columns.targets is not None
+        return self._data.labelled([t.name for t in self.tasks].index(task), split)
 
     def dataset(self, split: str, tasks: str | Iterable[str] | None = None, *, by_length: bool = False) -> SplitDataset:
         """Return a split of some tasks, task after task, in the order of the data unless ``by_length``.
@@ -251,30 +254,44 @@ class TaskMixture:
         chosen = list(names if tasks is None else names_of(tasks))
         for name in chosen:
             if name not in names:
-                raise DataError(f"no task {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names))
-        ids = [names.index(name) for name in chosen if len(self._splits[names.index(name)].get(split, ()))]
+                raise DataError(
+                    f"no task {name!r}",
+                    where="TaskMixture.dataset",
+                    got=repr(name),
+                    allowed=", ".join(names),
+                    try_=did_you_mean(name, names) or f"{names[0]!r}",
+                )
+        ids = [names.index(name) for name in chosen if self._data.has(names.index(name), split)]
+        streamed = [self.tasks[task].name for task in ids if split == "train" and task in self._rows]
+        if streamed:
+            raise DataError(
+                "the rows of a stream are trained in their order, and have no list",
+                where="TaskMixture.dataset",
+                got=f"split 'train' of {', '.join(streamed)}",
+                allowed="mix.train, or a split whose rows are all there",
+                try_="datasets.Dataset.from_list(list(stream.take(1000))) as a split of its own",
+            )
         if not ids:
-            found = sorted({s for splits in self._splits for s in splits})
+            found = self._data.names
             raise DataError(
                 f"no split {split!r}",
                 where=", ".join(chosen),
+                got=repr(split),
                 allowed=", ".join(found),
                 try_=did_you_mean(split, found),
             )
         sizes = []
         for task in ids:
-            self._read(task, split)
-            sizes.append(len(self._columns[task, split]))
+            sizes.append(len(self._data.read(task, split)))
             self._wanted.add((task, split))
         if self._collator.tokenizer is not None or not self.reads_text:
             self._tokenize()
         return SplitDataset(self._tables, split, ids, sizes, by_length)
 
     def texts(self, task: str, split: str) -> Columns:
-        """Return the checked texts and labels of one split, for reports."""
+        """Return the checked texts and labels of one split, for reports; of a stream those of its first rows."""
         index = [t.name for t in self.tasks].index(task)
-        self._read(index, split)
-        return self._columns[index, split]
+        return self._data.read(index, split)
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | str) -> TaskMixture:
         """Tokenise the data (once for a tokenizer) and return the mixture."""
@@ -309,37 +326,25 @@ class TaskMixture:
         self._train.planned = True
         return self
 
-    def _read(self, task: int, split: str) -> None:
-        data = self._splits[task].get(split)
-        if data is not None and len(data) and (task, split) not in self._columns:
-            self._columns[task, split] = read_columns(self.tasks[task], split, data)
-
-    def _check_inputs(self) -> None:
-        """Raise ``DataError`` unless all tasks read the same kind of input: one base serves them."""
-        kinds = {
-            self.tasks[task].name: "texts" if columns.arrays is None else columns.arrays.role
-            for (task, _), columns in self._columns.items()
-        }
-        if len(set(kinds.values())) > 1:
-            raise DataError(
-                "the tasks do not read the same kind of input",
-                got=", ".join(f"{task}: {kind}" for task, kind in kinds.items()),
-                allowed="texts for all, or pixel_values for all, or input_features for all",
-            )
-
     def _tokenize(self) -> None:
         tokenizer = self._collator.tokenizer
-        for task, split in sorted(self._wanted - set(self._tables.by_place)):
-            self._tables.by_place[task, split] = tokenize(
+        tables = self._tables.by_place
+        for task, split in sorted(self._wanted - set(tables)):
+            if split == "train" and task in self._rows:
+                tables[task, split] = self._data.streams[task].bind(tokenizer, self.max_length)
+                continue
+            tables[task, split] = tokenize(
                 self.tasks[task],
-                self._columns[task, split],
+                self._data.read(task, split),
                 tokenizer,
                 self.max_length,
                 self.cache_dir,
             )
-        lengths = tuple(self._tables.by_place[task, "train"].widths for task in range(len(self.tasks)))
+        trained = [tables[task, "train"] for task in range(len(self.tasks))]
+        lengths = tuple(one.widths if isinstance(one, TokenTable) else np.zeros((0, 1), np.int64) for one in trained)
         # the windows of long contexts make more rows than the data have
-        self.schedule = replace(self.schedule, lengths=lengths, sizes=tuple(map(len, lengths)))
+        sizes = tuple(self._rows[task] if task in self._rows else len(widths) for task, widths in enumerate(lengths))
+        self.schedule = replace(self.schedule, lengths=lengths, sizes=sizes)
 
 
 def _label_form(tasks: tuple[Task, ...]) -> str:

@@ -18,6 +18,7 @@ class RoundRobin(MixingStrategy):
     """Each task in turn, whatever its size."""
 
     name: ClassVar[str] = "round_robin"
+    counts_rows: ClassVar[bool] = False
 
     def probabilities(self, sizes: Sequence[int], epoch: int, epochs: int) -> np.ndarray:
         """The same for every task."""
