@@ -12,6 +12,7 @@ from torch import nn
 from .. import plugins
 from ..errors import AttachError
 from ..errors.arguments import require_switches
+from ..errors.inside import require_itself
 from ..errors.limits import require_seed
 from ..errors.names import names_of
 from ..method.config import MethodConfig
@@ -210,27 +211,15 @@ def check_model(model: PreTrainedModel) -> None:
             allowed="a model that was not compiled yet",
             try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
-    inside = _where_the_model_is(model)
-    if inside or not isinstance(model, nn.Module) or not hasattr(model, "config"):
+    require_itself(model, where="attach")
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise AttachError(
             "not a model with a config",
             where="attach",
             got=type(model).__name__,
             allowed="a PreTrainedModel, or any nn.Module with an attribute config",
-            try_=inside or "AutoModel.from_pretrained(name), and that model",
+            try_="AutoModel.from_pretrained(name), and that model",
         )
-
-
-def _where_the_model_is(thing: Any) -> str:
-    """How to reach the model inside an object of a library that runs one; "" for anything else."""
-    library = type(thing).__module__.partition(".")[0]
-    if library == "sentence_transformers" and isinstance(thing, nn.Sequential):
-        name = "model" if hasattr(thing[0], "model") else "auto_model"
-        return f"hfadapt.attach(model[0].{name}, ...): encode then runs it adapted"
-    runs_one = isinstance(getattr(thing, "model", None), nn.Module) and not isinstance(thing, nn.Module)
-    if library == "transformers" and runs_one and callable(thing):
-        return "hfadapt.attach(pipeline.model, ...): the pipeline then runs it adapted"
-    return ""
 
 
 def _check_backward(model: nn.Module, place: Place) -> None:

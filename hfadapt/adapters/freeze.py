@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..errors.inside import require_itself
 from ..errors.names import names_of
 from ..runtime.attachment import attachment, parameters_of, uncompiled
 
@@ -86,4 +87,5 @@ def _set(model: PreTrainedModel, names: str | Iterable[str] | None, train: bool)
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that an optimizer would be given, by name."""
+    require_itself(model, where="hfadapt.trainable_parameters")
     return {name: p for name, p in uncompiled(model).named_parameters() if p.requires_grad}

@@ -16,6 +16,7 @@ from ..adapters.load import load_adapters
 from ..adapters.save_hooks import SIDE_FOLDER, base_beside, is_whole
 from ..errors import CheckpointError, ConfigError
 from ..errors.arguments import require_folder
+from ..errors.inside import require_itself
 from .model import MultiTaskModel
 from .save import KEY
 
@@ -108,6 +109,7 @@ def load(
 
 def _check_arguments(folder: object, model: object) -> None:
     require_folder(folder, where="hfadapt.load")
+    require_itself(model, where="hfadapt.load", error=CheckpointError)
     if model is not None and not isinstance(model, nn.Module):
         raise CheckpointError(
             "what adapters are to be put on is no model",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import AttachError, CompositionError, did_you_mean
+from ..errors.inside import require_itself
 from ..method.delta import Delta
 from ..routing.choice import Choice
 from ..routing.composition import Fuse, Node, adapter_names, fuse_nodes, router_nodes
@@ -264,7 +265,14 @@ def uncompiled(model: _Model) -> _Model:
         AttachError: it is no model.
     """
     if not isinstance(model, nn.Module):
-        raise AttachError("not a model", got=repr(model)[:80], allowed="a PreTrainedModel, or any nn.Module")
+        require_itself(model, where=type(model).__name__)
+        raise AttachError(
+            "not a model",
+            where="hfadapt",
+            got=repr(model)[:80],
+            allowed="a PreTrainedModel, or any nn.Module",
+            try_="AutoModel.from_pretrained(name), and that model",
+        )
     # read from the dictionary: the attribute would be looked up in the model inside
     return model.__dict__.get("_modules", {}).get("_orig_mod", model)
 
@@ -289,6 +297,7 @@ def attachment(model: nn.Module) -> Attachment:
     """
     found = find_attachment(model)
     if found is None:
+        require_itself(model, where=type(model).__name__)
         raise AttachError(
             "no adapter is attached to this model",
             where=type(model).__name__,

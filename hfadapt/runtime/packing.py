@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hfadapt_kernels import PackedLinear, frozen_linear
 
 from ..errors import ConfigError
+from ..errors.inside import require_itself
 from .attachment import uncompiled
 from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
@@ -84,6 +85,7 @@ def pack(model: Model, dtype: str = "float32") -> Model:
     """
     if dtype not in _DTYPES:
         raise ConfigError("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES))
+    require_itself(model, where="hfadapt.pack")
     modules = list(uncompiled(model).modules())
     leaves = [m for m in modules if _can_pack(m) or is_packed(m)]
     if not leaves:
@@ -129,6 +131,7 @@ def unpack(model: Model) -> Model:
     Returns:
         ``model``.
     """
+    require_itself(model, where="hfadapt.unpack")
     for module in uncompiled(model).modules():
         if is_packed(module):
             del module.__dict__["forward"]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import ArchitectureError, problem
+from ...errors.inside import require_itself
 from ..inputs import first_that_runs
 from ..interface import uses_interface
 from ..linears import linear_sizes
@@ -49,13 +50,24 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
         ArchitectureError: A stack of layers could not be mapped whole; the message lists what was found in it and
             what is missing.
     """
+    require_itself(model, where="hfadapt.probe", error=ArchitectureError)
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
-            "no model to map", where="hfadapt.probe", got=repr(model)[:80], allowed="a torch module"
+            "no model to map",
+            where="hfadapt.probe",
+            got=repr(model)[:80],
+            allowed="a torch module",
+            try_="AutoModel.from_pretrained(name), and that model",
         )
     if inputs is not None and not isinstance(inputs, Mapping):
         got = type(inputs).__name__
-        raise ArchitectureError("no inputs", where="hfadapt.probe", got=got, allowed="a map of keyword arguments")
+        raise ArchitectureError(
+            "no inputs",
+            where="hfadapt.probe",
+            got=got,
+            allowed="a map of keyword arguments",
+            try_="dict(tokenizer(texts, return_tensors='pt'))",
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         return probe_skeleton(cast("PreTrainedModel", model), probe)
     error: ArchitectureError | None = None

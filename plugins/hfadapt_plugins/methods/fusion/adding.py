@@ -10,6 +10,7 @@ from torch import nn
 from hfadapt import Fuse, activate, attachment, freeze
 from hfadapt.adapters.formats import add_copies
 from hfadapt.errors import CompositionError
+from hfadapt.errors.inside import require_itself
 from hfadapt.method import Site, Tap, sites
 from hfadapt.runtime import Fusion, TapInput, adapted_model, add_hook, deltas_of, fusion_key
 
@@ -115,7 +116,10 @@ def fusion_layers(model: nn.Module, node: Fuse | None = None) -> dict[str, Fusio
         CompositionError: the node is none.
     """
     if not isinstance(node, Fuse | None):
-        raise CompositionError("no fusion", got=repr(node), allowed="Fuse('a', 'b')")
+        raise CompositionError(
+            "no fusion", where="node", got=repr(node), allowed="Fuse('a', 'b')", try_="node=None for all of them"
+        )
+    require_itself(model, where="fusion layers")
     model = adapted_model(model)
     return {
         path: module

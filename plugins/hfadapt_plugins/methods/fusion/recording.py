@@ -119,7 +119,11 @@ def _require(model: nn.Module, node: Fuse | None) -> dict[str, FusionLayer]:
     layers = fusion_layers(model, node)
     if not layers:
         raise CompositionError(
-            "the model has no such fusion", got=repr(node), try_="hfadapt.add_fusion(model, Fuse('a', 'b'))"
+            "the model has no such fusion",
+            where=type(model).__name__,
+            got=repr(node),
+            allowed="a fusion that add_fusion added",
+            try_="hfadapt.add_fusion(model, Fuse('a', 'b'))",
         )
     return layers
 
