@@ -162,7 +162,13 @@ def attach(
         ]
         for config, found, places in placed:
             if not places:
-                raise AttachError("the method changes nothing in this model", where=found.name, got=config)
+                raise AttachError(
+                    "the method changes nothing in this model",
+                    where=found.name,
+                    got=config,
+                    allowed="a config that changes something",
+                    try_="hfadapt inspect MODEL shows the modules that target_modules may name",
+                )
             for place in places:
                 check_place(place, found.name)
                 _check_backward(model, place)
@@ -235,6 +241,7 @@ def _check_backward(model: nn.Module, place: Place) -> None:
                 "a layer runs again in back-propagation by itself, where an adapter in it gets no gradient",
                 where=place.site.leaf,
                 got=f"{type(module).__name__}.backward_pass",
+                allowed="modules outside such layers",
                 try_="target_modules outside these layers, heads on the frozen model, or another model",
             )
 
@@ -291,6 +298,8 @@ def _add(
             raise AttachError(
                 f"two configs of adapter {name!r} want the same place",
                 where=f"{method.name} at {place.site.leaf}",
+                got="two configs of one method",
+                allowed="one config a place",
                 try_="two adapters, and hfadapt.Stack of them",
             )
         device, dtype = device_and_dtype(leaf, model, state.autocast_dtype)

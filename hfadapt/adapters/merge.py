@@ -62,6 +62,9 @@ class Merged:
         if not self.originals:
             raise AttachError(
                 f"the base's weights from before merging {self.name!r} were not kept",
+                where="Merged.unmerge",
+                got="keep_original=False",
+                allowed="weights that were kept",
                 try_="hfadapt.merge(model, name, keep_original=True), or load the base again",
             )
         inside = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -138,7 +141,13 @@ def _only(state: Attachment, name: str | None) -> str:
     if name is None and len(state.adapters) == 1:
         return next(iter(state.adapters))
     if name is None:
-        raise AttachError("several adapters, and none is named", allowed=", ".join(state.adapters))
+        raise AttachError(
+            "several adapters, and none is named",
+            where="hfadapt.merge",
+            got="no name",
+            allowed=", ".join(state.adapters),
+            try_="hfadapt.merge(model, name)",
+        )
     return state.require(name).name
 
 
@@ -152,18 +161,29 @@ def _check(model: PreTrainedModel, state: Attachment, name: str) -> None:
         capabilities = plugins.methods()[config.method].capabilities
         if not capabilities.mergeable:
             why = capabilities.reasons.get("mergeable", "its change is not linear in what one linear reads")
-            raise AttachError(f"{config.method} cannot be merged: {why}", where=where)
+            raise AttachError(
+                f"{config.method} cannot be merged: {why}",
+                where=where,
+                got=config.method,
+                allowed="methods that change weights alone",
+                try_="keep the adapter attached; hfadapt methods shows which can be merged",
+            )
     others = [n for n in state.adapters if n != name]
     if others:
         raise AttachError(
             "other adapters are attached, which were made for the base as it is",
             where=where,
             got=", ".join(others),
+            allowed="one adapter, which becomes part of the base",
             try_=f"hfadapt.detach(model, {others}) first, or merge into a copy of the model",
         )
     if any(state.drop.values()):
         raise AttachError(
-            "layers are dropped", where=where, got=state.drop, try_="hfadapt.set_adapter_drop(model, None) first"
+            "layers are dropped",
+            where=where,
+            got=state.drop,
+            allowed="no dropped layers",
+            try_="hfadapt.set_adapter_drop(model, None) first",
         )
     for path, delta in deltas_of(model, name):
         _check_place(model, path, delta, where)
@@ -185,6 +205,7 @@ def _check_copy(model: PreTrainedModel, path: str, own: nn.Module, where: str) -
             "the adapter's own module has another shape than the base's",
             where=where,
             got=", ".join(other),
+            allowed="a module of the base's shape",
             try_="a base with as many labels (num_labels=...), or keep the adapter attached",
         )
     _check_tied(model, path, where)
@@ -196,6 +217,7 @@ def _check_place(model: PreTrainedModel, path: str, delta: Delta, where: str) ->
             "this module serves several depths, each with an adapter of its own",
             where=where,
             got=delta.site.leaf,
+            allowed="modules that run once a forward",
             try_="keep the adapter attached",
         )
     _check_tied(model, delta.site.leaf, where)
@@ -212,5 +234,6 @@ def _check_tied(model: PreTrainedModel, path: str, where: str) -> None:
                 "the weight is tied to another module's, which would change too",
                 where=where,
                 got=f"{path} and {other_path}",
+                allowed="a weight of one module",
                 try_="keep the adapter attached, or leave this module out of target_modules or modules_to_save",
             )

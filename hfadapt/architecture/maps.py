@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RegistryError, did_you_mean
 from .linears import is_linear
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ NORM_ROLES = (
 def join(prefix: str, path: str) -> str:
     """Two module paths, of which either may be empty, as one."""
     return f"{prefix}.{path}" if prefix and path else prefix or path
+
+
+class NoSuchStackError(RegistryError, KeyError):
+    """A map has no stack of that name; a ``KeyError`` too, as of other mappings."""
+
+    __str__ = Exception.__str__  # KeyError's quotes the message
 
 
 @dataclass(frozen=True)
@@ -311,12 +318,22 @@ class ArchitectureMap:
         return {stack.path: stack.final_norm for stack in self.stacks}
 
     def stack(self, name: str) -> StackMap:
-        """The stack with this kind or path."""
+        """The stack with this kind or path.
+
+        Raises:
+            NoSuchStackError: there is none.
+        """
         for stack in self.stacks:
             if name in (stack.kind, stack.path):
                 return stack
-        have = ", ".join(f"{stack.kind} ({stack.path})" for stack in self.stacks)
-        raise KeyError(f"{self.model_type} has no stack {name!r}; it has {have}")
+        known = [one for stack in self.stacks for one in (stack.kind, stack.path)]
+        raise NoSuchStackError(
+            "the model has no such stack",
+            where=self.model_type,
+            got=repr(name),
+            allowed=", ".join(f"{stack.kind} ({stack.path})" for stack in self.stacks) or "none was mapped",
+            try_=did_you_mean(name, known) or "hfadapt inspect MODEL shows them",
+        )
 
     def layer(self, stack: str | StackMap, index: int) -> LayerMap:
         """Layer `index` of a stack given by itself, its kind or its path."""

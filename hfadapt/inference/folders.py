@@ -89,10 +89,22 @@ def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> 
         given = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
         found = [(None, Path(folder)) for folder in given]
     if not found:
-        raise CheckpointError("no folder to serve", where="Engine.from_pretrained", allowed="one folder or more")
+        raise CheckpointError(
+            "no folder to serve",
+            where="Engine.from_pretrained",
+            got=repr(folders),
+            allowed="one folder or more",
+            try_="Engine.from_pretrained('adapter')",
+        )
     for _, folder in found:
         if not folder.is_dir():
-            raise CheckpointError("no such folder", where="Engine.from_pretrained", got=str(folder))
+            raise CheckpointError(
+                "no such folder",
+                where="Engine.from_pretrained",
+                got=str(folder),
+                allowed="a folder that is there",
+                try_="hfadapt.save(model, folder), or the path from here",
+            )
     return found
 
 
@@ -114,7 +126,11 @@ def model_of(folder: Path, base: PreTrainedModel | str | None, options: Mapping[
     if isinstance(base, str):
         got, try_ = f"base={base!r}", "base=AutoModelFor...from_pretrained(...), of the class that was adapted"
         raise CheckpointError(
-            "a folder without tasks does not say of which class its base is", where=str(folder), got=got, try_=try_
+            "a folder without tasks does not say of which class its base is",
+            where=str(folder),
+            got=got,
+            allowed="a model",
+            try_=try_,
         )
     stock = load(folder, base, **(options if foreign else {}))
     tasks = [Task(one, OwnHead()) for one in attachment(stock).routable]

@@ -93,20 +93,34 @@ class LiveTasks:
         names = [task.name for task in self.tasks]
         place = task_number(name, names)
         if len(names) == 1:
-            raise TaskError("a model has at least one task", got=f"remove_task({name!r})")
+            raise TaskError(
+                "a model has at least one task",
+                where="MultiTaskModel.remove_task",
+                got=f"remove_task({name!r})",
+                allowed="a task beside others",
+                try_="add_task(folder) first, or a model of its own",
+            )
         state = find_attachment(self.base)
         for other, route in self.routes.items():
             node = route if state is None else state.compositions.get(route, route)
             if other != names[place] and names[place] in [str(one) for one in adapter_names(node)]:
                 raise TaskError(
                     f"rows of the task {other!r} go through the adapter of {name!r}",
+                    where="MultiTaskModel.remove_task",
                     got=repr(node),
+                    allowed="a task whose adapter only its own rows use",
                     try_=f"model.use({other!r}, None) first",
                 )
         self.routes.pop(names[place], None)
         if state is not None and names[place] in state.names:
             if len(state.names) == 1:
-                raise TaskError("the model's only adapter", got=name, try_="hfadapt.detach(model.base)")
+                raise TaskError(
+                    "the model's only adapter",
+                    where="MultiTaskModel.remove_task",
+                    got=name,
+                    allowed="an adapter beside others",
+                    try_="hfadapt.detach(model.base)",
+                )
             detach(self.base, names[place])
         if names[place] in self.heads:
             del self.heads[names[place]]
@@ -137,7 +151,13 @@ class LiveTasks:
         gone = [i for i in ((rows.uniform,) if rows.uniform is not None else rows.listed or ()) if i not in self.ids]
         if gone:
             allowed = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, names, strict=True))
-            raise RoutingError("the task of this id was removed", got=gone[0], allowed=allowed)
+            raise RoutingError(
+                "the task of this id was removed",
+                where="task_ids",
+                got=gone[0],
+                allowed=allowed,
+                try_="names, which stay what they are",
+            )
         return rows.through([self.ids.index(i) if i in self.ids else -1 for i in range(self.ids[-1] + 1)])
 
     def _adapters_of(self, rows: TaskIds) -> TaskIds:
@@ -170,7 +190,11 @@ class LiveTasks:
         taken = [one.name for one in self.tasks] + list(() if state is None else state.routable)
         if task.name in taken:
             raise TaskError(
-                f"there is a task or an adapter {task.name!r}", where=str(folder), try_="model.remove_task(name) first"
+                f"there is a task or an adapter {task.name!r}",
+                where=str(folder),
+                got=task.name,
+                allowed=f"a name beside {', '.join(map(str, taken))}",
+                try_="model.remove_task(name) first",
             )
         check_tasks([*self.tasks, task])
         return task
@@ -188,9 +212,21 @@ class LiveTasks:
         with rehearsal(folder):
             tasks = {task.name: task for task in map(Task.from_dict, data[KEY]["tasks"])}
         if given is not None:
-            raise TaskError("the folder knows its tasks", where=str(folder), got="task=...", try_="name=...")
+            raise TaskError(
+                "the folder knows its tasks",
+                where=str(folder),
+                got="task=...",
+                allowed="task=None",
+                try_="name=...",
+            )
         if (name is None and len(tasks) > 1) or (name is not None and name not in tasks):
-            raise TaskError("which task of the folder?", where=str(folder), got=name, allowed=", ".join(tasks))
+            raise TaskError(
+                "which task of the folder?",
+                where=str(folder),
+                got=name,
+                allowed=", ".join(tasks),
+                try_=f"add_task(folder, {next(iter(tasks))!r})",
+            )
         saved = tasks[name or next(iter(tasks))]
         task = self._check_new(saved if called is None else dataclasses.replace(saved, name=called), folder)
         if data[KEY]["routes"].get(saved.name) or data[KEY]["train_base"] or isinstance(task.head, OwnHead):
@@ -198,12 +234,22 @@ class LiveTasks:
                 "a composition" if data[KEY]["routes"].get(saved.name) else "a base that was trained along, or its head"
             )
             raise TaskError(
-                f"the task needs {what}, which other tasks would get too", where=str(folder), got=saved.name
+                f"the task needs {what}, which other tasks would get too",
+                where=str(folder),
+                got=saved.name,
+                allowed="a task whose adapter and head are its own",
+                try_="MultiTaskModel.from_pretrained(folder), a model of its own",
             )
         has = find_attachment(self.base) is not None
         if has != bool(data["adapters"]) or (has and saved.name not in data["adapters"]):
             got = ", ".join(data["adapters"]) or "heads alone"
-            raise TaskError("a model has an adapter for each of its tasks, or for none", where=str(folder), got=got)
+            raise TaskError(
+                "a model has an adapter for each of its tasks, or for none",
+                where=str(folder),
+                got=got,
+                allowed=f"{'an adapter' if has else 'a head alone'}, as this model's tasks have",
+                try_="MultiTaskModel.from_pretrained(folder), a model of its own",
+            )
         described, tensors = renamed(data, tensors, saved.name, task.name)
         own = {key.removeprefix(f"heads.{task.name}."): t for key, t in tensors.items() if _starts(key, task.name)}
         head = task.head.build(hidden_size(self.base), settle_pooling(task, self.base), task.pair)
@@ -234,6 +280,8 @@ class LiveTasks:
             raise TaskError(
                 "the folder holds an adapter, and its task needs a head",
                 where=str(folder),
+                got="no task",
+                allowed="task=Task(...) with its head",
                 try_="add_task(folder, task=hfadapt.Task(name, hfadapt.Classification(n))); or a model whose tasks use "
                 "the head of their base: MultiTaskModel.from_base(base, [Task(name, OwnHead())])",
             )
@@ -246,11 +294,23 @@ class LiveTasks:
         new = [one for one in attachment(self.base).names if one not in before]
         if len(new) != 1 or (task is not None and task.name != new[0]):
             got, allowed = ", ".join(new), "one adapter, of the task's name"
-            raise TaskError("the folder's adapters are not one task's", where=str(folder), got=got, allowed=allowed)
+            raise TaskError(
+                "the folder's adapters are not one task's",
+                where=str(folder),
+                got=got,
+                allowed=allowed,
+                try_="add_task(folder, name), one adapter after the other",
+            )
         made = Task(new[0], OwnHead()) if task is None else task
         names = [one.name for one in self.tasks]
         if made.name in names:
-            raise TaskError(f"there is a task {made.name!r}", where=str(folder), try_="name=...")
+            raise TaskError(
+                f"there is a task {made.name!r}",
+                where=str(folder),
+                got=made.name,
+                allowed=f"a name beside {', '.join(names)}",
+                try_="add_task(folder, called=...)",
+            )
         check_tasks([*self.tasks, made])
         return self._join(made, made.head.build(hidden_size(self.base), settle_pooling(made, self.base), made.pair))
 

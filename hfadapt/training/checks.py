@@ -124,6 +124,8 @@ def require_order(args: TrainingArguments) -> None:
         raise ConfigError(
             "auto_find_batch_size changes the batch size in mid-run, which breaks the planned order",
             where="TrainingArguments",
+            got="auto_find_batch_size=True",
+            allowed="False, the default",
             try_="auto_find_batch_size=False and a smaller per_device_train_batch_size with more accumulation",
         )
 
@@ -150,6 +152,7 @@ def require_same_tasks(model: Any, mixture: Mixture) -> None:
             "a task was removed from the model, and the mixture counts those that are left from 0",
             where="TaskMixture",
             got=f"ids {', '.join(map(str, ids))}",
+            allowed="ids from 0 on without gaps",
             try_="save the model and load it again, which counts its tasks anew",
         )
     for task in mixture.tasks if names else ():
@@ -181,7 +184,13 @@ def require_mixture(mixture: Mixture, where: str) -> None:
         ConfigError: it has no tasks.
     """
     if not hasattr(mixture, "tasks") or not hasattr(mixture, "schedule"):
-        raise ConfigError("no mixture of tasks", where=where, got=repr(mixture), allowed="hfadapt.TaskMixture")
+        raise ConfigError(
+            "no mixture of tasks",
+            where=where,
+            got=repr(mixture),
+            allowed="hfadapt.TaskMixture",
+            try_="hfadapt.TaskMixture(tasks, tokenizer)",
+        )
 
 
 def require_names(tasks: Iterable[Task]) -> None:
@@ -231,6 +240,7 @@ def settle_best_metric(args: TrainingArguments, metrics: MultiTaskMetrics) -> No
             "of this metric more is better",
             where="TrainingArguments",
             got=f"metric_for_best_model={name!r}, greater_is_better=False",
+            allowed="greater_is_better=True, or none",
             try_="leave greater_is_better out: the metric says its direction",
         )
     args.greater_is_better = better
@@ -255,6 +265,7 @@ def base_name(model: Any) -> str:
             "no tokenizer is known",
             where="TaskMixture",
             got="a model without a name",
+            allowed="a tokenizer, or a model whose config says where it came from",
             try_="TaskMixture(tasks, tokenizer=...), or Trainer(processing_class=tokenizer)",
         )
     return name

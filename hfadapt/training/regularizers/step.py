@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...runtime.embedding_noise import Perturbation, perturbed
 from .answers import Answers, answers_of
 from .geometry import Deltas
@@ -215,7 +216,13 @@ class Step:
     def teach(self) -> Answers:
         """Return the answers of the teacher: in evaluation mode, in full precision, without a graph."""
         if self._teacher is None:
-            raise RuntimeError("this regularizer names no proximal point, so there is no teacher")
+            raise ConfigError(
+                "this regularizer names no proximal point, so there is no teacher",
+                where="step.teach()",
+                got="proximal_point() gives None",
+                allowed="a regularizer whose proximal_point() names a teacher",
+                try_="return a Proximal from proximal_point()",
+            )
         state = random_state(self.device)
         try:
             with torch.no_grad(), self._teacher(), evaluating(self.module), self._precise():
