@@ -157,9 +157,25 @@ class Predictor:
     def predict_all(
         self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
     ) -> list[Prediction]:
-        """The answers of several tasks (all by default) for one text, in one forward."""
+        """The answers of several tasks (all by default) for one text, in one forward.
+
+        Args:
+            text: The text.
+            tasks: Names, each of any task.
+            pair: A second text. Tasks that answer word by word read the first alone.
+
+        Raises:
+            DataError: as of ``predict``, of a task on pairs without one too.
+        """
         chosen = names_of(tasks or [task.name for task in self.tasks])
-        return self.predict([text] * len(chosen), chosen, None if pair is None else [pair] * len(chosen))
+        alone = {task.name for task in self.tasks if self._reads_one(task)}
+        pairs = None if pair is None else [None if name in alone else pair for name in chosen]
+        return self.predict([text] * len(chosen), chosen, pairs)
+
+    def _reads_one(self, task: Task) -> bool:
+        """Say whether a task answers word by word, and so for one text."""
+        reader = None if writes(task, self.model) else readable(task, self.model)
+        return reader is not None and reader.head.label_place == "token"
 
     def fitting(self, pairs: bool) -> list[str]:
         """Names of the tasks that read two texts (``pairs``) or one."""
@@ -242,7 +258,7 @@ class Predictor:
                 allowed="a text and its pair",
                 try_="--pair TEXT",
             )
-        if pair is not None and reader.head.label_place == "token":
+        if pair is not None and self._reads_one(task):
             raise DataError(
                 "the task reads one text",
                 where=where,
