@@ -36,5 +36,5 @@ def require_itself(thing: Any, *, where: str, error: type[HFAdaptError] = Attach
             where=where,
             got=type(thing).__name__,
             allowed="the model itself, a PreTrainedModel",
-            try_=f"{path} in its place: {path.partition('.')[0].partition('[')[0]} then runs it adapted",
+            try_=f"{path} in its place, as in hfadapt.attach({path}, ...): what it was taken from then runs it adapted",
         )
