@@ -21,6 +21,7 @@ PARTS = {
 CAUGHT_HERE = {
     ("hfadapt/adapters/files.py", "ValueError"): 1,
     ("hfadapt/architecture/probe/replay.py", "ValueError"): 2,
+    ("hfadapt/inference/onnx.py", "ValueError"): 1,
     ("hfadapt/plugins/loading.py", "TypeError"): 1,
     ("hfadapt/plugins/loading.py", "ValueError"): 1,
     ("hfadapt/recipes/compare.py", "AssertionError"): 1,
