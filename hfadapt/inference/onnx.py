@@ -110,6 +110,8 @@ class _Graph(nn.Module):
         merged: The only one stands in the model's weights.
     """
 
+    numbers: Tensor
+
     def __init__(self, model: Any, names: tuple[str, ...], merged: bool) -> None:
         super().__init__()
         self.model = model

@@ -64,7 +64,8 @@ class RouterLayer(nn.Module):
 
     @torch.no_grad()
     def _state(self, text: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        table = self.model.get_input_embeddings()
+        model: Any = self.model
+        table = model.get_input_embeddings()
         # The class's own method: hooks and copies of adapters would make it theirs.
         embedded = text if text.is_floating_point() else type(table).forward(table, text)
         if embedded.dim() != 3 or embedded.shape[-1] != self.weight.shape[-1]:

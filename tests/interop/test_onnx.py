@@ -17,7 +17,7 @@ from hfadapt.testing.toy import toy_model, toy_tasks
 
 def need_the_extra():
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason="the extra onnx, which the tests' requirements leave out: exports take long")
+        pytest.importorskip(name, reason="the extra onnx")
 
 
 def adapted(*methods, kind="bert", head="sequence-classification"):
