@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .model_source import read_pretrained
+from .loading_report import read_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,12 @@ def model_class(name: str, folder: Any, automatic: bool = False) -> Any:
 
 
 def load_base(
-    folder: str | os.PathLike[str], kind: str, name: str | None, options: Mapping[str, Any], automatic: bool = False
+    folder: str | os.PathLike[str],
+    kind: str,
+    name: str | None,
+    options: Mapping[str, Any],
+    automatic: bool = False,
+    brought: Collection[str] = (),
 ) -> PreTrainedModel:
     """Load the base that a folder names.
 
@@ -55,6 +60,7 @@ def load_base(
         name: What ``from_pretrained`` takes.
         options: Further arguments of it.
         automatic: As of `model_class`.
+        brought: Names of the folder's tensors, where they are known.
 
     Raises:
         CheckpointError: there is no such class, or the base cannot be loaded.
@@ -67,9 +73,10 @@ def load_base(
             got=f"base {name!r}, class {kind!r}",
             try_="hfadapt.load(folder, model=base)",
         )
-    return read_pretrained(
+    return read_base(
         cls.from_pretrained,
         name,
+        brought,
         error=CheckpointError,
         where=str(folder),
         try_="hfadapt.load(folder, model=base)",

@@ -82,7 +82,8 @@ def load_adapters(
         given = options or {}
         dtype = {} if "torch_dtype" in given else dtype_option(data, folder)
         of_base = {**dtype, **(label_options(data) if data.get("head") else {}), **given}
-        model = load_base(folder, data["model_class"], data.get("base_model_name_or_path"), of_base)
+        named = data.get("base_model_name_or_path")
+        model = load_base(folder, data["model_class"], named, of_base, brought=tensors)
         with as_described(folder):
             restore_tokens(model, data, tensors, folder)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(TOKENS)}

@@ -20,6 +20,7 @@ from ..adapters.base_model import model_class
 from ..adapters.folder_config import HFAdaptConfig
 from ..adapters.freeze import head_modules
 from ..adapters.load import check_base_of, restore_choice, restore_fusions
+from ..adapters.loading_report import read_base
 from ..adapters.model_source import name_to_save, read_pretrained
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
@@ -232,9 +233,10 @@ def _find_base(
             "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
         )
     dtype = {} if "torch_dtype" in options else dtype_option(data, folder)
-    base = read_pretrained(
+    base = read_base(
         found.from_pretrained,
         name,
+        tensors,
         error=CheckpointError,
         where=str(folder),
         try_=advice,

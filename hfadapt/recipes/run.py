@@ -362,10 +362,12 @@ class Run:
             CheckpointError: the saved adapter is not the trained one; everything is written before.
             RoutingError: mixed batches are answered otherwise than each task alone.
         """
+        from ..inference.predict import takes_pairs
         from .checks import require_proof
         from .report import write_report
 
-        files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections)
+        pairs = [task.name for task in self.tasks if takes_pairs(task)]
+        files = write_report(result, self.output, self.output / ADAPTER_FOLDER, self._card_sections, pairs)
         reload = {**result.proof["reload"], "folder": str(self.output / ADAPTER_FOLDER)}
         require_proof({**result.proof, "reload": reload})
         if self.folder is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -16,6 +18,7 @@ from hfadapt import hookimpl, plugins
 from hfadapt.errors import ConfigError, HFAdaptError
 from hfadapt.recipes import RunResult
 from hfadapt.recipes.report import markdown_table
+from hfadapt.recipes.report.card import model_card
 
 
 def test_a_run_leaves_adapter_report_table_and_plots(finished: Path) -> None:
@@ -80,6 +83,23 @@ def test_the_card_carries_metadata_results_and_use(finished: Path) -> None:
     assert "## Papers\n\n- Stickland & Murray 2019, arXiv:1902.02671" in card
     loaded = ModelCard(card)
     assert loaded.data.model_name == "adapter" and len(loaded.data.eval_results) >= 3
+
+
+def test_what_the_card_says_to_type_runs(finished: Path, hfadapt) -> None:
+    folder = finished / "adapter"
+    card = (folder / "README.md").read_text("utf-8").replace("path/to/this/folder", str(folder))
+    code, command = (re.search(f"```{kind}\n(.*?)```", card, re.DOTALL).group(1) for kind in ("python", "sh"))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert [task.name for task in found["model"].tasks] == ["wn_relation", "sms_spam", "tweet_valence"]
+    program, *arguments = shlex.split(command)
+    assert program == "hfadapt" and "--pair" in arguments  # the first task reads two texts
+    assert "wn_relation" in hfadapt(*arguments).output
+    assert (folder / re.search(r"!\[.*\]\((.*)\)", card).group(1)).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_card_of_tasks_on_one_text_asks_for_one(finished: Path) -> None:
+    assert '--task wn_relation "a text"\n' in model_card(RunResult.read(finished))
 
 
 def test_plugins_add_callbacks_to_a_run_and_sections_to_its_card(recipe: Path, hfadapt, tmp_path: Path, caplog) -> None:

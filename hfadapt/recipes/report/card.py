@@ -9,19 +9,23 @@ from ..config import read_recipe
 from .table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from ..results import RunResult
 
 __all__ = ["model_card"]
 
 
-def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
+def model_card(
+    result: RunResult, sections: Iterable[str] = (), pairs: Collection[str] = (), plot: str | None = None
+) -> str:
     """The card as Markdown, with the metadata that the Hugging Face Hub reads.
 
     Args:
         result: Of the run that made the adapter.
         sections: Further sections, from plugins.
+        pairs: The tasks that read two texts.
+        plot: Name of a picture beside the card, of scores against what they cost.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -46,6 +50,9 @@ def model_card(result: RunResult, sections: Iterable[str] = ()) -> str:
         eval_results=scores,
     )
     tasks = ", ".join(f"`{task}`" for task in result.tasks)
+    first = next(iter(result.tasks))
+    texts = '"a text" --pair "its pair"' if first in pairs else '"a text"'
+    picture = f"\n![Macro average against parameters]({plot})\n" if plot else ""
     body = f"""# Adapter for {tasks}
 
 {adapted.title}, on `{result.model}`. Adds {adapted.parameters_task:,} parameters a task; base and adapter together are
@@ -60,13 +67,13 @@ model = hfadapt.MultiTaskModel.from_pretrained("path/to/this/folder")
 ```
 
 ```sh
-hfadapt predict path/to/this/folder --task {next(iter(result.tasks))} "a text"
+hfadapt predict path/to/this/folder --task {first} {texts}
 ```
 
 ## Results
 
 {markdown_table(result)}
-
+{picture}
 \\{legend(result)} {conditions(result)}
 
 {chr(10).join("- " + line for line in proof_lines(result))}

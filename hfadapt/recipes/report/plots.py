@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from ..results import RunResult
 
-__all__ = ["COLORS", "require_matplotlib", "save_figure", "write_plots"]
+__all__ = ["COLORS", "PARAMETERS", "require_matplotlib", "save_figure", "write_plots"]
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+PARAMETERS = "Macro average against parameters"
 STYLES = {"adapted": "-", "frozen_head": ":", "full_finetuning": "--"}
 
 
@@ -31,7 +32,7 @@ def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
     plots = {
         "Learning curves (validation)": ("learning_curves.png", _learning_curves),
         "Sampling probability of each task": ("sampling.png", _sampling),
-        "Macro average against parameters": ("parameters.png", _parameters),
+        PARAMETERS: ("parameters.png", _parameters),
     }
     return {title: draw(result, folder / name) for title, (name, draw) in plots.items()}
 

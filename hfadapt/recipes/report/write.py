@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.atomic import write_whole
 from .card import model_card
 from .html import html_report
-from .plots import write_plots
+from .plots import PARAMETERS, write_plots
 from .table import conditions, legend, markdown_table, proof_lines
 
 if TYPE_CHECKING:
@@ -19,15 +19,20 @@ __all__ = ["write_report"]
 
 
 def write_report(
-    result: RunResult, folder: Path, adapter: Path | None = None, sections: Iterable[str] = ()
+    result: RunResult,
+    folder: Path,
+    adapter: Path | None = None,
+    sections: Iterable[str] = (),
+    pairs: Collection[str] = (),
 ) -> list[Path]:
-    """Write ``results.md``, ``plots/*.png``, ``report.html``, and the card into the adapter's folder.
+    """Write ``results.md``, ``plots/*.png``, ``report.html``, and the card with a plot into the adapter's folder.
 
     Args:
         result: Of the run.
         folder: Of the run.
         adapter: The adapter's folder; ``None`` writes no card.
         sections: Further sections of the card, from plugins.
+        pairs: The tasks that read two texts.
 
     Returns:
         The files, the report first.
@@ -39,7 +44,8 @@ def write_report(
     write_whole(table, ("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n").encode())
     written = [report, table, *plots.values()]
     if adapter is not None:
-        card = adapter / "README.md"
-        write_whole(card, model_card(result, sections).encode())
-        written.append(card)
+        card, picture = adapter / "README.md", adapter / plots[PARAMETERS].name
+        write_whole(picture, plots[PARAMETERS].read_bytes())
+        write_whole(card, model_card(result, sections, pairs, picture.name).encode())
+        written += [picture, card]
     return written
