@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from ..adapters.model_source import name_to_save, read_pretrained
 from ..adapters.own_copies import units_of
 from ..adapters.restore import all_or_nothing, as_described, meta_copy, rehearsal
 from ..adapters.router import restore_routers
-from ..errors import CheckpointError, TaskError
+from ..errors import CheckpointError, TaskError, did_you_mean
 from ..routing.composition import Composition, parse
 from ..runtime.attachment import find_attachment
 from ..runtime.own_forward import train_in_float32
@@ -76,12 +77,15 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
 
 def no_tasks(name: str | os.PathLike[str]) -> TaskError:
     """The error of a name that is neither a saved folder's nor given with tasks."""
+    beside = Path(name).parent
+    near = did_you_mean(Path(name).name, [path.parent.name for path in beside.glob(f"*/{adapter_files.CONFIG_FILE}")])
     return TaskError(
         "no tasks for this base",
         where=str(name),
-        got="tasks=None",
+        got="tasks=None" if os.path.isdir(name) else "tasks=None, and no folder of that name",
         allowed="a folder that save_pretrained wrote (or its name on the hub), or a base with tasks",
-        try_="MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
+        try_=(near and f"{near} It lies in {beside}")
+        or "MultiTaskModel.from_pretrained(name, tasks=[...], method='lora')",
     )
 
 

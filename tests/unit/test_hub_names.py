@@ -15,8 +15,10 @@ from hfadapt import Classification, MultiTaskModel, Task
 from hfadapt.adapters.files import CONFIG_FILE, OLD_CONFIG_FILE, WEIGHTS_FILE
 from hfadapt.data.sources import load_splits
 from hfadapt.errors import CheckpointError, ConfigError, DataError, TaskError
+from hfadapt.inference.predict import Predictor
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from hfadapt.testing.toy import toy_model, toy_tasks
 
 
 @pytest.fixture
@@ -223,3 +225,10 @@ def test_a_data_frame_is_a_tasks_data() -> None:
         assert rows.column_names == ["text", "label"] and rows["label"][:] == [0, 1]
     with pytest.raises(DataError, match="the task is empty"):
         load_splits(Task("t", data=frame[:0]))
+
+
+@pytest.mark.parametrize("read", [MultiTaskModel.from_pretrained, Predictor.from_folder])
+def test_a_misspelt_folder_is_told_from_a_base_and_the_right_one_named(tmp_path: Path, read) -> None:
+    toy_model(toy_tasks(), hfadapt.LoRA(r=2)).save_pretrained(tmp_path / "reviews")
+    with pytest.raises(TaskError, match=r"no folder of that name; .*try: Did you mean 'reviews'"):
+        read(tmp_path / "revews")
