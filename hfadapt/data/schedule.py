@@ -6,6 +6,7 @@ from (seed, task, pass). All ranks compute the same lists, and a resumed run com
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 from typing import Literal
@@ -156,6 +157,17 @@ class Schedule:
         """Return how many rows of each task an epoch takes."""
         return np.bincount(self.draws(epoch), minlength=len(self.sizes)) * self._rows_per_draw
 
+    @functools.cached_property
+    def _used_before(self) -> dict[int, np.ndarray]:
+        return {0: np.zeros(len(self.sizes), np.int64)}
+
+    def _used(self, epoch: int) -> np.ndarray:
+        """Return how many rows of each task all earlier epochs take; a run asks for every epoch in turn."""
+        found = self._used_before
+        for later in range(len(found), epoch + 1):
+            found[later] = found[later - 1] + self.counts(later - 1)
+        return found[epoch]
+
     def index(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return task and row of every example of an epoch counted from 0, int64 [rows] each.
 
@@ -166,7 +178,7 @@ class Schedule:
         """
         tasks = np.repeat(self.draws(epoch), self._rows_per_draw)
         rows, passes = np.empty_like(tasks), np.empty_like(tasks)
-        used = sum((self.counts(earlier) for earlier in range(epoch)), np.zeros(len(self.sizes), np.int64))
+        used = self._used(epoch)
         for task, size in enumerate(self.sizes):
             places = np.flatnonzero(tasks == task)
             if not len(places):

@@ -188,6 +188,16 @@ def test_each_steps_share_of_a_task_stays_its_probability():
     np.testing.assert_allclose(counted.mean(0), 0.5, atol=0.07)
 
 
+def test_a_run_draws_every_epoch_once_however_many_there_are(monkeypatch):
+    drawn, plan = [], schedule(hfadapt.Proportional(), "one_task", (30, 10), Layout(8, 1, 1, 40))
+    counts = Schedule.counts
+    monkeypatch.setattr(Schedule, "counts", lambda self, epoch: drawn.append(epoch) or counts(self, epoch))
+    late = plan.index(30)[1]
+    for epoch in range(31):
+        last = plan.index(epoch)[1]
+    assert drawn == list(range(30)) and np.array_equal(late, last)
+
+
 @pytest.mark.parametrize("form", ["one_task", "mixed"])
 def test_bucketing_is_drawn_from_the_seed_alone(form):
     options = {"form": form, "lengths": some_lengths(SIZES, (2, 1, 1)), "layout": Layout(4, 1, 1, 3)}
