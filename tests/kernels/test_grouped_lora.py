@@ -63,7 +63,7 @@ def run(fn, tensors, dtype, grad):
 
 
 def check_all(ids, tokens, din, out, ranks, dtype, dropout=0.0, few=False):
-    """Forward and every gradient (x, y, a, b, scale) within twice the error of eager; ``few``: these are few numbers."""
+    """Forward and every gradient (x, y, a, b, scale) within twice the error of eager; ``few``: few numbers."""
     n = len(ranks)
     x, y, a, b, scale = make(ids, tokens, din, out, ranks, dtype)
     scales = [torch.tensor([s]).to(dtype) for s in scale]
