@@ -60,7 +60,7 @@ def export_onnx(
         folder: Made if it is missing. ``model.onnx`` (with ``model.onnx.data`` where weights are large) and
             ``hfadapt_onnx.json``, the description, are written, all or none.
         tasks: One adapter or task, which is merged into the weights where its method allows it; or several, which
-            ``task_ids`` counts in this order. All by default.
+            ``task_ids`` counts in this order, from 0; another number is an error of ONNX Runtime. All by default.
 
     Returns:
         The description: inputs, output, tasks, whether one was merged, and the largest difference that was seen.
@@ -140,7 +140,9 @@ class _Graph(nn.Module):
         """Return the model's output for ``inputs``."""
         called: dict[str, Any] = dict(zip(self.inputs, given, strict=True))
         if "task_ids" in called:
-            called["task_ids"] = self.numbers[called["task_ids"]]
+            ids = called["task_ids"]
+            # ONNX counts negative numbers from the end, where -1 would be the last task; out of range is an error.
+            called["task_ids"] = self.numbers[torch.where(ids < 0, len(self.names), ids)]
         elif self.only is not None:
             called["task_ids"] = self.only
         output = self.model(**called, **self.fixed)

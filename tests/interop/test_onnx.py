@@ -56,6 +56,9 @@ def test_tasks_of_many_methods_share_a_graph_of_any_size(tmp_path):
             want = model(**texts(rows, tokens), task_ids=["cab"[i] for i in ids]).logits
         found = run(tmp_path, **texts(rows, tokens), task_ids=ids)
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    for unknown in (-1, 3):
+        with pytest.raises(Exception, match="out of data bounds"):
+            run(tmp_path, **texts(1, 3), task_ids=torch.tensor([unknown]))
 
 
 def test_one_task_of_a_model_of_several_is_merged_under_its_head(tmp_path):
