@@ -46,7 +46,8 @@ class _AfterImport:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 self._loader = spec.loader
-                spec.loader = self
+                loader: Any = self  # a loader by its methods
+                spec.loader = loader
                 return spec
         return None
 
