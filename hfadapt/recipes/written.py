@@ -27,6 +27,7 @@ __all__ = [
 MARKER = ".hfadapt-run.json"
 _OF_THE_RUN = {MARKER, RESULTS_FILE, "results.md", "report.html"}
 _PLOTS = {"learning_curves.png", "sampling.png", "parameters.png"}
+_OF_THE_CARD = "parameters.png"
 _OF_A_MODEL = {
     *("hfadapt_config.json", "adapter_config.json", "adapter_model.safetensors", "config.json", "README.md"),
     "generation_config.json",
@@ -111,7 +112,7 @@ def _name_of_a_run(path: PurePath) -> bool:
         case "plots", [_]:
             return name in _PLOTS
         case "adapter", [_]:
-            return of_a_model
+            return of_a_model or name == _OF_THE_CARD
         case "checkpoints", [_, "runs", *_]:
             return name.startswith("events.out.tfevents")
         case "checkpoints", [_, step, _]:
