@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UnsupportedError
+from .misfits import nearest
 
 __all__ = ["ACTIVATIONS", "Activation", "get_activation"]
 
@@ -81,5 +82,11 @@ def get_activation(name: str | int | None, op: str = "activation") -> Activation
     """
     found = _BY_NAME.get("identity" if name is None else name) if not isinstance(name, int) else _BY_CODE.get(name)
     if found is None:
-        raise UnsupportedError(op, "activation is unknown", expected=f"one of {sorted(_BY_NAME)}", got=repr(name))
+        raise UnsupportedError(
+            op,
+            "activation is unknown",
+            expected=f"one of {sorted(_BY_NAME)}",
+            got=repr(name),
+            hint=nearest(name, _BY_NAME, "Use None for no activation."),
+        )
     return found

@@ -52,16 +52,26 @@ def require_tensors(op: str, names: tuple[str, ...], *values: Any) -> None:
 
 
 def _refuse(op: str, name: str, value: Any, expected: str = "", hint: str = "") -> NoReturn:
-    got = repr(value)[:60]
+    got, named = repr(value)[:60], name.removesuffix("?")
+    cure = f"Give {named} as a torch.Tensor."
     if isinstance(value, Tensor):
+        cure = (
+            "Give a tensor in memory: model.to_empty(device='cpu') makes those of a meta model."
+            if value.is_meta
+            else f"Use {named}.to_dense()."
+            if value.layout is not torch.strided
+            else f"Use {named}.real."
+            if value.dtype.is_complex
+            else f"Use {named}.float()."
+        )
         kind = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
         got = f"{value.dtype} of {kind} layout, {list(value.shape)}"
     raise ShapeError(
         op,
-        f"{name.removesuffix('?')} is not what it should be",
+        f"{named} is not what it should be",
         expected=expected or "a dense tensor of real numbers (or one a task)",
         got=got,
-        hint=hint or "Use tensor.to_dense(), tensor.real, or a tensor in memory.",
+        hint=hint or cure,
     )
 
 

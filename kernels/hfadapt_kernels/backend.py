@@ -25,6 +25,7 @@ import torch
 from . import native
 from .direct import KERNELS, unobserved
 from .errors import BackendError
+from .misfits import nearest
 
 __all__ = [
     "BACKENDS",
@@ -53,7 +54,13 @@ def _known() -> tuple[str, ...]:
 
 def _check_name(name: str) -> str:
     if name != "auto" and name not in _known():
-        raise BackendError("backend", "unknown name", expected=f"auto or one of {_known()}", got=repr(name))
+        raise BackendError(
+            "backend",
+            "unknown name",
+            expected=f"auto or one of {_known()}",
+            got=repr(name),
+            hint=nearest(name, ("auto", *_known()), "hfadapt doctor shows which of them run here."),
+        )
     return name
 
 
@@ -222,11 +229,16 @@ class FusedOp:
                 _log_once(f"{self.name}: {backend} on {device} {dtype}" + "".join(f"; not {r}" for r in reasons))
                 return implementation
             reasons.append(f"{backend}: {reason}")
+        ours = [self._by_backend[name] for name in BACKENDS if name in self._by_backend]
+        others = [one.backend for one in ours if one.reason(device, dtype, facts) is None]
         raise BackendError(
             self.name,
             f"the backend asked for cannot run on {device} {dtype}",
+            expected=f"one that can: {', '.join(others)}" if others else "one that can, which none of ours does",
             got="; ".join(reasons),
-            hint="Use HFADAPT_BACKEND=auto to fall back to one that can.",
+            hint="Use HFADAPT_BACKEND=auto to fall back to one that can."
+            if others
+            else f"add_backend({self.name!r}, ...) adds one.",
         )
 
 
@@ -243,9 +255,19 @@ def add_backend(op: str, implementation: Implementation) -> None:
     """
     name = implementation.backend
     if op not in _OPS:
-        raise BackendError("add_backend", "op", expected=f"one of {tuple(sorted(_OPS))}", got=repr(op))
+        known = tuple(sorted(_OPS))
+        cure = nearest(op, known, "Import the module that defines the op first.")
+        raise BackendError("add_backend", "op", expected=f"one of {known}", got=repr(op), hint=cure)
     if name in ("auto", *BACKENDS) or name in _OPS[op]._by_backend:
-        raise BackendError("add_backend", f"backend of {op}", expected="a name that is not taken", got=repr(name))
+        raise BackendError(
+            "add_backend",
+            f"backend of {op}",
+            expected="a name that is not taken",
+            got=repr(name),
+            hint=f"Call remove_backend({name!r}) first, to replace it."
+            if name in _ADDED
+            else f"Use a name of your own: 'auto' and {BACKENDS} are ours.",
+        )
     if name not in _ADDED:
         _ADDED.append(name)
     _OPS[op]._by_backend[name] = implementation

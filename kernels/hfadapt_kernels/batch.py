@@ -71,8 +71,15 @@ def check_ids(op: str, ids: Tensor | None, num_tasks: int) -> None:
         return
     for row, task in enumerate(ids.tolist()):
         if not -1 <= task < num_tasks:
-            allowed = f"-1 (no task) or 0..{num_tasks - 1}"
-            raise RowIdError(op, f"ids[{row}] is out of range", expected=allowed, got=str(task))
+            raise RowIdError(
+                op,
+                f"ids[{row}] is out of range",
+                expected=f"-1 (no task) or 0..{num_tasks - 1}" if num_tasks else "-1, for there are no tasks",
+                got=str(task),
+                hint="Use -1 for a row without a task."
+                if task < 0
+                else f"Use num_tasks={task + 1} where the lists given to the ops hold as many tasks.",
+            )
 
 
 def _whole_numbers(ids: Any) -> Tensor:

@@ -90,5 +90,10 @@ def choose_dropout(
     )
     if not integer or seed.numel() != 1 or seed.device != device:
         got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, Tensor) else repr(seed)
-        raise ShapeError(op, "seed", expected=f"int64 [1] on {device}", got=got)
+        hint = "Use seed=None, which draws one from torch's generator."
+        if isinstance(seed, Tensor) and integer and seed.numel() == 1:
+            hint = f"Use seed.to({str(device)!r})."
+        elif isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+            hint = f"Use torch.tensor([{seed}], device={str(device)!r})."
+        raise ShapeError(op, "seed", expected=f"int64 [1] on {device}", got=got, hint=hint)
     return p, seed.reshape(1).to(torch.int64)

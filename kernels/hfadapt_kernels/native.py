@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .errors import BackendError
+from .misfits import nearest
 
 __all__ = ["ISA_NAMES", "available", "isa", "torch_product_is_fast", "use_isa", "why_not"]
 
@@ -100,11 +101,24 @@ def use_isa(name: str) -> Iterator[None]:
         BackendError: The name is unknown, the processor lacks it, or the library is not there.
     """
     if not available():
-        raise BackendError("use_isa", "no C++ library", got=str(why_not()))
+        raise BackendError(
+            "use_isa",
+            "no C++ library",
+            expected="the library _C beside hfadapt_kernels",
+            got=str(why_not()),
+            hint="Leave use_isa out: without the library the ops run through torch, on one instruction set.",
+        )
     before = torch.ops.hfadapt_cpu.isa(-1)
     if name not in ISA_NAMES or torch.ops.hfadapt_cpu.isa(ISA_NAMES.index(name)) != ISA_NAMES.index(name):
+        here = [one for number, one in enumerate(ISA_NAMES) if torch.ops.hfadapt_cpu.isa(number) == number]
         torch.ops.hfadapt_cpu.isa(before)
-        raise BackendError("use_isa", "instruction set", expected=f"one of {ISA_NAMES} this processor has", got=name)
+        raise BackendError(
+            "use_isa",
+            "instruction set",
+            expected=f"one of {here}, which this processor has",
+            got=repr(name),
+            hint=nearest(name, here, "Use 'generic', which every processor runs."),
+        )
     try:
         yield
     finally:

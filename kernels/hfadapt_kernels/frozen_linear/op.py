@@ -12,6 +12,7 @@ from ..activations import get_activation
 from ..arguments import require_tensors
 from ..backend import FusedOp, Implementation, requested_backend
 from ..errors import ShapeError
+from ..misfits import misfit
 from ..opaque import autocast_inputs, define
 from . import cpu, fallback, triton
 from .packed import PackedLinear
@@ -129,11 +130,23 @@ def frozen_linear(
     require_tensors(_NAME, ("x", "bias?"), x, bias)
     weight = packed.weight
     if x.shape[-1:] != weight.shape[1:]:
-        raise ShapeError(_NAME, "x", expected=f"last axis {weight.shape[1]}", got=str(list(x.shape)))
+        hint = f"Pack the weight [O, {x.shape[-1] if x.dim() else 1}] of the linear that reads x."
+        if x.shape[-1:] == weight.shape[:1]:
+            hint = "Pack the weight as [O, Din]: PackedLinear.pack(weight.T)."
+        raise ShapeError(_NAME, "x", expected=f"last axis {weight.shape[1]}", got=str(list(x.shape)), hint=hint)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(_NAME, "bias", expected=f"[{weight.shape[0]}]", got=str(list(bias.shape)))
+        raise misfit(
+            _NAME,
+            "bias",
+            bias,
+            weight.shape[:1],
+            bias,
+            "Give the bias of the linear that was packed, or None.",
+            expected=f"[{weight.shape[0]}]",
+        )
     if x.device != weight.device:
-        raise ShapeError(_NAME, "x", expected=f"device {weight.device} as the weight", got=str(x.device))
+        hint = f"Use x.to({str(weight.device)!r}), or pack weight.to({str(x.device)!r})."
+        raise ShapeError(_NAME, "x", expected=f"device {weight.device} as the weight", got=str(x.device), hint=hint)
     (x,) = autocast_inputs(x.device.type, x)
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))

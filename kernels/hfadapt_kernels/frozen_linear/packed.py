@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import native
 from ..backend import requested_backend
-from ..errors import ShapeError, UnsupportedError
+from ..errors import UnsupportedError
+from ..misfits import input_misfit, nearest
 from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
@@ -31,10 +32,15 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
         if dtype not in WEIGHT_TYPES:
-            raise UnsupportedError("PackedLinear", "dtype", expected=f"one of {sorted(WEIGHT_TYPES)}", got=repr(dtype))
+            raise UnsupportedError(
+                "PackedLinear",
+                "dtype",
+                expected=f"one of {sorted(WEIGHT_TYPES)}",
+                got=repr(dtype),
+                hint=nearest(str(dtype).removeprefix("torch."), WEIGHT_TYPES, "Use 'float32', which loses nothing."),
+            )
         if weight.dim() != 2 or not weight.is_floating_point():
-            got = f"{weight.dtype} {list(weight.shape)}"
-            raise ShapeError("PackedLinear", "weight", expected="a floating-point tensor [O, Din]", got=got)
+            raise input_misfit("PackedLinear", "weight", weight, "tensor [O, Din]", 2)
         self.weight = weight
         self.dtype = dtype
         self._made_for: tuple[Any, ...] | None = None

@@ -200,7 +200,13 @@ def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> N
     fits = weight.shape == shape and weight.dtype == x.dtype and weight.device == x.device
     if not fits or (bias is not None and bias.shape != shape[:1]):
         got = f"{weight.dtype} {list(weight.shape)}, bias {None if bias is None else list(bias.shape)}"
-        raise ShapeError("lora_linear", "weight or bias", expected=f"{x.dtype} {list(shape)} and [{shape[0]}]", got=got)
+        wanted = f"{x.dtype} {list(shape)} and [{shape[0]}]"
+        hint = f"Use the weight and bias of the linear that reads x; its O is b's, {shape[0]}."
+        if tuple(weight.shape) == shape[::-1] != shape:
+            hint = "Use weight.T: the weight is [O, Din]."
+        elif weight.shape == shape and (weight.dtype, weight.device) != (x.dtype, x.device):
+            hint = f"Use weight.to({str(x.device)!r}, {x.dtype})."
+        raise ShapeError("lora_linear", "weight or bias", expected=wanted, got=got, hint=hint)
 
 
 def _wants_gradient(x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], learned: list[Tensor]) -> bool:

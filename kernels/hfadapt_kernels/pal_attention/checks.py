@@ -9,15 +9,12 @@ from torch import Tensor
 
 from ..batch import TaskBatch
 from ..errors import ShapeError
+from ..misfits import batch_misfit, described, input_misfit, misfit
 from .weights import FAMILIES, PalWeights
 
 __all__ = ["canonical_mask", "check_arguments"]
 
 _NAME = "pal_attention"
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
 
 
 def _shape_of(family: str, dim: int, size: int) -> tuple[int, ...]:
@@ -33,30 +30,30 @@ def _shape_of(family: str, dim: int, size: int) -> tuple[int, ...]:
 def check_arguments(x: Tensor, weights: Sequence[PalWeights], batch: TaskBatch, num_heads: int) -> None:
     """Raise `ShapeError` unless the arguments of `pal_attention` fit together."""
     if x.dim() != 3 or not x.is_floating_point():
-        raise ShapeError(_NAME, "x", expected="a floating-point [B, T, D]", got=_describe(x))
+        raise input_misfit(_NAME, "x", x, "[B, T, D]", 3)
     if batch.batch_size != x.shape[0]:
-        raise ShapeError(
-            _NAME,
-            "batch",
-            expected=f"{x.shape[0]} task ids, one a row of x",
-            got=str(batch.batch_size),
-            hint="Use batch.expand(repeats) where a model repeats its rows.",
-        )
+        raise batch_misfit(_NAME, "x", x.shape[0], batch.batch_size)
     dim, dtype, device = x.shape[-1], x.dtype, x.device
     for task, own in enumerate(weights):
         size = own.encoder.shape[0] if own.encoder.dim() == 2 else 0
         if size == 0 or num_heads < 1 or size % num_heads:
+            heads = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
             raise ShapeError(
-                _NAME, f"encoder[{task}]", expected=f"[S, {dim}], S a multiple of num_heads={num_heads}",
-                got=_describe(own.encoder),
-            )  # fmt: skip
+                _NAME,
+                f"encoder[{task}]",
+                expected=f"[S, {dim}], S a multiple of num_heads={num_heads}",
+                got=described(own.encoder),
+                hint=f"Use num_heads of {heads} for S = {size}."
+                if size
+                else "Give the weight [S, D] of nn.Linear(D, S).",
+            )
         for family, tensor in zip(FAMILIES, own, strict=True):
             if tensor is None:
                 continue
             shape = _shape_of(family, dim, size)
             if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
-                wanted = f"{dtype} {list(shape)} on {device}"
-                raise ShapeError(_NAME, f"{family}[{task}]", expected=wanted, got=_describe(tensor))
+                cure = f"D is {dim}, the last axis of x, and S {size}, the first of encoder[{task}]."
+                raise misfit(_NAME, f"{family}[{task}]", tensor, shape, x, cure)
 
 
 def canonical_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -74,6 +71,17 @@ def canonical_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
             "mask",
             expected=f"bool [{batch}, {tokens}], or bool (True attends) or additive "
             f"[{batch}, 1, 1 or {tokens}, {tokens}]",
-            got=_describe(mask),
+            got=described(mask),
+            hint=_mask_cure(mask, batch, tokens),
         )
     return mask
+
+
+def _mask_cure(mask: Tensor, batch: int, tokens: int) -> str:
+    if mask.shape == (batch, tokens):
+        return "Use mask.bool(), True for tokens to attend to."
+    if mask.dim() == 4 and mask.shape[1] > 1:
+        return "Use mask[:, :1]: the heads of one PAL see the same tokens."
+    if mask.dim() == 3:
+        return "Use mask[:, None]."
+    return f"Give the padding mask that the model was called with: True for each of {tokens} tokens to attend to."

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..misfits import count_misfit
 
 __all__ = ["FAMILIES", "PalWeights", "flatten", "unflatten"]
 
@@ -56,9 +56,8 @@ def flatten(op: str, families: Sequence[Sequence[Tensor] | None], tasks: int) ->
     flat: list[Tensor] = []
     for name, tensors in zip(FAMILIES, families, strict=True):
         if tensors is not None and len(tensors) != tasks:
-            raise ShapeError(
-                op, name, expected=f"one tensor for each of the batch's {tasks} tasks", got=f"{len(tensors)}"
-            )
+            wanted = f"one tensor for each of the batch's {tasks} tasks"
+            raise count_misfit(op, name, {name: len(tensors)}, tasks, expected=wanted)
         flat += [] if tensors is None else list(tensors)
     return flat, [tensors is not None for tensors in families]
 

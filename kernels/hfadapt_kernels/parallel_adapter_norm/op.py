@@ -12,10 +12,9 @@ from ..activations import get_activation
 from ..arguments import require_finite, require_tensors
 from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
-from ..errors import UnsupportedError
 from ..opaque import autocast_inputs
 from . import cpu, fallback, triton
-from .checks import NAME, NORMS, check, split_scale
+from .checks import NAME, NORMS, check, split_scale, unknown_norm
 from .reference import parallel_adapter_norm_reference
 from .schema import OP, Forward, forward_op
 
@@ -90,7 +89,7 @@ def parallel_adapter_norm(
     batch.check(NAME)
     code = get_activation(activation, NAME).code
     if norm not in NORMS:
-        raise UnsupportedError(NAME, "norm", expected="None, 'layer' or 'rms'", got=repr(norm))
+        raise unknown_norm(norm)
     learned, fixed = split_scale(scale, batch.num_tasks, x.shape[-1])
     lists: list[list[Tensor]]
     lists = [list(down), list(up), list(down_bias or ()), list(up_bias or ()), learned]

@@ -165,7 +165,13 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return _NO_GRADIENTS._replace(**lists)  # type: ignore[arg-type]
     if not ctx.saved:
-        raise KernelError(NAME, "save", expected="True, to be differentiated", got="False")
+        raise KernelError(
+            NAME,
+            "save",
+            expected="True, to be differentiated",
+            got="False",
+            hint="Call hfadapt_kernels.parallel_adapter_norm, which saves what a gradient needs.",
+        )
     wanted = {
         NEED_H: need.h, NEED_DOWN: any(need.down), NEED_UP: any(need.up), NEED_DOWN_BIAS: any(need.down_bias),
         NEED_UP_BIAS: any(need.up_bias), NEED_SCALE: any(need.scale), NEED_NORM_WEIGHT: need.norm_weight,

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pkgutil
+import sys
 import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError
+from ..misfits import nearest
 from .compile import AotCase, compile_case, limits
 from .targets import TARGETS
 from .work import floor_us, work
@@ -56,7 +58,13 @@ def versions() -> dict[str, str]:
         UnsupportedError: Triton is not installed.
     """
     if importlib.util.find_spec("triton") is None:
-        raise UnsupportedError("triton_static", "triton is not installed", expected="pip install 'hfadapt[triton]'")
+        raise UnsupportedError(
+            "triton_static",
+            "triton is not installed",
+            expected="the package triton",
+            got=f"none in {sys.prefix}",
+            hint="Run pip install 'hfadapt[triton]'.",
+        )
     import triton
 
     return {"triton": triton.__version__}
@@ -128,9 +136,18 @@ def run(
     names = list(TARGETS) if targets is None else list(targets)
     for name in names:
         if name not in TARGETS:
-            raise UnsupportedError("triton_static", "target", expected=f"one of {list(TARGETS)}", got=repr(name))
+            cure = nearest(name, TARGETS, "Leave targets out for all of them.")
+            raise UnsupportedError(
+                "triton_static", "target", expected=f"one of {list(TARGETS)}", got=repr(name), hint=cure
+            )
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise UnsupportedError("triton_static", "TRITON_INTERPRET=1 is set", expected="a process that compiles")
+        raise UnsupportedError(
+            "triton_static",
+            "this process interprets Triton kernels",
+            expected="a process that compiles",
+            got="TRITON_INTERPRET=1",
+            hint="Run it again without TRITON_INTERPRET in the environment.",
+        )
     before, rows = {row["key"]: row for row in known}, {}
     for name in names:
         for op, case in collect(name):
