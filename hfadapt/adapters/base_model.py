@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .loading_report import read_base
+from .loading_report import Brought, read_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,7 @@ def load_base(
     name: str | None,
     options: Mapping[str, Any],
     automatic: bool = False,
-    brought: Collection[str] = (),
+    brought: Brought = (),
 ) -> PreTrainedModel:
     """Load the base that a folder names.
 
@@ -60,7 +60,7 @@ def load_base(
         name: What ``from_pretrained`` takes.
         options: Further arguments of it.
         automatic: As of `model_class`.
-        brought: Names of the folder's tensors, where they are known.
+        brought: What the folder brings; nothing, where that is not known.
 
     Raises:
         CheckpointError: there is no such class, or the base cannot be loaded.

@@ -141,11 +141,18 @@ def load_foreign(
         CheckpointError: the files are damaged, say what hfadapt cannot do, or belong to another base.
     """
     path = Path(folder)
+    contents: list[FolderContent] = []
+
+    def brought(base: PreTrainedModel) -> list[str]:
+        contents.append(found.read(base, path, options))
+        return [name for one in contents[0].adapters for name in one.whole]
+
     with as_described(folder):
         if model is None:
-            model = load_base(folder, *found.base(path, options), automatic=True)
-        content = found.read(model, path, options)
-    put_on(model, content, folder)
+            model = load_base(folder, *found.base(path, options), automatic=True, brought=brought)
+        else:
+            brought(model)
+    put_on(model, contents[0], folder)
     return model.eval()
 
 

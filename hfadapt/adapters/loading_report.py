@@ -13,15 +13,17 @@ from .model_source import read_pretrained
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["read_base"]
+__all__ = ["Brought", "read_base"]
+
+#: Names of the tensors that a folder brings, each ending with the name of its parameter: known before the base is
+#: loaded, or said by a function of the base, for folders whose names are understood beside the model alone.
+Brought = Collection[str] | Callable[["PreTrainedModel"], Collection[str]]
 
 _LOGGER = "transformers.modeling_utils"
 _MARK = "LOAD REPORT"
 
 
-def read_base(
-    read: Callable[..., PreTrainedModel], name: Any, brought: Collection[str], **options: Any
-) -> PreTrainedModel:
+def read_base(read: Callable[..., PreTrainedModel], name: Any, brought: Brought, **options: Any) -> PreTrainedModel:
     """Call a ``from_pretrained`` for the base of a folder, as `read_pretrained` does.
 
     A parameter that the base's checkpoint lacks and the folder brings, such as a trained head, is not at its start for
@@ -30,19 +32,19 @@ def read_base(
     Args:
         read: The method.
         name: Of the base.
-        brought: Names of the folder's tensors; each ends with the name of its parameter.
+        brought: See `Brought`.
         options: Of `read_pretrained` and of the method.
 
     Raises:
-        HFAdaptError: see `read_pretrained`.
+        HFAdaptError: see `read_pretrained`; or ``brought`` raised it.
     """
     if not brought or "output_loading_info" in options:
         return read_pretrained(read, name, **options)
     with _held() as records:
         # the method returns a pair then
         model, info = read_pretrained(read, name, output_loading_info=True, **options)  # pyright: ignore[reportGeneralTypeIssues]
-        missing = info["missing_keys"]
-        if missing and not info["mismatched_keys"] and all(_brings(brought, key) for key in missing):
+        missing, names = info["missing_keys"], brought(model) if callable(brought) else brought
+        if missing and not info["mismatched_keys"] and all(_brings(names, key) for key in missing):
             records.clear()
     return model
 

@@ -102,6 +102,7 @@ def make_router(model: PreTrainedModel, state: Attachment, node: Router) -> Rout
 def _table(model: PreTrainedModel) -> nn.Embedding:
     table: Any = None
     if getattr(model, "main_input_name", "") == "input_ids":
+        # transformers raises it of a model whose table it cannot find; what is refused below says so in our words
         with contextlib.suppress(NotImplementedError):
             table = model.get_input_embeddings()
     if isinstance(table, nn.Embedding):

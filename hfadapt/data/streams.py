@@ -167,11 +167,11 @@ class _Rows:
         """Return the next row of the present pass, or None at its end."""
         begins = self._iterator is None
         try:
-            if begins:
+            if self._iterator is None:
                 if hasattr(self.source, "set_epoch"):
                     self.source.set_epoch(self._passes)  # streams that shuffle do so anew
                 self._iterator = iter(self.source)
-            row = next(self._iterator, None)  # type: ignore[arg-type]  # it was just made
+            row = next(self._iterator, None)
         except Exception as error:  # files, networks and the user's own code fail in many ways
             raise DataError(
                 "the stream failed",

@@ -39,10 +39,11 @@ class _AfterImport:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.waits_for[0]:
+        if fullname != self.waits_for[0] or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
+        # Whoever asks may only want to know whether it is there, so this goes on waiting until the module is loaded.
+        # Those behind it are asked, and not those before, one of which may be asking.
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 self._loader = spec.loader
@@ -60,4 +61,6 @@ class _AfterImport:
             spec.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
         pkgutil.resolve_name(self.waits_for[1])()

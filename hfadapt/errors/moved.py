@@ -10,9 +10,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from . import HFAdaptError
 
@@ -130,8 +130,8 @@ def where_now(module: str) -> str | None:
     return None
 
 
-class _SameModule(Loader):
-    """Gives the module of today under an older name."""
+class _SameModule:
+    """Gives the module of today under an older name: a loader by its methods, as `after_import` has them."""
 
     def __init__(self, home: str) -> None:
         self._home = home
@@ -145,7 +145,7 @@ class _SameModule(Loader):
         module.__spec__ = self._spec  # the import put the older name's there
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds modules of ``hfadapt`` by the names that they had."""
 
     def find_spec(
@@ -162,7 +162,8 @@ class _Finder(MetaPathFinder):
         if home is None:
             return None
         if public or module.partition(".")[0] in PUBLIC:
-            return ModuleSpec(fullname, _SameModule(f"{_ROOT}.{home}"))
+            loader: Any = _SameModule(f"{_ROOT}.{home}")  # a loader by its methods
+            return ModuleSpec(fullname, loader)
         error = MovedModuleError(
             f"{fullname} is {_ROOT}.{home} now",
             where="an import, or a pickle or torch.save of a whole model that an earlier version made",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, did_you_mean
 from ..errors.arguments import require_mapping
@@ -49,10 +49,10 @@ def rows_of_streams(
     return {index: given.get(tasks[index].name) or _own_length(table.source) for index, table in streams.items()}
 
 
-def _own_length(source: object) -> int:
+def _own_length(source: Any) -> int:
     try:
-        return max(0, len(source))  # type: ignore[arg-type]  # most have none
-    except TypeError:
+        return max(0, len(source))
+    except TypeError:  # most streams have no length
         return 0
 
 

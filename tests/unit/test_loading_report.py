@@ -96,3 +96,26 @@ def test_other_threads_keep_their_reports(base, reports):
 
     assert read_base(read, str(base), ["head.classifier.weight"]) == "the model"
     assert reports == ["a LOAD REPORT of theirs"]
+
+
+def test_a_head_in_a_folder_of_peft_is_not_called_new(base, reports):
+    peft = pytest.importorskip("peft", reason="writes the folder")
+    stock = AutoModelForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["classifier"])
+    theirs = peft.get_peft_model(stock, config)
+    theirs.save_pretrained(base.parent / "theirs")
+    reports.clear()
+    mine = hfadapt.load(base.parent / "theirs")
+    assert not reports
+    own = hfadapt.own_modules(mine, "default")["classifier"]
+    assert own.weight.equal(theirs.base_model.model.classifier.modules_to_save["default"].weight)
+
+
+def test_a_head_that_a_folder_of_peft_lacks_is_called_new(base, reports):
+    peft = pytest.importorskip("peft", reason="writes the folder")
+    stock = AutoModelForMaskedLM.from_pretrained(base)
+    peft.get_peft_model(stock, peft.LoraConfig(target_modules=["query"])).save_pretrained(base.parent / "theirs")
+    (said,) = reports
+    reports.clear()
+    hfadapt.load(base.parent / "theirs")
+    assert reports == [said]

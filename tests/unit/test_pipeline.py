@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -153,15 +154,20 @@ def test_what_has_no_tasks_is_refused(answers):
 def test_a_function_is_called_once_after_a_module_or_at_once(tmp_path, monkeypatch):
     (tmp_path / "late_library.py").write_text("loaded = True")
     (tmp_path / "late_calls.py").write_text(
-        "import sys\ncalls = []\ndef note():\n    calls.append(sys.modules['late_library'].loaded)"
+        "import sys\ncalls = []\ndef note():\n    calls.append(sys.modules['late_library'].loaded)\n"
+        "def note_too():\n    calls.append('too')"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for _ in range(2):  # as an import of hfadapt that failed halfway and comes again
         after_import.call("late_library", "late_calls:note")
+    after_import.call("late_library", "late_calls:note_too")
+    for _ in range(2):  # as is_available() of many libraries, which does not import it
+        assert find_spec("late_library") is not None
     assert "late_calls" not in sys.modules
     import late_library  # pyright: ignore[reportMissingImports]
     from late_calls import calls  # pyright: ignore[reportMissingImports]
 
-    assert late_library.loaded and calls == [True]
+    assert late_library.loaded and calls == [True, "too"]
     after_import.call("late_library", "late_calls:note")
-    assert calls == [True, True]
+    assert calls == [True, "too", True]
+    assert not [finder for finder in sys.meta_path if getattr(finder, "waits_for", [""])[0] == "late_library"]

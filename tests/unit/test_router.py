@@ -142,7 +142,10 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_rows_with_a_task_give_it_no_gradient():
     model = adapted().train()
-    run_with = lambda ids: model(**tiny_inputs("bert"), task_ids=ids)[0].sum().backward()  # noqa: E731
+
+    def run_with(ids):
+        model(**tiny_inputs("bert"), task_ids=ids)[0].sum().backward()
+
     hfadapt.unfreeze(model)
     run_with(["a", "b", None])
     assert layer_of(model).weight.grad is None
@@ -323,7 +326,10 @@ def test_calls_that_do_not_hold_the_text_are_refused():
     model = adapted("gpt2", "causal-lm", configs=[hfadapt.LoRA(2)] * 3)
     ids, cache = torch.tensor([[5, 6, 7]]), DynamicCache()
     model(ids, past_key_values=cache, use_cache=True, task_ids="any")
-    late = lambda: model(ids[:, :1], past_key_values=cache, use_cache=True, task_ids="any")  # noqa: E731
+
+    def late():
+        model(ids[:, :1], past_key_values=cache, use_cache=True, task_ids="any")
+
     refused(late, RoutingError, "key-value cache (3)", "generate")
     model(ids[:, :1], past_key_values=cache, use_cache=True, task_ids="a")
     square = torch.ones(1, 1, 3, 3, dtype=torch.bool)
