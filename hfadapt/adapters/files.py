@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .atomic import settle
+from .saved_tensors import apart
 
 __all__ = [
     "CONFIG_FILE",
@@ -68,7 +69,7 @@ def write_files(
         weights_file: ``WEIGHTS_FILE``, or ``TRAINER_FILE`` where Trainer resumes from the very same tensors.
     """
     weights = folder / weights_file
-    save_file(tensors, str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
+    save_file(apart(tensors), str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
     described = json.loads(json.dumps({**config, "weights_sha256": _digest(weights)}, default=str))
     text = json.dumps({**described, _CONFIG_DIGEST: _digest_of_config(described)}, indent=2)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .save import fusions_of
-from .saved_tensors import check_tensors, fill, require_finite
+from .saved_tensors import check_tensors, fill, parameters_of_others, require_agreeing, require_finite
 from .verify import prove as prove_again
 from .verify import verify
 
@@ -181,7 +181,9 @@ def put_on(model: PreTrainedModel, content: FolderContent, folder: str | os.Path
         had = find_attachment(model)
         chosen = had is not None and had.choice.made
         _attach(model, content, folder, prove=True)
-        fill(_targets(model, content), given)
+        targets = _targets(model, content)
+        require_agreeing(targets, given, parameters_of_others(model, [one.name for one in content.adapters]), folder)
+        fill(targets, given)
         if content.adapters:
             verify(model, [one.name for one in content.adapters])
         if content.choice is not None and not chosen:

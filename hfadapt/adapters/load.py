@@ -25,7 +25,7 @@ from .own_files import autocast_of, fit_heads, options_of, own_targets, without_
 from .renaming import renamed
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
 from .router import restore_routers
-from .saved_tensors import check_tensors, fill
+from .saved_tensors import check_tensors, fill, parameters_of_others, require_agreeing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +140,9 @@ def put_back(
     check_digest(data if whole is None else whole, folder)
     with all_or_nothing(model):
         _restore(model, data, tensors, arch)
-        fill(_targets(model, theirs, names), theirs)
+        targets = _targets(model, theirs, names)
+        require_agreeing(targets, theirs, parameters_of_others(model, names), folder)
+        fill(targets, theirs)
 
 
 def _restore(

@@ -34,6 +34,7 @@ from .files import (
 )
 from .freeze import is_adapter, trained_base
 from .occupied import refuse_foreign
+from .saved_tensors import apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,6 +101,8 @@ def _save_whole(model: Any, folder: Path, given: Mapping[str, Tensor] | None, op
     from .save import write
 
     weights = model.state_dict() if given is None else given
+    # the stock method refuses parameters that adapters share, as it would not tie them again; loading the adapters does
+    weights = {**weights, **apart({key: tensor for key, tensor in weights.items() if is_adapter(key)})}
     # a quantizer takes no state dict, and makes its own
     marked = given if getattr(model, "hf_quantizer", None) is not None else {**weights, _LEFT_OUT: torch.zeros(0)}
     with atomic_folder(folder, dropped=_older_save(folder)) as temporary:

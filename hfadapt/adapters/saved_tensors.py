@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..runtime.attachment import attachment, parameters_of
 
-__all__ = ["check_tensors", "fill", "require_finite"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "apart",
+    "check_tensors",
+    "fill",
+    "parameters_of_others",
+    "require_agreeing",
+    "require_finite",
+]
 
 
 def check_tensors(
@@ -97,6 +108,55 @@ def _why_not(saved: Tensor, here: Tensor | None) -> str:
 
 def _kind(tensor: Tensor) -> str:
     return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "whole"
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two are one: adapters that share a parameter have it each, to be read alone."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        found[key] = tensor.clone() if tensor.numel() and tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
+
+
+def parameters_of_others(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each attached adapter that is not among ``names``."""
+    chosen = set(names)
+    others = [name for name in attachment(model).names if name not in chosen]
+    return {name: list(parameters_of(model, name, own_modules=False).values()) for name in others}
+
+
+def require_agreeing(
+    targets: Mapping[str, Sequence[Tensor]],
+    tensors: Mapping[str, Tensor],
+    others: Mapping[str, Iterable[Tensor]],
+    where: Any,
+) -> None:
+    """Refuse to overwrite what an adapter that is here shares with one that comes, and two values for one parameter.
+
+    Args:
+        targets: Where each tensor goes.
+        tensors: What was saved.
+        others: By name, the parameters of the adapters that are not loaded.
+        where: For the error.
+
+    Raises:
+        CheckpointError: the values differ.
+    """
+    owners = {id(one): (f"adapter {name!r} of this model", one) for name, own in others.items() for one in own}
+    for key in (key for key in targets if key in tensors):
+        for target in targets[key]:
+            owner, there = owners.setdefault(id(target), (f"{key} of the folder", tensors[key]))
+            saved = tensors[key].to(target)
+            if there is not tensors[key] and not torch.equal(saved, there.detach().to(target)):
+                raise CheckpointError(
+                    "an adapter shares parameters with others, and its values are not theirs",
+                    where=str(where),
+                    got=f"{key}, which differs from that of {owner}",
+                    allowed="adapters of one group that were trained together and saved at one time",
+                    try_="a base of its own: hfadapt.load(folder); or adapters that were saved at one time",
+                )
 
 
 def fill(targets: Mapping[str, Sequence[Tensor]], tensors: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ from .uncounted import require_one_reader
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..method.delta import Delta
 
 __all__ = ["EpochSync", "IdleTaskGuard", "RobustAdapterDrop"]
 
@@ -151,8 +154,8 @@ def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
     found: list[list[nn.Parameter]] = []
     state = find_attachment(model)
     base = adapted_model(model)
-    for name in state.names if state is not None else ():
-        found += [list(delta.adapters[name].parameters()) for _, delta in deltas_of(base, name)]
+    for _, delta in deltas_of(base):
+        found += _by_adapter(delta)
     shared = getattr(base, "hfadapt_shared", None)
     if isinstance(shared, torch.nn.ModuleDict):
         found += [list(own.parameters()) for own in shared.values()]
@@ -163,6 +166,14 @@ def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:
     if isinstance(heads, torch.nn.ModuleDict):
         found += [list(head.parameters()) for head in heads.values()]
     return found
+
+
+def _by_adapter(delta: Delta) -> list[list[nn.Parameter]]:
+    """Return what each adapter has for itself at a place, and last what several of them share."""
+    own = [list(weights.parameters()) for weights in delta.adapters.values()]
+    times = Counter(id(parameter) for group in own for parameter in group)
+    common = {id(p): p for group in own for p in group if times[id(p)] > 1}
+    return [*([p for p in group if id(p) not in common] for group in own), list(common.values())]
 
 
 class RobustAdapterDrop(TrainerCallback):

@@ -22,6 +22,7 @@ from .methods.lora.peft_files import save_peft as save_peft
 from .methods.low_rank.config import LowRank as LowRank
 from .methods.mam.fork_checkpoint import load_unify as load_unify
 from .methods.mam.preset import mam as MAM
+from .methods.mtl_lora.config import MTLLoRA as MTLLoRA
 from .methods.pal.config import PAL as PAL
 from .methods.pal.script_checkpoint import load_bert_n_pals as load_bert_n_pals
 from .methods.parallel.config import ParallelConfig as ParallelConfig
@@ -70,6 +71,7 @@ __all__ = [
     "Invertible",
     "LoRA",
     "LowRank",
+    "MTLLoRA",
     "ParallelConfig",
     "Pfeiffer",
     "Pooler",

@@ -7,6 +7,7 @@ import hfadapt
 SMALL = {
     "design": hfadapt.Design(r=4, modified=("ffn", "query"), non_linearity="gelu"),
     "low_rank": hfadapt.LowRank(8),
+    "mtl_lora": hfadapt.MTLLoRA(r=4, n_up=2),
     "mam": hfadapt.MAM({"num_virtual_tokens": 3, "mlp_size": 8}, {"r": 8, "non_linearity": "gelu"}),
     "pal": hfadapt.PAL(8, num_heads=2),
     "parallel": hfadapt.ParallelConfig(8, non_linearity="gelu"),

@@ -199,7 +199,6 @@ def test_a_width_for_each_layer(folder):
         ({"non_linearity": "leakyrelu"}, "non-linearity"),
         ({"architecture": "reft"}, "architecture 'reft'[\\s\\S]*try"),
         ({"architecture": "prompt_tuning"}, "prompt_tuning[\\s\\S]*PrefixConfig"),
-        ({"architecture": "mtl_lora"}, "mtl_lora"),
         ({"reduction_factor": 8}, "another width than its config"),
         ({"reduction_factor": 1e-300}, "another width than its config"),
         ({"mh_adapter": True}, "other places than its config"),
@@ -336,7 +335,7 @@ def test_a_config_that_is_none_is_our_error(folder, text):
 
 WRITTEN = (
     "seq_bn", "double_seq_bn", "par_bn", "seq_bn_inv", "seq_bn_ln_before_after", "adapterdrop_leave_out", "lora",
-    "prefix_tuning", "prefix_tuning_flat", "mam", "head_static",
+    "mtl_lora", "prefix_tuning", "prefix_tuning_flat", "mam", "head_static",
 )  # fmt: skip
 
 
@@ -375,6 +374,8 @@ def test_what_was_read_is_written_with_the_librarys_keys_fields_and_numbers(case
         ("pal", "this adapter"),
         (hfadapt.LoRA(use_rslora=True), "rslora"),
         (hfadapt.LoRA(target_modules=("output",)), "other linears"),
+        (hfadapt.MTLLoRA(r=2), "no diagonals"),
+        (hfadapt.MTLLoRA(r=2, task_matrix="diagonal", use_rslora=True), "rslora"),
         (hfadapt.PrefixConfig(form="relu"), "this form of prefixes"),
         (hfadapt.Bottleneck(share=True), "share an adapter"),
         (hfadapt.ParallelConfig(sublayers=("attention",)), "parallel adapter"),

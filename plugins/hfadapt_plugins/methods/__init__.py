@@ -15,6 +15,7 @@ from .lhuc import LHUCMethod
 from .lora import LoRAMethod
 from .low_rank import LowRankMethod
 from .mam import MAM_PRESET
+from .mtl_lora import MTLLoRAMethod
 from .pal import PALMethod
 from .parallel import ParallelMethod
 from .pooler import PoolerMethod
@@ -31,6 +32,7 @@ def register_methods(registry: Any) -> None:
     registry.add("fusion", FusionMethod())
     registry.add("lora", LoRAMethod())
     registry.add("low_rank", LowRankMethod())
+    registry.add("mtl_lora", MTLLoRAMethod())
     registry.add("pal", PALMethod())
     registry.add("prefix", PrefixMethod())
     registry.add("parallel", ParallelMethod())

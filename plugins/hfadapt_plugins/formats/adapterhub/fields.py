@@ -117,6 +117,13 @@ FIELDS: dict[str, dict[str, Fits]] = {
     },
 }
 
+FIELDS["mtl_lora"] = {
+    **FIELDS["lora"],
+    "n_up_projection": _whole,
+    "task_specific_matrix_type": _text,
+    "weights_sharpness": _positive,
+}
+
 #: How weights were drawn before the training, and what is without effect unless a refused field is set.
 _HARMLESS = {
     "bottleneck": (
@@ -142,6 +149,7 @@ _HARMLESS = {
     ),
     "prefix_tuning": ("init_weights_seed",),
     "lora": ("init_weights", "init_weights_seed", "dtype"),
+    "mtl_lora": ("init_weights", "init_weights_seed", "dtype"),
 }
 
 #: What changes the computation in ways that no method here has; with the value that says nothing.
@@ -149,6 +157,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "bottleneck": {"phm_layer": False},
     "prefix_tuning": {},
     "lora": {"vera_d": None, "vera_b": None},
+    "mtl_lora": {"vera_d": None, "vera_b": None},
 }
 
 _CURES = {
@@ -162,12 +171,11 @@ _CURES = {
 KINDS = {
     "prompt_tuning": "prefix tuning (hfadapt.PrefixConfig), trained anew: no method here adds tokens to the input",
     "reft": "a low-rank update of the layer's output (hfadapt.LowRank), trained anew",
-    "mtl_lora": "a LoRA of each task (hfadapt.LoRA), trained anew",
 }
 
 
 def kind_of(config: Mapping[str, Any], folder: Path) -> str:
-    """Return the kind of a config: ``"bottleneck"``, ``"prefix_tuning"``, ``"lora"`` or ``"union"``.
+    """Return the kind of a config: ``"bottleneck"``, ``"prefix_tuning"``, ``"lora"``, ``"mtl_lora"`` or ``"union"``.
 
     Raises:
         CheckpointError: no method here computes it.
@@ -175,14 +183,14 @@ def kind_of(config: Mapping[str, Any], folder: Path) -> str:
     kind = config.get("architecture")
     if kind is None:
         return "bottleneck"
-    if kind in ("prefix_tuning", "lora", "union"):
+    if kind in ("prefix_tuning", "lora", "mtl_lora", "union"):
         return str(kind)
     raise refused(
         "no kind of AdapterHub's adapters that hfadapt reads",
         folder,
         f"architecture {kind!r}",
         KINDS.get(str(kind), ""),
-        "bottleneck adapters (no architecture), prefix_tuning, lora, union",
+        "bottleneck adapters (no architecture), prefix_tuning, lora, mtl_lora, union",
     )
 
 

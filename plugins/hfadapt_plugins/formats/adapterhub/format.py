@@ -18,6 +18,7 @@ from .folder import Tensors, refused
 from .fusion import describe_fusion
 from .heads import CLASSES, head_tensors
 from .lora import lora_configs, lora_weights
+from .mtl_lora import mtl_lora_configs, mtl_lora_weights
 from .prefix import prefix_configs, prefix_twins, prefix_weights
 from .write import write_adapter
 
@@ -125,6 +126,8 @@ def _read_adapter(model: PreTrainedModel, arch: ArchitectureMap, folder: Path, o
             configs += bottleneck_configs(fields, tensors, version is None)
         elif kind == "prefix_tuning":
             configs += prefix_configs(fields, tensors)
+        elif kind == "mtl_lora":
+            configs += mtl_lora_configs(fields, tensors, model)
         else:
             configs += lora_configs(fields, tensors, model, len(parts) == 1 and _without_alpha(version))
     whole: dict[str, Tensor] = {}
@@ -149,7 +152,8 @@ def _parts(config: Mapping[str, Any], folder: Path) -> list[tuple[str, Mapping[s
         raise refused("a union of no configs", folder, f"configs {inside!r}"[:200])
     found = [(kind_of(one, folder), one) for one in inside]
     kinds = [kind for kind, _ in found]
-    if "union" in kinds or len(set(kinds)) != len(kinds):
+    same = [kind.removeprefix("mtl_") for kind in kinds]  # both kinds of LoRA have their tensors at the same names
+    if "union" in kinds or len(set(same)) != len(same):
         raise refused("a union of two of one kind", folder, ", ".join(kinds))
     return found
 
@@ -163,6 +167,8 @@ def _weights(
             found |= bottleneck_weights(model, name, tensors)
         elif kind == "prefix_tuning":
             found |= prefix_weights(model, name, tensors, fields)
+        elif kind == "mtl_lora":
+            found |= mtl_lora_weights(model, name, tensors)
         else:
             found |= lora_weights(model, name, tensors, fields)
     tensors.refuse_rest(prefix_twins(tensors))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hfadapt import MethodConfig
 
-__all__ = ["KEYS", "lora_configs", "lora_weights"]
+__all__ = ["KEYS", "is_fused", "lora_configs", "lora_weights"]
 
 KEYS = {"lora_a": "lora_A", "lora_b": "lora_B", "gate_weight": "gate.weight", "gate_bias": "gate.bias"}
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -70,7 +70,7 @@ def lora_configs(
             raise refused(
                 "the adapter is of another base: it updates linears that this model has not", tensors.folder, got
             )
-        parts = _fused(tensors, path)
+        parts = is_fused(tensors, path)
         rank = tensors.take(f"{owner}.loras.{tensors.name}.lora_A").shape[0]
         count = len(config.get("attn_matrices", ("q", "v"))) if parts else 1
         if rank != r * count:
@@ -88,7 +88,8 @@ def lora_configs(
     return tuple(made)
 
 
-def _fused(tensors: Tensors, path: str) -> bool:
+def is_fused(tensors: Tensors, path: str) -> bool:
+    """Say whether a linear makes queries, keys and values at once."""
     attentions = [
         a for layer in tensors.arch.layers() for a in (layer.attention, layer.cross_attention) if a is not None
     ]
@@ -136,7 +137,7 @@ def lora_weights(model: PreTrainedModel, name: str, tensors: Tensors, config: Ma
         if owner not in owners:
             got = f"{owner} is meant by the same name as a linear of the file"
             raise refused("linears cannot be told apart by their paths", tensors.folder, got)
-        fused = _fused(tensors, delta.site.leaf)
+        fused = is_fused(tensors, delta.site.leaf)
         for ours, _ in delta.own(name).named_parameters():
             tensor = tensors.take(f"{owner}.loras.{tensors.name}.{KEYS[ours]}")
             if fused and ours == "lora_b":

@@ -26,12 +26,14 @@ from hfadapt.runtime import deltas_of, shared_modules
 from ...methods.bottleneck import Bottleneck
 from ...methods.invertible import Invertible
 from ...methods.lora import LoRA
+from ...methods.mtl_lora import MTLLoRA
 from ...methods.parallel import ParallelConfig
 from ...methods.prefix import PrefixConfig
 from .bottleneck import ENDS
 from .folder import base_path
 from .layers import numbers
 from .lora import KEYS
+from .mtl_lora import mtl_lora_fields, mtl_lora_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +139,7 @@ def _unsaid(what: str, name: str, got: object) -> AttachError:
         f"AdapterHub's folders cannot say {what}",
         where=f"adapter {name!r}",
         got=got,
-        allowed=f"bottleneck and invertible adapters, prefixes, LoRA, on {', '.join(_WRITTEN)}",
+        allowed=f"bottleneck and invertible adapters, prefixes, LoRA, MTL-LoRA, on {', '.join(_WRITTEN)}",
         try_="hfadapt.save(model, folder) writes any adapter",
     )
 
@@ -147,6 +149,10 @@ def _config(config: MethodConfig, name: str, model: PreTrainedModel, arch: Archi
         return {**_bottleneck(config, name, arch), "leave_out": _left_out(config, arch)}
     if isinstance(config, LoRA):
         return _lora(config, name, model, arch)
+    if isinstance(config, MTLLoRA):
+        if config.task_matrix != "diagonal":
+            raise _unsaid("matrices of tasks that are no diagonals (task_matrix='diagonal' has these)", name, config)
+        return {**_lora(config.as_lora(), name, model, arch), **mtl_lora_fields(config)}
     if isinstance(config, PrefixConfig):
         return {**_prefix(config, name, arch), "leave_out": _left_out(config, arch)}
     raise _unsaid("this adapter", name, config)
@@ -207,7 +213,9 @@ def _invertible(config: Invertible, configs: list[dict[str, Any]], name: str) ->
 def _lora(config: LoRA, name: str, model: PreTrainedModel, arch: ArchitectureMap) -> dict[str, Any]:
     if config.use_rslora or config.bias or config.dora or config.gate not in ("none", "mean_padded"):
         raise _unsaid("rslora, a bias of B, DoRA, or a gate over real tokens alone", name, config)
-    leaves = {delta.site.leaf for _, delta in deltas_of(model, name) if delta.config(name).method == "lora"}
+    leaves = {
+        delta.site.leaf for _, delta in deltas_of(model, name) if delta.config(name).method in ("lora", "mtl_lora")
+    }
     each = {(layer.stack.path, layer.index): _roles(layer, leaves) for layer in arch.layers()}
     roles = next((found for found in each.values() if found), frozenset())
     inside = {leaf for layer in arch.layers() for leaf in _linears(layer)}
@@ -308,6 +316,10 @@ def _tensors(model: PreTrainedModel, name: str, arch: ArchitectureMap) -> dict[s
             if site.part is not None:
                 raise _unsaid("LoRAs of slices of a fused linear", name, site.leaf)
             found |= {f"{site.leaf}.loras.{name}.{KEYS[ours]}": t for ours, t in inside.named_parameters()}
+        elif config.method == "mtl_lora":
+            if site.part is not None:
+                raise _unsaid("updates of slices of a fused linear", name, site.leaf)
+            found |= mtl_lora_keys(site.leaf, name, inside)
         elif config.method == "prefix":
             if config.reparametrization == "flat":
                 tables[site.layer] = inside.prefix_key, inside.prefix_value

@@ -16,6 +16,7 @@ from hfadapt.method import Combination, Combined
 from hfadapt.runtime import deltas_of
 
 from .config import LoRA
+from .delta import LoRADelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +90,8 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
     found: Places = {}
     for name, weight in weights.items():
         for _, delta in deltas_of(model, name):
-            config, site, own = delta.config(name), delta.site, delta.own(name)
+            config, site = delta.config(name), delta.site
+            assert isinstance(delta, LoRADelta)
             if config.gate != "none" or config.dora or config.bias:
                 why = "a gate" if config.gate != "none" else "DoRA's lengths" if config.dora else "a bias"
                 raise CompositionError(
@@ -102,7 +104,8 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
             if site.shared_layer:
                 raise CompositionError("layers that are one module cannot have a LoRA each", where=site.leaf, got=name)
             outputs = linear_sizes(model.get_submodule(site.leaf))[1]
-            a, b = own.lora_a.detach().double().flatten(1), own.lora_b.detach().double()  # a window is a vector
+            a, b = (one.detach() for one in delta.matrices(name, double=True))
+            a = a.flatten(1)  # a window is a vector
             if site.part is not None:
                 blocks, start, stop = site.part
                 whole = b.new_zeros(outputs, b.shape[1])

@@ -11,7 +11,7 @@ from hfadapt import MethodConfig
 
 from ..shared.gating import check_gate
 
-__all__ = ["INITS", "LoRA", "is_pattern"]
+__all__ = ["INITS", "LinearUpdate", "LoRA", "is_pattern"]
 
 # "lora": A Kaiming-uniform, B zero, so training starts at the base; "normal": both N(0, 0.02), for tests and ablations.
 INITS = ("lora", "normal")
@@ -22,8 +22,51 @@ def is_pattern(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+", name) is None
 
 
+class LinearUpdate(MethodConfig):
+    """Base of the configs of updates ``s B A`` of linears, however B and A are made."""
+
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    dropout: float
+    use_rslora: bool
+    init: str
+
+    def as_lora(self) -> LoRA:
+        """Return the config of the plain LoRA that computes the same once B and A are made."""
+        raise NotImplementedError
+
+    def check_update(self) -> None:
+        """Raise ``ConfigError`` unless the fields that all updates have hold what is allowed."""
+        if isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", (self.target_modules,))
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        self.require_positive("r")
+        self.require_fraction("dropout")
+        self.require_one_of("use_rslora", (True, False))
+        self.require_one_of("init", INITS)
+        alpha = self.lora_alpha
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
+            self.fail("lora_alpha", alpha, "a number above 0")
+        names = self.target_modules
+        if not names or not all(isinstance(n, str) and n for n in names):
+            self.fail("target_modules", names, "roles or module names, at least one")
+        for name in names:
+            if is_pattern(name):
+                try:
+                    re.compile(name)
+                except re.error as error:
+                    self.fail("target_modules", name, f"a name, or a regular expression (this is none: {error})")
+        _ = self.scale  # kept before torch.compile traces a call, which cannot take the property's lock
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """The factor s of the update."""
+        return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)
+
+
 @dataclass(frozen=True)
-class LoRA(MethodConfig):
+class LoRA(LinearUpdate):
     """``y = W x + s B A x`` with ``s = lora_alpha / r`` (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     Args:
@@ -59,33 +102,13 @@ class LoRA(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.target_modules, str):
-            object.__setattr__(self, "target_modules", (self.target_modules,))
-        object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        self.require_positive("r")
-        self.require_fraction("dropout")
-        self.require_one_of("use_rslora", (True, False))
-        self.require_one_of("init", INITS)
+        self.check_update()
         self.require_one_of("bias", (True, False))
         self.require_one_of("dora", (True, False))
         check_gate(self)
         if self.dora and self.gate != "none":
             self.fail("dora", True, "False with a gate")
-        alpha = self.lora_alpha
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
-            self.fail("lora_alpha", alpha, "a number above 0")
-        names = self.target_modules
-        if not names or not all(isinstance(n, str) and n for n in names):
-            self.fail("target_modules", names, "roles or module names, at least one")
-        for name in names:
-            if is_pattern(name):
-                try:
-                    re.compile(name)
-                except re.error as error:
-                    self.fail("target_modules", name, f"a name, or a regular expression (this is none: {error})")
-        _ = self.scale  # kept before torch.compile traces a call, which cannot take the property's lock
 
-    @functools.cached_property
-    def scale(self) -> float:
-        """The factor s of the update."""
-        return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)
+    def as_lora(self) -> LoRA:
+        """Return itself."""
+        return self

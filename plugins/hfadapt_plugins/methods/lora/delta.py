@@ -60,12 +60,22 @@ class LoRADelta(Delta):
             update = update + self.biases(rows, update)
         if first.gate != "none":
             update = gate_of_rows(self, source, rows) * update
+        return self.add_update(value, update)
+
+    def add_update(self, value: Tensor, update: Tensor) -> Tensor:
+        """Return ``value`` with the update added where ``site.part`` says."""
         if self.site.part is None:
             return value + update
         blocks, start, stop = self.site.part
         whole = value.unflatten(-1, (blocks, -1))
         changed = whole[..., start:stop] + update.unflatten(-1, (blocks, -1))
         return whole.slice_scatter(changed, -1, start, stop).flatten(-2)
+
+    def matrices(self, name: str, *, double: bool = False) -> tuple[Tensor, Tensor]:
+        """Return A and B of the adapter ``name``, in float64 where ``double``."""
+        inside = self.own(name)
+        a, b = inside.lora_a, inside.lora_b
+        return (a.double(), b.double()) if double else (a, b)
 
     def biases(self, rows: Rows, like: Tensor) -> Tensor:
         """Return ``s c`` of each row's adapter, as it is added to ``like``; 0 for rows without one."""
@@ -83,10 +93,10 @@ class LoRADelta(Delta):
 
     def fusion_part(self, name: str, value: Tensor, source: Tensor, rows: Rows) -> FusionPart:
         """The update as a bottleneck without activation; the fusion's query is the linear's output."""
-        config, inside = self.config(name), self.own(name)
+        config, (a, b) = self.config(name), self.matrices(name)
         read = nn.functional.dropout(source, config.dropout, self.training)
-        bias = inside.lora_bias if config.bias else None
-        return FusionPart(value, nn.functional.linear(read, inside.lora_a), inside.lora_b, bias, config.scale)
+        bias = self.own(name).lora_bias if config.bias else None
+        return FusionPart(value, nn.functional.linear(read, a), b, bias, config.scale)
 
     def cannot_route(self, name: str) -> str:
         """A linear's ungated update has a first right singular vector."""
@@ -105,10 +115,10 @@ class LoRADelta(Delta):
         if config.gate != "none" or weight is None or not weight.is_floating_point():
             why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
             raise AttachError(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name)
-        inside = self.own(name)
+        a, b = self.matrices(name, double=True)
         self.merge_bias(name, leaf)
         # In float64, so that a bfloat16 base is rounded once.
-        update = (inside.lora_b.double() @ inside.lora_a.double()) * config.scale
+        update = (b @ a) * config.scale
         inputs, outputs = linear_sizes(leaf)
         full = torch.zeros(outputs, inputs, dtype=torch.float64, device=update.device)
         blocks, start, stop = self.site.part or (1, 0, outputs)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
 from hfadapt import Capabilities, Method, Place
 
 from ..shared.gating import gate_variant
@@ -18,7 +16,7 @@ from .dora import DoRADelta
 from .parameter import ParameterDelta
 from .peft_files import read_lora, save_peft
 from .table import TableDelta
-from .targets import ROLES, find_targets
+from .targets import ROLES, find_targets, refuse_only_read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +77,7 @@ class LoRAMethod(Method):
                     )
                 yield Place(target.site, ParameterDelta, target.site.parameter)
                 continue
-            self._refuse_only_read(target.site.leaf, target.site.optional, arch, model)
+            refuse_only_read(self, target.site, arch, model)
             convolution = target.site.slot == "convolution"
             if convolution and (config.dora or config.gate != "none"):
                 raise self.refuse(
@@ -102,21 +100,3 @@ class LoRAMethod(Method):
             variant = "_".join(flag for flag in flags if flag).replace(".", "_")
             kind = ConvolutionDelta if convolution else DoRADelta if config.dora else LoRADelta
             yield Place(target.site, kind, variant)
-
-    def _refuse_only_read(self, path: str, optional: bool, arch: ArchitectureMap, model: PreTrainedModel) -> None:
-        """Raise where torch reads the weight of a linear and never calls it, whether anything is run at attach or not.
-
-        Raises:
-            AttachError: it is the output projection of an ``nn.MultiheadAttention``, chosen by its name.
-        """
-        owner, _, leaf = path.rpartition(".")
-        module = model.get_submodule(owner)
-        stock = isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
-        if stock and leaf == "out_proj" and not optional:
-            raise self.refuse(
-                "torch reads the weight of this linear and never calls it, so that an update would never run",
-                arch,
-                got=f"{path}, of an nn.MultiheadAttention",
-                allowed="linears that are called",
-                try_=f"a longer name that leaves it out; or modules_to_save=({owner!r},), which trains it whole",
-            )

@@ -19,7 +19,8 @@ from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
 from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
-from .config import LoRA
+from .config import LinearUpdate, LoRA
+from .delta import LoRADelta
 from .dora import row_norms, weight_of
 from .parameter import ParameterDelta
 from .peft_config import check_fields
@@ -44,6 +45,8 @@ __all__ = ["read_lora", "save_peft"]
 
 def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str | None = None) -> None:
     """Write a LoRA adapter, and the trained head if there is one, as peft does: ``PeftModel.from_pretrained`` reads it.
+
+    One that shares its matrices with others (MTL-LoRA) is written as the LoRA that it computes.
 
     Args:
         model: With the adapter attached.
@@ -71,8 +74,10 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
             )
         if delta.site.parameter:
             continue
-        for own, theirs in (TABLE_PARTS if delta.site.slot == "table" else PARTS).items():
-            tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = getattr(delta.own(name), own)
+        assert isinstance(delta, LoRADelta)
+        names = TABLE_PARTS if delta.site.slot == "table" else PARTS
+        for theirs, tensor in zip(names.values(), delta.matrices(name), strict=True):
+            tensors[f"{PREFIX}{delta.site.leaf}{theirs}"] = tensor
         if delta.site.window:
             refuse_other_padding(model.get_submodule(delta.site.leaf), delta.site.leaf, AttachError)
             b = f"{PREFIX}{delta.site.leaf}{PARTS['lora_b']}"
@@ -118,26 +123,22 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         save_file(packed, str(temporary / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
-def _are_loras(configs: tuple[Any, ...]) -> bool:
-    return all(isinstance(config, LoRA) for config in configs)
-
-
 def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     state = attachment(model)
     if name is None and len(state.names) != 1:
         raise AttachError("which adapter?", allowed=", ".join(state.names), try_="save_peft(model, folder, name)")
     adapter = state.require(name or state.names[0])
-    config = adapter.configs[0] if adapter.configs else None
+    configs = [config.as_lora() for config in adapter.configs if isinstance(config, LinearUpdate)]
     # peft has ranks and scales by module, and one of everything else
-    alike = {replace(c, r=1, lora_alpha=1.0, target_modules=("query",)) for c in adapter.configs if isinstance(c, LoRA)}
-    if not isinstance(config, LoRA) or not _are_loras(adapter.configs) or len(alike) != 1 or config.gate != "none":
+    alike = {replace(config, r=1, lora_alpha=1.0, target_modules=("query",)) for config in configs}
+    if len(configs) != len(adapter.configs) or len(alike) != 1 or configs[0].gate != "none":
         raise AttachError(
             "only a LoRA without a gate can be written in peft's files",
             where=f"adapter {adapter.name!r}",
             got=" + ".join(str(one) for one in adapter.configs),
             try_="hfadapt.save(model, folder) writes any adapter",
         )
-    return adapter.name, config
+    return adapter.name, configs[0]
 
 
 def read_lora(

@@ -25,10 +25,10 @@ from .names import (
 )
 
 if TYPE_CHECKING:
-    from hfadapt import ArchitectureMap, MethodConfig
+    from hfadapt import ArchitectureMap, Method, MethodConfig, Site
     from hfadapt.architecture import AttentionMap, LayerMap
 
-__all__ = ["Target", "find_targets"]
+__all__ = ["ROLES", "Target", "find_targets", "refuse_only_read"]
 
 ATTENTION_ROLES = ("query", "key", "value", "output")
 
@@ -176,3 +176,22 @@ def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -
         + (f"; convolutions {', '.join(others)}" if others else ""),
         try_=did_you_mean(name, [*roles, *modules, *others, ALL]) or "hfadapt inspect MODEL shows the names",
     )
+
+
+def refuse_only_read(method: Method, site: Site, arch: ArchitectureMap, model: nn.Module) -> None:
+    """Raise where torch reads the weight of a linear and never calls it, whether anything is run at attach or not.
+
+    Raises:
+        AttachError: it is the output projection of an ``nn.MultiheadAttention``, chosen by its name.
+    """
+    owner, _, leaf = site.leaf.rpartition(".")
+    module = model.get_submodule(owner)
+    stock = isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+    if stock and leaf == "out_proj" and not site.optional:
+        raise method.refuse(
+            "torch reads the weight of this linear and never calls it, so that an update would never run",
+            arch,
+            got=f"{site.leaf}, of an nn.MultiheadAttention",
+            allowed="linears that are called",
+            try_=f"a longer name that leaves it out; or modules_to_save=({owner!r},), which trains it whole",
+        )
