@@ -33,7 +33,7 @@ CAUGHT_HERE = {
 #: Places that leave a part out. Lower a number when you mend some; no number may rise.
 INCOMPLETE = {
     "hfadapt": 227,
-    "plugins/hfadapt_plugins": 72,
+    "plugins/hfadapt_plugins": 0,
     "kernels/hfadapt_kernels": 0,
 }
 

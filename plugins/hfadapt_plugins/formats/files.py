@@ -33,9 +33,21 @@ def config_in(folder: Path, file: str) -> dict[str, Any]:
         data = read_json(folder / file)
     except OSError as error:
         got = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{file} cannot be read", where=str(folder), got=got) from error
+        raise CheckpointError(
+            f"{file} cannot be read",
+            where=str(folder),
+            got=got,
+            allowed="a file of JSON that this process may read",
+            try_="the folder that holds the file, or the file downloaded again",
+        ) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file} holds no fields", where=str(folder), got=type(data).__name__)
+        raise CheckpointError(
+            f"{file} holds no fields",
+            where=str(folder),
+            got=type(data).__name__,
+            allowed="one JSON object: {...}",
+            try_="save the adapter again with the library that wrote it",
+        )
     return data
 
 
@@ -58,6 +70,7 @@ def tensors_in(folder: Path, safe: str, pickled: str, options: ReadOptions) -> d
             f"{pickled} is a pickle, and is opened only when it is asked for",
             where=str(folder),
             got=f"no {safe}",
+            allowed=safe,
             try_="hfadapt.load(folder, model, weights='bin'), which reads tensors alone (weights_only=True)",
         )
     return read_safetensors(folder / safe)

@@ -87,17 +87,31 @@ class PeftFormat(FolderFormat):
         found = _inside(folder)
         if not found:
             there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
-            raise CheckpointError(f"no {CONFIG_FILE} of peft's", where=str(folder), got=there)
+            raise CheckpointError(
+                f"no {CONFIG_FILE} of peft's",
+                where=str(folder),
+                got=there,
+                allowed=f"{CONFIG_FILE} with a peft_type, here or in the folders of this one",
+                try_="the folder that peft's save_pretrained wrote",
+            )
         if options.name is not None and len(found) > 1:
             raise CheckpointError(
                 "one name for several adapters",
                 where=str(folder),
                 got=f"name={options.name!r}",
+                allowed=f"no name, for all of {', '.join(one.name for one in found[:5])}",
                 try_=f"hfadapt.load({str(found[0])!r}, model, name=...)",
             )
         if all(re.fullmatch(r"checkpoint-\d+", one.name) for one in found):
             names = ", ".join(one.name for one in found[:5])
-            raise CheckpointError("the folder holds checkpoints of a run; which one?", where=str(folder), got=names)
+            latest = max(found, key=lambda one: int(one.name.rpartition("-")[2]))
+            raise CheckpointError(
+                "the folder holds checkpoints of a run; which one?",
+                where=str(folder),
+                got=names,
+                allowed="the folder of one checkpoint",
+                try_=f"hfadapt.load({str(latest)!r}, model), the latest",
+            )
         each = [read_adapter(model, one, replace(options, name=options.name or one.name)) for one in found]
         return FolderContent(tuple(each))
 
@@ -169,7 +183,13 @@ def _read_norms(
     saved = {key.removeprefix(_PREFIX).replace(_NORM, ""): tensor for key, tensor in tensors.items()}
     if strange or not any(_NORM in key for key in tensors):
         got = ", ".join(strange)[:300] or "no tensor of a norm"
-        raise CheckpointError("more or less than hfadapt knows of LN tuning", where=str(folder), got=got, try_=_MERGE)
+        raise CheckpointError(
+            "more or less than hfadapt knows of LN tuning",
+            where=str(folder),
+            got=got,
+            allowed=f"tensors of norms, and fields among {', '.join(_NORM_FIELDS)}",
+            try_=_MERGE,
+        )
     paths = paths_in(model, dict.fromkeys(key.rpartition(".")[0] for key in saved), folder)
     whole = {f"{paths[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in saved.items()}
     return Described(name, (), lambda twin, called: {}, whole)

@@ -36,6 +36,7 @@ class RDrop(Regularizer):
                 "the model has no dropout, so both passes are the same and nothing is regularised",
                 where=f"r_drop on {type(module).__name__}",
                 got="every dropout probability is 0",
+                allowed="a probability above 0 somewhere in it",
                 try_="a config with hidden_dropout_prob=0.1; or smart, r3f, which need no dropout",
             )
 

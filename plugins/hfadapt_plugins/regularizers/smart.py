@@ -217,6 +217,7 @@ def _criterion(clean: Answers, adversarial: Answers) -> Tensor:
             raise ConfigError(
                 f"the first release's loss is one of classes, and a task's answers are {one.kind}",
                 where="SMART(mode='mtdnn_first')",
+                got=one.kind,
                 allowed="classification",
                 try_="mode='paper'",
             )
@@ -231,6 +232,7 @@ def _released_inner(found: Pass, clean: Answers) -> Tensor:
             raise ConfigError(
                 "the released code knows no multi-label tasks",
                 where="SMART(mode='mtdnn')",
+                got=one.kind,
                 allowed="classification and regression",
                 try_="mode='paper'",
             )

@@ -54,6 +54,10 @@ def predict(*args: Any, **options: Any) -> Any:
     return Predictor(MANY, tiny_tokenizer()).predict(*args, **options)
 
 
+def combine(weights: dict[str, float], **options: Any) -> Any:
+    return hfadapt.combine(copy.deepcopy(ADAPTED), weights, name="ab", **options)
+
+
 NAN = float("nan")
 FIRST = MANY.tasks[0].name
 MISTAKES: dict[str, Callable[[], Any]] = {
@@ -117,6 +121,8 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "drop a word": lambda: hfadapt.set_adapter_drop(ADAPTED, "two"),
     "freeze an unknown name": lambda: hfadapt.unfreeze(ADAPTED, "c"),
     "combine unknown names": lambda: hfadapt.combine(ADAPTED, {"a": 1.0, "c": 1.0}, name="ac"),
+    "combine to a rank that no linear has": lambda: combine({"a": 1.0, "b": 1.0}, method="svd", r=999),
+    "fuse a number": lambda: hfadapt.add_fusion(copy.deepcopy(ADAPTED), 3),
     "combine with NaN": lambda: hfadapt.combine(ADAPTED, {"a": NAN, "b": 1.0}, name="ab"),
     "combine nothing": lambda: hfadapt.combine(ADAPTED, {}, name="ab"),
     "combine by an unknown way": lambda: hfadapt.combine(ADAPTED, {"a": 1.0}, name="ab", method="tise"),

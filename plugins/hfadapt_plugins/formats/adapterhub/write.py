@@ -94,7 +94,13 @@ def write_adapter(model: PreTrainedModel, folder: Path, name: str | None) -> Non
     """
     state = attachment(model)
     if name is None and len(state.names) != 1:
-        raise AttachError("which adapter?", allowed=", ".join(state.names), try_="export(model, folder, name, ...)")
+        raise AttachError(
+            "which adapter?",
+            where="the folder in AdapterHub's format",
+            got="no name",
+            allowed=", ".join(state.names),
+            try_=f"name={state.names[0]!r}" if state.names else "hfadapt.attach(model, 'seq_bn') first",
+        )
     adapter = state.require(name or state.names[0])
     arch = arch_of(model)
     plain = [config for config in adapter.configs if not isinstance(config, Invertible)]

@@ -60,7 +60,12 @@ def add_fusion(
     state = attachment(model)
     if not isinstance(node, Fuse | str | tuple | list):
         allowed = "Fuse('a', 'b'), or two or more names"
-        raise CompositionError("no adapters to fuse", where="add_fusion", got=repr(node), allowed=allowed)
+        cure = (
+            f"hfadapt.add_fusion(model, {list(state.names[:2])})"
+            if len(state.names) > 1
+            else "hfadapt.attach(model, ...) of two adapters first"
+        )
+        raise CompositionError("no adapters to fuse", where="add_fusion", got=repr(node), allowed=allowed, try_=cure)
     fuse = node if isinstance(node, Fuse) else Fuse(*(node,) if isinstance(node, str) else node)
     chosen = read_config(config)
     if not mixed_widths and fuse not in state.fusions:
@@ -87,7 +92,13 @@ def make_layers(model: PreTrainedModel, node: Fuse, config: FusionConfig) -> dic
         if name not in state.adapters:
             state.check(node)
     if node in state.fusions:
-        raise CompositionError("the fusion exists", got=repr(node), try_="hfadapt.activate(model, node)")
+        raise CompositionError(
+            "the fusion exists",
+            where=type(model).__name__,
+            got=repr(node),
+            allowed=f"adapters of another set than {', '.join(map(repr, state.fusions))}",
+            try_=f"hfadapt.activate(model, {node!r})",
+        )
     wanted = _places(model, names)
     plan = [_check(model, state, names, key, sites_) for key, sites_ in wanted.items()]
     made: dict[str, FusionLayer] = {}
@@ -162,12 +173,19 @@ def _check(
             "the adapters to fuse are not at the same places",
             where=leaf,
             got=f"{', '.join(found)} there, {', '.join(missing)} not",
+            allowed=f"all of {', '.join(names)} there, or none",
             try_="adapters of one method with the same layers and sub-layers",
         )
     module = model.get_submodule(leaf)
     double = [n for n in names if len(deltas_with(module, side, n, depth)) > 1]
     if double:
-        raise CompositionError("an adapter to fuse has two deltas at one place", where=leaf, got=", ".join(double))
+        raise CompositionError(
+            "an adapter to fuse has two deltas at one place",
+            where=leaf,
+            got=", ".join(double),
+            allowed="one delta of an adapter at each place",
+            try_=f"hfadapt.Average of {', '.join(names)}, which asks for no places in common",
+        )
     return found[names[-1]]
 
 

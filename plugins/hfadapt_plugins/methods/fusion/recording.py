@@ -147,13 +147,21 @@ def prune_fusion(model: PreTrainedModel, record: FusionRecord, keep: int, node: 
     layers = _require(model, node)
     most = max(len(layer.names) for layer in layers.values())
     if type(keep) is not int or not 1 <= keep <= most:
-        raise CompositionError("cannot keep that many adapters", got=keep, allowed=f"1 to {most}")
+        raise CompositionError(
+            "cannot keep that many adapters",
+            where="prune_fusion(keep=...)",
+            got=repr(keep),
+            allowed=f"1 to {most}",
+            try_=f"keep={max(1, most - 1)}",
+        )
     state = attachment(model)
     recorded = record.means
     if not any(path in recorded for path in layers):
         raise CompositionError(
             "nothing was recorded for this fusion",
+            where=next(iter(layers)),
             got=f"records of {len(recorded)} other layers" if recorded else "an empty record",
+            allowed=f"a record of some of its {len(layers)} layers",
             try_="run the training data through the model inside 'with hfadapt.record_fusion(model) as record'",
         )
     kept: dict[str, Any] = {}

@@ -49,6 +49,7 @@ class Update:
         return self.scale * self.b @ self.a
 
 
+_AVERAGE = "hfadapt.Average of the adapters, which averages what they compute"
 Pair = tuple[Tensor, Tensor]
 # By linear, the updates of each slice of it (most have one), in the adapters' order.
 Places = dict[str, dict[Any, list[Update]]]
@@ -95,14 +96,30 @@ def _places(model: PreTrainedModel, weights: Mapping[str, float]) -> Places:
             if config.gate != "none" or config.dora or config.bias:
                 why = "a gate" if config.gate != "none" else "DoRA's lengths" if config.dora else "a bias"
                 raise CompositionError(
-                    f"a LoRA with {why} is more than an update of weights", got=f"{name!r}: {config}"
+                    f"a LoRA with {why} is more than an update of weights",
+                    where=site.leaf,
+                    got=f"{name!r}: {config}",
+                    allowed="LoRAs with gate='none', dora=False and bias=False",
+                    try_=_AVERAGE,
                 )
             if site.parameter:
                 where = f"{site.leaf}.{site.parameter}"
                 what = "LoRAs of a parameter, one update for each of its matrices, cannot be combined into one"
-                raise CompositionError(what, where=where, got=name, try_="hfadapt.Average, or hfadapt.merge")
+                raise CompositionError(
+                    what,
+                    where=where,
+                    got=name,
+                    allowed="LoRAs of linears, tables and convolutions",
+                    try_="hfadapt.Average of the adapters, or hfadapt.merge",
+                )
             if site.shared_layer:
-                raise CompositionError("layers that are one module cannot have a LoRA each", where=site.leaf, got=name)
+                raise CompositionError(
+                    "layers that are one module cannot have a LoRA each",
+                    where=site.leaf,
+                    got=name,
+                    allowed="LoRAs of modules that stand in one layer",
+                    try_=_AVERAGE,
+                )
             outputs = linear_sizes(model.get_submodule(site.leaf))[1]
             a, b = (one.detach() for one in delta.matrices(name, double=True))
             a = a.flatten(1)  # a window is a vector
@@ -124,7 +141,11 @@ def _check_rank(places: Places, how: Combination) -> None:
         limits.append(min(joined[0].a.shape[1], joined[0].b.shape[0]))
     if how.r is not None and how.r > max(limits):
         raise CompositionError(
-            "no update of these linears has so high a rank", got=f"r={how.r}", allowed=f"1 to {max(limits)}"
+            "no update of these linears has so high a rank",
+            where="combine(r=...)",
+            got=f"r={how.r}",
+            allowed=f"1 to {max(limits)}",
+            try_="method='cat' without r, whose ranks add up and which loses nothing",
         )
 
 
@@ -161,6 +182,7 @@ def _by_factors(how: Combination, updates: Sequence[Update], where: str) -> Pair
             f"{how.method!r} of matrices of different ranks is not defined",
             where=where,
             got=f"ranks {sorted(ranks)}",
+            allowed="one rank at each place",
             try_="method='cat' (exact), or r=... to combine the updates themselves",
         )
     roots = [abs(u.factor) ** 0.5 for u in updates]

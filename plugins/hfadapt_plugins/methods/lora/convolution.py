@@ -54,6 +54,7 @@ class ConvolutionDelta(LoRADelta):
                 where=self.site.leaf,
                 got=f"a tensor of shape {list(source.shape)}",
                 allowed=f"{axes + 2} axes, the first of them the batch's",
+                try_="x.unsqueeze(0), a batch of this one input",
             )
         leaf: Any = rows.leaf
         each = self.each(rows.names)
@@ -92,6 +93,7 @@ class ConvolutionDelta(LoRADelta):
                 "cannot fold the update into the weight: it is made of other parameters at every call",
                 where=self.site.leaf,
                 got=type(leaf).__name__,
+                allowed="a module whose weight is a parameter of its own",
                 try_="keep the adapter attached, or torch.nn.utils.parametrize.remove_parametrizations first",
             )
         own: Any = self.own(name)

@@ -21,7 +21,18 @@ from .prototype import Prototypes
 if TYPE_CHECKING:
     from .config import LoRA
 
-__all__ = ["LoRADelta"]
+__all__ = ["LoRADelta", "quantised"]
+
+
+def quantised(place: str, name: str, weight: object) -> AttachError:
+    """The error of a merge into a weight that holds no fractions."""
+    return AttachError(
+        "cannot fold the update into the weight: the base's weight is quantised",
+        where=place,
+        got=f"{name}, on {getattr(weight, 'dtype', None) or 'no weight of its own'}",
+        allowed="a weight of float32, float16 or bfloat16",
+        try_="load the base without quantization_config and merge there, or keep the adapter attached",
+    )
 
 
 class LoRADelta(Delta):
@@ -113,8 +124,15 @@ class LoRADelta(Delta):
         config: LoRA = self.config(name)
         weight = getattr(leaf, "weight", None)
         if config.gate != "none" or weight is None or not weight.is_floating_point():
-            why = "its gate depends on the input" if config.gate != "none" else "the base's weight is quantised"
-            raise AttachError(f"cannot fold the update into the weight: {why}", where=self.site.leaf, got=name)
+            if config.gate != "none":
+                raise AttachError(
+                    "cannot fold the update into the weight: its gate depends on the input",
+                    where=self.site.leaf,
+                    got=f"{name}: gate={config.gate!r}",
+                    allowed="gate='none'",
+                    try_="keep the adapter attached",
+                )
+            raise quantised(self.site.leaf, name, weight)
         a, b = self.matrices(name, double=True)
         self.merge_bias(name, leaf)
         # In float64, so that a bfloat16 base is rounded once.
@@ -139,7 +157,13 @@ class LoRADelta(Delta):
             return
         bias = getattr(leaf, "bias", None)
         if bias is None:
-            raise AttachError("cannot fold the update's bias: the linear has none", where=self.site.leaf, got=name)
+            raise AttachError(
+                "cannot fold the update's bias: the linear has none",
+                where=self.site.leaf,
+                got=name,
+                allowed="a base with a bias there, or an adapter with bias=False",
+                try_="keep the adapter attached",
+            )
         blocks, start, stop = self.site.part or (1, 0, bias.shape[0])
         full = torch.zeros_like(bias, dtype=torch.float64)
         full.view(blocks, -1)[:, start:stop] = (config.scale * self.own(name).lora_bias.double()).view(blocks, -1)

@@ -30,7 +30,13 @@ def weight_of(leaf: nn.Module) -> Tensor:
     """
     weight = leaf.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise AttachError("DoRA reads the base's weight, which is quantised", where=type(leaf).__name__)
+        raise AttachError(
+            "DoRA reads the base's weight, which is quantised",
+            where=type(leaf).__name__,
+            got=getattr(weight, "dtype", type(weight).__name__),
+            allowed="a weight of float32, float16 or bfloat16",
+            try_="LoRA(dora=False), or the base without quantization_config",
+        )
     weight = weight.detach()
     return weight if hasattr(leaf, "in_features") else weight.T
 

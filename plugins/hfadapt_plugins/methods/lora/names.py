@@ -170,6 +170,7 @@ def targets_by_name(
             "stacks are told by a map, and this model has none",
             where=where,
             got=f"stack={config.stack!r}",
+            allowed="stack='all'",
             try_=_ways_out(arch),
         )
     leaves = [path for path, _ in linear_leaves(model)]
@@ -222,7 +223,9 @@ def _chosen_layers(
         bad = [i for i in config.layers if not any(-n <= int(i) < n for n in arch.depths.values())]
         if bad:
             allowed = "; ".join(f"{path}: 0 to {n - 1}" for path, n in arch.depths.items()) or "none: no list of layers"
-            raise AttachError("layer out of range", where=where, got=bad, allowed=allowed)
+            deepest = max(arch.depths.values(), default=0)
+            cure = f"layers=({deepest - 1},), the last of them" if deepest else "layers='all'"
+            raise AttachError("layer out of range", where=where, got=bad, allowed=allowed, try_=cure)
     places = {path: place_in_list(model, path) for path in paths}
     return {path for path, place in places.items() if place is not None and place[1] in numbers.get(place[0], ())}
 

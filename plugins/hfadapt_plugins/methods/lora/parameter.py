@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import Rows, Weights
-from hfadapt.errors import AttachError
 
-from .delta import LoRADelta
+from .delta import LoRADelta, quantised
 
 __all__ = ["ParameterDelta"]
 
@@ -62,7 +61,7 @@ class ParameterDelta(LoRADelta):
         weight, own = leaf.get_parameter(self.site.parameter), self.own(name)
         if not weight.is_floating_point():
             where = f"{self.site.leaf}.{self.site.parameter}"
-            raise AttachError("cannot fold the update into the weight: it is quantised", where=where, got=name)
+            raise quantised(where, name, weight)
         update = self._update(own.lora_a.double(), own.lora_b.double(), self.config(name).scale, leaf, weight)
         with torch.no_grad():
             weight.copy_((weight.double() + update).to(weight.dtype))

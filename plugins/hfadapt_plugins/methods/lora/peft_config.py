@@ -148,7 +148,14 @@ def check_fields(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pef
     wrong = [f"{key}={data[key]!r}" for key, fits in _TYPES.items() if key in data and not fits(data[key])]
     if wrong or "r" not in data:
         got = ", ".join(wrong) or "no r"
-        raise CheckpointError(f"{CONFIG_FILE} is damaged", where=str(folder), got=got, try_="save again")
+        bad = [key for key in _TYPES if key in data and not _TYPES[key](data[key])] or ["r"]
+        raise CheckpointError(
+            f"{CONFIG_FILE} is damaged",
+            where=str(folder),
+            got=got,
+            allowed="; ".join(f"{key}: {_MEANT[key]}" for key in bad),
+            try_="save the adapter again with peft's save_pretrained",
+        )
     return PeftLoRA(
         r=data["r"],
         lora_alpha=data.get("lora_alpha", 8),
@@ -187,7 +194,9 @@ def _refuse_more(data: Mapping[str, Any], folder: str | os.PathLike[str]) -> Non
         got = ", ".join([*more, *changed, *(f"{field} (not known here)" for field in strange)])
         # What is applied from a token on belongs to no weight, so that it cannot be merged either.
         cure = "run it with peft" if data.get("alora_invocation_tokens") else _MERGE
-        raise CheckpointError("more than a plain LoRA", where=str(folder), got=got, try_=cure)
+        raise CheckpointError(
+            "more than a plain LoRA", where=str(folder), got=got, allowed=f"fields among {', '.join(READ)}", try_=cure
+        )
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -254,4 +263,21 @@ _TYPES = {
     "target_parameters": _names,
     "use_rslora": lambda v: isinstance(v, bool),
     "modules_to_save": _names,
+}
+
+_SWITCH = "true or false"
+_LIST = "a list of names, or null"
+#: The same in words.
+_MEANT = {
+    "bias": "'none', 'lora_only' or 'all'",
+    "r": "a whole number from 1 on",
+    "rank_pattern": "ranks by the end of a path",
+    "alpha_pattern": "numbers above 0 by the end of a path",
+    "use_dora": _SWITCH,
+    "lora_bias": _SWITCH,
+    "lora_alpha": "a number above 0",
+    "lora_dropout": "a number from 0 to below 1",
+    "target_parameters": _LIST,
+    "use_rslora": _SWITCH,
+    "modules_to_save": _LIST,
 }

@@ -70,6 +70,8 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
             raise AttachError(
                 "peft cannot say that an update changes a slice of a fused linear",
                 where=f"adapter {name!r}, {delta.site.leaf}",
+                got=f"outputs {delta.site.part[1]} to {delta.site.part[2]} of each of {delta.site.part[0]} blocks",
+                allowed="LoRAs of whole linears",
                 try_=f"target_modules=({delta.site.leaf.rpartition('.')[2]!r},) for all of it",
             )
         if delta.site.parameter:
@@ -126,7 +128,13 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
 def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
     state = attachment(model)
     if name is None and len(state.names) != 1:
-        raise AttachError("which adapter?", allowed=", ".join(state.names), try_="save_peft(model, folder, name)")
+        raise AttachError(
+            "which adapter?",
+            where="save_peft",
+            got="no name",
+            allowed=", ".join(state.names),
+            try_=f"name={state.names[0]!r}" if state.names else "hfadapt.attach(model, 'lora') first",
+        )
     adapter = state.require(name or state.names[0])
     configs = [config.as_lora() for config in adapter.configs if isinstance(config, LinearUpdate)]
     # peft has ranks and scales by module, and one of everything else
@@ -136,6 +144,7 @@ def _plain_lora(model: PreTrainedModel, name: str | None) -> tuple[str, LoRA]:
             "only a LoRA without a gate can be written in peft's files",
             where=f"adapter {adapter.name!r}",
             got=" + ".join(str(one) for one in adapter.configs),
+            allowed="LoRA configs that differ in r, lora_alpha and target_modules alone, with gate='none'",
             try_="hfadapt.save(model, folder) writes any adapter",
         )
     return adapter.name, configs[0]
@@ -184,9 +193,12 @@ def read_lora(
         if leaf in own:
             continue
         if form.dora and not is_linear(model.get_submodule(leaf)):
-            try_ = "merge it with peft (merge_and_unload) and adapt what comes out"
             raise CheckpointError(
-                "DoRA of a table of vectors or of a convolution", where=str(folder), got=leaf, try_=try_
+                "DoRA of a table of vectors or of a convolution",
+                where=str(folder),
+                got=f"{leaf}, a {type(model.get_submodule(leaf)).__name__}",
+                allowed="DoRA of linears",
+                try_="merge it with peft (merge_and_unload) and adapt what comes out",
             )
         updates[leaf] = _own_parts(model.get_submodule(leaf), parts, form, folder)
     configs = tuple(replace(form, target_modules=tuple(leaves)) for form, leaves in groups.items())
@@ -201,14 +213,26 @@ def _own_parts(linear: nn.Module, parts: dict[str, Tensor], form: LoRA, folder: 
         if "base_bias" in parts:
             base = getattr(linear, "bias", None)
             if base is None or base.shape != parts["base_bias"].shape:
-                raise CheckpointError("the file has biases that the base's linears have not", where=str(folder))
+                raise CheckpointError(
+                    "the file has biases that the base's linears have not",
+                    where=str(folder),
+                    got=f"a bias {list(parts['base_bias'].shape)}",
+                    allowed=f"{list(base.shape)}" if base is not None else "none on this linear",
+                    try_="load it on the base that was adapted",
+                )
             bias = bias + (parts["base_bias"].double() - base.detach().double().cpu()) / form.scale
         made["lora_bias"] = bias.float()
     if form.dora:
         norms = row_norms(weight_of(linear).double().cpu())
         lengths = parts["magnitude"].flatten().double()
         if lengths.shape != norms.shape:
-            raise CheckpointError("DoRA's lengths are of another base", where=str(folder), got=list(lengths.shape))
+            raise CheckpointError(
+                "DoRA's lengths are of another base",
+                where=str(folder),
+                got=list(lengths.shape),
+                allowed=f"{list(norms.shape)}, one length a row of the base's weight",
+                try_="load it on the base that was adapted",
+            )
         made["magnitude"] = (lengths / norms).float()
     return made
 
@@ -219,7 +243,13 @@ def _weights(model: PreTrainedModel, name: str, updates: Updates, folder: Path) 
     if more:
         # Names of modules are matched by their end, and a whole path may be the end of a longer one.
         got = f"{sorted(more)[0]} is meant by the same name as a linear of the file"
-        raise CheckpointError("linears cannot be told apart by their paths", where=str(folder), got=got)
+        raise CheckpointError(
+            "linears cannot be told apart by their paths",
+            where=str(folder),
+            got=got,
+            allowed="paths none of which is the end of another's",
+            try_="merge it with peft (merge_and_unload) and adapt what comes out",
+        )
     return {
         f"{path}.adapters.{name}.{part}": tensor
         for path, delta in deltas

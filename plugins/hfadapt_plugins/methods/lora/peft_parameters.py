@@ -47,8 +47,13 @@ def take_parameters(
     if not config.target_parameters:
         return {}, {}, tensors
     if config.lora_dropout or config.use_dora or config.lora_bias or config.biases:
-        got = "target_parameters with lora_dropout, use_dora, lora_bias or bias"
-        raise CheckpointError("peft writes no such LoRA of parameters", where=str(folder), got=got, try_="save again")
+        raise CheckpointError(
+            "peft writes no such LoRA of parameters",
+            where=str(folder),
+            got="target_parameters with lora_dropout, use_dora, lora_bias or bias",
+            allowed="target_parameters with lora_dropout=0 and none of the other three",
+            try_="save the adapter again with peft's save_pretrained",
+        )
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         end = next((end for end in PARTS.values() if key.endswith(end)), None)
@@ -64,9 +69,12 @@ def take_parameters(
             inner = theirs + _INSIDE * depth
             parts = found.get(inner, {})
             if len(parts) != len(PARTS):
-                got = f"no whole update of {path}.{name}"
                 raise CheckpointError(
-                    "the file lacks a parameter that its config announces", where=str(folder), got=got
+                    "the file lacks a parameter that its config announces",
+                    where=str(folder),
+                    got=f"no whole update of {path}.{name}",
+                    allowed=f"lora_A and lora_B at {inner}",
+                    try_="copy the whole folder again, the file of weights too",
                 )
             site = parameter_site(model, path, name, model.get_submodule(path).get_parameter(name))
             r = config.rank(f"{theirs}.{name}")
@@ -88,6 +96,7 @@ def take_parameters(
             "the config announces parameters that this model or the file has not",
             where=str(folder),
             got=f"target_parameters={silent}",
+            allowed=", ".join(saved.values()) or "none, for the file holds no update of a parameter",
             try_="load it on the base that was adapted",
         )
     return updates, saved, {key: tensor for key, tensor in tensors.items() if key not in taken}
@@ -112,6 +121,7 @@ def _of_each(site: Site, a: Tensor, b: Tensor, r: int, folder: Folder) -> dict[s
             where=str(folder),
             got=f"A {list(a.shape)} and B {list(b.shape)} at {path_of(site)}, r={r}",
             allowed=f"A {[count * r, inputs]} and B {[outputs, r * count]}",
+            try_="load it on the base that was adapted, with the config that was saved beside it",
         )
     return {"lora_a": a.reshape(count, r, inputs), "lora_b": b.reshape(outputs, r, count).permute(2, 0, 1).contiguous()}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.adapters.formats import WEIGHTS_FILE, head_modules, paths_in
+from hfadapt.adapters.formats import CONFIG_FILE, WEIGHTS_FILE, head_modules, paths_in
 from hfadapt.architecture import is_convolution, is_linear, is_table, linear_sizes
 from hfadapt.errors import CheckpointError, HFAdaptError
 
@@ -71,13 +71,21 @@ def split_tensors(
             tables |= {leaf} if end in TABLE_PARTS.values() else set()
     more = [key for key in others if any(one.startswith("lora_") for one in key.split("."))]
     if more:
-        raise _refusal("more than the matrices A and B of a plain LoRA", folder, ", ".join(more[:3]), _MERGE)
+        raise _refusal(
+            "more than the matrices A and B of a plain LoRA", folder, ", ".join(more[:3]), ", ".join(ends), _MERGE
+        )
     # a linear without a bias has none to train
     needed = {part for part in known if part != "base_bias"}
     halves = [leaf for leaf, parts in updates.items() if not (PARTS.keys() if leaf in tables else needed) <= set(parts)]
     if (not updates and not empty) or halves:
         got = f"{', '.join(updates[halves[0]])} alone at {halves[0]}" if halves else "no lora_A and lora_B"
-        raise CheckpointError(f"{WEIGHTS_FILE} holds no whole LoRA", where=str(folder), got=got)
+        raise CheckpointError(
+            f"{WEIGHTS_FILE} holds no whole LoRA",
+            where=str(folder),
+            got=got,
+            allowed=", ".join(sorted(needed)) + " of every linear",
+            try_="copy the folder again, or save the adapter again with peft's save_pretrained",
+        )
     return updates, others
 
 
@@ -106,12 +114,14 @@ def fit_to_model(
             parts["lora_b"] = _without_window(parts["lora_b"])
         elif not is_linear(module) and not is_table(module):
             what = f"a LoRA of a {type(module).__name__}, which is no linear, no table and no convolution of one group"
-            raise _refusal(what, folder, leaf, _MERGE)
+            raise _refusal(what, folder, leaf, "linears, tables and convolutions of one group", _MERGE)
         a, b, r = parts["lora_a"], parts["lora_b"], config.rank(paths[leaf])
         axes = module.get_parameter("weight").dim() if is_convolution(module) else 2
         if a.dim() != axes or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
             got = f"A {list(a.shape)} and B {list(b.shape)} at {leaf}, r={r}"
-            raise _refusal("the matrices do not have the config's rank", folder, got, "")
+            fits = f"A with {r} rows and B with {r} columns"
+            cure = f"the {CONFIG_FILE} that was saved beside the weights"
+            raise _refusal("the matrices do not have the config's rank", folder, got, fits, cure)
     own, heads = named_tensors(model), head_modules(model)
     whole: dict[str, Tensor] = {}
     for key, tensor in others.items():
@@ -136,7 +146,13 @@ def fit_to_model(
             _check_base_copy(model, key.replace(_BASE_COPY, "."), tensor, own, folder)
     for leaf in paths if config.biases else ():
         if "base_bias" not in updates[leaf] and f"{leaf}.bias" in own:
-            raise CheckpointError("the file lacks a bias that its config announces", where=str(folder), got=leaf)
+            raise CheckpointError(
+                "the file lacks a bias that its config announces",
+                where=str(folder),
+                got=f"no {leaf}.bias",
+                allowed=f"the bias of each linear with a LoRA, {list(own[f'{leaf}.bias'].shape)} of this one",
+                try_=f'"bias": "none" in {CONFIG_FILE} where the biases were not trained',
+            )
     return updates, whole, paths
 
 
@@ -198,7 +214,8 @@ def _check_base_copy(model: PreTrainedModel, key: str, saved: Tensor, own: dict[
         raise _refusal(
             "the file holds the base's embeddings or other weights in another size: its vocabulary was resized",
             folder,
-            f"{key} {list(saved.shape)} in the file, {list(here.shape)} in {type(model).__name__}",
+            f"{key} {list(saved.shape)} in the file",
+            f"{list(here.shape)}, as in this {type(model).__name__}",
             "model.resize_token_embeddings to the file's size, and copy its rows into the base",
         )
     if not (torch.equal(here.to(saved.dtype), saved) or torch.equal(here, saved.to(here.dtype))):
@@ -206,6 +223,7 @@ def _check_base_copy(model: PreTrainedModel, key: str, saved: Tensor, own: dict[
             "the file holds weights of the base, and this base's differ",
             folder,
             f"{key}, not among modules_to_save",
+            "the numbers that this base has there",
             "copy them into the base before, or merge with peft (merge_and_unload)",
         )
 
@@ -215,9 +233,10 @@ def _no_place(model: PreTrainedModel, key: str, folder: Folder) -> CheckpointErr
         f"the file holds a module that {type(model).__name__} has not, such as the head it was trained with",
         folder,
         key,
+        f"modules of {type(model).__name__}",
         "load it on a model of the class that was adapted",
     )
 
 
-def _refusal(what: str, folder: Folder, got: str, try_: str) -> CheckpointError:
-    return CheckpointError(what, where=str(folder), got=got, try_=try_)
+def _refusal(what: str, folder: Folder, got: str, allowed: str, try_: str) -> CheckpointError:
+    return CheckpointError(what, where=str(folder), got=got, allowed=allowed, try_=try_)

@@ -64,6 +64,7 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
             "a fused linear and a slice of it are both named",
             where=where,
             got=f"{twice[0].site.leaf} and {twice[0].part!r}",
+            allowed="one of the two",
             try_="name the roles, or the module, but not both",
         )
     return list(found.values())
@@ -133,6 +134,7 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
             f"the {role} part of a fused linear cannot be told apart",
             where=f"{layer.path}: {attention.fused}",
             got=f"layout {attention.fused_layout!r}, {width} outputs",
+            allowed=f"layout 'blocks', 'heads' or 'groups' of {queries + 2 * keys} outputs",
             try_=f"lora with target_modules=({(attention.fused or '').rpartition('.')[2]!r},) for all of it",
         )
     q, k = queries // blocks, keys // blocks

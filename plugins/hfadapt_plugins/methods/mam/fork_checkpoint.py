@@ -68,7 +68,8 @@ def load_unify(
     path = require_folder(checkpoint, where=_WHERE)
     if not isinstance(options, Mapping):
         allowed = "the arguments by name: {'attn_mode': 'prefix', ...}"
-        raise ConfigError("no options", where=_WHERE, got=repr(options)[:80], allowed=allowed)
+        cure = "vars(args) of the run, less what is no option of petl/options.py"
+        raise ConfigError("no options", where=_WHERE, got=repr(options)[:80], allowed=allowed, try_=cure)
     chosen = read_options(options, _WHERE)
     arch = getattr(getattr(model, "config", None), "model_type", None)
     if arch not in ARCHITECTURES:
@@ -81,7 +82,13 @@ def load_unify(
         )
     configs = configs_of(arch, chosen)
     if not configs:
-        raise ConfigError("these options adapt nothing", where=_WHERE, got="attn_mode and ffn_mode are 'none'")
+        raise ConfigError(
+            "these options adapt nothing",
+            where=_WHERE,
+            got="attn_mode and ffn_mode are 'none'",
+            allowed="attn_mode or ffn_mode of the run",
+            try_="options={'attn_mode': 'prefix', 'attn_bn': 30, 'ffn_mode': 'adapter', ...}, as on its command line",
+        )
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     new, base = _split(tensors)
     unread = re.compile(UNREAD[arch])
@@ -94,7 +101,13 @@ def load_unify(
         for key, pair in pairs.items():
             if pair.to_fork(pair.parameter).numel() != new[key].numel():
                 got = f"{key}: saved {list(new[key].shape)}, here {list(pair.to_fork(pair.parameter).shape)}"
-                raise CheckpointError("not what the options make", where=str(path), got=got)
+                raise CheckpointError(
+                    "not what the options make",
+                    where=str(path),
+                    got=got,
+                    allowed="tensors of the sizes that attn_bn, ffn_bn and mid_dim say",
+                    try_="attn_bn, ffn_bn and mid_dim as that run had them",
+                )
             found[ours[id(pair.parameter)]] = pair.from_fork(new[key]).reshape(pair.parameter.shape).contiguous()
         return found
 
@@ -152,5 +165,6 @@ def _require_same_keys(there: set[str], here: set[str], path: Path) -> None:
             f"{len(found)} tensors differ from what the options make",
             where=str(path),
             got="; ".join(found[:6]),
+            allowed=", ".join(sorted(here)[:3]) + f" and so on, {len(here)} tensors",
             try_="the arguments of that run",
         )

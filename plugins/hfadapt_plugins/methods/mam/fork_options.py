@@ -63,13 +63,18 @@ def read_options(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             where=where,
             got=", ".join(map(str, unknown))[:200],
             allowed=", ".join(known),
-            try_=did_you_mean(str(unknown[0]), known),
+            try_=did_you_mean(str(unknown[0]), known) or f"leave {unknown[0]} out",
         )
     options = {key: given.get(key, default) for key, default in _DEFAULTS.items()}
     for key, allowed in _ALLOWED.items():
         if options[key] not in allowed:
             raise ConfigError(
-                f"cannot read {key}", where=where, got=repr(options[key]), allowed=", ".join(map(str, allowed))
+                f"cannot read {key}",
+                where=where,
+                got=repr(options[key]),
+                allowed=", ".join(map(str, allowed)),
+                try_=did_you_mean(options[key], [one for one in allowed if isinstance(one, str)])
+                or f"a run with {key}={allowed[-1]!r}; this one's own code computes what it trained",
             )
     needed = [("attn_bn", options["attn_mode"]), ("ffn_bn", options["ffn_mode"]), ("mid_dim", options["attn_mode"])]
     for key, mode in needed:
@@ -87,9 +92,16 @@ def read_options(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             where=where,
             got=options["attn_option"],
             allowed=", ".join(pairs[mode]),
+            try_=did_you_mean(options["attn_option"], pairs[mode]) or f"attn_option={pairs[mode][0]!r}",
         )
     if options["ffn_mode"] == "adapter" and options["ffn_option"] == "none":
-        raise ConfigError("no ffn_option", where=where, got="none", allowed="parallel, sequential, pfeiffer")
+        raise ConfigError(
+            "no ffn_option",
+            where=where,
+            got="none",
+            allowed="parallel, sequential, pfeiffer",
+            try_="ffn_option='parallel', that of MAM, or ffn_mode='none'",
+        )
     scale = options["ffn_adapter_scalar"]
     if scale != "learnable_scalar":
         try:

@@ -88,10 +88,20 @@ def _fields(path: Path) -> dict[str, Any]:
         data = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
-            "no config of the script", where=str(path), try_="the file that --bert_config_file named"
+            "no config of the script",
+            where=str(path),
+            got="no such file",
+            allowed=f"a JSON file with {', '.join(BERT_FIELDS)}",
+            try_="the file that --bert_config_file named",
         ) from None
     if not isinstance(data, dict):
-        raise CheckpointError("the config holds no fields", where=str(path), got=type(data).__name__)
+        raise CheckpointError(
+            "the config holds no fields",
+            where=str(path),
+            got=type(data).__name__,
+            allowed="one JSON object: {...}",
+            try_="the file that --bert_config_file named",
+        )
     known = (*BERT_FIELDS, *OPTIONS, *_COUNTS)
     unknown = [key for key in data if key not in known]
     missing = [key for key in BERT_FIELDS if key not in data]
@@ -114,9 +124,18 @@ def _fields(path: Path) -> dict[str, Any]:
     if wrong:
         got = ", ".join(f"{key}: {data[key]!r}" for key in wrong)
         raise CheckpointError(
-            "fields of another kind", where=str(path), got=got[:300], allowed="numbers, true or false"
+            "fields of another kind",
+            where=str(path),
+            got=got[:300],
+            allowed="numbers, true or false",
+            try_=f'"{wrong[0]}": {_example(kinds[wrong[0]])}',
         )
     return data
+
+
+def _example(kind: Any) -> str:
+    """A value of a field's kind, as JSON has it."""
+    return {bool: "true", float: "0.1", str: '"gelu"'}.get(kind, "12")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -134,7 +153,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if main in found:
             again = found.pop(key)
             if not torch.equal(again, found[main]):
-                raise CheckpointError("what a task's layers share differs between them", where=str(path), got=key)
+                raise CheckpointError(
+                    "what a task's layers share differs between them",
+                    where=str(path),
+                    got=key,
+                    allowed=f"the numbers of {main}",
+                    try_="the state_dict that the script saved, in which all layers hold one tensor",
+                )
     return found
 
 
@@ -192,7 +217,13 @@ def _check_sizes(
     if fields["num_hidden_layers"] != layers:
         wrong.append(f"num_hidden_layers: {fields['num_hidden_layers']}, and {layers} in the checkpoint")
     if wrong:
-        raise CheckpointError("the config is of another checkpoint", where=str(path), got="; ".join(wrong))
+        raise CheckpointError(
+            "the config is of another checkpoint",
+            where=str(path),
+            got="; ".join(wrong),
+            allowed=f"num_hidden_layers: {layers}, and sizes of 1 to {largest}",
+            try_="the file that --bert_config_file named in that run",
+        )
 
 
 def _build(fields: Mapping[str, Any], tasks: list[Task], configs: tuple[MethodConfig, ...]) -> MultiTaskModel:

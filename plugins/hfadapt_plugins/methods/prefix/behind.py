@@ -148,6 +148,8 @@ def distance_biases(
             raise RoutingError(
                 "the first layer knows what distances count, and ran without the prefix",
                 where=stack,
+                got="no distances of this call from a layer before",
+                allowed="a prefix in the first layer, which alone has the table of distances",
                 try_="the prefix in every layer, and no AdapterDrop; or tokens='apart'",
             )
         found.append(kept[key])

@@ -41,7 +41,13 @@ def flatten_prefix(model: PreTrainedModel, name: str) -> int:
     adapter = state.require(name)
     wanted = [c for c in adapter.configs if isinstance(c, PrefixConfig) and c.reparametrization == "mlp"]
     if not wanted:
-        raise AttachError("no reparametrised prefix to flatten", where=f"adapter {name!r}", got=adapter.configs)
+        raise AttachError(
+            "no reparametrised prefix to flatten",
+            where=f"adapter {name!r}",
+            got=" + ".join(map(str, adapter.configs)) or "whole modules alone",
+            allowed="PrefixConfig(reparametrization='mlp')",
+            try_="leave flatten_prefix out: what is not reparametrised is saved and run as it is",
+        )
     config = wanted[0]
     flat = replace(config, reparametrization="flat")
     shared = shared_modules(model, name)

@@ -72,7 +72,13 @@ def read_prefix(
     length, layers, width, heads = _check_fields(config, folder)
     if _KEY not in tensors:
         there = ", ".join(sorted(tensors)[:3])
-        raise CheckpointError(f"{WEIGHTS_FILE} holds no {_KEY!r}", where=str(folder), got=there)
+        raise CheckpointError(
+            f"{WEIGHTS_FILE} holds no {_KEY!r}",
+            where=str(folder),
+            got=there or "no tensors",
+            allowed=f"{_KEY}, and the modules of modules_to_save",
+            try_="save the prefix again with peft's save_pretrained",
+        )
     table = tensors[_KEY]
     both = config["num_transformer_submodules"] == 2
     # a decoder may have fewer layers than its encoder, whose number counts
@@ -84,6 +90,7 @@ def read_prefix(
             where=str(folder),
             got=f"{list(table.shape)} for {length} tokens in {layers} layers of {heads} heads, {width} wide",
             allowed=f"{stack.num_layers} layers of {stack.num_kv_heads} heads of {stack.head_dim} each",
+            try_="load it on the base that was adapted",
         )
     form = PrefixConfig(
         length,
@@ -119,11 +126,18 @@ def _check_fields(config: Mapping[str, Any], folder: Path) -> tuple[int, int, in
         wrong.append(f"num_transformer_submodules={config.get('num_transformer_submodules')!r}")
     if wrong:
         got = ", ".join(wrong)[:300]
-        raise CheckpointError(f"{CONFIG_FILE} is damaged", where=str(folder), got=got, try_="save again")
+        raise CheckpointError(
+            f"{CONFIG_FILE} is damaged",
+            where=str(folder),
+            got=got,
+            allowed=f"{', '.join(_SIZES)}: whole numbers from 1 on; num_transformer_submodules: 1 or 2",
+            try_="save the prefix again with peft's save_pretrained",
+        )
     known = (*_SIZES, *_HARMLESS, "num_transformer_submodules", "task_type")
     strange = [f"{key}={value!r} (not known here)" for key, value in config.items() if key not in known and value]
     if strange:
-        raise CheckpointError("more than a prefix", where=str(folder), got=", ".join(strange)[:300], try_=_MERGE)
+        got, fits = ", ".join(strange)[:300], f"fields among {', '.join(known)}"
+        raise CheckpointError("more than a prefix", where=str(folder), got=got, allowed=fits, try_=_MERGE)
     if config.get("task_type") not in _TASKS:
         raise CheckpointError(
             "peft applies a prefix in the classes of its tasks alone, and the folder names none",
@@ -151,7 +165,13 @@ def _head(
     ]
     if strange:
         got = f"{strange[0]} (modules_to_save={saved!r})"[:300]
-        raise CheckpointError("the file holds tensors that its config does not announce", where=str(folder), got=got)
+        raise CheckpointError(
+            "the file holds tensors that its config does not announce",
+            where=str(folder),
+            got=got,
+            allowed=f"{_KEY}, and {_HEAD}... of modules that modules_to_save names",
+            try_=f'"modules_to_save": [{paths[strange[0]].rpartition(".")[2]!r}] in {CONFIG_FILE}'.replace("'", '"'),
+        )
     places = paths_in(model, dict.fromkeys(paths.values()), folder) if paths else {}
     return {f"{places[paths[key]]}.{key.rpartition('.')[2]}": tensors[key] for key in rest}
 
@@ -213,6 +233,7 @@ def write_prefix(model: PreTrainedModel, folder: Path, name: str) -> None:
                     "peft gives two layers of this encoder-decoder one prefix, and these differ",
                     where=f"adapter {name!r}",
                     got=f"layers {written[at]} and {delta.site.layer}",
+                    allowed="the same numbers in both",
                     try_="hfadapt.save(model, folder) writes any adapter",
                 )
             table[at + step] = one.detach().float().cpu()

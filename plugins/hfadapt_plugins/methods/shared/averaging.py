@@ -25,18 +25,33 @@ def average(model: PreTrainedModel, weights: Mapping[str, float], how: Combinati
     """
     if how.method != "linear" or how.r is not None:
         got = f"method={how.method!r}" + (f", r={how.r}" if how.r else "")
-        raise CompositionError("adapters with a non-linearity can only be averaged", got=got, allowed="method='linear'")
+        raise CompositionError(
+            "adapters with a non-linearity can only be averaged",
+            where=f"combine of {', '.join(weights)}",
+            got=got,
+            allowed="method='linear'",
+            try_="method='linear' without r, or hfadapt.Average of the adapters",
+        )
     total = sum(weights.values())
     if abs(total - 1) > 1e-6:
-        raise CompositionError("an average has weights that sum to 1", got=f"{dict(weights)}, which sum to {total:g}")
+        even = ", ".join(f"{name!r}: {1 / len(weights):.6g}" for name in weights)
+        scaled = ", ".join(f"{name!r}: {weight / total:.6g}" for name, weight in weights.items()) if total else even
+        raise CompositionError(
+            "an average has weights that sum to 1",
+            where=f"combine of {', '.join(weights)}",
+            got=f"{dict(weights)}, which sum to {total:g}",
+            allowed="a sum of 1",
+            try_=f"{{{scaled}}}",
+        )
     configs = {name: attachment(model).require(name).configs for name in weights}
     first = next(iter(configs.values()))
     other = next((name for name, found in configs.items() if found != first), None)
     if other is not None:
         raise CompositionError(
             "adapters are averaged where their configs are equal",
-            got=f"{other!r}: {configs[other][0]}",
-            allowed=str(first[0]),
+            where=f"combine of {', '.join(weights)}",
+            got=f"{other!r}: {' + '.join(map(str, configs[other]))}",
+            allowed=" + ".join(map(str, first)),
             try_="hfadapt.Average of the adapters, which averages what they compute",
         )
     found = {name: dict(parameters_of(model, name, own_modules=False)) for name in weights}

@@ -90,6 +90,7 @@ def _refuse_single_steps(site: Site, rows: Rows) -> None:
             "a gate averaged over a row's tokens cannot decode with a key-value cache, which hides them",
             where=site.leaf,
             got="new tokens after cached ones",
+            allowed="all tokens of a row in every call",
             try_="generate(..., use_cache=False), or gate='token' where the method has it",
         )
 
