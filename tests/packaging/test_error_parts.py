@@ -30,9 +30,15 @@ CAUGHT_HERE = {
     ("kernels/hfadapt_kernels/op_autograd.py", "TypeError"): 1,
     ("kernels/hfadapt_kernels/triton/compile.py", "RuntimeError"): 2,
 }
+#: Errors whose text has the parts inside, so that they have none of their own.
+PARTS_IN_TEXT = {
+    "hfadapt/cli/inspect.py": 1,  # a report keeps a refusal as text, and the command says it again
+    "hfadapt/recipes/config/tree.py": 1,  # lists the errors of a recipe, and holds each in `found`
+    "hfadapt/runtime/watch.py": 1,  # a traced call is told of it by a constant, of which torch.compile keeps the text
+}
 #: Places that leave a part out. Lower a number when you mend some; no number may rise.
 INCOMPLETE = {
-    "hfadapt": 227,
+    "hfadapt": 0,
     "plugins/hfadapt_plugins": 72,
     "kernels/hfadapt_kernels": 56,
 }
@@ -68,6 +74,9 @@ def incomplete(tree: ast.Module) -> list[int]:
 
 def test_no_place_more_leaves_a_part_of_its_error_out():
     lines = {file: incomplete(tree) for file, tree in trees().items()}
+    for file, count in PARTS_IN_TEXT.items():
+        assert len(lines[file]) == count, (file, lines[file])
+        del lines[file]
     for package, most in INCOMPLETE.items():
         here = {file: found for file, found in lines.items() if file.startswith(f"{package}/") and found}
         count = sum(map(len, here.values()))
