@@ -31,7 +31,15 @@ def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
     state = attachment(model)
     check_adapter_name(name)
     if name in state.routable:
-        raise AttachError("that name is taken", got=name, allowed="a name that is not in use")
+        raise AttachError(
+            "that name is taken",
+            where=type(model).__name__,
+            got=name,
+            allowed=f"a name beside {', '.join(state.routable)}",
+            try_=repr(
+                next(f"{name}{n}" for n in range(2, len(state.routable) + 3) if f"{name}{n}" not in state.routable)
+            ),
+        )
     replace_composition(model, name, node)
 
 

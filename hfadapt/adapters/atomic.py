@@ -45,16 +45,32 @@ def target_folder(folder: str | os.PathLike[str]) -> Path:
         CheckpointError: it is no path, an empty one, or something that is no folder stands there.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise CheckpointError("no folder to save to", got=repr(folder), allowed="a path")
+        raise CheckpointError(
+            "no folder to save to",
+            where="folder",
+            got=repr(folder),
+            allowed="a path",
+            try_="folder='my_adapter', which is made beside what is there",
+        )
     given = os.fsdecode(folder)
     if not given.strip() or "\0" in given:
         # Path("") is the working folder, which nobody meant
         raise CheckpointError(
-            "no folder to save to", got=repr(given), allowed="a path", try_="'.' for the working folder"
+            "no folder to save to",
+            where="folder",
+            got=repr(given),
+            allowed="a path",
+            try_="'.' for the working folder",
         )
     found = Path(os.path.realpath(given))
     if os.path.lexists(found) and not found.is_dir():
-        raise CheckpointError("cannot save there", got=f"{found} is a file", allowed="a folder")
+        raise CheckpointError(
+            "cannot save there",
+            where="folder",
+            got=f"{found} is a file",
+            allowed="a folder",
+            try_=f"{found.name}_adapter or another name, or move that file away",
+        )
     return found
 
 
@@ -107,6 +123,7 @@ class atomic_folder:
             "saving failed; nothing was changed",
             where=str(self.folder),
             got=f"{type(error).__name__}: {error}",
+            allowed="a disk with room, and a folder that this process may write to",
             try_="free some space, or save to another folder",
         )
 

@@ -129,7 +129,13 @@ def label_options(data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         names = {int(i): str(name) for i, name in labels["id2label"].items()}
     except ValueError:
-        raise CheckpointError("labels without numbers", got=labels["id2label"]) from None
+        raise CheckpointError(
+            "labels without numbers",
+            where="labels.id2label of the folder's config",
+            got=repr(list(labels["id2label"]))[:200],
+            allowed="the numbers of the labels as keys, such as '0'",
+            try_="save again; the numbers were changed by hand",
+        ) from None
     # The head comes from the file; the base's own may have been of another size.
     options = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "ignore_mismatched_sizes": True}
     return {**options, **({"problem_type": labels["problem_type"]} if labels.get("problem_type") else {})}
@@ -151,7 +157,13 @@ def dtype_option(data: Mapping[str, Any], folder: Any) -> dict[str, Any]:
         return {}
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise CheckpointError("the base's dtype is none", where=str(folder), got=repr(name), allowed="such as float32")
+        raise CheckpointError(
+            "the base's dtype is none",
+            where=str(folder),
+            got=repr(name),
+            allowed="such as float32",
+            try_="save again: base_dtype was changed; or give the base yourself, which keeps its own",
+        )
     return {"dtype": found}
 
 

@@ -39,6 +39,7 @@ def model_class(name: str, folder: Any, automatic: bool = False) -> Any:
             "the base's class is no model of transformers",
             where=str(folder),
             got=repr(name),
+            allowed="the name of a model's class, such as BertForSequenceClassification",
             try_="hfadapt.load(folder, model=base)",
         )
     return found
@@ -71,6 +72,7 @@ def load_base(
             "the base is not known",
             where=str(folder),
             got=f"base {name!r}, class {kind!r}",
+            allowed="a name or path for the base, and its class, in the folder's config",
             try_="hfadapt.load(folder, model=base)",
         )
     return read_base(

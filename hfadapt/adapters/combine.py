@@ -116,7 +116,9 @@ def check_parts(model: PreTrainedModel, adapters: Iterable[str]) -> None:
     if len(set(kinds.values())) > 1 or any(len(found) != 1 for found in kinds.values()):
         raise CompositionError(
             "adapters of different methods, or of several at once, cannot be made one",
+            where=type(model).__name__,
             got=", ".join(f"{one}: {' + '.join(found) or 'own modules alone'}" for one, found in kinds.items()),
+            allowed="adapters of one config each, all by the same method",
             try_="hfadapt.Average of the adapters, which runs them beside one another",
         )
 
@@ -204,9 +206,17 @@ def check_combination(
         )
     if (density is not None) != (method in _PRUNING):
         allowed = f"a share with {', '.join(_PRUNING)}, and only with them"
-        raise CompositionError("bad density", where=where, got=f"density={density!r}, {method!r}", allowed=allowed)
+        raise CompositionError(
+            "bad density",
+            where=where,
+            got=f"density={density!r}, {method!r}",
+            allowed=allowed,
+            try_="density=0.5" if density is None else f"leave density out, or method={_PRUNING[0]!r}",
+        )
     if density is not None and not 0 < require_number("density", density, where=where, error=CompositionError) <= 1:
-        raise CompositionError("bad density", where=where, got=density, allowed="more than 0, at most 1")
+        raise CompositionError(
+            "bad density", where=where, got=density, allowed="more than 0, at most 1", try_="density=0.5"
+        )
     given = {
         one: float(require_number("weight", value, where=f"{where}, {one!r}", error=CompositionError))
         for one, value in weights.items()
@@ -229,9 +239,13 @@ def _heads(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Te
         keys = {key for key in first if shapes[differing[0]].get(key) != first[key]} if differing else set()
         raise CompositionError(
             "heads and other own modules are averaged where their shapes agree, with weights that do not sum to 0",
+            where=f"own modules of {', '.join(weights)}",
             got=f"{differing[0]!r} has others: {', '.join(sorted(keys)[:3]) or 'more'}"
             if differing
             else f"sum {total}",
+            allowed=f"the {len(first)} tensors of {next(iter(shapes))!r} in each"
+            if differing
+            else "a sum that is not 0",
             try_="heads=False, which leaves the new adapter the base's",
         )
     shares = {one: weight / total for one, weight in weights.items()} if first else {}

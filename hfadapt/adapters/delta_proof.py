@@ -99,6 +99,7 @@ def check_place(place: Place, method: str) -> None:
             where=f"{place.site.leaf} ({place.site.slot}; method {method!r} of {plugins.methods().origin(method)})",
             got=repr(made),
             allowed=f"a subclass of {wanted.__name__}",
+            try_=f"class MyDelta({wanted.__name__}), and the class itself, not an object of it, in the method's Place",
         )
 
 

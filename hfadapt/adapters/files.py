@@ -159,6 +159,7 @@ def settle_for_reading(folder: str | os.PathLike[str]) -> None:
             "a save that was cut off cannot be finished",
             where=str(folder),
             got=str(error),
+            allowed="a folder that this process may write to, once",
             try_="load it once where the folder may be written",
         ) from None
 
@@ -221,6 +222,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path.name} holds what no save writes",
             where=str(folder),
             got="; ".join(wrong[:5]),
+            allowed="the fields that hfadapt.save writes, each of its kind",
             try_="save again; the file was changed",
         )
     return data
@@ -243,6 +245,7 @@ def read_json(path: Path) -> Any:
             f"{path.name} cannot be read",
             where=str(path.parent),
             got=str(error)[:300],
+            allowed="a whole file of JSON, in UTF-8",
             try_="save again; the file was cut off or changed",
         ) from None
 
@@ -261,7 +264,13 @@ def require_file(path: Path) -> None:
         CheckpointError: it is a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(f"{path.name} is no ordinary file", where=str(path.parent), allowed="a file")
+        raise CheckpointError(
+            f"{path.name} is no ordinary file",
+            where=str(path.parent),
+            got="a folder" if path.is_dir() else "a pipe, a socket or a device",
+            allowed="a file",
+            try_=f"move it away, and put the saved {path.name} in its place",
+        )
 
 
 def _wrong_fields(data: Mapping[str, Any]) -> list[str]:
@@ -335,6 +344,9 @@ def read_tensors(folder: str | os.PathLike[str], digest: str | None = None) -> d
         raise CheckpointError(
             f"no {' nor '.join(names)}",
             where=str(folder),
+            got=", ".join(sorted(p.name for p in Path(folder).iterdir())[:8])
+            if Path(folder).is_dir()
+            else "no such folder",
             allowed="one of the two",
             try_="save again; no pickle is read",
         )
@@ -363,7 +375,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         require_file(path)
     except OSError:
         raise CheckpointError(
-            f"no {path.name}", where=str(path.parent), try_="save again; pickle files are not read here"
+            f"no {path.name}",
+            where=str(path.parent),
+            got="no file of that name",
+            allowed="tensors in a safetensors file",
+            try_="save again; pickle files are not read here",
         ) from None
     try:
         return load_file(str(path))
@@ -372,5 +388,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path.name} is damaged",
             where=str(path.parent),
             got=str(error),
+            allowed="a whole safetensors file",
             try_="save again; the file was cut off or changed",
         ) from None

@@ -99,7 +99,13 @@ def fit_weights(
     require_number("penalty", penalty, where=_WHERE, least=0)
     require_number("bound", bound, where=_WHERE, above=0)
     if loss is not None and not callable(loss):
-        raise ConfigError("loss is no function", where=_WHERE, got=repr(loss), allowed="a function of model and batch")
+        raise ConfigError(
+            "loss is no function",
+            where=_WHERE,
+            got=repr(loss),
+            allowed="a function of model and batch",
+            try_="loss=lambda model, batch: model(**batch).loss",
+        )
     equal = dict.fromkeys(names, min(1 / max(len(names), 1), float(bound)))
     _, how = check_combination(equal, method, r, density, seed, heads, where=_WHERE)
     check_parts(model, names)

@@ -109,7 +109,11 @@ class FolderFormat:
             CheckpointError: the folder names none.
         """
         raise CheckpointError(
-            "the base is not known", where=str(folder), got="no model given", try_="hfadapt.load(folder, model=base)"
+            "the base is not known",
+            where=str(folder),
+            got="no model given",
+            allowed=f"a base: this reader of {self.name} takes none from the folder",
+            try_="hfadapt.load(folder, model=base)",
         )
 
     def read(self, model: PreTrainedModel, folder: Path, options: ReadOptions) -> FolderContent:
@@ -133,7 +137,16 @@ class FolderFormat:
             AttachError: there is no such adapter, or the format cannot say what it is.
             CheckpointError: the folder cannot be written.
         """
-        raise CheckpointError(f"hfadapt reads folders of {self.name}, and does not write them", where=str(folder))
+        from .. import plugins
+
+        writing = [one.name for one in plugins.formats().values() if type(one).write is not FolderFormat.write]
+        raise CheckpointError(
+            f"hfadapt reads folders of {self.name}, and does not write them",
+            where=str(folder),
+            got=f"format={self.name!r}",
+            allowed=", ".join(sorted(writing)) or "no format of another library is written here",
+            try_="hfadapt.save(model, folder), in the format of hfadapt's own",
+        )
 
 
 def no_format(name: str, thing: object) -> str:

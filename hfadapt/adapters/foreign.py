@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import CheckpointError, did_you_mean
-from ..method import CompositionMethod
-from ..method.delta import is_adapter_name, nearest_name
+from ..method.delta import NAME_RULE, is_adapter_name, nearest_name
 from ..routing.composition import Fuse, adapter_names
 from ..runtime.attachment import attachment, find_attachment, parameters_of
 from .activate import activate
 from .atomic import target_folder
 from .attach import attach
 from .base_model import load_base
+from .described import joining_method, refuse_taken
 from .files import config_path, is_ours, require_file
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
@@ -109,6 +109,7 @@ def find_format(folder: str | os.PathLike[str], name: str | None = None) -> Fold
             "the folder looks like one of several libraries",
             where=str(folder),
             got=" and ".join(names),
+            allowed="the files of one library",
             try_=f"hfadapt.load(folder, model, format={names[0]!r})",
         )
     return found[0] if found else None
@@ -199,16 +200,13 @@ def _check_names(model: PreTrainedModel, content: FolderContent, folder: str | o
     if bad:
         try_ = f"hfadapt.load(folder, model, name={nearest_name(bad[0])!r})"
         raise CheckpointError(
-            "the adapter's name cannot be a name here", where=str(folder), got=repr(bad[0]), try_=try_
-        )
-    clash = [name for name in names if name in had or names.count(name) > 1]
-    if clash:
-        raise CheckpointError(
-            "adapters of these names are attached already",
+            "the adapter's name cannot be a name here",
             where=str(folder),
-            got=clash,
-            try_="detach them first, or name=...",
+            got=repr(bad[0]),
+            allowed=NAME_RULE,
+            try_=try_,
         )
+    refuse_taken(names, had, folder)
     joined = [name for one in content.fusions for name in adapter_names(one.node)]
     missing = [name for name in dict.fromkeys(joined) if name not in (*names, *had)]
     if missing:
@@ -222,7 +220,6 @@ def _check_names(model: PreTrainedModel, content: FolderContent, folder: str | o
 
 
 def _attach(model: PreTrainedModel, content: FolderContent, folder: str | os.PathLike[str], *, prove: bool) -> None:
-    from .. import plugins
 
     for one in content.adapters:
         modules = dict.fromkeys(key.rpartition(".")[0] for key in one.whole)
@@ -231,9 +228,7 @@ def _attach(model: PreTrainedModel, content: FolderContent, folder: str | os.Pat
             if f"{path}.weight" in one.whole:
                 resize_outputs(model, one.name, path, one.whole[f"{path}.weight"].shape)
     for one in content.fusions:
-        method = plugins.methods()[one.method]
-        if not isinstance(method, CompositionMethod):
-            raise CheckpointError("the folder joins adapters by a method that is attached", where=str(folder))
+        method = joining_method(one.method, folder)
         method.restore(model, one.node, one.fields, {})
         attachment(model).changed()
     if prove and content.adapters:

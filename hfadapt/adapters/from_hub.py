@@ -40,7 +40,13 @@ def local_folder(folder: Any, options: Mapping[str, Any] | None = None) -> Any:
     for key, kinds in (("revision", (str,)), ("token", (str, bool))):
         value = given.get(key)
         if value is not None and (not isinstance(value, kinds) or value == ""):
-            raise ConfigError(f"bad {key}", where="the hub", got=f"a {type(value).__name__}", allowed="a name, or None")
+            raise ConfigError(
+                f"bad {key}",
+                where="the hub",
+                got=f"a {type(value).__name__}",
+                allowed="a name, or None",
+                try_=f"{key}=None, which takes what the hub has by default",
+            )
     inside = str(given.get("subfolder") or "")
     if not isinstance(folder, str) or os.path.lexists(folder) or not _NAME.fullmatch(folder):
         return Path(folder) / inside if inside and isinstance(folder, (str, os.PathLike)) else folder

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import plugins
 from ..errors import CheckpointError
-from ..method import CompositionMethod
 from ..method.method import expand
 from ..routing.composition import Fuse, parse
 from ..runtime.attachment import attachment, find_attachment
@@ -19,6 +18,7 @@ from .activate import activate, compose, set_adapter_drop
 from .attach import attach
 from .base_identity import TOKENS, check_base, dtype_option, label_options, restore_tokens
 from .base_model import load_base
+from .described import joining_method, refuse_taken
 from .files import check_digest, read_config, read_tensors
 from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
@@ -41,14 +41,7 @@ def restore_fusions(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
     """Make the fusion layers that ``hfadapt_config.json`` names."""
     for entry in data.get("fusions", ()):
         fields = {k: v for k, v in entry.items() if k not in ("adapters", "kept")}
-        method = plugins.methods()[entry["method"]]
-        if not isinstance(method, CompositionMethod):
-            raise CheckpointError(
-                "the folder joins adapters by a method that is attached",
-                got=entry["method"],
-                allowed="a method that joins adapters, such as fusion",
-                try_="save again; hfadapt_config.json was changed",
-            )
+        method = joining_method(entry["method"], "hfadapt_config.json, fusions")
         method.restore(model, Fuse(*entry["adapters"]), fields, entry["kept"])
 
 
@@ -91,7 +84,13 @@ def load_adapters(
     if name is not None:
         if len(data["adapters"]) != 1:
             got = ", ".join(data["adapters"])
-            raise CheckpointError("which of the folder's adapters has that name?", where=str(folder), got=got)
+            raise CheckpointError(
+                "which of the folder's adapters has that name?",
+                where=str(folder),
+                got=got,
+                allowed="a folder of one adapter, where it is to be named anew",
+                try_="leave name out: each keeps the name that it was saved under",
+            )
         described, tensors = renamed(data, tensors, next(iter(data["adapters"])), name)
     put_back(folder, described, tensors, model, strict=strict, whole=data)
     return model.eval()
@@ -121,11 +120,7 @@ def put_back(
     """
     check_base_of(data, model, folder, strict)
     had = find_attachment(model)
-    clash = [n for n in data["adapters"] if had is not None and n in had.names]
-    if clash:
-        raise CheckpointError(
-            "adapters of these names are attached already", where=str(folder), got=clash, try_="detach them first"
-        )
+    refuse_taken(data["adapters"], () if had is None else had.names, folder)
     names = list(data["adapters"])
     with as_described(folder):
         # Of the model itself: its copy has no weights with which it could be probed.

@@ -10,7 +10,7 @@ from .. import plugins
 from ..architecture import ArchitectureMap, resolve
 from ..architecture.resolve import table_map
 from ..architecture.structure import structure
-from ..errors import ArchitectureError
+from ..errors import ArchitectureError, did_you_mean
 from ..routing.choice import Block, Choice
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def _checked(model: nn.Module, state: Attachment | None, given: ArchitectureMap)
     if not isinstance(given, ArchitectureMap) or not given.stacks:
         raise ArchitectureError(
             "arch is no map with stacks",
+            where=type(model).__name__,
             got=type(given).__name__,
             allowed="an hfadapt.ArchitectureMap",
             try_="hfadapt.probe(model, inputs={...}), or docs/map-an-architecture.md",
@@ -82,7 +83,8 @@ def _checked(model: nn.Module, state: Attachment | None, given: ArchitectureMap)
             "the map names modules that the model has not",
             where=type(model).__name__,
             got=", ".join(missing[:3]),
-            try_="paths are those of model.named_modules(); arch.under(prefix) moves a map of an inner model",
+            allowed="paths that model.named_modules() has",
+            try_=f"{did_you_mean(missing[0], names)} arch.under(prefix) moves a map of an inner model".lstrip(),
         )
     if state is not None and state.arch.stacks and state.arch != given:
         raise ArchitectureError(

@@ -31,6 +31,7 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
             "the folder holds an adapter that hfadapt did not write",
             where=str(folder),
             got=", ".join(theirs),
+            allowed="an empty folder, or one whose adapters hfadapt wrote",
             try_="another folder, or delete that one first",
         )
     found = _of_a_model(place)
@@ -41,6 +42,7 @@ def refuse_foreign(folder: str | os.PathLike[str]) -> None:
             "the folder holds a model that hfadapt did not write; neither would load from there again",
             where=str(folder),
             got=", ".join(sorted(found)),
+            allowed="a folder without a model of others",
             try_="another folder, for example one inside it",
         )
 
@@ -57,6 +59,9 @@ def refuse_own(folder: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             "the folder holds an adapter of hfadapt's own",
             where=str(folder),
+            got=", ".join(name for name, own in _descriptions(place).items() if own)
+            or "the mark of a run that saves here",
+            allowed="a folder without a save of hfadapt's",
             try_="another folder for files in another library's format",
         )
     found = _of_a_model(place)
@@ -65,6 +70,7 @@ def refuse_own(folder: str | os.PathLike[str]) -> None:
             "the folder holds a model, and transformers takes an adapter beside it for a part of it",
             where=str(folder),
             got=", ".join(sorted(found)),
+            allowed="a folder without a model",
             try_="another folder, for example one inside it",
         )
 

@@ -128,6 +128,7 @@ def _add(model: PreTrainedModel, state: Attachment, owner: str, path: str) -> Ro
             "a module that is to be trained whole has adapters inside",
             where=path,
             got=", ".join(p.removesuffix(".hfadapt") for p in within[:3]),
+            allowed="modules in which no adapter sits",
             try_="modules_to_save without it, or target_modules that leave it out",
         )
     made = bare_copy(leaf)

@@ -22,12 +22,24 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         require_file(path)
     except OSError:
-        raise CheckpointError(f"no {path.name}", where=str(path.parent)) from None
+        raise CheckpointError(
+            f"no {path.name}",
+            where=str(path.parent),
+            got="no file of that name",
+            allowed="a file of tensors by name that torch.save wrote",
+            try_=f"copy {path.name} from where the adapter was trained, or read a folder that has safetensors",
+        ) from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler meets in a file of others
         got = f"{type(error).__name__}: {error}"[:300]
-        raise CheckpointError(f"{path.name} cannot be read as tensors alone", where=str(path.parent), got=got) from None
+        raise CheckpointError(
+            f"{path.name} cannot be read as tensors alone",
+            where=str(path.parent),
+            got=got,
+            allowed="what torch.load(..., weights_only=True) reads",
+            try_="write it anew from the trusted program: safetensors.torch.save_file(state_dict, path)",
+        ) from None
     size = path.stat().st_size
     wrong = [str(type(found).__name__)] if not isinstance(found, dict) else []
     for key, value in found.items() if isinstance(found, dict) else ():
@@ -37,5 +49,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             wrong.append(str(key)[:80])
     if wrong:
         got = ", ".join(wrong[:5])
-        raise CheckpointError(f"{path.name} holds more than tensors by name", where=str(path.parent), got=got)
+        raise CheckpointError(
+            f"{path.name} holds more than tensors by name",
+            where=str(path.parent),
+            got=got,
+            allowed="a dict of names and ordinary tensors, each with its own numbers in the file",
+            try_="keep the state dict alone: torch.save({name: tensor.clone() for name, tensor in ...}, path)",
+        )
     return {key: value.detach().clone().contiguous() for key, value in found.items()}

@@ -52,6 +52,7 @@ def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
             "the model cannot be copied, and what is loaded is tried on a copy first",
             where=type(model).__name__,
             got=f"{type(error).__name__}: {error}"[:300],
+            allowed="a model that copy.deepcopy copies",
             try_="load before the model is given what cannot be copied",
         ) from error
     return twin
@@ -91,6 +92,7 @@ def as_described(folder: Any) -> Iterator[None]:
             "what the folder describes cannot be built",
             where=str(folder),
             got=f"{type(error).__name__}: {error}"[:500],
+            allowed="adapters, tasks and names that this release makes of such a config",
             try_="save again; hfadapt_config.json was changed, or belongs to another version",
         ) from error
 

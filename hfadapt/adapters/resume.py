@@ -142,6 +142,7 @@ def require_same_shapes(
             f"{len(found)} tensors differ from this model's",
             where=where,
             got="; ".join(found[:_SHOWN]) + more,
+            allowed=f"{len(targets)} tensors of this model's names and shapes",
             try_="the adapters, methods and heads of the run that was cut off; nothing was loaded",
         )
 

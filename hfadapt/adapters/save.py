@@ -218,9 +218,21 @@ def save(
         "extra_tensors", extra_tensors, where="hfadapt.save", allowed="a dict of tensors", of=Tensor
     )
     if names is not None and not (names := names_of(names)):
-        raise CheckpointError("no adapter to save", where=str(folder), got="names=()", allowed="names, or None for all")
+        raise CheckpointError(
+            "no adapter to save",
+            where=str(folder),
+            got="names=()",
+            allowed="names, or None for all",
+            try_="leave names out, which saves every adapter",
+        )
     if card is not None and not callable(card):
-        raise ConfigError("card is no function", where="hfadapt.save", got=repr(card), allowed="a function of a folder")
+        raise ConfigError(
+            "card is no function",
+            where="hfadapt.save",
+            got=repr(card),
+            allowed="a function of a folder",
+            try_="card=lambda folder: folder.joinpath('README.md').write_text('...')",
+        )
     require_loadable(model, folder, names)
     refuse_foreign(folder)
     with atomic_folder(folder, dropped=outdated(folder)) as temporary:

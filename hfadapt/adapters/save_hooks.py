@@ -197,6 +197,8 @@ def _keep_own_base(model: Any, folder: Path) -> None:
         raise CheckpointError(
             "the folder holds the base of this very model, which slim_checkpoints leaves out",
             where=str(folder),
+            got=f"base {name!r}",
+            allowed="a folder other than the base's",
             try_="another folder, or hfadapt.slim_checkpoints(model, False)",
         )
 
@@ -227,7 +229,13 @@ def base_beside(folder: str | os.PathLike[str], model: PreTrainedModel | None) -
     kind = getattr(transformers, str(data.get("model_class")), None)
     if kind is None:
         got = data.get("model_class")
-        raise CheckpointError("the base's class is not in transformers", where=str(folder), got=got)
+        raise CheckpointError(
+            "the base's class is not in transformers",
+            where=str(folder),
+            got=got,
+            allowed="a class that this release of transformers has",
+            try_=f"hfadapt.load(folder + '/{SIDE_FOLDER}', model=base), with the base made by code of your own",
+        )
     return _base_of(kind, folder)
 
 
@@ -243,7 +251,13 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         try:
             names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise CheckpointError(f"{_INDEX} is damaged", where=str(folder), got=str(error)) from None
+            raise CheckpointError(
+                f"{_INDEX} is damaged",
+                where=str(folder),
+                got=str(error),
+                allowed="a JSON object with the files of the weights under 'weight_map'",
+                try_="copy or save the checkpoint again; the index was cut off or changed",
+            ) from None
     found: dict[str, Tensor] = {}
     for name in names:
         found |= _read(folder, name)
@@ -251,6 +265,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"the adapters in {SIDE_FOLDER}/ are of an earlier save than the model, which was saved without any",
             where=str(folder),
+            got=f"{len(found)} tensors of the model, and no sign of an adapter among them",
+            allowed="a model that was saved together with its adapters",
             try_=f"hfadapt.load(folder + '/{SIDE_FOLDER}', model=base), if they still belong to it",
         )
     return found
@@ -284,6 +300,7 @@ def _check_same_base(
             "the folder holds another base than this one",
             where=str(folder),
             got=f"{len(differing)} tensors differ, such as {differing[0]}",
+            allowed="the weights beside which the adapters were saved",
             try_="hfadapt.load(folder), which takes the base from the folder",
         )
 
@@ -302,4 +319,10 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(str(folder / name))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{name} is missing or damaged", where=str(folder), got=str(error)) from None
+        raise CheckpointError(
+            f"{name} is missing or damaged",
+            where=str(folder),
+            got=str(error),
+            allowed="the whole safetensors file of that part of the model",
+            try_="copy or save the checkpoint again; every part that the index names is needed",
+        ) from None

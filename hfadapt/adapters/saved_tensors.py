@@ -62,7 +62,11 @@ def check_tensors(
     if found:
         total = len(missing) + len(extra) + len(shapes) + len(kinds)
         raise CheckpointError(
-            f"{total} tensors differ from what the configs make", where=str(where), got="; ".join(found), try_=try_
+            f"{total} tensors differ from what the configs make",
+            where=str(where),
+            got="; ".join(found),
+            allowed=f"{len(targets)} tensors: {', '.join(sorted(targets)[:3])}{', ...' if len(targets) > 3 else ''}",
+            try_=try_,
         )
     require_finite(tensors, where, {key: here for key, (_, here) in pairs.items()})
 
@@ -88,6 +92,7 @@ def require_finite(
             f"{len(wrong)} tensors of weights are not finite numbers",
             where=str(where),
             got="; ".join(wrong[:5]),
+            allowed="floating-point numbers, neither NaN nor infinite in the dtype that they get here",
             try_="a checkpoint from before the training diverged",
         )
 

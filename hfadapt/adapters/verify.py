@@ -55,7 +55,13 @@ def verify(
         return 0
     chosen = list(state.names if names is None else names_of(names))
     if names is not None and not chosen:
-        raise AttachError("nothing to verify", where="verify", got="names=()", allowed="names, or None for all")
+        raise AttachError(
+            "nothing to verify",
+            where="verify",
+            got="names=()",
+            allowed="names, or None for all",
+            try_="leave names out, which looks at every adapter",
+        )
     for name in chosen:
         state.require(name)
     if inputs is not None:

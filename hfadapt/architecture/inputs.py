@@ -320,5 +320,6 @@ def first_that_runs(model: nn.Module, rows: int, run: Callable[[dict[str, Any]],
         "the model could not be run on made-up inputs",
         where=type(model).__name__,
         got="; ".join(failures[:3]),
+        allowed="a forward that ends without an error on small inputs by the names in its signature",
         try_="inputs of your own: hfadapt.probe(model, inputs={...})",
     ) from cause

@@ -43,13 +43,19 @@ def ops(
     """
     from hfadapt_kernels import bench
 
-    from ..errors import HFAdaptError
+    from ..errors import HFAdaptError, did_you_mean
 
     known = bench.all_cases()
     for pattern in patterns:
         if not any(bench.matches(case, pattern) for case in known):
             ops_known = ", ".join(sorted({case.op for case in known}))
-            raise HFAdaptError("no case matches", where="bench ops", got=pattern, allowed=ops_known)
+            raise HFAdaptError(
+                "no case matches",
+                where="bench ops",
+                got=pattern,
+                allowed=ops_known,
+                try_=did_you_mean(pattern, {case.op for case in known}) or "hfadapt bench ops, which times all of them",
+            )
     if out is not None:
         # before minutes of timing, not after them
         out.mkdir(parents=True, exist_ok=True)

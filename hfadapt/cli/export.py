@@ -104,6 +104,7 @@ def _write_merged(model: PreTrainedModel, name: str, output: Path) -> None:
             "a merged model is written into a folder of its own",
             where=str(output),
             got="something that is there already",
+            allowed="a folder that is not there yet, or is empty",
             try_="the name of a new folder",
         )
     others = [one for one in attachment(model).names if one != name]

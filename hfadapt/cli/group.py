@@ -61,6 +61,7 @@ class LazyGroup(click.Group):
                 f"the command {ctx.invoked_subcommand!r} failed",
                 where=f"plugin {origin}",
                 got=f"{type(error).__name__}: {error}",
+                allowed="a command that ends, or raises a click.ClickException that says why not",
                 try_="HFADAPT_DEBUG=1 shows the traceback; it is the plugin's to mend",
             ) from error
 

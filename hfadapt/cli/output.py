@@ -62,7 +62,11 @@ def read_table(path: Path, keys: Iterable[str], where: str) -> dict[str, Any] | 
         table = None
     if not isinstance(table, dict) or not set(keys) <= set(table):
         raise HFAdaptError(
-            "the command did not write this file, and leaves it", where=where, got=str(path), try_="another name"
+            "the command did not write this file, and leaves it",
+            where=where,
+            got=str(path),
+            allowed=f"a new file, or a table with the keys {', '.join(keys)}",
+            try_="another name",
         )
     return table
 

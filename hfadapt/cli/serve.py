@@ -79,7 +79,13 @@ def serve(
         from ..inference.serving.server import listen, make_server
     except ModuleNotFoundError as error:
         what, try_ = f"hfadapt serve needs {error.name}", "pip install 'hfadapt[serve]'"
-        raise HFAdaptError(what, where="hfadapt serve", got="it is not installed", try_=try_) from error
+        raise HFAdaptError(
+            what,
+            where="hfadapt serve",
+            got="it is not installed",
+            allowed="the packages of the extra 'serve'",
+            try_=try_,
+        ) from error
     from ..inference.engine import Engine
 
     with listen(host, port) as heard:
@@ -119,5 +125,9 @@ def _token(file: Path | None) -> str:
         return file.read_text("utf-8").strip()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            "cannot read the token", where="--token-file", got=f"{file}: {error}", allowed="a file with one line"
+            "cannot read the token",
+            where="--token-file",
+            got=f"{file}: {error}",
+            allowed="a file with one line",
+            try_=f"write the token into that file, or leave the option out and set {_TOKEN}",
         ) from error

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -69,6 +69,7 @@ class Arrays:
                 f"column {self.column!r} does not hold arrays of numbers",
                 where=f"{self.where}, row {row}",
                 got=f"{type(value).__name__}: {error}",
+                allowed="arrays, or nested lists, of numbers, with rows of equal length",
                 try_="run the model's image processor or feature extractor over the data set first",
             ) from error
 
@@ -93,7 +94,11 @@ def find_arrays(task: Task, data: datasets.Dataset, where: str) -> Arrays | None
     column = task.column(role)
     if column not in data.column_names:
         raise DataError(
-            f"no column {column!r} for {role!r}", where=where, got=f"columns {', '.join(data.column_names)}"
+            f"no column {column!r} for {role!r}",
+            where=where,
+            got=repr(column),
+            allowed=f"columns {', '.join(data.column_names)}",
+            try_=did_you_mean(column, data.column_names) or f"Task(..., columns={{{role!r}: NAME}})",
         )
     if not task.head.per_text or task.pair == "separate":
         raise DataError(
@@ -101,5 +106,6 @@ def find_arrays(task: Task, data: datasets.Dataset, where: str) -> Arrays | None
             where=where,
             got=f"{type(task.head).__name__}, pair={task.pair!r}",
             allowed="Classification, MultiLabel, Regression or OwnHead, with pair='joint'",
+            try_="pair='joint'" if task.head.per_text else "hfadapt.Classification, one answer a row",
         )
     return Arrays(role, data, column, where)

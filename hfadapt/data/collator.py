@@ -73,6 +73,8 @@ class MultiTaskCollator:
             raise DataError(
                 "the collator has no tokenizer yet",
                 where="TaskMixture.collator",
+                got="tokenizer=None",
+                allowed="a tokenizer, before the first batch of texts",
                 try_="TaskMixture(tasks, tokenizer=...), or give mix.callbacks to the Trainer",
             )
         return self.tokenizer

@@ -121,6 +121,7 @@ class MixtureDataset(Dataset):
                 "a loader reads the training rows, and the mixture does not know how they are trained",
                 where="TaskMixture.train",
                 got="no batch size, epochs and seed; a Trainer would also shuffle the rows",
+                allowed="a mixture that was told of the run, by a Trainer or by its own arguments",
                 try_="Trainer(..., callbacks=mix.callbacks); for a loop of your own TaskMixture(batch_size=..., "
                 "epochs=...)",
             )

@@ -97,7 +97,13 @@ def glue_task(name: str, data: Any = None, **changes: Any) -> Task:
         TaskError: no such task.
     """
     if name not in GLUE:
-        raise TaskError(f"no GLUE task {name!r}", allowed=", ".join(GLUE), try_=did_you_mean(name, GLUE))
+        raise TaskError(
+            f"no GLUE task {name!r}",
+            where="glue_task",
+            got=repr(name),
+            allowed=", ".join(GLUE),
+            try_=did_you_mean(name, GLUE) or "glue_task('sst2')",
+        )
     if data is not None:
         changes["data"] = data
     return replace(GLUE[name], **changes)

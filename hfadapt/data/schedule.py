@@ -150,6 +150,7 @@ class Schedule:
                 where=f"{self.strategy!r}, epoch {epoch + 1}",
                 got=f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else repr(drawn),
                 allowed=f"an integer array of {count} task numbers, 0 to {len(self.sizes) - 1}",
+                try_=f"stream.integers({len(self.sizes)}, size={count}), where all are equally likely",
             )
         return drawn
 

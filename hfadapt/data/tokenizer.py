@@ -43,7 +43,13 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         found: Any = AutoTokenizer.from_pretrained(model_path(os.fspath(name)))
     except (ValueError, OSError, ImportError) as error:
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise DataError("no tokenizer can be loaded", where=str(name), got=got, try_=_CURE) from error
+        raise DataError(
+            "no tokenizer can be loaded",
+            where=str(name),
+            got=got,
+            allowed="a folder with tokenizer.json or the like, or a name on the hub",
+            try_=_CURE,
+        ) from error
     check_tokenizer(found, str(name))
     return found
 

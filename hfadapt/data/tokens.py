@@ -134,6 +134,7 @@ def tokenize(
             f"{type(task.head).__name__} needs a fast tokenizer to align tokens with words",
             where=columns.where,
             got=type(tokenizer).__name__,
+            allowed="a PreTrainedTokenizerFast",
             try_="AutoTokenizer.from_pretrained(...) with the tokenizers package installed",
         )
     path = None
@@ -276,6 +277,7 @@ def _word_labels(encoded: Any, row: int, tags: np.ndarray, where: str) -> np.nda
             where=RowPlace(where, row),
             got=f"{len(tags)} labels, at least {highest + 1} words",
             allowed="one label a word",
+            try_=f"{IGNORE} as the label of words that count for nothing, so that there are {highest + 1}",
         )
     labels = np.full(len(words), IGNORE, np.float32)
     previous = None

@@ -20,6 +20,7 @@ from ..errors.limits import require_number
 from ..errors.names import names_of
 from .folders import digest_of
 from .predict import takes_pairs
+from .refused import no_such_task
 from .tables import FORMATS, format_of, read_parts, write_part
 
 if TYPE_CHECKING:
@@ -66,11 +67,23 @@ class Bulk:
             near = did_you_mean(str(self.format), FORMATS)
             raise ConfigError("bad format", where="Bulk", got=repr(self.format), allowed=", ".join(FORMATS), try_=near)
         if not self.inputs:
-            raise DataError("no file to read", where="Bulk", got="inputs=()", allowed="one file or more")
+            raise DataError(
+                "no file to read",
+                where="Bulk",
+                got="inputs=()",
+                allowed="one file or more",
+                try_="Bulk(inputs=('texts.csv',), ...), or the file's name behind the folder on the command line",
+            )
         for one in self.inputs:
             format_of(Path(one))
             if not Path(one).is_file():
-                raise DataError("no such file", where="Bulk", got=one)
+                raise DataError(
+                    "no such file",
+                    where="Bulk",
+                    got=one,
+                    allowed="files that are there",
+                    try_=f"ls {Path(one).parent}, which shows what there is",
+                )
 
     def plan(self) -> dict[str, Any]:
         """What must be the same for the parts of two runs to belong together."""
@@ -112,20 +125,33 @@ def open_run(bulk: Bulk) -> None:
             left.unlink(missing_ok=True)
         if not (output / _PLAN).exists():
             if any(output.glob("answers-*")):
-                raise DataError("there are answers already, and nothing says of what", where=str(output))
+                raise DataError(
+                    "there are answers already, and nothing says of what",
+                    where=str(output),
+                    got="files answers-*",
+                    allowed=f"an empty folder, or one whose {_PLAN} says what was answered",
+                    try_="another --output",
+                )
             temporary = output / f".{_PLAN}.{os.getpid()}.tmp"
             temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
             os.replace(temporary, output / _PLAN)
             return
         before = json.loads((output / _PLAN).read_text("utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise DataError("the folder of answers cannot be used", where=str(output), got=str(error)) from error
+        raise DataError(
+            "the folder of answers cannot be used",
+            where=str(output),
+            got=str(error),
+            allowed="a folder that this process can read and write",
+            try_="another --output",
+        ) from error
     changed = [key for key in {**plan, **before} if plan.get(key) != before.get(key)]
     if changed:
         raise DataError(
             "the answers that are there are of another run",
             where=str(output),
             got="; ".join(f"{key}: {before.get(key)!r}, now {plan.get(key)!r}" for key in changed)[:500],
+            allowed="the files, tasks and adapters that the run began with",
             try_="another --output, or the same arguments as before",
         )
 
@@ -161,10 +187,22 @@ def answer_files(bulk: Bulk, workers: int = 1, engine: Engine | None = None) -> 
         said.append(queue.get())
     failed = [one for one in said if isinstance(one, str)]
     if failed:
-        raise DataError("a worker failed", where=bulk.output, got=failed[0])
+        raise DataError(
+            "a worker failed",
+            where=bulk.output,
+            got=failed[0],
+            allowed="answers from every worker",
+            try_="mend what is named and run the same again: what is written is not done twice",
+        )
     if len(said) < workers:
         codes = ", ".join(str(process.exitcode) for process in started)
-        raise DataError("a worker was killed", where=bulk.output, got=f"exit codes {codes}", try_="run the same again")
+        raise DataError(
+            "a worker was killed",
+            where=bulk.output,
+            got=f"exit codes {codes}",
+            allowed="exit code 0 of each",
+            try_="run the same again",
+        )
     return Done(sum(d.parts for d in said), sum(d.rows for d in said), sum(d.before for d in said))
 
 
@@ -183,13 +221,17 @@ def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None) -> Done:
     known = {task.name: takes_pairs(task) for task in engine.tasks}
     for name in bulk.tasks:
         if name not in known:
-            raise DataError(f"no task {name!r}", allowed=", ".join(known), try_=did_you_mean(name, known))
+            raise no_such_task(name, known, "Bulk")
     tasks = {name: known[name] for name in bulk.tasks or known}
     fields = ["file", "row", *tasks, *(f"{name}_score" for name in tasks)]
     twice = next((field for field in fields if fields.count(field) > 1), None)
     if twice is not None:
         raise DataError(
-            "two columns of the answers would have one name", got=twice, try_="serve the task otherwise named"
+            "two columns of the answers would have one name",
+            where=f"answers in {bulk.output}",
+            got=twice,
+            allowed="names of tasks beside file, row and the scores of others",
+            try_="serve the task otherwise named",
         )
     columns = [bulk.text_column, *([bulk.pair_column] if any(tasks.values()) else [])]
     parts = rows = before = turn = 0
@@ -216,7 +258,13 @@ def _answered(
         bad = next((column for column, value in row.items() if not isinstance(value, str)), None)
         if bad is not None:
             where = f"{path}, row {number}, column {bad!r}"
-            raise DataError("not a text", where=where, got=repr(row[bad])[:80], allowed="a string")
+            raise DataError(
+                "not a text",
+                where=where,
+                got=repr(row[bad])[:80],
+                allowed="a string",
+                try_="--text-column and --pair-column with columns of texts, or mend that row",
+            )
     texts = [row[bulk.text_column] for row in part]
     answers: list[dict[str, Any]] = [{"file": path, "row": number} for number in range(first, first + len(part))]
     # All tasks at once, so that rows of one length share a forward, whichever task they are for.

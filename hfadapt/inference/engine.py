@@ -16,7 +16,7 @@ from hfadapt_kernels.errors import BackendError
 
 from ..adapters.saved_tensors import require_finite
 from ..data import MultiTaskCollator
-from ..errors import CheckpointError, ConfigError, DataError, TaskError, did_you_mean
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..errors.limits import require_number
 from ..routing.composition import adapter_names
 from ..runtime.attachment import find_attachment
@@ -27,6 +27,7 @@ from .folders import Source, add_folder, model_of, named_folders, source_of, tas
 from .lock import SharedLock
 from .predict import MAX_CHARACTERS, Prediction, Predictor, Run, tokenizer_of
 from .proof import Outputs, RowProof
+from .refused import name_taken, no_such_task, nobody_reads, tasks_keep_changing, which_task
 from .writing import writes
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Engine(Predictor):
                 requests = self._requests(texts, tasks, pairs)
             with contextlib.suppress(_Changed):
                 return self._answers(requests, self._outputs(requests, functools.partial(self._planned, known)))
-        raise DataError("the tasks changed again and again while texts waited for them", got=f"{_ATTEMPTS} times")
+        raise tasks_keep_changing(_ATTEMPTS)
 
     def check(
         self,
@@ -207,7 +208,7 @@ class Engine(Predictor):
         with self._lock.alone():
             for one in (called, name if called is None else None):
                 if one is not None and one in self._inner:
-                    raise TaskError(f"there is a task {one!r}", where=str(folder), try_="replace(), or called=...")
+                    raise name_taken(one, folder, self._inner)
             added = self._added(source, name, called, task)
             self._call({**self._inner, **{one: one for one in added}})
             self._sources |= dict.fromkeys(added, source)
@@ -273,8 +274,7 @@ class Engine(Predictor):
 
     def _of(self, task: str) -> str:
         if task not in self._inner:
-            near = did_you_mean(str(task), self._inner)
-            raise DataError(f"no task {task!r}", allowed=", ".join(self._inner), try_=near)
+            raise no_such_task(task, self._inner, "Engine")
         return self._inner[task]
 
     def _call(self, inner: dict[str, str]) -> None:
@@ -291,7 +291,7 @@ class Engine(Predictor):
         if name in names:
             return
         if len(names) > 1:
-            raise TaskError("which of the folder's tasks?", where=str(folder), got=name, allowed=", ".join(names))
+            raise which_task(name, folder, names)
         self._call({name: names[0]})
 
     def _added(self, source: Source, name: str | None, called: str | None, task: Task | None) -> list[str]:
@@ -326,7 +326,7 @@ class Engine(Predictor):
         for task in tasks:
             if readable(task, self.model) is None and not writes(task, self.model):
                 got = f"head {task.head.kind!r} on {type(self.model.base).__name__}"
-                raise TaskError("predict cannot read its answer", where=f"task {task.name!r}", got=got)
+                raise nobody_reads(task.name, got)
         self.model.requires_grad_(False).eval()
         pack(self.model, self.dtype)
         self.dtype = packed_as(self.model) or self.dtype  # "fastest" is measured once

@@ -39,7 +39,13 @@ def format_of(path: Path) -> str:
     found = _ENDINGS.get(ending.lower())
     if found is None or (path.suffix == ".gz" and found == "parquet"):
         allowed = f"{', '.join(_ENDINGS)}; .gz behind the last five"
-        raise DataError("no table that is read here", where=str(path), got=path.suffix or "no ending", allowed=allowed)
+        raise DataError(
+            "no table that is read here",
+            where=str(path),
+            got=path.suffix or "no ending",
+            allowed=allowed,
+            try_=f"write it as {path.stem}.jsonl: one object a line, with its texts",
+        )
     return found
 
 
@@ -66,7 +72,13 @@ def read_parts(path: Path, columns: Sequence[str], size: int) -> Iterator[list[R
         if part:
             yield part
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError("the file cannot be read", where=str(path), got=f"{type(error).__name__}: {error}") from error
+        raise DataError(
+            "the file cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {error}",
+            allowed=f"a whole file of the format {found}, in UTF-8",
+            try_="look whether it was cut off, and copy or write it again",
+        ) from error
 
 
 def _parquet(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
@@ -79,7 +91,13 @@ def _parquet(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=min(size, 4096), columns=[*columns]):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise DataError("the file cannot be read", where=str(path), got=f"{type(error).__name__}: {error}") from error
+        raise DataError(
+            "the file cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {error}",
+            allowed="a whole parquet file",
+            try_="look whether it was cut off, and write it again",
+        ) from error
 
 
 def _csv(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
@@ -89,7 +107,13 @@ def _csv(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
         _require(columns, rows.fieldnames or (), path)
         for number, row in enumerate(rows):
             if any(row[column] is None for column in columns):
-                raise DataError("a row has too few fields", where=f"{path}, row {number}", got=len(row))
+                raise DataError(
+                    "a row has too few fields",
+                    where=f"{path}, row {number}",
+                    got=len(row),
+                    allowed=f"{len(rows.fieldnames or ())} fields, as in the first line",
+                    try_="quotes around a text that holds quotes, commas or line ends",
+                )
             yield {column: row[column] for column in columns}
 
 
@@ -102,10 +126,22 @@ def _jsonl(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError("not JSON", where=f"{path}, row {number}", got=str(error)) from error
+                raise DataError(
+                    "not JSON",
+                    where=f"{path}, row {number}",
+                    got=str(error),
+                    allowed="one JSON object a line",
+                    try_="write each row by json.dumps(row), and a line end behind it",
+                ) from error
             if not isinstance(row, dict):
                 got = type(row).__name__
-                raise DataError("not an object", where=f"{path}, row {number}", got=got, allowed="a line {...} a row")
+                raise DataError(
+                    "not an object",
+                    where=f"{path}, row {number}",
+                    got=got,
+                    allowed="a line {...} a row",
+                    try_=f"{{{columns[0]!r}: ...}} on that line" if columns else "an object on that line",
+                )
             _require(columns, list(row), path, f", row {number}")
             yield {column: row[column] for column in columns}
             number += 1
@@ -122,7 +158,13 @@ def _require(columns: Sequence[str], names: Sequence[str], path: Path, row: str 
     if missing:
         near = did_you_mean(missing[0], names) or "--text-column, --pair-column"
         got = f"columns {', '.join(map(str, names))}"
-        raise DataError(f"no column {missing[0]!r}", where=f"{path}{row}", got=got, try_=near)
+        raise DataError(
+            f"no column {missing[0]!r}",
+            where=f"{path}{row}",
+            got=got,
+            allowed=f"{path.name} with {', '.join(columns)}",
+            try_=near,
+        )
 
 
 def write_part(path: Path, rows: Sequence[Row]) -> None:
@@ -148,6 +190,7 @@ def write_part(path: Path, rows: Sequence[Row]) -> None:
             "a part of the answers cannot be written",
             where=str(path),
             got=str(error),
+            allowed="a folder with room, which this process may write to",
             try_="make room and run the same again: what is written already stays and is not done twice",
         ) from error
     finally:

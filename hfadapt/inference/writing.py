@@ -56,7 +56,13 @@ def prompt_of(
     if decodes and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     if limit < 1 or not ids:
-        raise DataError("no room for a prompt", where=f"task {task.name!r}", got=f"{len(ids)} tokens", allowed=limit)
+        raise DataError(
+            "no room for a prompt",
+            where=f"task {task.name!r}",
+            got=f"{len(ids)} tokens",
+            allowed=limit,
+            try_="less to write, which leaves the prompt more room" if ids else "a prompt of one word or more",
+        )
     return {"input_ids": np.asarray(ids[-limit:], np.int32)}
 
 

@@ -86,7 +86,16 @@ class MethodConfig(KnownFields):
         try:
             return cls(**given)
         except TypeError as error:
-            raise ConfigError(f"incomplete config: {error}", where=cls.__name__, got=dict(given)) from None
+            none = dataclasses.MISSING
+            required = [f.name for f in dataclasses.fields(cls) if f.default is none and f.default_factory is none]
+            lacking = [name for name in required if name not in given]
+            raise ConfigError(
+                f"incomplete config: {error}",
+                where=cls.__name__,
+                got=dict(given),
+                allowed=f"a value for each of {', '.join(required) or 'the fields'}",
+                try_=", ".join(f"{name}=..." for name in lacking) or f"{cls.__name__}(), which has defaults for all",
+            ) from None
 
 
 def _same(value: object, allowed: object) -> bool:

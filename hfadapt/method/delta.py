@@ -236,7 +236,13 @@ class Delta(nn.Module):
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Fold the adapter ``name`` into the weights of ``leaf``; only for methods that are mergeable."""
-        raise AttachError(f"{type(self).__name__} cannot be merged into the base's weights", got=name)
+        raise AttachError(
+            f"{type(self).__name__} cannot be merged into the base's weights",
+            where=f"{self.site.leaf} ({self.site.slot})",
+            got=name,
+            allowed="deltas of a method whose capabilities say mergeable=True",
+            try_=f"hfadapt.activate(model, {name!r}), which runs it beside the base",
+        )
 
     def parameter(self, shape: Sequence[int], init: Callable[[Tensor], Any] | None = None) -> nn.Parameter:
         """Return a new float32 parameter, zero or initialised in place by ``init``."""

@@ -124,6 +124,7 @@ class Method:
         """
         raise CompositionError(
             f"adapters of the method {self.name!r} cannot be combined into one",
+            where=f"hfadapt.combine, {type(model).__name__}",
             got=f"method={how.method!r} of {', '.join(weights)}",
             allowed="LoRA; bottleneck and parallel adapters by averaging",
             try_="hfadapt.Average of the adapters, which runs them beside one another",

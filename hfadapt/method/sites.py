@@ -82,7 +82,13 @@ def attention_output(layer: LayerMap) -> Site:
 def cross_output(layer: LayerMap) -> Site:
     """The output of cross-attention."""
     if layer.cross_attention is None:
-        raise AttachError("this layer has no cross-attention", where=layer.path)
+        raise AttachError(
+            "this layer has no cross-attention",
+            where=layer.path,
+            got=f"a layer of kind {layer.stack.kind!r} without it",
+            allowed="layers of a decoder that reads an encoder's output",
+            try_="in the method, ask for this site only where layer.cross_attention is not None",
+        )
     leaf = layer.norms.get("sandwich_cross") or layer.cross_out_dropout or layer.cross_attention.output
     return _site(layer, "cross_output", leaf, "output", layer.stack.hidden_size)
 
@@ -111,7 +117,11 @@ def sublayer_sum(layer: LayerMap, sublayer: str) -> Site:
     role = f"post_{sublayer}"
     if role not in layer.norms:
         raise AttachError(
-            "this layer has no norm behind that sub-layer", where=layer.path, got=sublayer, allowed=sorted(layer.norms)
+            "this layer has no norm behind that sub-layer",
+            where=layer.path,
+            got=sublayer,
+            allowed=sorted(layer.norms),
+            try_=f"in the method, ask for this site only where {role!r} is in layer.norms",
         )
     return _site(layer, f"{sublayer}_sum", layer.norms[role], "input", layer.stack.hidden_size)
 
@@ -140,7 +150,13 @@ def ffn_hidden(layer: LayerMap) -> Site:
         AttachError: The FFN is a block, such as a mixture of experts, whose hidden units differ from token to token.
     """
     if layer.stack.ffn_is_block:
-        raise AttachError("this layer's feed-forward part has no hidden units of its own", where=layer.ffn_out)
+        raise AttachError(
+            "this layer's feed-forward part has no hidden units of its own",
+            where=layer.ffn_out,
+            got="a block, such as a mixture of experts",
+            allowed="a feed-forward part whose hidden units are the same for every token",
+            try_="a method that adds to that part's output; hfadapt inspect MODEL lists which fit",
+        )
     return _site(layer, "ffn_hidden", layer.ffn_out, "input", layer.stack.ffn_size)
 
 

@@ -43,6 +43,7 @@ def _keys(tasks: Sequence[Task]) -> dict[str, tuple[str, str]]:
                     f"two results would be called {key!r}",
                     where=f"task {task.name!r}, metric {metric!r}",
                     got=f"also {whose}",
+                    allowed="names of tasks and metrics that give each result one of its own",
                     try_="rename the task or the metric",
                 )
             found[key] = (task.name, metric)
@@ -142,6 +143,7 @@ class MultiTaskMetrics:
         if len(self.tasks) > 1:
             raise DataError(
                 "the predictions do not say which task a row belongs to",
+                where="MultiTaskMetrics",
                 got=f"{type(predictions).__name__} without task_ids",
                 allowed="(logits, task_ids), as MultiTaskModel returns them",
                 try_="train hfadapt.MultiTaskModel, or leave 'task_ids' out of ignore_keys",

@@ -48,7 +48,13 @@ def hidden_size(base: PreTrainedModel) -> int:
         size = getattr(config, name, None)
         if isinstance(size, int):
             return size
-    raise TaskError("the base's hidden size is not known", got=type(base.config).__name__)
+    raise TaskError(
+        "the base's hidden size is not known",
+        where=type(base).__name__,
+        got=type(base.config).__name__,
+        allowed="hidden_size, d_model, n_embd or dim, a whole number",
+        try_="base.config.hidden_size = D, the width of the last hidden state",
+    )
 
 
 def settle_pooling(task: Task, base: PreTrainedModel) -> Pooling:

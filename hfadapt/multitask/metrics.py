@@ -83,7 +83,13 @@ class RegisteredMetric:
         try:
             return float(value)
         except (TypeError, ValueError) as error:
-            raise TaskError("a metric is no number", where=f"metric {self.name!r}", got=repr(value)) from error
+            raise TaskError(
+                "a metric is no number",
+                where=f"metric {self.name!r}",
+                got=repr(value),
+                allowed="what float() takes",
+                try_=f"a function of Scored that ends with return float(...), in place of {self.name!r}",
+            ) from error
 
     @property
     def scale(self) -> tuple[object, ...]:
@@ -128,7 +134,13 @@ def register_metric(
         TaskError: the name is taken or empty, the metric cannot be called, or direction or range are none.
     """
     if name in METRICS:
-        raise TaskError(f"metric {name!r} is registered twice", try_="choose another name")
+        raise TaskError(
+            f"metric {name!r} is registered twice",
+            where="register_metric",
+            got=repr(name),
+            allowed=f"a name beside {', '.join(METRICS)}",
+            try_="choose another name",
+        )
     METRICS[name] = _declared(name, metric, greater_is_better, low, high)
 
 
@@ -155,7 +167,13 @@ def find_metric(name: str) -> RegisteredMetric:
         return _from_plugin(name, plugins.metrics()[name])
     if found is None:
         names = metric_names()
-        raise TaskError(f"no metric {name!r}", allowed=", ".join(names), try_=did_you_mean(name, names) or _ADVICE)
+        raise TaskError(
+            f"no metric {name!r}",
+            where="metric",
+            got=repr(name),
+            allowed=", ".join(names),
+            try_=did_you_mean(name, names) or _ADVICE,
+        )
     if not isinstance(found, RegisteredMetric):
         # put into the dict by hand; kept as declared, so that what is assumed of it is said once
         found = METRICS[name] = _declared(name, found, None, None, None)
@@ -182,16 +200,36 @@ def _declared(
     where = f"metric {name!r}"
     if not isinstance(name, str) or not name or not callable(metric):
         got = f"{name!r}, {metric!r}"
-        raise TaskError("no metric", got=got, allowed="a name and a function of Scored", try_=_ADVICE)
+        raise TaskError(
+            "no metric", where="register_metric", got=got, allowed="a name and a function of Scored", try_=_ADVICE
+        )
     given = {"greater_is_better": greater_is_better, "low": low, "high": high}
     better, low, high = (getattr(metric, key, None) if value is None else value for key, value in given.items())
     if better not in (None, True, False):
-        raise TaskError("bad greater_is_better", where=where, got=repr(better), allowed="True or False")
+        raise TaskError(
+            "bad greater_is_better",
+            where=where,
+            got=repr(better),
+            allowed="True or False",
+            try_="greater_is_better=True, or False for an error or a loss",
+        )
     for bound in (low, high):
         if bound is not None and not finite(bound):
-            raise TaskError("bad range", where=where, got=f"{low!r} to {high!r}", allowed="finite numbers")
+            raise TaskError(
+                "bad range",
+                where=where,
+                got=f"{low!r} to {high!r}",
+                allowed="finite numbers",
+                try_="low=0.0, high=1.0; or neither, for a metric without a range",
+            )
     if low is not None and high is not None and not low < high:
-        raise TaskError("bad range", where=where, got=f"{low!r} to {high!r}", allowed="low < high")
+        raise TaskError(
+            "bad range",
+            where=where,
+            got=f"{low!r} to {high!r}",
+            allowed="low < high",
+            try_=f"low={high!r}, high={low!r}" if low != high else "neither, for a metric without a range",
+        )
     if better is None:
         logger.warning(
             "metric %r does not say whether more of it is better: it is taken as one where higher is better%s; try: %s",
@@ -302,7 +340,13 @@ def entity_f1(scored: Scored) -> float:
     """Micro F1 over whole entities of BIO tags, as seqeval computes it; needs the task's ``label_names``."""
     names = scored.label_names
     if names is None:
-        raise TaskError("entity_f1 needs the names of the tags", try_="Task(..., label_names=('O', 'B-PER', ...))")
+        raise TaskError(
+            "entity_f1 needs the names of the tags",
+            where="metric 'entity_f1'",
+            got="label_names=None",
+            allowed="the BIO tags in the order of their numbers",
+            try_="Task(..., label_names=('O', 'B-PER', ...))",
+        )
     both = predicted = true = 0
     for p, r in zip(scored.predictions, scored.references, strict=True):
         found, gold = (entities([str(names[i]) for i in tags]) for tags in (p, r))

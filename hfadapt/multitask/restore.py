@@ -70,6 +70,7 @@ def load_base(name: str, own_head: bool, options: dict[str, Any]) -> PreTrainedM
             "OwnHead needs a base with a head of its own",
             where=name,
             got=", ".join(config.architectures or ()) or "no architecture in config.json",
+            allowed="an architecture with a head, such as BertForSequenceClassification",
             try_="MultiTaskModel.from_base(AutoModelForSequenceClassification.from_pretrained(...), tasks, method)",
         )
     return read_pretrained(found.from_pretrained, name, where="MultiTaskModel", **options)
@@ -109,6 +110,7 @@ def load_multi_task(
             "the folder holds adapters but no tasks",
             where=str(folder),
             got=", ".join(data["adapters"]),
+            allowed="a folder that MultiTaskModel.save_pretrained wrote",
             try_="hfadapt.load(folder), or hfadapt.load(folder, model=base) on a base of yours",
         )
     with rehearsal(folder):
@@ -161,8 +163,15 @@ def _rebuild(
     configs = data["adapters"]
     if not configs:
         return cls.from_base(base, tasks, None, train_base=train_base)
-    if find_attachment(base) is not None:
-        raise CheckpointError("the base has adapters already", try_="hfadapt.detach(base) first")
+    attached = find_attachment(base)
+    if attached is not None:
+        raise CheckpointError(
+            "the base has adapters already",
+            where=type(base).__name__,
+            got=", ".join(attached.names),
+            allowed="a base as it was loaded, without adapters",
+            try_="hfadapt.detach(base) first",
+        )
     for name, method in configs.items():
         # a task that was added from an adapter's folder has a copy of the head of its own
         own: dict[str, Any] = {"train_head": False}
@@ -184,7 +193,13 @@ def _rebuild(
     for name, tree in data.get("compositions", {}).items():
         node = parse(tree)
         if not isinstance(node, Composition):
-            raise CheckpointError("a named composition is one adapter", where=name, got=node)
+            raise CheckpointError(
+                "a named composition is one adapter",
+                where=name,
+                got=node,
+                allowed="Stack, Parallel, Average or another composition of adapters",
+                try_="save again; hfadapt_config.json was changed",
+            )
         compose(base, name, node)
     restore_choice(base, data)
     config = HFAdaptConfig(
@@ -216,7 +231,13 @@ def _saved_base(
     wrong = [f"{key} {value}" for key, value in many.items() if value > (len(tensors) if "layer" in key else numbers)]
     if wrong:
         got = f"{', '.join(wrong)} and {len(tensors)} tensors"
-        raise CheckpointError("fewer tensors than the base has parts", where=str(folder), got=got)
+        raise CheckpointError(
+            "fewer tensors than the base has parts",
+            where=str(folder),
+            got=got,
+            allowed=f"at most {len(tensors)} layers, and sizes that the tensors' numbers suffice for",
+            try_="save again; base_config in hfadapt_config.json was changed, or tensors were lost",
+        )
     dtype = dtype_option(data, folder).get("dtype")
     return lambda: kind(transformers.AutoConfig.for_model(model_type, **copy.deepcopy(config))).to(dtype)
 
@@ -234,7 +255,11 @@ def _find_base(
     advice = "MultiTaskModel.from_pretrained(folder, base=...), with the model that was adapted or its name (--base)"
     if not name:
         raise CheckpointError(
-            "the base has no name, so it cannot be loaded", where=str(folder), got=data["model_class"], try_=advice
+            "the base has no name, so it cannot be loaded",
+            where=str(folder),
+            got=data["model_class"],
+            allowed="the name or path that the base was loaded by",
+            try_=advice,
         )
     dtype = {} if "torch_dtype" in options else dtype_option(data, folder)
     base = read_base(

@@ -70,7 +70,13 @@ def _require_keys(model: Saved, weights: Mapping[str, Tensor]) -> dict[str, str]
     keys = file_keys(model)
     missing = [own for own in keys.values() if own not in weights]
     if missing:
-        raise CheckpointError("weights are missing", where=where, got=f"no {', '.join(missing[:3])}", allowed=allowed)
+        raise CheckpointError(
+            "weights are missing",
+            where=where,
+            got=f"no {', '.join(missing[:3])}",
+            allowed=allowed,
+            try_="state_dict=model.state_dict(), gathered from every shard; or leave it out",
+        )
     return keys
 
 
@@ -144,6 +150,7 @@ def save_multi_task(
             "save_pretrained writes a folder and uploads none",
             where=str(folder),
             got="push_to_hub=True",
+            allowed="push_to_hub=False",
             try_="model.push_to_hub(repo_id), which saves and uploads",
         )
     if model.ids != tuple(range(len(model.ids))):

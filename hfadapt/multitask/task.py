@@ -173,7 +173,13 @@ def check_tasks(tasks: Task | Iterable[Task]) -> tuple[Task, ...]:
     try:
         tasks = (tasks,) if isinstance(tasks, Task | str) else tuple(tasks)
     except TypeError:
-        raise TaskError("no tasks", got=repr(tasks), allowed="one or more hfadapt.Task") from None
+        raise TaskError(
+            "no tasks",
+            where="tasks",
+            got=repr(tasks),
+            allowed="one or more hfadapt.Task",
+            try_="[Task('name', data=...)]",
+        ) from None
     if not tasks:
         raise TaskError(
             "no task",

@@ -22,7 +22,7 @@ from typing import Any
 
 import pluggy
 
-from ..errors import PluginError, problem
+from ..errors import PluginError
 from . import hookspecs
 from .checks import REGISTRIES
 from .interrupts import noticed_interrupts
@@ -112,15 +112,16 @@ def _isolated(record: PluginRecord, doing: str, *, strict: bool = True) -> Itera
 def _fail(record: PluginRecord, status: str, message: str, *, strict: bool = True) -> None:
     record.status, record.error = status, message
     record.traceback = traceback.format_exc() if sys.exc_info()[0] else ""
-    text = problem(
+    error = PluginError(
         f"plugin {record.name!r} was skipped ({status})",
         where=f"{record.origin} {record.version}".rstrip(),
         got=message,
+        allowed="a plugin whose hooks end without an error, and register what they may",
         try_="hfadapt plugins --verbose shows the traceback; HFADAPT_PLUGINS selects which plugins load",
     )
     if strict and _strict():
-        raise PluginError(text)
-    logger.warning(text)
+        raise error
+    logger.warning(str(error))
 
 
 def _register(pm: pluggy.PluginManager, record: PluginRecord, module: ModuleType | Any) -> None:

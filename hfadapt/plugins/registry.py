@@ -43,18 +43,36 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise RegistryError(
-                f"bad {self.kind} name", got=repr(name), allowed="lower case letters, digits, '_' and '-'"
+                f"bad {self.kind} name",
+                where=f"plugin {origin or self._current_origin}",
+                got=repr(name),
+                allowed="lower case letters, digits, '_' and '-'",
+                try_=repr(
+                    re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
+                    if isinstance(name, str)
+                    else f"my-{self.kind}"
+                ),
             )
         origin = origin or self._current_origin
         if name in self._things:
             raise RegistryError(
                 f"{self.kind} {name!r} is registered twice",
+                where=f"registry of the kind {self.kind}",
                 got=f"from {self._origins[name]} and from {origin}",
+                allowed="one plugin a name",
                 try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
             )
         allowed = self.refuse(name, thing)
         if allowed:
-            raise RegistryError(f"{name!r} is no {self.kind}", got=repr(thing), allowed=allowed)
+            raise RegistryError(
+                f"{name!r} is no {self.kind}",
+                where=f"plugin {origin}",
+                got=repr(thing),
+                allowed=allowed,
+                try_=f"{thing.__name__}(), an object of it"
+                if isinstance(thing, type)
+                else "docs/hook-reference.md shows one",
+            )
         self._things[name] = thing
         self._origins[name] = origin
 

@@ -147,6 +147,7 @@ def by_split(mixture: TaskMixture, wanted: str) -> dict[str, list[str]]:
                 where=f"task {task.name!r}",
                 got=f"no labels in {wanted} or validation",
                 allowed="a labelled split validation or test",
+                try_="label the rows of one of these splits, or leave the task out",
             )
         found.setdefault(split, []).append(task.name)
     return found

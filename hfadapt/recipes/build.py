@@ -15,7 +15,7 @@ from ..data.columns import label_names_in, read_columns
 from ..data.glue import GLUE
 from ..data.problems import problems_in
 from ..data.sources import files_of, load_splits
-from ..errors import ConfigError, DataError, HFAdaptError, TaskError, raise_all
+from ..errors import ConfigError, DataError, HFAdaptError, TaskError, did_you_mean, raise_all
 from ..multitask.heads import Classification, Head, MultiLabel, Regression, TokenClassification
 from ..multitask.task import Task
 from ..training import MultiTaskMetrics, TaskMixture
@@ -146,6 +146,7 @@ def _limited(task: Task, limit: Mapping[str, int]) -> Task:
             where=f"task {task.name!r}",
             got=", ".join(unknown),
             allowed=", ".join(rows),
+            try_=did_you_mean(unknown[0], rows) or f"limit: {{{next(iter(rows))}: {next(iter(limit.values()))}}}",
         )
     for split, most in limit.items():
         rows[split] = rows[split].select(range(min(most, len(rows[split]))))
@@ -183,6 +184,7 @@ def hold_out(tasks: Sequence[Task], seed: int) -> tuple[list[Task], dict[str, tu
                 where=f"task {task.name!r}",
                 got=f"{total} training row",
                 allowed="a labelled split validation, or 2 training rows or more",
+                try_="a second labelled row in train",
             )
         order = np.random.default_rng(seed).permutation(total)
         train = rows["train"]
@@ -292,4 +294,10 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
     try:
         return TrainingArguments(**{name: value for name, value in values.items() if name in taken})
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"TrainingArguments refuses these fields: {error}", where="training") from error
+        raise ConfigError(
+            f"TrainingArguments refuses these fields: {error}",
+            where="training",
+            got=", ".join(f"{name}={value!r}" for name, value in {**recipe.training, **(changes or {})}.items())[:300],
+            allowed="fields that transformers takes together on this machine",
+            try_="change the field that it names under training:, or leave it out for the default",
+        ) from error

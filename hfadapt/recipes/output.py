@@ -52,7 +52,13 @@ class OutputFolder:
     ) -> None:
         if not recipe.output.strip() or "\0" in recipe.output:
             # Path("") is the working folder, which nobody meant
-            raise ConfigError("no folder to write to", where="output", got=repr(recipe.output), allowed="a path")
+            raise ConfigError(
+                "no folder to write to",
+                where="output",
+                got=repr(recipe.output),
+                allowed="a path",
+                try_="output: runs/first",
+            )
         self.named = Path(recipe.output)
         self._real = Path(os.path.realpath(self.named))
         self._beside = self._real.parent / f".{self._real.name}.overwriting"
@@ -67,7 +73,11 @@ class OutputFolder:
             self._occupied = not untouched(self._real)
         except OSError as error:
             raise ConfigError(
-                "the output folder cannot be read", where=str(self.named), got=error.strerror, try_=ELSEWHERE
+                "the output folder cannot be read",
+                where=str(self.named),
+                got=error.strerror,
+                allowed="a folder that this process may list",
+                try_=ELSEWHERE,
             ) from error
         self.place = self._choose(overwrite, resume)
         """The folder to write to; ``named`` itself, or the one beside it."""
@@ -88,6 +98,7 @@ class OutputFolder:
                     "no run that overwrites it was cut off",
                     where=str(self.named),
                     got="a finished run",
+                    allowed="an older run, and beside it one that was cut off while it overwrote that",
                     try_="--overwrite alone to train anew, or --resume alone to add to the finished run",
                 )
             return self._beside if resume or self._occupied else self.named
@@ -96,13 +107,20 @@ class OutputFolder:
         if not resume:
             self._refuse_occupied()
         if not is_a_run(self._real):
-            raise ConfigError("no run to go on from", where=str(self.named), got="other files", try_=ELSEWHERE)
+            raise ConfigError(
+                "no run to go on from",
+                where=str(self.named),
+                got="other files",
+                allowed="a folder that hfadapt train wrote",
+                try_=ELSEWHERE,
+            )
         _require_free(self._real)
         if waiting and ended(self._real):
             raise ConfigError(
                 "two runs to go on from",
                 where=str(self.named),
                 got=f"a finished one, and {self._beside.name} beside it, which was cut off while overwriting it",
+                allowed="one run to go on from",
                 try_="--overwrite --resume for the latter, or delete that folder",
             )
         return self.named
@@ -113,7 +131,13 @@ class OutputFolder:
             ways.insert(0, "--resume")
             if self._objection() is None:
                 ways.insert(0, "--overwrite")
-        raise ConfigError("the output folder is not empty", where=str(self.named), try_=", or ".join(ways))
+        raise ConfigError(
+            "the output folder is not empty",
+            where=str(self.named),
+            got="a run" if is_a_run(self._real) else "files that no run wrote",
+            allowed="an empty folder, or a name that is not in use",
+            try_=", or ".join(ways),
+        )
 
     def _require_replaceable(self) -> None:
         found = self._objection()
@@ -121,6 +145,7 @@ class OutputFolder:
             raise ConfigError(
                 f"--overwrite deletes only what a run wrote, and this {found}",
                 where=str(self.named),
+                got="--overwrite",
                 allowed="the folder of an earlier run, with nothing else in it",
                 try_=ELSEWHERE,
             )
@@ -173,7 +198,11 @@ class OutputFolder:
             write_marker(self.place, self._others)
         except OSError as error:
             raise ConfigError(
-                "the output folder cannot be made", where=str(self.place), got=error.strerror, try_=ELSEWHERE
+                "the output folder cannot be made",
+                where=str(self.place),
+                got=error.strerror,
+                allowed="a place where this process may make a folder",
+                try_=ELSEWHERE,
             ) from error
         self._lock = _locked(self.place)
 
@@ -199,6 +228,7 @@ class OutputFolder:
                 "the run has ended, but the older one was not replaced",
                 where=str(self.place),
                 got=str(error),
+                allowed="an older run that nobody changed meanwhile, and that can be moved",
                 try_="look for the new run there, and move it yourself",
             ) from error
         self.place = self.named
@@ -217,7 +247,13 @@ def _require_own(beside: Path) -> None:
     """Refuse a folder under the name of one that was overwriting, where no run wrote it."""
     found = "is a link" if beside.is_symlink() else foreign_as_text(beside)
     if found is not None:
-        raise ConfigError(f"a run would train there, and this {found}", where=str(beside), try_="move it away")
+        raise ConfigError(
+            f"a run would train there, and this {found}",
+            where=str(beside),
+            got="a folder or link that no run left",
+            allowed="nothing under that name, or a run that was cut off",
+            try_="move it away",
+        )
     _require_free(beside)
 
 
@@ -244,7 +280,13 @@ def _locked(folder: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError("another run is writing there", where=str(folder), try_=ELSEWHERE) from None
+        raise ConfigError(
+            "another run is writing there",
+            where=str(folder),
+            got=f"a lock on {MARKER}",
+            allowed="one run a folder at a time",
+            try_=ELSEWHERE,
+        ) from None
     except OSError:
         pass  # a file system without locks
     return file

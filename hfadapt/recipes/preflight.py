@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from ..multitask.task import Task
     from ..training import TaskMixture
 
-__all__ = ["Disk", "estimate_disk", "require_room", "require_services"]
+__all__ = ["Disk", "estimate_disk", "no_checkpoint", "require_room", "require_services"]
 
 _FLOAT = 4
 # Where transformers asks for another package than the tracker's name says.
 _ASKED = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+
+
+def no_checkpoint(folder: str) -> ConfigError:
+    """A run is to go on from a folder in which none was saved."""
+    return ConfigError(
+        "there is no checkpoint to go on from",
+        where=folder,
+        got="no folder checkpoint-N",
+        allowed="a run that was cut off behind its first checkpoint",
+        try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
+    )
 
 
 class Planned(Protocol):

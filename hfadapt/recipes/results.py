@@ -142,11 +142,23 @@ class RunResult:
         """
         path = folder / RESULTS_FILE
         if not path.is_file():
-            raise DataError("no finished run", where=str(folder), try_="hfadapt train RECIPE --output FOLDER")
+            raise DataError(
+                "no finished run",
+                where=str(folder),
+                got=f"no {RESULTS_FILE}",
+                allowed="a folder that a run filled to its end",
+                try_="hfadapt train RECIPE --output FOLDER",
+            )
         values = json.loads(path.read_text("utf-8"))
         found = values.pop("format_version", None)
         if found != FORMAT_VERSION:
-            raise DataError("unknown format version", where=str(path), got=found, allowed=FORMAT_VERSION)
+            raise DataError(
+                "unknown format version",
+                where=str(path),
+                got=found,
+                allowed=FORMAT_VERSION,
+                try_="train again, or read it with the release of hfadapt that wrote it",
+            )
         arms = tuple(ArmResult.from_dict(arm) for arm in values.pop("arms"))
         return cls(arms=arms, **values)
 

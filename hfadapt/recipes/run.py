@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.model_source import model_path, read_pretrained
 from ..data.tokenizer import load_tokenizer
-from ..errors import ConfigError
 from ..training import MultiTaskMetrics
 from ..training.checks import settle_best_metric
 from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
@@ -21,7 +20,7 @@ from .config import Baseline, Recipe
 from .finished_arms import EndedArms
 from .finished_run import ADAPTER_FOLDER
 from .output import OutputFolder
-from .preflight import require_room, require_services
+from .preflight import no_checkpoint, require_room, require_services
 from .results import ArmResult, RunResult, directions, machine
 
 if TYPE_CHECKING:
@@ -269,11 +268,7 @@ class Run:
         folder = str(self.arguments.output_dir)
         found = last_checkpoint(folder)
         if found is None:
-            raise ConfigError(
-                "there is no checkpoint to go on from",
-                where=str(folder),
-                try_="a recipe with training.save_strategy=epoch writes them; leave --resume out to start anew",
-            )
+            raise no_checkpoint(folder)
         return found
 
     def _callbacks(self, model: PreTrainedModel) -> list[Any]:

@@ -228,6 +228,7 @@ def steps_of(node: Node) -> tuple[Node, ...]:
     if not isinstance(node, (str, Composition)):
         raise CompositionError(
             "not a composition",
+            where="composition",
             got=repr(node),
             allowed="an adapter's name, Stack, Fuse, Average, Arrow, Router",
             try_="hfadapt.Stack(...), or a list of names as task_ids, one a row",
@@ -235,7 +236,9 @@ def steps_of(node: Node) -> tuple[Node, ...]:
     if isinstance(node, Parallel):
         raise CompositionError(
             "Parallel cannot be nested or chosen per row",
+            where="composition",
             got=repr(node),
+            allowed="Stack, Fuse, Average, Arrow and Router inside others or in task_ids",
             try_="activate it for the whole batch: hfadapt.active(model, Parallel(...))",
         )
     return node.children if isinstance(node, Stack) else (node,)
@@ -307,4 +310,10 @@ def parse(data: object) -> Node:
             if kind in data and isinstance(data[kind], (list, tuple)) and set(data) <= {kind, *_OPTIONS.get(cls, ())}:
                 children = [parse(child) for child in data[kind]]
                 return cls(*children, **{option: data[option] for option in data if option != kind})
-    raise CompositionError("not a composition", got=repr(data), allowed=f"a name or a map of {sorted(_KINDS)}")
+    raise CompositionError(
+        "not a composition",
+        where="composition",
+        got=repr(data),
+        allowed=f"a name or a map of {sorted(_KINDS)}",
+        try_="{'stack': ['a', 'b']}, as hfadapt.save writes it",
+    )

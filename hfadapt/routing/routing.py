@@ -259,7 +259,9 @@ def _times(rows: int, batch_size: int) -> int:
     if batch_size == 0 or rows % batch_size:
         raise RoutingError(
             "task_ids do not match the rows of the batch",
+            where="task_ids",
             got=f"{batch_size} task ids for {rows} rows",
             allowed="one id a row, or rows repeated a whole number of times",
+            try_=f"{rows} task ids, or one name for the whole batch",
         )
     return rows // batch_size

@@ -218,6 +218,8 @@ def enable(model: PreTrainedModel) -> str:
         raise AttachError(
             "this model computes attention by itself, not through transformers' AttentionInterface",
             where=type(model).__name__,
+            got=f"attn_implementation={model.config._attn_implementation!r} after {name!r} was set",
+            allowed="models whose attention is a function that from_pretrained can choose",
             try_="a method that does not change attention's core: lora, bottleneck, pal",
         )
     return before

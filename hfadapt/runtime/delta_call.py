@@ -34,6 +34,7 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
                 "the tensor that a delta reads was not seen in this forward pass",
                 where=f"{site.leaf} ({site.slot})",
                 got=f"no call of {site.source.leaf}",
+                allowed=f"a call of {site.source.leaf} before that of {site.leaf}",
                 try_="another method or other layers; fused kernels that bypass that module must be switched off",
             )
         return routing.state.taps[site.source.key]
@@ -63,6 +64,7 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
             "a delta that reads the whole layer's input is called for a part of its tokens",
             where=f"{delta.site.leaf} ({delta.site.slot})",
             got=f"{shaped.shape[1]} of {read.shape[1]} tokens: chunked feed-forward",
+            allowed="all tokens of a row in one call",
             try_="chunk_size_feed_forward=0 in the model's layers",
         )
     if shaped.shape[0] != size:

@@ -126,5 +126,7 @@ def perturbed(leaves: Sequence[nn.Module], perturbation: Perturbation, *, words:
         raise ArchitectureError(
             "the model looked no words up, so nothing was perturbed",
             where=", ".join(type(leaf).__name__ for leaf in leaves),
+            got="no call of these modules",
+            allowed="forward passes that read words by their ids",
             try_="batches with input_ids and not inputs_embeds",
         )

@@ -133,6 +133,7 @@ def _check_parallel(prompts: int, kwargs: dict[str, Any]) -> None:
     if cache is not None:
         raise RoutingError(
             "generate under Parallel cannot go on from a key-value cache, whose rows are not repeated",
+            where="generate",
             got=cache,
             allowed="the whole prompt",
             try_="repeat the prompts and give one name a row: generate(..., task_ids=[...])",
@@ -140,6 +141,8 @@ def _check_parallel(prompts: int, kwargs: dict[str, Any]) -> None:
     if not prompts:
         raise RoutingError(
             "generate under Parallel needs a prompt to repeat",
+            where="generate",
             got=sorted(kwargs),
+            allowed="input_ids, or what this model reads in their place, of one token or more",
             try_="input_ids of one token, the model's bos_token_id",
         )

@@ -102,6 +102,7 @@ class KVHistory:
                 where=f"{self.site.leaf} ({self.site.slot})",
                 got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
                 f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
+                allowed="a cache that was filled while this very delta ran, for the same rows",
                 try_="give the first call the cache, an empty DynamicCache(), and keep adapter and depth; "
                 "or use_cache=False",
             )
@@ -184,6 +185,7 @@ def _room(cache: Any, site: Site) -> int:
             "a delta that attends to all tokens cannot decode with a cache of fixed size that forgets some",
             where=f"{site.leaf} ({site.slot})",
             got=f"{type(cache).__name__} of sliding windows",
+            allowed="a cache that keeps every token",
             try_="the default cache, or use_cache=False",
         )
     longest = cache.get_max_length if hasattr(cache, "get_max_length") else cache.get_max_cache_shape

@@ -56,6 +56,7 @@ def check_column(names: Collection[str] = ()) -> None:
             "the dataset has a column 'task_ids', which did not reach the model",
             where=where,
             got=got,
+            allowed="batches with 'task_ids', one a row",
             try_="a data_collator that returns 'task_ids', with remove_unused_columns=False; or remove the "
             "column to let every row use what is active",
         )
@@ -121,6 +122,7 @@ def check_that_something_trains(watch: Watched | None) -> None:
             "a training step without any adapter, over a base that does not train: nothing would learn",
             where=f"{type(trainer).__name__}.training_step",
             got="no task_ids, and nothing active",
+            allowed="an adapter in the step, or parameters of the base that train",
             try_="hfadapt.activate(model, name), or a column 'task_ids' in the data",
         )
 

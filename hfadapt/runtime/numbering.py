@@ -79,6 +79,8 @@ class NumbersHook(Hook):
             raise RoutingError(
                 "positions of tokens cannot be averaged: each adapter counts its own prefix",
                 where=type(module).__name__,
+                got="an average of adapters, and positions that are no whole numbers",
+                allowed="positions that one adapter a row counts",
                 try_="one of the adapters alone; or prefixes with tokens='apart'",
             )
         call[key] = made.flatten() if _flattens(names) else made

@@ -141,6 +141,7 @@ class RoutedForward:
                 where=f"{self.path}: {step!r}",
                 got=", ".join(f"{n}: {_shape(one)}" for (n, _), (one, _) in zip(pairs, made, strict=True)),
                 allowed=f"one tensor each, of the base's shape {_shape(value)}",
+                try_="one of these adapters a row in task_ids, in place of their average",
             )
         return value + sum(_weighed(one - value, weight) for one, weight in made)
 
@@ -275,6 +276,7 @@ def refuse_loss(routing: Routing, label_counts: Mapping[str, int], model: str) -
             "the loss of this model is made for another number of labels than the adapter's own head has",
             where=model,
             got=", ".join(f"{name}: {count} labels" for name, count in used.items()),
+            allowed="adapters whose heads have as many labels as the base's",
             try_="a base with as many (num_labels=...); or call without labels, and compute the loss of the logits",
         )
 

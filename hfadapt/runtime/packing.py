@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfadapt_kernels import PackedLinear, frozen_linear
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..errors.inside import require_itself
 from .attachment import uncompiled
 from .fastest import fastest, slowdown
@@ -84,7 +84,13 @@ def pack(model: Model, dtype: str = "float32") -> Model:
         ConfigError: the dtype is unknown, or no linear of the model is frozen.
     """
     if dtype not in _DTYPES:
-        raise ConfigError("bad dtype", where="hfadapt.pack", got=repr(dtype), allowed=", ".join(_DTYPES))
+        raise ConfigError(
+            "bad dtype",
+            where="hfadapt.pack",
+            got=repr(dtype),
+            allowed=", ".join(_DTYPES),
+            try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
+        )
     require_itself(model, where="hfadapt.pack")
     modules = list(uncompiled(model).modules())
     leaves = [m for m in modules if _can_pack(m) or is_packed(m)]

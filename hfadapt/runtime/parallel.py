@@ -79,6 +79,7 @@ def _rows_of_cache(cache: Any, children: int) -> int:
     if len(rows) != 1 or rows[0] % children:
         raise RoutingError(
             "Parallel cannot go on from this key-value cache, which was not filled for every child in every layer",
+            where="past_key_values",
             got=f"{' and '.join(map(str, rows)) or 'no'} rows for {children} children",
             allowed=f"a multiple of {children} rows, the same in every layer",
             try_="give the first call use_cache=True or an empty DynamicCache(); or use generate",
@@ -133,6 +134,7 @@ def check_output(growth: Growth, output: Any) -> None:
     if main is not None and main.shape[0] != growth.rows:
         raise RoutingError(
             "this model cannot run Parallel: behind its layers it uses the input's rows once more",
+            where=f"output of the model, {type(output).__name__}",
             got=f"{main.shape[0]} rows of output for {growth.size} inputs and {growth.children} adapters",
             allowed=f"{growth.rows} rows",
             try_="repeat the inputs and give one name a row in task_ids",

@@ -143,6 +143,7 @@ def join(outputs: list[Any]) -> Any:
         return first
     raise RoutingError(
         "the children of a Parallel returned what cannot be joined",
+        where="output of the model",
         got=type(first).__name__,
         allowed="tensors with the batch as their first axis",
         try_="hfadapt.active(model, name), one child after another",

@@ -280,6 +280,7 @@ def _carry_routing_into_checkpoints(model: nn.Module) -> None:
                 "activation checkpointing would run this layer again without its adapters",
                 where=type(module).__name__,
                 got="gradient_checkpointing without _gradient_checkpointing_func",
+                allowed="layers that checkpoint through _gradient_checkpointing_func, as transformers' do",
                 try_="training without activation checkpointing; or a release of transformers that the tests know, "
                 "see hfadapt doctor",
             )
@@ -332,6 +333,8 @@ def make_routing(
         if choice.task_ids is None:
             raise RoutingError(
                 "the model has several adapters and none was chosen for this call",
+                where="task_ids",
+                got="no task_ids, and nothing active",
                 allowed=", ".join(attachment.routable),
                 try_="pass task_ids=..., or hfadapt.activate(model, name), or 'with hfadapt.active(model, name)'",
             )

@@ -162,6 +162,9 @@ def rows_unknown(delta: Delta, value: Tensor, by_row: bool | None) -> RoutingErr
             "no call has shown yet whether what a module reads has the batch's rows: make one call of the model itself "
             "with such a batch before torch.compile",
             where=delta.site.leaf,
+            got="rows of several adapters in the first call, and that call compiled",
+            allowed="a module whose rows an earlier call has shown",
+            try_="model(**inputs, task_ids=[...]) once before torch.compile(model)",
         )
     return RoutingError(
         "rows of different adapters cannot be told apart in what this module reads",

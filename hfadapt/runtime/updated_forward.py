@@ -182,6 +182,7 @@ def _shares_of_step(
             where=deltas[0].site.leaf,
             got=repr(step),
             allowed="one adapter a row, Stack, Average, Parallel",
+            try_=f"hfadapt.Average({', '.join(map(repr, step.names))}), or one of these names a row",
         )
     weights = dict(zip(step.names, step.weights, strict=True))
     chosen = tuple((number, name, weights[name]) for number, name in shares)

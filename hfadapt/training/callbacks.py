@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .. import routing
 from ..adapters.activate import set_adapter_drop
 from ..data.schedule import Layout
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
@@ -218,7 +218,13 @@ class RobustAdapterDrop(TrainerCallback):
         model = kwargs["model"]
         attached = find_attachment(model)
         if attached is None:
-            raise ConfigError("no adapter to drop", where="RobustAdapterDrop", try_="hfadapt.attach the model first")
+            raise ConfigError(
+                "no adapter to drop",
+                where="RobustAdapterDrop",
+                got=type(model).__name__,
+                allowed="a model with adapters, or one that holds such a base",
+                try_="hfadapt.attach the model first",
+            )
         self._limits = self._find_limits({(s.path, s.kind): s.num_layers for s in attached.arch.stacks})
 
     def _find_limits(self, layers: dict[tuple[str, str], int]) -> dict[str, int]:
@@ -227,7 +233,11 @@ class RobustAdapterDrop(TrainerCallback):
         for name in [*(self.stacks or ()), *wanted]:
             if name not in known:
                 raise ConfigError(
-                    f"no stack {name!r}", where="RobustAdapterDrop", allowed=", ".join(sorted(set(known)))
+                    f"no stack {name!r}",
+                    where="RobustAdapterDrop",
+                    got=repr(name),
+                    allowed=", ".join(sorted(set(known))),
+                    try_=did_you_mean(name, known) or "leave stacks out, which takes all",
                 )
         limits: dict[str, int] = {}
         for (path, kind), count in layers.items():
@@ -245,6 +255,7 @@ class RobustAdapterDrop(TrainerCallback):
                     where=f"RobustAdapterDrop, stack {path}",
                     got=limit,
                     allowed=f"0..{count} ({count} layers; the paper draws up to {count - 1})",
+                    try_=f"max={max(count - 1, 0)}",
                 )
             limits[path] = limit
         return limits

@@ -79,7 +79,11 @@ class TaskEarlyStopping(TrainerCallback):
             if name not in names:
                 hint = did_you_mean(name, names)
                 raise TaskError(
-                    f"no task {name!r}", where="TaskEarlyStopping(metrics=...)", allowed=", ".join(names), try_=hint
+                    f"no task {name!r}",
+                    where="TaskEarlyStopping(metrics=...)",
+                    got=repr(name),
+                    allowed=", ".join(names),
+                    try_=hint or "leave metrics out: each task stops by its first metric",
                 )
         found = {}
         for task in self.mixture.tasks:
@@ -99,6 +103,7 @@ class TaskEarlyStopping(TrainerCallback):
                 raise TaskError(
                     "nothing tells when the task has converged: it has no labelled validation rows",
                     where=where,
+                    got="no labels in the split validation",
                     allowed="a labelled split validation",
                     try_=f"metrics={{{task.name!r}: None}} to let it train on",
                 )
@@ -149,6 +154,7 @@ class TaskEarlyStopping(TrainerCallback):
                 "an evaluation gave no score of a task that stops by it",
                 where="TaskEarlyStopping",
                 got=f"no {', '.join(lost)}",
+                allowed="what mix.metrics returns for the rows of every task",
                 try_="Trainer(eval_dataset=mix.eval, compute_metrics=mix.metrics)",
             )
         known, self.stopped = self.stopped, self._follow(state.log_history)

@@ -318,7 +318,9 @@ class TaskMixture:
         if self.batch_size is not None and self.batch_size != layout.batch_size:
             raise ConfigError(
                 "the mixture and the Trainer disagree about the batch size",
+                where="TaskMixture.plan",
                 got=f"TaskMixture(batch_size={self.batch_size}), per device {layout.batch_size}",
+                allowed=f"batch_size={layout.batch_size}, or None",
                 try_="leave batch_size out of TaskMixture: it follows TrainingArguments",
             )
         seed = self.seed if self.seed is not None else seed or 0

@@ -68,6 +68,7 @@ def task_optimizer(
             "this optimizer has a group for every parameter, and no place for those of tasks",
             where="task_optimizer",
             got=f"optim={str(args.optim)!r}",
+            allowed="an optimizer that takes several parameters in a group",
             try_="optim='adamw_torch'",
         )
     of = _tasks_of(owners, rates, decays)
@@ -104,11 +105,18 @@ def _require_known(owners: Mapping[str, list[nn.Parameter]], named: set[str], mo
             raise TaskError(
                 f"no task {name!r}",
                 where=f"task_optimizer, {type(model).__name__}",
+                got=repr(name),
                 allowed=", ".join(owners) or "none: nothing is attached",
-                try_=did_you_mean(name, list(owners)),
+                try_=did_you_mean(name, list(owners)) or "hfadapt.attach(model, method, name) first",
             )
         if not any(parameter.requires_grad for parameter in owners[name]):
-            raise TaskError("nothing of the task trains", where=f"task_optimizer, task {name!r}")
+            raise TaskError(
+                "nothing of the task trains",
+                where=f"task_optimizer, task {name!r}",
+                got=f"{len(owners[name])} parameters, none with requires_grad",
+                allowed="tasks with a parameter that trains",
+                try_=f"hfadapt.unfreeze(model, {name!r}), or leave the task out",
+            )
 
 
 def _tasks_of(
@@ -124,6 +132,7 @@ def _tasks_of(
                     "two tasks share parameters, which can only have one learning rate and one weight decay",
                     where="task_optimizer",
                     got=f"{other!r} and {name!r} have different ones",
-                    try_="the same values for both",
+                    allowed=f"rate {rates.get(other, 'of args')}, decay {decays.get(other, 'of args')} for both",
+                    try_=f"the values of {other!r} for {name!r} too, or none of its own for either",
                 )
     return found

@@ -1,4 +1,4 @@
-"""Errors of ours say what, where, got, allowed and what to try: the places that say less can only become fewer."""
+"""Errors of ours say what, where, got, allowed and what to try, in every place that makes one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CAUGHT_HERE = {
     ("kernels/hfadapt_kernels/op_autograd.py", "TypeError"): 1,
     ("kernels/hfadapt_kernels/triton/compile.py", "RuntimeError"): 2,
 }
-#: Places that leave a part out. Lower a number when you mend some; no number may rise.
-INCOMPLETE = {
-    "hfadapt": 227,
-    "plugins/hfadapt_plugins": 0,
-    "kernels/hfadapt_kernels": 0,
+#: Errors whose text has the parts inside, so that they have none of their own.
+PARTS_IN_TEXT = {
+    "hfadapt/cli/inspect.py": 1,  # a report keeps a refusal as text, and the command says it again
+    "hfadapt/recipes/config/tree.py": 1,  # lists the errors of a recipe, and holds each in `found`
+    "hfadapt/runtime/watch.py": 1,  # a traced call is told of it by a constant, of which torch.compile keeps the text
 }
 
 
@@ -66,13 +66,12 @@ def incomplete(tree: ast.Module) -> list[int]:
     return found
 
 
-def test_no_place_more_leaves_a_part_of_its_error_out():
+def test_no_place_leaves_a_part_of_its_error_out():
     lines = {file: incomplete(tree) for file, tree in trees().items()}
-    for package, most in INCOMPLETE.items():
-        here = {file: found for file, found in lines.items() if file.startswith(f"{package}/") and found}
-        count = sum(map(len, here.values()))
-        assert count <= most, f"{count} places in {package}, {most} before; which are new? {here}"
-        assert count > most - 10, f"only {count} places in {package} now: lower INCOMPLETE, so that it stays so"
+    for file, count in PARTS_IN_TEXT.items():
+        assert len(lines[file]) == count, (file, lines[file])
+        del lines[file]
+    assert not {file: found for file, found in lines.items() if found}
 
 
 def test_errors_of_python_itself_reach_no_user():

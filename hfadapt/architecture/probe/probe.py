@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from ...errors import ArchitectureError, problem
+from ...errors import ArchitectureError
 from ...errors.inside import require_itself
 from ..inputs import first_that_runs
 from ..interface import uses_interface
@@ -98,7 +98,13 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
     lists = layer_lists(root)
     layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
     if not layers:
-        raise ArchitectureError("no stack of equal layers was found", where=type(model).__name__, try_=_ADVICE)
+        raise ArchitectureError(
+            "no stack of equal layers was found",
+            where=type(model).__name__,
+            got=f"modules {', '.join([name for name, _ in root.named_children()][:6]) or 'none'}",
+            allowed="layers of one class in an nn.ModuleList or nn.Sequential",
+            try_=_ADVICE,
+        )
     training = {module: module.training for module in root.modules()}
     root.eval()
     try:
@@ -111,7 +117,11 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
             module.training = flag
     if not stacks:
         raise ArchitectureError(
-            "no stack of layers ran in a forward", where=type(model).__name__, got=sorted(lists), try_=_ADVICE
+            "no stack of layers ran in a forward",
+            where=type(model).__name__,
+            got=sorted(lists),
+            allowed="a model whose forward calls the layers of one of these lists",
+            try_=_ADVICE,
         )
     ran = {call.path.rpartition(".")[0] for call in seen.layers}
     left_out |= {path: "it did not run on the inputs of the probe" for path in lists if path not in ran}
@@ -155,7 +165,9 @@ def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, An
         try:
             return first_that_runs(root, BATCH, run)[1]
         except ArchitectureError as error:
-            raise _CannotRun(str(error)) from error
+            raise _CannotRun(
+                error.what, where=error.where, got=error.got, allowed=error.allowed, try_=error.try_
+            ) from error
     try:
         return run(dict(inputs))
     except Exception as error:  # any model may refuse what it is given in any way; the cause is kept and shown
@@ -164,6 +176,7 @@ def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, An
             f"the model could not be run to map it ({type(error).__name__}: {error})",
             where=type(root).__name__,
             got=shapes,
+            allowed="inputs on which the forward ends without an error",
             try_="inputs with which model(**inputs) runs",
         ) from error
 
@@ -216,8 +229,14 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         parts = find_parts(replay)
         residual = find_residual(replay, parts)
     except Exception as error:  # an unknown layer may fail in any way when it is interfered with; the cause is shown
-        text = f"the layer cannot be watched ({type(error).__name__}: {error})"
-        raise ArchitectureError(text, where=where, try_=_ADVICE) from error
+        text = "the layer cannot be watched"
+        raise ArchitectureError(
+            text,
+            where=where,
+            got=f"{type(error).__name__}: {error}"[:300],
+            allowed="a layer that runs again on what it was called with",
+            try_=_ADVICE,
+        ) from error
     missing = parts.missing + residual.missing
     attention = parts.attention
     sizes = None
@@ -230,7 +249,7 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
     linears = linears_of((attention, parts.cross), (*parts.ffn_in, parts.ffn_out))
     missing += differences(layer, root, alike, linears, residual.norms.values(), seen.fired)
     if missing or attention is None or sizes is None or parts.ffn_out is None or residual.style is None:
-        raise ArchitectureError(_refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing))
+        raise _refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing)
     heads, kv_heads, head_dim = sizes
     shared = len(set(paths)) < len(paths)
     path = paths[0].rpartition(".")[0]
@@ -267,7 +286,9 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
     )
 
 
-def _refusal(where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any) -> str:
+def _refusal(
+    where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any
+) -> ArchitectureError:
     found = {
         "attention": attention
         and [attention.query or attention.fused, attention.key, attention.value, attention.output],
@@ -277,7 +298,7 @@ def _refusal(where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, 
         "style": residual.style,
     }
     shown = ", ".join(f"{name} {value}" for name, value in found.items() if value) or "nothing"
-    return problem(
+    return ArchitectureError(
         "the layers could not be mapped whole",
         where=where,
         got=f"found {shown}; missing {'; '.join(missing)}",

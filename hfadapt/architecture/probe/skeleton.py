@@ -54,8 +54,14 @@ def probe_skeleton(model: PreTrainedModel, probe: Callable[[nn.Module], Architec
             with torch.device("cpu"):
                 twin = type(base)(shallow_config(config))
         except Exception as error:  # any config may refuse to be cut short, in any way; the cause is kept and shown
-            text = f"the model has no weights (meta device), and no shallow twin of it can be built ({error})"
-            raise ArchitectureError(text, where=type(base).__name__, try_=_ADVICE) from error
+            text = "the model has no weights (meta device), and no shallow twin of it can be built"
+            raise ArchitectureError(
+                text,
+                where=type(base).__name__,
+                got=f"{type(error).__name__}: {error}"[:300],
+                allowed="a config of which a model with two layers can be built",
+                try_=_ADVICE,
+            ) from error
         with torch.device("cpu"):
             arch = probe(twin)
         _seen[key] = replace(arch, stacks=tuple(_stretched(stack, twin, base) for stack in arch.stacks))
@@ -84,15 +90,33 @@ def shallow_config(config: PretrainedConfig) -> PretrainedConfig:
 def _stretched(stack: StackMap, twin: nn.Module, base: nn.Module) -> StackMap:
     """The twin's stack with the layers of the model itself, once they are known to be alike."""
     if stack.others or stack.left_out:
-        raise ArchitectureError("the layers are not all alike", where=stack.path, try_=_ADVICE)
+        raise ArchitectureError(
+            "the layers are not all alike",
+            where=stack.path,
+            got=f"{len(stack.others)} kinds of other layers, {len(stack.left_out)} layers left out",
+            allowed="layers of one kind, where there are no weights",
+            try_=_ADVICE,
+        )
     if stack.calls_per_module > 1:
         text = "the model shares layers, and how often each one runs cannot be told without weights"
-        raise ArchitectureError(text, where=stack.path, try_=_ADVICE)
+        raise ArchitectureError(
+            text,
+            where=stack.path,
+            got=f"{stack.calls_per_module} calls of each module in a twin of two layers",
+            allowed="layers that run once each, where there are no weights",
+            try_=_ADVICE,
+        )
     layers = tuple(join(stack.path, str(index)) for index, _ in enumerate(base.get_submodule(stack.path).children()))
     linears = linears_of((stack.attention, stack.cross_attention), (*stack.ffn_in, stack.ffn_out))
     mapped = twin.get_submodule(stack.layer_paths[-1])
     missing = differences(mapped, base, layers, linears, stack.norms.values())
     if missing:
         text = "the layers are not all alike"
-        raise ArchitectureError(text, where=stack.path, got=f"missing {'; '.join(missing)}", try_=_ADVICE)
+        raise ArchitectureError(
+            text,
+            where=stack.path,
+            got=f"missing {'; '.join(missing)}",
+            allowed=f"layers with all that {stack.layer_paths[-1]} of a shallow twin has",
+            try_=_ADVICE,
+        )
     return replace(stack, layer_paths=layers)

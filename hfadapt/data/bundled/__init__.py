@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError
+from ...errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -72,11 +72,16 @@ def folder(name: str) -> Path:
         raise DataError(
             f"data set {name!r} is not on this machine",
             where=str(place),
+            got="no test.jsonl.gz there",
             allowed=f"data sets here: {', '.join(names())}",
             try_=f"hfadapt data minisuite --task {name}   (its licence does not allow bundling it)",
         )
     raise DataError(
-        "no data set has this name", got=repr(name), allowed=", ".join(BUNDLED + BUILT), try_="hfadapt data"
+        "no data set has this name",
+        where="hfadapt.data.bundled",
+        got=repr(name),
+        allowed=", ".join(BUNDLED + BUILT),
+        try_=did_you_mean(name, BUNDLED + BUILT) or "hfadapt data, which lists what each holds",
     )
 
 
@@ -103,7 +108,13 @@ def describe(name: str) -> TaskDescription:
 def rows(name: str, split: str) -> list[dict[str, Any]]:
     """The rows of one split, each with ``text``, for pairs ``text_pair``, and ``label``."""
     if split not in SPLITS:
-        raise DataError("no such split", where=f"data set {name!r}", got=repr(split), allowed=", ".join(SPLITS))
+        raise DataError(
+            "no such split",
+            where=f"data set {name!r}",
+            got=repr(split),
+            allowed=", ".join(SPLITS),
+            try_=did_you_mean(split, SPLITS) or f"rows({name!r}, 'validation')",
+        )
     with gzip.open(folder(name) / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

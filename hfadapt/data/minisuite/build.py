@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.atomic import write_whole
-from ...errors import DataError
+from ...errors import DataError, did_you_mean
 from ...errors.names import names_of
 from . import sources, wordnet
 from .archives import Archives
@@ -154,7 +154,13 @@ def build(
     tasks = names_of(tasks)
     for name in tasks:
         if name not in SUITE:
-            raise DataError("the minisuite has no such task", got=repr(name), allowed=", ".join(SUITE))
+            raise DataError(
+                "the minisuite has no such task",
+                where="minisuite",
+                got=repr(name),
+                allowed=", ".join(SUITE),
+                try_=did_you_mean(name, SUITE) or "leave the tasks out, which builds all",
+            )
     for name in tasks:
         source = SUITE[name]
         splits, dropped, labels = source.make(archives, random.Random(f"{seed}:{name}"))
@@ -178,7 +184,13 @@ def _assert_disjoint(name: str, splits: Mapping[str, list[Row]]) -> None:
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = keys[a] & keys[b]
         if shared:
-            raise DataError(f"{len(shared)} texts are in both {a} and {b}", where=f"task {name!r}")
+            raise DataError(
+                f"{len(shared)} texts are in both {a} and {b}",
+                where=f"task {name!r}",
+                got=repr(next(iter(shared)))[:80],
+                allowed="each text in one split",
+                try_=f"seed={SEED}, whose splits were published",
+            )
 
 
 def _describe(
@@ -214,7 +226,11 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
         table = None
     if not isinstance(table, dict) or not all(isinstance(row, dict) and "sizes" in row for row in table.values()):
         raise DataError(
-            "no table of the minisuite's", where=str(path), got="another file", try_="another folder (--out)"
+            "no table of the minisuite's",
+            where=str(path),
+            got="another file",
+            allowed="a file that a build wrote: tasks with their sizes",
+            try_="another folder (--out)",
         )
     return table
 
@@ -227,6 +243,7 @@ def _refuse_foreign(name: str, files: Mapping[Path, bytes]) -> None:
                 "a file of another program's is in the way",
                 where=f"task {name!r}",
                 got=str(path),
+                allowed="no file, or what a build that was cut off left",
                 try_="another folder (--out), or move it away",
             )
 

@@ -110,7 +110,8 @@ def as_json(error: Exception) -> dict[str, Any]:
     """Return an error with its five parts. Of one that nobody expected only the kind is told: the log has the rest."""
     if not isinstance(error, HFAdaptError):
         what, try_ = "the server failed on this request", "its log says where; other requests are answered"
-        error = HFAdaptError(what, got=type(error).__name__, try_=try_)
+        got, allowed = type(error).__name__, "requests as the page /docs describes them"
+        error = HFAdaptError(what, where="the server", got=got, allowed=allowed, try_=try_)
         kind = "ServerError"
     else:
         kind = type(error).__name__

@@ -215,5 +215,11 @@ def head_from_dict(description: Mapping[str, Any]) -> Head:
     fields = dict(description)
     kind = fields.pop("kind", None)
     if kind not in known:
-        raise TaskError("unknown head", got=repr(kind), allowed=", ".join(known), try_=did_you_mean(str(kind), known))
+        raise TaskError(
+            "unknown head",
+            where="head",
+            got=repr(kind),
+            allowed=", ".join(known),
+            try_=did_you_mean(str(kind), known) or f"kind={next(iter(known))!r}",
+        )
     return known[kind](**fields)

@@ -56,7 +56,13 @@ def read_label_sets(
             chosen = [index(v, where(i)) for v in row]
             if settled and row:
                 allowed = f"{count} zeros and ones, as in other rows of these data"
-                raise DataError("a row of labels among zeros and ones", where=where(i), got=row, allowed=allowed)
+                raise DataError(
+                    "a row of labels among zeros and ones",
+                    where=where(i),
+                    got=row,
+                    allowed=allowed,
+                    try_=f"{[int(label in chosen) for label in range(count)]} for these labels",
+                )
             row = [float(label in chosen) for label in range(count)]
         found.append(np.array(row, np.float32))
     return found

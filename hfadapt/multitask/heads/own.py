@@ -92,6 +92,7 @@ class OwnHead(Head):
         else:
             raise TaskError(
                 "OwnHead needs a base with a head of its own",
+                where="OwnHead",
                 got=base_class,
                 allowed="...ForSequenceClassification, ...ForTokenClassification, ...ForMaskedLM, ...ForCausalLM, "
                 "...ForConditionalGeneration",
@@ -123,13 +124,22 @@ class OwnHead(Head):
                     where=RowPlace(where, row),
                     got=repr(value),
                     allowed="numbers, or label names of the task",
+                    try_="Task(..., label_names=(...)) with every name that the data use"
+                    if isinstance(value, str)
+                    else "a number there, or drop the row",
                 )
             rows.append(array)
         return rows
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Never called: the base computes its own loss."""
-        raise TaskError("the base computes the loss of OwnHead", try_="call the model with labels")
+        raise TaskError(
+            "the base computes the loss of OwnHead",
+            where="OwnHead.loss",
+            got="a call of it",
+            allowed="the loss in the model's output",
+            try_="call the model with labels",
+        )
 
     def weighted_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, shifted: bool) -> Tensor:
         """The base's loss with a weight a row: ``sum_i w_i l_i / n`` over the n labelled items.

@@ -23,6 +23,8 @@ def pool(hidden: Tensor, mask: Tensor | None, pooler: Tensor | None, pooling: Po
         if pooler is None:
             raise TaskError(
                 "the head asks for pooling='pooler', but this base returns no pooled output",
+                where="head",
+                got="no pooler_output",
                 allowed="cls, mean, last",
                 try_="pooling='cls' or pooling='mean'",
             )

@@ -93,7 +93,13 @@ class Span(Head):
         for name, lowest in (("max_answer_tokens", 1), ("doc_stride", 0)):
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise TaskError(f"bad {name}", where="Span", got=value, allowed=f"{lowest} or more")
+                raise TaskError(
+                    f"bad {name}",
+                    where="Span",
+                    got=value,
+                    allowed=f"{lowest} or more",
+                    try_=f"{name}={max(lowest, 1)}, or None",
+                )
         threshold = self.null_score_diff_threshold
         if not math.isfinite(threshold) or (threshold and not self.version_2_with_negative):
             raise TaskError(
@@ -123,6 +129,7 @@ class Span(Head):
                     where=RowPlace(where, row),
                     got=repr(value),
                     allowed='{"text": ["..."], "answer_start": [17]}',
+                    try_="{'text': [], 'answer_start': []} for a question without an answer",
                 )
             texts, starts = (v if isinstance(v, (list, tuple)) else [v] for v in (value["text"], value["answer_start"]))
             if texts and not (isinstance(starts[0], (int, np.integer)) and starts[0] >= 0):
@@ -131,6 +138,7 @@ class Span(Head):
                     where=RowPlace(where, row),
                     got=f"answer_start {starts[0]!r}",
                     allowed="0 or more; no text and no answer_start for a question without an answer",
+                    try_="context.find(text), where the text stands word for word",
                 )
             if not texts and not self.version_2_with_negative:
                 raise DataError(

@@ -52,7 +52,11 @@ def load_recipe(path: str | Path, overrides: str | Iterable[str] = (), *, fast: 
         text = Path(path).read_text("utf-8")
     except OSError as error:
         raise ConfigError(
-            "the recipe cannot be read", where=str(path), got=error.strerror, try_="hfadapt train examples/..."
+            "the recipe cannot be read",
+            where=str(path),
+            got=error.strerror,
+            allowed="a YAML file that this process can read",
+            try_="hfadapt train examples/...",
         ) from error
     return read_recipe(text, overrides, fast=fast, source=str(path))
 

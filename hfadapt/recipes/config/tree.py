@@ -32,7 +32,13 @@ class Problems:
             where = f"{node.place}: {error.where}" if error.where else node.place
             placed = ConfigError(error.what, where=where, got=error.got, allowed=error.allowed, try_=error.try_)
         else:
-            placed = ConfigError(str(error), where=node.place, got=node.kind)
+            placed = ConfigError(
+                str(error) or type(error).__name__,
+                where=node.place,
+                got=node.kind,
+                allowed="what the class behind this key takes",
+                try_="leave out what it names, for its default",
+            )
         self._found.append((node.line or 0, placed))
 
     def __bool__(self) -> bool:
@@ -121,7 +127,13 @@ def parse(text: str, problems: Problems, *, path: str = "", command_line: bool =
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{problems.source}, line {mark.line + 1}" if mark else problems.source
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+        raise ConfigError(
+            f"not valid YAML: {getattr(error, 'problem', None) or error}",
+            where=where,
+            got=repr("".join(text.splitlines()[mark.line : mark.line + 1]))[:80] if mark else f"{len(text)} characters",
+            allowed="YAML: 'key: value', with what belongs to a key indented by spaces",
+            try_="quotes around a value that holds ': ', '#' or brackets",
+        ) from error
     if root is None:
         return Node(None, path, None if command_line else 1)
     return _convert(root, path, yaml.SafeLoader(""), problems, command_line)

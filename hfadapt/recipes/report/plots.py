@@ -46,7 +46,13 @@ def require_matplotlib() -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise HFAdaptError("plots need matplotlib", try_="pip install 'hfadapt[report]'") from error
+        raise HFAdaptError(
+            "plots need matplotlib",
+            where="hfadapt report",
+            got="it is not installed",
+            allowed="the packages of the extra 'report'",
+            try_="pip install 'hfadapt[report]'",
+        ) from error
     matplotlib.use("Agg")
 
 

@@ -49,6 +49,7 @@ def output_linears(module: nn.Module) -> list[nn.Linear]:
         raise ConfigError(
             "no linear that gives the answers, so nothing to bound",
             where=type(module).__name__,
+            got=f"modules {', '.join([name for name, _ in module.named_children()][:6]) or 'none'}",
             allowed="models with a head for classes, numbers, labels or spans",
             try_="r3f, which leaves the head alone",
         )

@@ -39,6 +39,7 @@ def make_regularizer(choice: Choice, options: Mapping[str, Any] | None = None) -
                 "options beside a regularizer that holds its own",
                 where="regularize",
                 got=", ".join(options),
+                allowed="options beside a name, or the object alone",
                 try_=f"{type(choice).__name__}({', '.join(f'{name}=...' for name in options)})",
             )
         return choice

@@ -130,6 +130,7 @@ def read_teacher(folder: Path) -> tuple[int, dict[str, Tensor]]:
         raise CheckpointError(
             "the checkpoint holds no teacher, so this run would not go on where it stopped",
             where=str(folder),
+            got=f"no {FILE}",
             allowed=f"a checkpoint that a run with the same regularizer wrote, with {FILE}",
             try_="resume from an older checkpoint that holds it, or start anew",
         )
@@ -138,7 +139,13 @@ def read_teacher(folder: Path) -> tuple[int, dict[str, Tensor]]:
             told: dict[str, Any] = json.loads((file.metadata() or {})["teacher"])
             return int(told["steps_seen"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except Exception as error:
-        raise CheckpointError("the teacher cannot be read", where=str(path), got=str(error)) from error
+        raise CheckpointError(
+            "the teacher cannot be read",
+            where=str(path),
+            got=str(error),
+            allowed=f"a whole {FILE}, as a run with this regularizer writes it",
+            try_="resume from the checkpoint before, or start anew",
+        ) from error
 
 
 def require_same(mine: dict[str, Tensor], found: dict[str, Tensor], folder: Path) -> None:

@@ -50,12 +50,19 @@ def regularize(trainer: Trainer, regularizer: Choice, **options: Any) -> Regular
         ArchitectureError: it perturbs word embeddings, and the model has none.
     """
     if not isinstance(trainer, Trainer):
-        raise ConfigError("no Trainer", where="regularize", got=repr(trainer)[:80], allowed="a transformers.Trainer")
+        raise ConfigError(
+            "no Trainer",
+            where="regularize",
+            got=repr(trainer)[:80],
+            allowed="a transformers.Trainer",
+            try_="regularize(Trainer(model=model, args=args, ...), 'smart')",
+        )
     if isinstance(getattr(trainer, "compute_loss", None), functools.partial) or _of(trainer) is not None:
         raise ConfigError(
             "this Trainer has a regularizer already",
             where="regularize",
             got=type(trainer).__name__,
+            allowed="one regularizer a Trainer",
             try_="regularize(...).remove() first; the Trainer of another run can have another",
         )
     return Regularization(trainer, chosen(regularizer, options, trainer.model))
@@ -122,6 +129,7 @@ class Regularization(TrainerCallback):
                 f"{self._repeated.name} goes over whole updates again, so it holds for all tasks or none",
                 where="regularize",
                 got="one regularizer a task",
+                allowed="the same one for all tasks",
                 try_=f"regularize(trainer, {self._repeated.name!r})",
             )
         if trainer.optimizer is not None and trainer.args.max_steps > 0:

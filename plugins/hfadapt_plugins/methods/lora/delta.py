@@ -123,15 +123,15 @@ class LoRADelta(Delta):
         """Add ``s B A`` to the weight of ``leaf``."""
         config: LoRA = self.config(name)
         weight = getattr(leaf, "weight", None)
-        if config.gate != "none" or weight is None or not weight.is_floating_point():
-            if config.gate != "none":
-                raise AttachError(
-                    "cannot fold the update into the weight: its gate depends on the input",
-                    where=self.site.leaf,
-                    got=f"{name}: gate={config.gate!r}",
-                    allowed="gate='none'",
-                    try_="keep the adapter attached",
-                )
+        if config.gate != "none":
+            raise AttachError(
+                "cannot fold the update into the weight: its gate depends on the input",
+                where=self.site.leaf,
+                got=f"{name}: gate={config.gate!r}",
+                allowed="gate='none'",
+                try_="keep the adapter attached",
+            )
+        if weight is None or not weight.is_floating_point():
             raise quantised(self.site.leaf, name, weight)
         a, b = self.matrices(name, double=True)
         self.merge_bias(name, leaf)
