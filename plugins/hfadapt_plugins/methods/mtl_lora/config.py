@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..lora import LinearUpdate, LoRA
+from ..lora import LoRA
+from ..lora.config import LinearUpdate
 
 __all__ = ["MATRICES", "MTLLoRA"]
 

@@ -12,7 +12,8 @@ from hfadapt import Rows, Weights
 from hfadapt.method import tensors_of
 from hfadapt_kernels import grouped_lora
 
-from ..lora import LoRADelta, top_right_singular_vector
+from ..lora import LoRADelta
+from ..lora.prototype import top_right_singular_vector
 
 if TYPE_CHECKING:
     from .config import MTLLoRA

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from hfadapt import Capabilities, Method, Place
 from hfadapt.runtime import deltas_of
 
-from ..lora import ROLES, combine_loras, find_targets, refuse_only_read
+from ..lora.combining import combine_loras
+from ..lora.targets import ROLES, find_targets, refuse_only_read
 from .config import MTLLoRA
 from .delta import MTLLoRADelta
 
