@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..runtime.attachment import attachment, parameters_of
+from ..runtime.attachment import attachment, deltas_of, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,8 +126,11 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def parameters_of_others(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each attached adapter that is not among ``names``."""
+    """Return the parameters of each other attached adapter with which one of ``names`` may share some."""
     chosen = set(names)
+    # of a thousand tasks whose methods share nothing, none is looked at
+    if not any(delta.ties_adapters and not chosen.isdisjoint(delta.names) for _, delta in deltas_of(model)):
+        return {}
     others = [name for name in attachment(model).names if name not in chosen]
     return {name: list(parameters_of(model, name, own_modules=False).values()) for name in others}
 

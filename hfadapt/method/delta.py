@@ -118,6 +118,8 @@ class Delta(nn.Module):
 
     # Its op can finish with the norm that follows: ``forward`` then takes norm, norm_weight, norm_bias and eps as well.
     fuses_norm: bool = False
+    # Its adapters may hold parameters of one another. Loading one then compares them with those of all that are here.
+    ties_adapters: bool = False
     # Which one it is in its model, the same in every process; set where it is made.
     place: str = ""
 

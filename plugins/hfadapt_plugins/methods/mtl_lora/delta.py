@@ -48,6 +48,8 @@ class MTLLoRADelta(LoRADelta):
     ``grouped_lora`` as those of a LoRA with the matrices that come out of them.
     """
 
+    ties_adapters = True
+
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         """Take A and the B_i of an adapter of the group that is here, or make them; L is the identity."""
         mate = self._mate(config.group)
