@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hfadapt import hookimpl, plugins
@@ -253,6 +254,17 @@ def test_tasks_stop_and_learn_as_the_recipe_says(recipe: Path, hfadapt, tmp_path
 def test_what_stopping_and_rates_cannot_mean_is_refused(recipe: Path, hfadapt, tmp_path: Path, change, said) -> None:
     with pytest.raises(HFAdaptError, match=rf"(?s){said}"):
         hfadapt("train", recipe, "--fast", change, "--output", tmp_path / "run")
+
+
+def test_tasks_of_a_recipe_share_an_update_that_comes_back(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    options = ["baselines=[]", "--fast", "--output", tmp_path / "run"]
+    hfadapt("train", recipe, *options, "method={method: mtl_lora, r: 4, n_up: 2}")
+    result = RunResult.read(tmp_path / "run")
+    assert result.proof["reload"]["bit_identical"] is True and result.proof["mixed_batch"]["predictions_equal"] is True
+    tensors = load_file(tmp_path / "run" / "adapter" / "model.safetensors")
+    ups = {key: tensor for key, tensor in tensors.items() if "wn_relation" in key and key.endswith("lora_b")}
+    assert ups and all(tensor.any() for tensor in ups.values())
+    assert all(tensors[key.replace("wn_relation", "sms_spam")].equal(tensor) for key, tensor in ups.items())
 
 
 def test_resume_without_a_checkpoint_says_how_to_get_one(recipe: Path, hfadapt, tmp_path: Path) -> None:

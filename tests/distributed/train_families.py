@@ -29,6 +29,7 @@ METHODS = (
     "lora",
     "low_rank",
     "mam",
+    "mtl_lora",
     "pal",
     "pooler",
     "prefix",

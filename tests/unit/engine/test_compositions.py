@@ -1,4 +1,4 @@
-"""Tasks whose rows go through a composition are served: Arrow and Router beside tasks with an adapter of their own."""
+"""Tasks that use parts of one another are served: Arrow and Router beside adapters of their own, and MTL-LoRA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hfadapt import Arrow, Average, Classification, Engine, MultiTaskModel, Rout
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
-from tests.unit.engine.case import ask, text
+from tests.unit.engine.case import ask, saved, text
 
 LORAS = ("news", "mail", "chat")
 ROUTES = {
@@ -87,6 +87,24 @@ def test_named_compositions_of_a_folder_of_adapters_are_tasks(tmp_path):
             logits = model.eval()(**inputs, task_ids=answer.task).logits[0]
         got = torch.tensor(list(answer.scores.values()))
         torch.testing.assert_close(got, logits.softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_tasks_that_share_an_update_are_served_beside_each_other(base_folder):
+    tasks = [Task(name, Classification(3)) for name in LORAS]
+    saved(base_folder, base_folder.parent / "shared", tasks, hfadapt.MTLLoRA(r=2, n_up=2))
+    engine = Engine.from_pretrained(base_folder.parent / "shared")
+    requests = [(text(words, 5 * words), name, None) for words in (3, 14) for name in LORAS]
+    alone = [ask(engine, [one])[0] for one in requests]
+    assert ask(engine, requests[::-1]) == alone[::-1] and len({str(one.scores) for one in alone}) == len(alone)
+    model, tokenizer = MultiTaskModel.from_pretrained(base_folder.parent / "shared").eval(), tiny_tokenizer()
+    for (words, task, _), answer in zip(requests, alone, strict=True):
+        with torch.no_grad():
+            output = model(**tokenizer(words, return_tensors="pt"), task_ids=[task])
+        scores = torch.softmax(model.logits_of(output, task)[0], -1)
+        torch.testing.assert_close(torch.tensor(list(answer.scores.values())), scores, rtol=1e-4, atol=1e-6)
+    engine.remove("mail")
+    kept = [number for number, (_, name, _) in enumerate(requests) if name != "mail"]
+    assert ask(engine, [requests[i] for i in kept]) == [alone[i] for i in kept]
 
 
 def test_a_server_gives_the_same_answers(engine, alone):
