@@ -61,6 +61,25 @@ def test_tasks_of_many_methods_share_a_graph_of_any_size(tmp_path):
             run(tmp_path, **texts(1, 3), task_ids=torch.tensor([unknown]))
 
 
+def test_routed_and_fused_rows_and_a_shared_update_stand_in_a_graph(tmp_path):
+    need_the_extra()
+    model = adapted("lora", hfadapt.MTLLoRA(r=2, n_up=2), "seq_bn")
+    hfadapt.attach(model, "seq_bn", "d", verify=False)
+    hfadapt.add_router(model, ("a", "b"), activate_it=False)
+    hfadapt.add_fusion(model, ("c", "d"))
+    randomize(model)
+    hfadapt.compose(model, "routed", hfadapt.Router("a", "b", top_k=1))
+    hfadapt.compose(model, "fused", hfadapt.Fuse("c", "d"))
+    names = ["fused", "b", "routed"]
+    assert exporting.export_onnx(model, tmp_path, names)["tasks"] == names
+    ids = torch.arange(7) % 3
+    with torch.no_grad():
+        want = model(**texts(7, 13), task_ids=[names[i] for i in ids]).logits
+        plain = model(**texts(7, 13), task_ids=[None] * 7).logits
+    assert (want - plain).abs().amax(1).min() > 1e-2
+    torch.testing.assert_close(run(tmp_path, **texts(7, 13), task_ids=ids), want, rtol=1e-4, atol=1e-4)
+
+
 def test_one_task_of_a_model_of_several_is_merged_under_its_head(tmp_path):
     need_the_extra()
     tasks = toy_tasks()
