@@ -93,15 +93,17 @@ def input_misfit(op: str, name: str, tensor: Tensor, expected: str, least: int, 
 
 def batch_misfit(op: str, name: str, rows: int, ids: int, *, expected: str = "") -> ShapeError:
     """The error of a `TaskBatch` of another number of rows than the input ``name``."""
-    repeated = ids > 0 and rows % ids == 0
+    ways = f"TaskBatch.from_ids with {rows} ids, -1 for a row without a task"
+    if ids > 0 and rows % ids == 0:
+        ways = f"batch.expand({rows // ids}) where a model repeats its rows"
+    elif ids > 0:
+        ways += "; or batch.expand(repeats) where a model repeats its rows"
     return ShapeError(
         op,
         "batch",
         expected=expected or f"{rows} task ids, one a row of {name}",
         got=str(ids),
-        hint=f"Use batch.expand({rows // ids}) where a model repeats its rows."
-        if repeated
-        else f"Use TaskBatch.from_ids with {rows} ids, -1 for a row without a task.",
+        hint=f"Use {ways}.",
     )
 
 

@@ -47,6 +47,12 @@ def layout(config: Config, name: str, base: BertModel) -> dict[str, tuple[int, .
                     owner = f"{at}.{path}.loras.{name}"
                     shapes |= {f"{owner}.lora_A": (part["r"], inner), f"{owner}.lora_B": (outer, part["r"])}
                     shapes |= _gate(owner + ".gate", inner) if part["use_gating"] else {}
+            elif kind == "mtl_lora":
+                for path in _lora_places(part):
+                    inner, outer = base.get_submodule(f"{at}.{path}").weight.shape[::-1]
+                    owner, count = f"{at}.{path}.loras.{name}", part["n_up_projection"]
+                    shapes |= {f"{owner}.lora_A": (part["r"], inner), f"{owner}.lora_B": (count, outer, part["r"])}
+                    shapes |= {f"{owner}.weights": (count,), f"{owner}.task_specific.values": (part["r"],)}
             elif kind == "prefix_tuning" and part["use_gating"]:
                 shapes |= _gate(f"{at}.attention.self.prefix_tuning.prefix_gates.{name}", d)
             elif kind is None:
@@ -113,10 +119,16 @@ class Formula:
 
     def linear(self, index: int, path: str, x: Tensor) -> Tensor:
         """A linear of the base with its low-rank update."""
-        module, part = self.base.get_submodule(f"encoder.layer.{index}.{path}"), self.of("lora", index)
+        module = self.base.get_submodule(f"encoder.layer.{index}.{path}")
+        part = self.of("lora", index) or self.of("mtl_lora", index)
         y, owner = module(x), f"encoder.layer.{index}.{path}.loras.{self.name}"
         if part is None or path not in _lora_places(part):
             return y
+        if part["architecture"] == "mtl_lora":
+            shares = torch.softmax(self.w[f"{owner}.weights"] / part["weights_sharpness"], 0)
+            up = torch.einsum("n,nor->or", shares, self.w[f"{owner}.lora_B"])
+            inner = (x @ self.w[f"{owner}.lora_A"].T) * self.w[f"{owner}.task_specific.values"]
+            return y + part["alpha"] / part["r"] * inner @ up.T
         scale = self.gate(x, f"{owner}.gate") if part["use_gating"] else part["alpha"] / part["r"]
         return y + scale * (x @ self.w[f"{owner}.lora_A"].T @ self.w[f"{owner}.lora_B"].T)
 
