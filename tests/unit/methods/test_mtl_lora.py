@@ -225,7 +225,7 @@ def test_save_pretrained_of_the_model_loads_again(tmp_path) -> None:
 
 
 def test_a_task_leaves_as_a_lora_of_pefts(tmp_path) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="reads what was written")
     model = adapted().float()
     want = output(model, task_ids="b")
     hfadapt.save_peft(model, tmp_path, "b")

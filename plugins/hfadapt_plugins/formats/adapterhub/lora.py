@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hfadapt import MethodConfig
+    from hfadapt import Delta, MethodConfig
 
-__all__ = ["KEYS", "is_fused", "lora_configs", "lora_weights"]
+__all__ = ["KEYS", "is_fused", "lora_configs", "lora_weights", "updated_linears"]
 
 KEYS = {"lora_a": "lora_A", "lora_b": "lora_B", "gate_weight": "gate.weight", "gate_bias": "gate.bias"}
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -126,17 +126,29 @@ def _check_places(config: Mapping[str, Any], tensors: Tensors, owners: Mapping[s
         raise refused("the file updates other linears than its config says", tensors.folder, got)
 
 
-def lora_weights(model: PreTrainedModel, name: str, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of our parameters of an adapter, by the model's names for them."""
-    found: dict[str, Tensor] = {}
+def updated_linears(
+    model: PreTrainedModel, name: str, tensors: Tensors, method: str
+) -> Iterator[tuple[str, Delta, str]]:
+    """Yield path, delta and the file's name of the linear for every update of an adapter that a method made.
+
+    Raises:
+        CheckpointError: the file has no update of that linear.
+    """
     owners = tensors.owners("loras")
     for path, delta in deltas_of(model, name):
-        if delta.config(name).method != "lora":
+        if delta.config(name).method != method:
             continue
         owner = tensors.relative(delta.site.leaf)
         if owner not in owners:
             got = f"{owner} is meant by the same name as a linear of the file"
             raise refused("linears cannot be told apart by their paths", tensors.folder, got)
+        yield path, delta, owner
+
+
+def lora_weights(model: PreTrainedModel, name: str, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of our parameters of an adapter, by the model's names for them."""
+    found: dict[str, Tensor] = {}
+    for path, delta, owner in updated_linears(model, name, tensors, "lora"):
         fused = is_fused(tensors, delta.site.leaf)
         for ours, _ in delta.own(name).named_parameters():
             tensor = tensors.take(f"{owner}.loras.{tensors.name}.{KEYS[ours]}")

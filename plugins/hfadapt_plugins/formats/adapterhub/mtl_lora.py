@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.runtime import deltas_of
-
 from ...methods.lora import LoRA
 from ...methods.mtl_lora import MTLLoRA
 from .folder import Tensors, refused
-from .lora import is_fused, lora_configs
+from .lora import is_fused, lora_configs, updated_linears
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,14 +69,7 @@ def _group(tensors: Tensors) -> str:
 def mtl_lora_weights(model: PreTrainedModel, name: str, tensors: Tensors) -> dict[str, Tensor]:
     """Return the tensors of our parameters of an adapter, by the model's names for them."""
     found: dict[str, Tensor] = {}
-    owners = tensors.owners("loras")
-    for path, delta in deltas_of(model, name):
-        if delta.config(name).method != "mtl_lora":
-            continue
-        owner = tensors.relative(delta.site.leaf)
-        if owner not in owners:
-            got = f"{owner} is meant by the same name as a linear of the file"
-            raise refused("linears cannot be told apart by their paths", tensors.folder, got)
+    for path, _, owner in updated_linears(model, name, tensors, "mtl_lora"):
         for ours, theirs in _KEYS.items():
             found[f"{path}.adapters.{name}.{ours}"] = tensors.take(f"{owner}.loras.{tensors.name}.{theirs}")
     return found

@@ -34,7 +34,7 @@ class LinearUpdate(MethodConfig):
 
     def as_lora(self) -> LoRA:
         """Return the config of the plain LoRA that computes the same once B and A are made."""
-        raise NotImplementedError
+        raise NotImplementedError  # of this base alone: LoRA and MTLLoRA have theirs, and nobody makes a LinearUpdate
 
     def check_update(self) -> None:
         """Raise ``ConfigError`` unless the fields that all updates have hold what is allowed."""

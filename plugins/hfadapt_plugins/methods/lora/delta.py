@@ -115,9 +115,8 @@ class LoRADelta(Delta):
 
     def prototype(self, name: str) -> Tensor:
         """The first right singular vector of ``B A``."""
-        inside = self.own(name)
         kept = self.__dict__.setdefault("_prototypes", Prototypes())
-        return kept.of(name, inside.lora_a, inside.lora_b, self.training)
+        return kept.of(name, list(self.own(name).parameters()), self.matrices, self.training)
 
     def merge(self, name: str, leaf: nn.Module) -> None:
         """Add ``s B A`` to the weight of ``leaf``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,21 +41,23 @@ class Prototypes:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Any, Tensor]] = {}
 
-    def of(self, name: str, a: Tensor, b: Tensor, training: bool) -> Tensor:
+    def of(
+        self, name: str, own: Sequence[Tensor], matrices: Callable[[str], tuple[Tensor, Tensor]], training: bool
+    ) -> Tensor:
         """Return the prototype of an adapter.
 
         Args:
             name: Of the adapter.
-            a: ``[R, Din]``.
-            b: ``[O, R]``.
+            own: The parameters that its update is made of.
+            matrices: Returns A ``[R, Din]`` and B ``[O, R]`` of an adapter, made of these.
             training: The adapters may be another thing at every call.
         """
         # A traced graph must hold the computation, or it would hold today's vector for ever.
-        if training or torch.compiler.is_compiling() or a.is_inference() or b.is_inference():
+        if training or torch.compiler.is_compiling() or any(one.is_inference() for one in own):
             self._kept.pop(name, None)
-            return top_right_singular_vector(a, b)
-        key = tuple((one.data_ptr(), one._version, one.device) for one in (a, b))
+            return top_right_singular_vector(*matrices(name))
+        key = tuple((one.data_ptr(), one._version, one.device) for one in own)
         found = self._kept.get(name)
         if found is None or found[0] != key:
-            found = self._kept[name] = (key, top_right_singular_vector(a, b))
+            found = self._kept[name] = (key, top_right_singular_vector(*matrices(name)))
         return found[1]

@@ -13,7 +13,6 @@ from hfadapt.method import tensors_of
 from hfadapt_kernels import grouped_lora
 
 from ..lora import LoRADelta
-from ..lora.prototype import top_right_singular_vector
 
 if TYPE_CHECKING:
     from .config import MTLLoRA
@@ -90,10 +89,6 @@ class MTLLoRADelta(LoRADelta):
         up, mix, matrix = [part.double() for part in parts] if double else parts
         b = task_up(up, mix, matrix, config.temperature)
         return (one.lora_a.double() if double else one.lora_a), b
-
-    def prototype(self, name: str) -> Tensor:
-        """The first right singular vector of the task's update; made anew each time, as what it is made of is."""
-        return top_right_singular_vector(*self.matrices(name))
 
 
 def _normal(tensor: Tensor) -> Tensor:
