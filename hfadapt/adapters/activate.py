@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AttachError, CompositionError
+from ..errors.names import free_name
 from ..method.delta import check_adapter_name
 from ..routing.choice import Block, Choice, choose
 from ..routing.composition import Composition, Node, Parallel, arrow_nodes, steps_of
@@ -36,9 +37,7 @@ def compose(model: PreTrainedModel, name: str, node: Composition) -> None:
             where=type(model).__name__,
             got=name,
             allowed=f"a name beside {', '.join(state.routable)}",
-            try_=repr(
-                next(f"{name}{n}" for n in range(2, len(state.routable) + 3) if f"{name}{n}" not in state.routable)
-            ),
+            try_=repr(free_name(name, state.routable)),
         )
     replace_composition(model, name, node)
 

@@ -17,8 +17,8 @@ from .activate import activate
 from .atomic import target_folder
 from .attach import attach
 from .base_model import load_base
-from .described import joining_method, refuse_taken
 from .files import config_path, is_ours, require_file
+from .folder_checks import joining_method, refuse_taken
 from .folder_format import Described, FolderContent, FolderFormat, ReadOptions
 from .own_copies import own_modules, own_tensors, resize_outputs
 from .restore import all_or_nothing, as_described, meta_copy, rehearsal
@@ -144,6 +144,7 @@ def load_foreign(
     path = Path(folder)
     contents: list[FolderContent] = []
 
+    # The folder's names mean something beside the base alone, so that it is read as soon as there is one.
     def brought(base: PreTrainedModel) -> list[str]:
         contents.append(found.read(base, path, options))
         return [name for one in contents[0].adapters for name in one.whole]
@@ -220,7 +221,6 @@ def _check_names(model: PreTrainedModel, content: FolderContent, folder: str | o
 
 
 def _attach(model: PreTrainedModel, content: FolderContent, folder: str | os.PathLike[str], *, prove: bool) -> None:
-
     for one in content.adapters:
         modules = dict.fromkeys(key.rpartition(".")[0] for key in one.whole)
         attach(model, one.configs, one.name, modules_to_save=modules, verify=False)

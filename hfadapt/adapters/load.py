@@ -18,8 +18,8 @@ from .activate import activate, compose, set_adapter_drop
 from .attach import attach
 from .base_identity import TOKENS, check_base, dtype_option, label_options, restore_tokens
 from .base_model import load_base
-from .described import joining_method, refuse_taken
 from .files import check_digest, read_config, read_tensors
+from .folder_checks import joining_method, refuse_taken
 from .mapping import find_map
 from .own_files import autocast_of, fit_heads, options_of, own_targets, without_heads
 from .renaming import renamed

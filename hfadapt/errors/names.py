@@ -1,12 +1,13 @@
-"""One name is a name, wherever a list of names is taken."""
+"""What is taken for a list of names, and what to call something whose name is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection, Iterable
 
 from . import HFAdaptError
 
-__all__ = ["names_of"]
+__all__ = ["free_name", "names_of"]
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -23,3 +24,8 @@ def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
         raise HFAdaptError(
             "no names", where="names", got=repr(names), allowed="a name, or a list of names", try_="['a', 'b']"
         ) from None
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The first of ``name2``, ``name3`` and so on that is not taken."""
+    return next(found for number in itertools.count(2) if (found := f"{name}{number}") not in taken)

@@ -47,11 +47,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 where=f"plugin {origin or self._current_origin}",
                 got=repr(name),
                 allowed="lower case letters, digits, '_' and '-'",
-                try_=repr(
-                    re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
-                    if isinstance(name, str)
-                    else f"my-{self.kind}"
-                ),
+                try_=repr(re.sub(r"[^a-z0-9_-]+", "-", str(name).lower()).strip("-_") or f"my-{self.kind}"),
             )
         origin = origin or self._current_origin
         if name in self._things:
