@@ -71,25 +71,25 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str, str, str]] = {
     "pack into an unknown dtype": (
         lambda _: hfadapt.pack(copy.deepcopy(BERT), "flaot32"), "pack", "'flaot32'", "int8", "'float32'"),
     "a composition of a number": (lambda _: parse(3), "composition", "3", "'stack'", "{'stack': ['a', 'b']}"),
-    "steps of a number": (lambda _: steps_of(3), "composition", "3", "Stack", "a list of names"),  # type: ignore[arg-type]
+    "steps of a number": (lambda _: steps_of(3), "composition", "3", "Stack", "a list of names"),
     "Parallel inside": (
         lambda _: steps_of(hfadapt.Parallel("a", "b")), "composition", "Parallel", "Average", "hfadapt.active"),
     "an unknown head": (
         lambda _: head_from_dict({"kind": "clasification"}), "head", "'clasification'", "regression", "classification"),
     "a metric under a taken name": (
-        lambda _: register_metric("accuracy", len), "register_metric", "'accuracy'", "f1", "another name"),  # type: ignore[arg-type]
+        lambda _: register_metric("accuracy", len), "register_metric", "'accuracy'", "f1", "another name"),
     "an unknown metric to find": (
         lambda _: find_metric("acuracy"), "metric", "'acuracy'", "accuracy", "'accuracy'"),
     "a metric that is a number": (
-        lambda _: register_metric("m", 3), "register_metric", "3", "a function", "register_metric"),  # type: ignore[arg-type]
+        lambda _: register_metric("m", 3), "register_metric", "3", "a function", "register_metric"),
     "a metric of no direction": (
-        lambda _: register_metric("m", len, greater_is_better="up"), "'m'", "'up'", "True or False", "for an error"),  # type: ignore[arg-type]
+        lambda _: register_metric("m", len, greater_is_better="up"), "'m'", "'up'", "True or False", "for an error"),
     "a metric without end": (
-        lambda _: register_metric("m", len, low=0.0, high=float("inf")), "'m'", "inf", "finite", "low=0.0"),  # type: ignore[arg-type]
+        lambda _: register_metric("m", len, low=0.0, high=float("inf")), "'m'", "inf", "finite", "low=0.0"),
     "a metric upside down": (
-        lambda _: register_metric("m", len, low=1.0, high=0.0), "'m'", "1.0 to 0.0", "low <", "low=0.0, high=1.0"),  # type: ignore[arg-type]
+        lambda _: register_metric("m", len, low=1.0, high=0.0), "'m'", "1.0 to 0.0", "low <", "low=0.0, high=1.0"),
     "tasks that are a number": (
-        lambda _: MultiTaskModel.from_base(tiny_model("bert"), 3), "tasks", "3", "hfadapt.Task", "Task('name'"),  # type: ignore[arg-type]
+        lambda _: MultiTaskModel.from_base(tiny_model("bert"), 3), "tasks", "3", "hfadapt.Task", "Task('name'"),
     "a base with adapters to load on": (lambda f: load_on_adapted(f), "Bert", "a, b", "without adapters", "detach"),
     "an answer of no tokens": (
         lambda _: Span(max_answer_tokens=0), "Span", "0", "1 or more", "max_answer_tokens=1"),
@@ -123,7 +123,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str, str, str]] = {
     "a run that is not there": (
         lambda f: RunResult.read(f), "test_", "no results", "filled to its end", "hfadapt train RECIPE"),
     "a regularizer of no Trainer": (
-        lambda _: regularize(3, "smart"), "regularize", "3", "transformers.Trainer", "Trainer(model=model"),  # type: ignore[arg-type]
+        lambda _: regularize(3, "smart"), "regularize", "3", "transformers.Trainer", "Trainer(model=model"),
     "a teacher that is not there": (
         lambda f: read_teacher(f), "test_", "no ", "the same regularizer", "older checkpoint"),
 }  # fmt: skip
