@@ -14,6 +14,7 @@ from hfadapt.errors import AttachError, CheckpointError, ConfigError
 from hfadapt.runtime import deltas_of
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
+from hfadapt_plugins.methods.lora.prototype import top_right_singular_vector
 from hfadapt_plugins.methods.mtl_lora.delta import task_up
 
 CONFIG = hfadapt.MTLLoRA(r=4, n_up=3)
@@ -252,14 +253,55 @@ def _pair(delta, name):
     return b @ a, torch.ones((), dtype=torch.float64)
 
 
-def test_tasks_join_fusions_averages_and_routers() -> None:
+@torch.no_grad()
+def as_loras(model):
+    """The same base with a plain LoRA for each task, of the matrices that the task computes with."""
+    plain = tiny_model("bert").double()
+    hfadapt.attach(plain, CONFIG.as_lora(), names=["a", "b"], verify=False)
+    for (_, ours), (_, theirs) in zip(deltas_of(model), deltas_of(plain), strict=True):
+        for name in "ab":
+            for kept, made in zip(theirs.matrices(name), ours.matrices(name), strict=True):
+                kept.copy_(made)
+    return plain
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        hfadapt.Average("a", "b"),
+        hfadapt.Stack("a", "b"),
+        hfadapt.Arrow("a", "b", top_k=1),
+        hfadapt.Router("a", "b", top_k=2),
+        hfadapt.Fuse("a", "b"),
+    ],
+    ids=lambda node: type(node).__name__,
+)
+def test_tasks_join_as_the_loras_that_they_compute(node) -> None:
     model = adapted()
-    mean = hfadapt.Average("a", "b")
-    with hfadapt.active(model, mean):
-        found = output(model)
-    assert torch.isfinite(found).all() and not torch.equal(found, output(model, task_ids="a"))
-    hfadapt.add_fusion(model, ("a", "b"))
-    assert torch.isfinite(output(model, task_ids=None)).all()
+    plain = as_loras(model)
+    for one in (model, plain):
+        if isinstance(node, hfadapt.Router):
+            hfadapt.add_router(one, ("a", "b"), activate_it=False)
+        if isinstance(node, hfadapt.Fuse):
+            hfadapt.add_fusion(one, ("a", "b"))
+    # what joins them, and the base
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if ".adapters." not in k}, strict=False)
+    with hfadapt.active(model, node), hfadapt.active(plain, node):
+        found, want = output(model), output(plain)
+    assert not torch.equal(found, output(model, task_ids="a"))
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", ["lora_a", "lora_b", "mix", "matrix"])
+def test_a_prototype_is_kept_until_any_part_of_the_update_changes(part) -> None:
+    _, delta = next(deltas_of(adapted()))
+    before = delta.prototype("a")
+    assert delta.prototype("a") is before
+    with torch.no_grad():
+        getattr(delta.own("a"), part)[..., :1] += 1.0
+    after = delta.prototype("a")
+    assert not torch.equal(after.abs(), before.abs())
+    torch.testing.assert_close(after, top_right_singular_vector(*delta.matrices("a", double=True)))
 
 
 def test_low_precision_bases_train_in_float32_under_autocast() -> None:
