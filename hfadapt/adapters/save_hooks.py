@@ -102,9 +102,19 @@ def _save_whole(model: Any, folder: Path, given: Mapping[str, Tensor] | None, op
 
     weights = model.state_dict() if given is None else given
     # the stock method refuses parameters that adapters share, as it would not tie them again; loading the adapters does
-    weights = {**weights, **apart({key: tensor for key, tensor in weights.items() if is_adapter(key)})}
-    # a quantizer takes no state dict, and makes its own
-    marked = given if getattr(model, "hf_quantizer", None) is not None else {**weights, _LEFT_OUT: torch.zeros(0)}
+    separate = apart({key: tensor for key, tensor in weights.items() if is_adapter(key)})
+    marked: Mapping[str, Tensor] | None = {**weights, **separate, _LEFT_OUT: torch.zeros(0)}
+    if getattr(model, "hf_quantizer", None) is not None:
+        shared = [key for key, tensor in separate.items() if tensor is not weights[key]]
+        if shared:
+            raise CheckpointError(
+                "a quantised model writes its weights itself, and takes no two names for one parameter",
+                where=str(folder),
+                got=f"{len(shared)} parameters that adapters share, such as {shared[0]}",
+                allowed="adapters that share none, or a base that is not quantised",
+                try_="hfadapt.save(model, folder), which writes the adapters and names the base",
+            )
+        marked = given  # a quantizer takes no state dict, and makes its own
     with atomic_folder(folder, dropped=_older_save(folder)) as temporary:
         type(model).save_pretrained(model, temporary, state_dict=marked, **options)
         (temporary / SIDE_FOLDER).mkdir()

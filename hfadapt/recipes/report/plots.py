@@ -48,8 +48,8 @@ def require_matplotlib() -> None:
     except ImportError as error:
         raise HFAdaptError(
             "plots need matplotlib",
-            where="hfadapt report",
-            got="it is not installed",
+            where="the report of a run",
+            got="no matplotlib",
             allowed="the packages of the extra 'report'",
             try_="pip install 'hfadapt[report]'",
         ) from error

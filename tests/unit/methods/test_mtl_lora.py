@@ -225,6 +225,14 @@ def test_save_pretrained_of_the_model_loads_again(tmp_path) -> None:
     assert torch.equal(output(hfadapt.load(tmp_path), task_ids=["a", "b", "a"]), want)
 
 
+def test_a_quantised_model_is_not_saved_whole_with_what_tasks_share(tmp_path) -> None:
+    model = adapted().float()
+    model.hf_quantizer = object()  # any object will do: that there is one is what counts
+    with pytest.raises(CheckpointError, match=r"takes no two names[\s\S]*adapters.b.lora_a[\s\S]*hfadapt.save"):
+        model.save_pretrained(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
 def test_a_task_leaves_as_a_lora_of_pefts(tmp_path) -> None:
     peft = pytest.importorskip("peft", reason="reads what was written")
     model = adapted().float()
