@@ -31,6 +31,10 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     print_table(["", *names], [("", *(one["title"] for one in facts)), *_scores(facts), *_costs(facts)])
     rows = [(key, *values.values()) for key, values in found["differences"].items()]
     print_table(["recipe", *names], rows or [("no difference", *("" for _ in names))])
+    if found["as_written"] is not None:
+        click.echo(
+            f"The recipes are compared as they were written, defaults left out:\n{found['as_written']}", err=True
+        )
 
 
 def _scores(facts: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 __all__ = [
+    "TRAINING_DEFAULTS",
     "build_mixture",
     "build_task",
     "build_tasks",
@@ -127,13 +128,14 @@ def _labels_of(
     return (given if section.counts_labels else dataclasses.replace(given, num_labels=len(names))), names
 
 
-def known_task(data: str) -> Task | None:
-    """What is known of a data set by its name: bundled or built, or a GLUE task."""
+def known_task(data: str, *, rows: bool = True) -> Task | None:
+    """What is known of a data set by its name: bundled or built, or a GLUE task; without its rows if so asked."""
     if data in bundled.BUNDLED + bundled.BUILT:
         description = bundled.describe(data)
         regression = description.kind == "regression"
         head: Head = Regression() if regression else Classification(description.num_labels)
-        return Task(data, head, bundled.load(data), metrics=(description.metric,), label_names=description.labels)
+        loaded = bundled.load(data) if rows else data
+        return Task(data, head, loaded, metrics=(description.metric,), label_names=description.labels)
     return GLUE.get(data.removeprefix("glue:"))
 
 
@@ -259,6 +261,17 @@ def build_mixture(
     )
 
 
+#: Fields of TrainingArguments that a run sets where the recipe does not.
+TRAINING_DEFAULTS: Mapping[str, Any] = {
+    "report_to": [],
+    "disable_tqdm": True,
+    "logging_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
+    "per_device_eval_batch_size": 64,
+}
+
+
 def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] | None = None) -> TrainingArguments:
     """``TrainingArguments`` of the recipe; quiet, because the run reports its own progress.
 
@@ -273,15 +286,7 @@ def training_arguments(recipe: Recipe, folder: Path, changes: Mapping[str, Any] 
     import torch
     from transformers import TrainingArguments
 
-    defaults: dict[str, Any] = {
-        "report_to": [],
-        "disable_tqdm": True,
-        "logging_strategy": "epoch",
-        "eval_strategy": "epoch",
-        "save_strategy": "no",
-        "per_device_eval_batch_size": 64,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
+    defaults = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available()}
     # Which device to take is transformers' choice; the seed also orders the data.
     fixed: dict[str, Any] = {
         "output_dir": str(folder),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .results import RESULTS_FILE, RunResult
+from .settings import Setting, flat, settings_of
 
-__all__ = ["compare_runs"]
+__all__ = ["compare_runs", "differences"]
 
 # Where a run writes says nothing of what it did.
 _NO_DIFFERENCE = ("output", "fast")
@@ -24,8 +25,10 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         folders: Two or more, of runs.
 
     Returns:
-        ``{"runs": {name: {"scores", "splits", "macro", ...}}, "differences": {key: {name: value}}}``, each run under
-        the shortest end of its path that no other has.
+        ``{"runs": {name: {"scores", "splits", "macro", ...}}, "differences": {key: {name: value}}, "as_written":
+        None}``, each run under the shortest end of its path that no other has. Short and long forms of a setting are
+        no difference, nor is a default that one recipe writes and another leaves out. Where a recipe cannot be read
+        here any more, all are compared as they were written, and ``as_written`` says why.
 
     Raises:
         DataError: fewer than two, the same twice, or no run has ended in one of them.
@@ -42,14 +45,49 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     results = {place: _read(place) for place in places}
     names = _names(places)
     runs = {names[place]: _facts(result) for place, result in results.items()}
-    recipes = {names[place]: dict(_flat(_recipe(result))) for place, result in results.items()}
-    keys = sorted({key for recipe in recipes.values() for key in recipe})
-    differences = {}
-    for key in keys:
-        values = {name: recipe.get(key) for name, recipe in recipes.items()}
-        if key.split(".")[0] not in _NO_DIFFERENCE and any(v != values[names[places[0]]] for v in values.values()):
-            differences[key] = values
-    return {"runs": runs, "differences": differences}
+    settings, unread = _settings({names[place]: result for place, result in results.items()})
+    return {"runs": runs, "differences": differences(settings), "as_written": unread}
+
+
+def _settings(results: Mapping[str, RunResult]) -> tuple[dict[str, dict[str, Setting]], str | None]:
+    """The settings of each run; as they were written, and why, where one asks for what is not here any more."""
+    # deferred: reading a recipe imports every plugin
+    from .config import read_recipe
+
+    try:
+        return {
+            name: settings_of(read_recipe(one.resolved or one.recipe, source=name), Path(one.working_folder))
+            for name, one in results.items()
+        }, None
+    except ConfigError as error:
+        return {name: dict(flat(_written(one))) for name, one in results.items()}, str(error)
+
+
+def differences(recipes: Mapping[str, Mapping[str, Setting]]) -> dict[str, dict[str, Any]]:
+    """Where recipes differ.
+
+    Args:
+        recipes: The settings of each, by its name.
+
+    Returns:
+        Path to what each has there. A path that only some have counts where they do not have its default.
+    """
+    if all("method.1.method" not in one for one in recipes.values()):
+        # who writes one method addresses its options without a number
+        recipes = {
+            name: {path.replace("method.0.", "method.", 1): setting for path, setting in one.items()}
+            for name, one in recipes.items()
+        }
+    found_in = {}
+    for path in dict.fromkeys(path for recipe in recipes.values() for path in recipe):
+        found = [recipe.get(path) for recipe in recipes.values()]
+        there = [setting for setting in found if setting is not None]
+        other = any(setting.value != there[0].value for setting in there)
+        lacking = len(there) < len(found) and not all(setting.default for setting in there)
+        if path.partition(".")[0] not in _NO_DIFFERENCE and (other or lacking):
+            values = [None if setting is None else setting.value for setting in found]
+            found_in[path] = dict(zip(recipes, values, strict=True))
+    return dict(sorted(found_in.items()))
 
 
 def _read(folder: Path) -> RunResult:
@@ -90,22 +128,6 @@ def _facts(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _recipe(result: RunResult) -> Any:
+def _written(result: RunResult) -> Any:
     """The recipe as it was run; of versions that did not record that, as it was written."""
     return yaml.safe_load(result.resolved or result.recipe)
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every scalar of a recipe by the path that an override would write; tasks and methods by their names."""
-    if isinstance(value, Mapping):
-        for key, below in value.items():
-            yield from _flat(below, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for number, below in enumerate(value):
-            name = below.get("name", number) if isinstance(below, Mapping) else number
-            if path == "tasks" and not isinstance(below, Mapping):
-                yield f"{path}.{below}.name", below
-            else:
-                yield from _flat(below, f"{path}.{name}")
-    else:
-        yield path, value

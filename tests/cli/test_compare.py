@@ -40,6 +40,17 @@ def test_two_runs_of_one_recipe_have_no_difference(finished: Path, hfadapt, tmp_
     assert json.loads(hfadapt("compare", finished, tmp_path / "again", "--json").stdout)["differences"] == {}
 
 
+def test_a_recipe_of_what_is_not_here_is_compared_as_it_was_written(pair: tuple[Path, Path], hfadapt, tmp_path) -> None:
+    shutil.copytree(pair[1], tmp_path / "lost")
+    results = json.loads((tmp_path / "lost" / "results.json").read_text())
+    results["resolved"] = results["resolved"].replace("method: low_rank", "method: of_a_plugin_that_is_gone")
+    (tmp_path / "lost" / "results.json").write_text(json.dumps(results))
+    found = json.loads(hfadapt("compare", pair[0], tmp_path / "lost", "--json").stdout)
+    assert "no method 'of_a_plugin_that_is_gone'" in found["as_written"]
+    assert found["differences"]["method.method"] == {"run": "low_rank", "lost": "of_a_plugin_that_is_gone"}
+    assert "compared as they were written" in hfadapt("compare", pair[0], tmp_path / "lost").output
+
+
 def test_what_cannot_be_compared_is_refused(finished: Path, hfadapt, tmp_path: Path) -> None:
     for runs in ((), (finished,), (finished, finished)):
         with pytest.raises(DataError, match="nothing to compare"):
