@@ -76,7 +76,7 @@ void fusion_backward(const Tensor& grad_weighted, OptTensor grad_weights, const 
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("adapter_fusion_forward", TORCH_BOX(&hfk::fusion_forward));
   m.impl("adapter_fusion_backward", TORCH_BOX(&hfk::fusion_backward));
 }

@@ -1,6 +1,5 @@
 // Reads and checks op arguments at the border to torch (the files beside this one only; never in instruction-set files).
 #pragma once
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "../isa/dispatch.h"
+#include "library.h"
 
 namespace hfk {
 

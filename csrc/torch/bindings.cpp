@@ -1,8 +1,8 @@
-// The schemas of all C++ ops, in one place. They are internal (namespace hfadapt_cpu): hfadapt_kernels/<op>/cpu.py
-// checks arguments, allocates the outputs and calls them below autograd.
+// The schemas of all C++ ops, in one place. They are internal (namespace hfadapt_cpu, see library.h):
+// hfadapt_kernels/<op>/cpu.py checks arguments, allocates the outputs and calls them below autograd.
 #include "args.h"
 
-STABLE_TORCH_LIBRARY(hfadapt_cpu, m) {
+HFK_SCHEMAS(m) {
   m.def("isa(int wanted) -> int");
   m.def("keeps_results() -> bool");
   m.def("result(Tensor like, int[] shape) -> Tensor");
@@ -61,4 +61,4 @@ namespace {
 int64_t isa(int64_t wanted) { return int64_t(hfk::set_isa(int(wanted))); }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
+HFK_KERNELS(CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }

@@ -59,10 +59,10 @@ void frozen_linear_forward(const Tensor& x, const Tensor& packed, int64_t weight
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("frozen_linear_pack", TORCH_BOX(&hfk::frozen_linear_pack));
   m.impl("frozen_linear_forward", TORCH_BOX(&hfk::frozen_linear_forward));
 }
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
+HFK_KERNELS(CompositeExplicitAutograd, m) {
   m.impl("frozen_linear_packed_bytes", TORCH_BOX(&hfk::frozen_linear_packed_bytes));
 }

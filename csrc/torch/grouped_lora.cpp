@@ -160,7 +160,7 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vecto
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("grouped_lora_forward", TORCH_BOX(&hfk::forward));
   m.impl("grouped_lora_backward", TORCH_BOX(&hfk::backward));
 }

@@ -156,7 +156,7 @@ void backward(const Tensor& grad, const Tensor& x, int64_t B, std::vector<Tensor
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("pal_attention_forward", TORCH_BOX(&hfk::forward));
   m.impl("pal_attention_backward", TORCH_BOX(&hfk::backward));
 }

@@ -169,7 +169,7 @@ void backward(const Tensor& dout, OptTensor z, const Tensor& pre, OptTensor mean
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("parallel_adapter_norm_forward", TORCH_BOX(&hfk::forward));
   m.impl("parallel_adapter_norm_backward", TORCH_BOX(&hfk::backward));
 }

@@ -142,7 +142,7 @@ void backward(const Tensor& grad_out, OptTensor grad_gate, const Tensor& query, 
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) {
+HFK_KERNELS(CPU, m) {
   m.impl("prefix_attention_forward", TORCH_BOX(&hfk::forward));
   m.impl("prefix_attention_backward", TORCH_BOX(&hfk::backward));
 }

@@ -37,7 +37,5 @@ Tensor result(const Tensor& like, std::vector<int64_t> shape) {
 }  // namespace
 }  // namespace hfk
 
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CompositeExplicitAutograd, m) {
-  m.impl("keeps_results", TORCH_BOX(&hfk::keeps_results));
-}
-STABLE_TORCH_LIBRARY_IMPL(hfadapt_cpu, CPU, m) { m.impl("result", TORCH_BOX(&hfk::result)); }
+HFK_KERNELS(CompositeExplicitAutograd, m) { m.impl("keeps_results", TORCH_BOX(&hfk::keeps_results)); }
+HFK_KERNELS(CPU, m) { m.impl("result", TORCH_BOX(&hfk::result)); }

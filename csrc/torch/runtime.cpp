@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <new>
 
 #include "../base/common.h"
@@ -70,13 +69,22 @@ constexpr size_t kKeepShared = 0;  // a larger block would hide what is written 
 constexpr size_t kKeepShared = size_t(256) << 20;
 #endif
 constexpr size_t kSmall = 65536;  // malloc itself keeps these
-std::mutex kept_mutex;
+// Held for some instructions. A std::mutex that one only tries to take asks for a symbol of glibc 2.34.
+std::atomic_flag kept_in_use = ATOMIC_FLAG_INIT;
+struct TryHold {
+  const bool held = !kept_in_use.test_and_set(std::memory_order_acquire);
+  TryHold() = default;
+  TryHold(const TryHold&) = delete;
+  ~TryHold() {
+    if (held) kept_in_use.clear(std::memory_order_release);
+  }
+};
 Block* kept = nullptr;
 size_t kept_bytes = 0;
 
 Block* take_kept(size_t bytes) {
-  std::unique_lock<std::mutex> lock(kept_mutex, std::try_to_lock);
-  if (!lock.owns_lock()) return nullptr;
+  const TryHold list;
+  if (!list.held) return nullptr;
   Block** best = nullptr;
   for (Block** at = &kept; *at; at = &(*at)->next)
     if ((*at)->bytes >= bytes && (*at)->bytes / 2 <= bytes + 65536 && (!best || (*at)->bytes < (*best)->bytes)) best = at;
@@ -88,8 +96,8 @@ Block* take_kept(size_t bytes) {
 }
 
 bool keep(Block* block) {
-  std::unique_lock<std::mutex> lock(kept_mutex, std::try_to_lock);
-  if (!lock.owns_lock() || block->bytes > kKeepShared || block->bytes < kSmall) return false;
+  const TryHold list;
+  if (!list.held || block->bytes > kKeepShared || block->bytes < kSmall) return false;
   // The oldest make room.
   while (kept_bytes + block->bytes > kKeepShared) {
     Block** last = &kept;
