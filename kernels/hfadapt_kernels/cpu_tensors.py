@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .namespace import cpu_ops
+
 __all__ = ["as_rows", "empty_result", "lacks_dtype", "widen"]
 
 # Below, malloc itself keeps what is freed.
@@ -30,7 +32,7 @@ def as_rows(x: Tensor) -> Tensor:
 
 @functools.cache
 def _keeps_results() -> bool:
-    return bool(torch.ops.hfadapt_cpu.keeps_results())
+    return bool(cpu_ops.keeps_results())
 
 
 def empty_result(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -45,7 +47,7 @@ def empty_result(like: Tensor, shape: Sequence[int]) -> Tensor:
     # torch's deterministic mode fills what is uninitialised, which only its own functions do.
     if size < _LARGE or torch.are_deterministic_algorithms_enabled() or not _keeps_results():
         return like.new_empty(shape)
-    return torch.ops.hfadapt_cpu.result(like, shape)
+    return cpu_ops.result(like, shape)
 
 
 def widen(value: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from .errors import BackendError
 from .misfits import nearest
+from .namespace import CPU_NAMESPACE, cpu_ops
 
 __all__ = ["ISA_NAMES", "available", "isa", "torch_product_is_fast", "use_isa", "why_not"]
 
@@ -57,7 +58,7 @@ def _outdated(bindings: Path) -> str | None:
     if not bindings.is_file():
         return None
     for definition in _DEFINITION.findall(bindings.read_text("utf-8")):
-        wanted = "hfadapt_cpu::" + "".join(re.findall(r'"([^"]*)"', definition))
+        wanted = f"{CPU_NAMESPACE}::" + "".join(re.findall(r'"([^"]*)"', definition))
         name = wanted.partition("(")[0]
         built = torch._C._jit_get_schemas_for_operator(name)
         if torch._C.parse_schema(wanted) not in built:
@@ -81,7 +82,7 @@ def why_not() -> str | None:
 
 def isa() -> str | None:
     """Instruction set in use (one of `ISA_NAMES`), or ``None`` without the library."""
-    return ISA_NAMES[torch.ops.hfadapt_cpu.isa(-1)] if available() else None
+    return ISA_NAMES[cpu_ops.isa(-1)] if available() else None
 
 
 @functools.cache
@@ -108,10 +109,10 @@ def use_isa(name: str) -> Iterator[None]:
             got=str(why_not()),
             hint="Leave use_isa out: without the library the ops run through torch, on one instruction set.",
         )
-    before = torch.ops.hfadapt_cpu.isa(-1)
-    if name not in ISA_NAMES or torch.ops.hfadapt_cpu.isa(ISA_NAMES.index(name)) != ISA_NAMES.index(name):
-        here = [one for number, one in enumerate(ISA_NAMES) if torch.ops.hfadapt_cpu.isa(number) == number]
-        torch.ops.hfadapt_cpu.isa(before)
+    before = cpu_ops.isa(-1)
+    if name not in ISA_NAMES or cpu_ops.isa(ISA_NAMES.index(name)) != ISA_NAMES.index(name):
+        here = [one for number, one in enumerate(ISA_NAMES) if cpu_ops.isa(number) == number]
+        cpu_ops.isa(before)
         raise BackendError(
             "use_isa",
             "instruction set",
@@ -122,4 +123,4 @@ def use_isa(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.ops.hfadapt_cpu.isa(before)
+        cpu_ops.isa(before)

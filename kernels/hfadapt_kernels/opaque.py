@@ -13,12 +13,13 @@ import torch
 
 from .direct import KERNELS, unobserved
 from .errors import DoubleBackwardError
+from .namespace import NAMESPACE, ops
 from .op_autograd import autograd_kernel
 from .triton.tables import buffer
 
 __all__ = ["LIBRARY", "autocast_inputs", "autograd_inside", "define", "forbid_double_backward"]
 
-LIBRARY = torch.library.Library("hfadapt", "FRAGMENT")
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def define(
@@ -31,7 +32,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     autocast: bool = True,
 ) -> Any:
-    """Define ``hfadapt::name`` and return its default overload.
+    """Define ``hfadapt::name`` (the namespace of this copy) and return its default overload.
 
     Args:
         name: Op name.
@@ -43,11 +44,11 @@ def define(
         autocast: Floating-point tensors are cast to the autocast dtype, as for ``torch.nn.functional.linear``.
     """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    qualified = f"hfadapt::{name}"
+    qualified = f"{NAMESPACE}::{name}"
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
-    op = getattr(torch.ops.hfadapt, name).default
+    op = getattr(ops, name).default
     KERNELS[op] = kernel
     gradient = autograd_kernel(op, kernel, setup_context, backward or forbid_double_backward(name))
     LIBRARY.impl(name, gradient, "Autograd", with_keyset=True)

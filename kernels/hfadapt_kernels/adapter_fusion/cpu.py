@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calls import takes
+from ..namespace import cpu_ops
 from .rank_space import CoreInputs
 from .schema import Backward, Gradients, empty_gradients, empty_results
 
@@ -31,7 +32,7 @@ def _read(core: CoreInputs) -> tuple[Any, ...]:
 def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
     """See the schema."""
     results = empty_results(core.products, len(core.hidden))
-    torch.ops.hfadapt_cpu.adapter_fusion_forward(*_read(core), *results)
+    cpu_ops.adapter_fusion_forward(*_read(core), *results)
     return results
 
 
@@ -39,7 +40,7 @@ def forward(core: CoreInputs) -> tuple[Tensor, Tensor]:
 def backward(call: Backward) -> Gradients:
     """See the schema."""
     grads = empty_gradients(call.products, call.hidden, call.shift, call.need_hidden)
-    torch.ops.hfadapt_cpu.adapter_fusion_backward(
+    cpu_ops.adapter_fusion_backward(
         call.grad_weighted.contiguous(),
         None if call.grad_weights is None else call.grad_weights.contiguous(),
         call.weights.contiguous(),

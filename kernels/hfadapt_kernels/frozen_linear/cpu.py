@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cpu_tensors import as_rows, lacks_dtype, widen
+from ..namespace import cpu_ops
 from .packed import WEIGHT_TYPES
 
 __all__ = ["backward", "forward", "supports"]
@@ -46,6 +47,6 @@ def _product(
     rows = as_rows(widen(x))
     out = torch.empty(rows.shape[0], outputs, dtype=rows.dtype)
     bias = None if bias is None else bias.float().contiguous()
-    torch.ops.hfadapt_cpu.frozen_linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
+    cpu_ops.frozen_linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
     out = out.view(*x.shape[:-1], outputs)
     return out.to(x.dtype)

@@ -11,6 +11,7 @@ from .. import native
 from ..backend import requested_backend
 from ..errors import UnsupportedError
 from ..misfits import input_misfit, nearest
+from ..namespace import cpu_ops
 from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
@@ -119,9 +120,9 @@ class PackedLinear:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
         kind = WEIGHT_TYPES[self.kind]
-        packed = torch.empty(torch.ops.hfadapt_cpu.frozen_linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
+        packed = torch.empty(cpu_ops.frozen_linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
         scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
-        torch.ops.hfadapt_cpu.frozen_linear_pack(weight, transposed, kind, scale, k_scale, packed)
+        cpu_ops.frozen_linear_pack(weight, transposed, kind, scale, k_scale, packed)
         return packed
 
     def __getstate__(self) -> dict[str, Any]:

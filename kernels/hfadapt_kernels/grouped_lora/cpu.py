@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..calls import takes
 from ..cpu_tensors import as_rows, empty_result, lacks_dtype, widen
+from ..namespace import cpu_ops
 from .schema import (
     Backward,
     Forward,
@@ -34,7 +35,7 @@ def _factors(learned: list[Tensor], scale: list[float]) -> Tensor:
 def _add(call: Forward, out: Tensor, low: Tensor) -> None:
     ids = None if call.ids is None else call.ids.contiguous()
     rows = None if call.y is None else as_rows(call.y)
-    torch.ops.hfadapt_cpu.grouped_lora_forward(
+    cpu_ops.grouped_lora_forward(
         as_rows(call.x),
         rows,
         call.a,
@@ -101,7 +102,7 @@ def _gradients(call: Backward, weight: Tensor | None) -> Gradients:
     if weight is not None and needs[0]:
         dx = torch.matmul(grad, weight)
     dscale = torch.empty(len(learned) if needs[3] else 0, dtype=torch.float32)
-    torch.ops.hfadapt_cpu.grouped_lora_backward(
+    cpu_ops.grouped_lora_backward(
         as_rows(grad), as_rows(x), call.low, a, b, _factors(learned, call.scale), ids, call.dropout, call.seed, add, dx,
         da, db, dscale,
     )  # fmt: skip

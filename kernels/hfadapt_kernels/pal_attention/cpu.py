@@ -10,6 +10,7 @@ from torch import Tensor
 from ..activations import ACTIVATIONS
 from ..calls import takes
 from ..cpu_tensors import as_rows, lacks_dtype, widen
+from ..namespace import cpu_ops
 from .schema import Backward, Forward, Results, empty_gradients, empty_results
 
 __all__ = ["backward", "forward", "supports"]
@@ -48,7 +49,7 @@ def forward(call: Forward) -> Results:
         return out.half(), hidden.half(), lse, pre.half()
     out, hidden, lse, pre = results = empty_results(call)
     if call.x.numel():
-        torch.ops.hfadapt_cpu.pal_attention_forward(*_arguments(call), out, hidden, pre)
+        cpu_ops.pal_attention_forward(*_arguments(call), out, hidden, pre)
         # The backward computes whole rows of probabilities again and needs no log-sum-exp.
         lse.zero_()
     return results
@@ -64,5 +65,5 @@ def backward(call: Backward) -> tuple[Tensor, list[Tensor]]:
     if call.x.numel() == 0:
         return dx, [w.zero_() for w in dw]
     arguments = _arguments(call)
-    torch.ops.hfadapt_cpu.pal_attention_backward(as_rows(call.grad), *arguments, call.hidden, call.pre, dx, dw)
+    cpu_ops.pal_attention_backward(as_rows(call.grad), *arguments, call.hidden, call.pre, dx, dw)
     return dx, dw

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..calls import takes
 from ..cpu_tensors import empty_result, lacks_dtype, widen
+from ..namespace import cpu_ops
 from .saved import empty_grads, saved_shapes, stat_dtype
 from .schema import Backward, Forward
 
@@ -45,7 +46,7 @@ def forward(call: Forward) -> tuple[Tensor, ...]:
     mean = x.new_zeros(stats, dtype=stat_dtype(x)) if norm == 2 else x.new_empty(stats, dtype=stat_dtype(x))
     rstd = x.new_empty(stats, dtype=stat_dtype(x))
     kept = save and norm > 0
-    torch.ops.hfadapt_cpu.parallel_adapter_norm_forward(
+    cpu_ops.parallel_adapter_norm_forward(
         _rows(x), _rows(call.residual), _rows(call.h), _plain(call.down), _plain(call.up), _plain(call.down_bias),
         _plain(call.up_bias), _plain(call.scale), call.scale_values, _flat(call.norm_weight), _flat(call.norm_bias),
         _flat(call.ids), call.seed, call.activation, norm, call.eps, call.norm_offset, call.dropout,
@@ -63,7 +64,7 @@ def backward(call: Backward) -> tuple[Tensor, Tensor, list[Tensor]]:
         return dz.half(), dh.half(), [g.half() for g in grads]
     norm = call.norm
     dz, dh, grads = empty_grads(call.grad, call.h, call.down, call.up, call.scale, norm, call.needs, empty_result)
-    torch.ops.hfadapt_cpu.parallel_adapter_norm_backward(
+    cpu_ops.parallel_adapter_norm_backward(
         _rows(call.grad), call.z if norm else None, call.pre, call.mean if norm else None, call.rstd if norm else None,
         _rows(call.h), _plain(call.down), _plain(call.up), _plain(call.up_bias), _plain(call.scale), call.scale_values,
         _flat(call.norm_weight), _flat(call.ids), call.seed, call.activation, norm, call.norm_offset, call.dropout,

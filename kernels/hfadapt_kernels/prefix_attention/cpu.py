@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..calls import takes
 from ..cpu_tensors import lacks_dtype
+from ..namespace import cpu_ops
 from .reference import FORMS
 from .schema import Backward, Forward, Gradients, empty_gradients, empty_results
 
@@ -46,7 +47,7 @@ def forward(call: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """See the schema."""
     prepared, half = _prepare(call)
     out, gate, lse = empty_results(prepared[0])
-    torch.ops.hfadapt_cpu.prefix_attention_forward(*prepared, out, gate)
+    cpu_ops.prefix_attention_forward(*prepared, out, gate)
     # The backward recomputes whole rows and needs no log-sum-exp.
     return out.half() if half else out, gate, lse.zero_()
 
@@ -60,7 +61,7 @@ def backward(call: Backward) -> Gradients:
     need_query, need_key, need_bias, need_prefix = needs
     grads = empty_gradients(query, key, pk, pv, None, needs)
     grad_scores = query.new_empty(wide_bias.shape, dtype=torch.float32) if need_bias else None
-    torch.ops.hfadapt_cpu.prefix_attention_backward(
+    cpu_ops.prefix_attention_backward(
         _rows(call.grad_out, half),
         None if grad_gate is None else grad_gate.contiguous(),
         *prepared,
