@@ -4,6 +4,7 @@ Every op takes a `TaskBatch`, which says the task of each row, and one tensor a 
 `use_backend` and ``HFADAPT_BACKEND`` choose the implementation, `explain` says which one runs here and why.
 """
 
+from . import layers
 from .activations import ACTIVATIONS, get_activation
 from .adapter_fusion import adapter_fusion
 from .backend import explain, requested_backend, use_backend
@@ -34,6 +35,7 @@ __all__ = [
     "frozen_linear",
     "get_activation",
     "grouped_lora",
+    "layers",
     "lora_linear",
     "pal_attention",
     "parallel_adapter_norm",
