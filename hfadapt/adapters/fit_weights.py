@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..architecture.modes import evaluating
 from ..errors import AttachError, ConfigError, DataError
 from ..errors.limits import require_number
 from ..errors.names import names_of
@@ -111,11 +112,9 @@ def fit_weights(
     check_parts(model, names)
     batches = _batches(data, model)
     temporary = next(f"fitted{n}" for n in range(len(state.routable) + 1) if f"fitted{n}" not in state.routable)
-    training = [module for module in model.modules() if module.training]
     described, _ = combined(model, equal, how, heads, temporary)
     put_on(model, FolderContent((described,)), _WHERE)
     try:
-        model.eval()
 
         def at(point: list[float]) -> float:
             weights = dict(zip(names, point, strict=True))
@@ -125,11 +124,10 @@ def fit_weights(
             return math.inf if math.isnan(found) else found
 
         start, limit = list(equal.values()), float(bound)
-        best, least = minimize(at, start, steps=int(steps), bound=limit, spread=limit / 3, seed=seed)
+        with evaluating(model):
+            best, least = minimize(at, start, steps=int(steps), bound=limit, spread=limit / 3, seed=seed)
     finally:
         detach(model, temporary)
-        for module in training:
-            module.training = True
     if not math.isfinite(least):
         raise DataError(
             "no weights gave the examples a finite loss",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..architecture.modes import evaluating
 from ..errors import ArchitectureError, AttachError, did_you_mean
 from ..routing.choice import Block, Choice
 from ..runtime.attachment import Attachment, attachment, copies_of, device_and_dtype, slots_of
@@ -194,7 +195,6 @@ def _find_rows(model: PreTrainedModel, state: Attachment, routed: dict[str, Rout
 
     if any(p.is_meta for p in model.parameters()):
         return
-    modes = {module: module.training for module in model.modules()}
     sizes: dict[str, list[int]] = {path: [] for path in routed}
     handles = [one.leaf.register_forward_pre_hook(_Note(sizes[p]), with_kwargs=True) for p, one in routed.items()]
 
@@ -205,16 +205,13 @@ def _find_rows(model: PreTrainedModel, state: Attachment, routed: dict[str, Rout
             model(**{key: value.repeat(rows, *(1,) * (value.dim() - 1)) for key, value in inputs.items()})
 
     try:
-        model.eval()
-        with torch.no_grad(), Block(state, Choice(base=True)):
+        with evaluating(model), torch.no_grad(), Block(state, Choice(base=True)):
             first_that_runs(model, 1, run)
     except ArchitectureError:
         for one in routed.values():
             one.by_row = None
         return
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
     for path, one in routed.items():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..architecture.modes import evaluating
 from ..routing.choice import Block, Choice
 from ..runtime.call import cache_in
 from ..runtime.leaf_hooks import INPUTS, tensor_batch_size
@@ -118,17 +119,13 @@ def _read(
         model.get_submodule(path).register_forward_pre_hook(_note(found[path], rows, count), with_kwargs=True)
         for path in slots
     ]
-    modes = {module: module.training for module in model.modules()}
     given = {key: copy.deepcopy(value) if cache_in(value) is not None else value for key, value in given.items()}
     args = tuple(given[place] for place in range(positional))
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), Block(state, Choice(base=True)):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), Block(state, Choice(base=True)):
             torch.manual_seed(0)
             model(*args, **{key: value for key, value in given.items() if isinstance(key, str)})
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for hook in hooks:
             hook.remove()
     return found

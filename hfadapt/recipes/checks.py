@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..architecture.modes import evaluating
 from ..errors import CheckpointError, RoutingError
 
 if TYPE_CHECKING:
@@ -143,9 +144,7 @@ def _first(mixture: TaskMixture, task: str, split: str, rows: int) -> list[dict[
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    out = model(**{key: value.to(device) for key, value in batch.items()}).logits
-    model.train(training)
+    with evaluating(model):
+        out = model(**{key: value.to(device) for key, value in batch.items()}).logits
     return out.detach().cpu()

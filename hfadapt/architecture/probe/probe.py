@@ -17,6 +17,7 @@ from ..inputs import first_that_runs
 from ..interface import uses_interface
 from ..linears import linear_sizes
 from ..maps import ArchitectureMap, StackMap
+from ..modes import evaluating
 from .attention import find_parts, with_layout
 from .norms import find_residual
 from .replay import Replay
@@ -105,16 +106,10 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
             allowed="layers of one class in an nn.ModuleList or nn.Sequential",
             try_=_ADVICE,
         )
-    training = {module: module.training for module in root.modules()}
-    root.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            seen = _forward(root, layers, inputs)
-            stacks, left_out = _stacks(root, seen, _called(root, lists, seen))
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(root), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        seen = _forward(root, layers, inputs)
+        stacks, left_out = _stacks(root, seen, _called(root, lists, seen))
     if not stacks:
         raise ArchitectureError(
             "no stack of layers ran in a forward",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 __all__ = [
     "Stopped",
-    "evaluating",
     "first_outputs",
     "frozen",
     "full_precision",
@@ -48,18 +47,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in held:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a module in evaluation mode; every submodule gets its own mode back."""
-    modes = [(one, one.training) for one in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for one, mode in modes:
-            one.training = mode
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ...architecture.modes import evaluating
 from ...errors import ConfigError
 from ...runtime.embedding_noise import word_embeddings
 from .choice import Choice, chosen
 from .noise import Noise
-from .passes import evaluating, random_state, set_random_state
+from .passes import random_state, set_random_state
 from .proximal import Teacher, read_teacher
 from .regularizer import Regularizer
 from .rows import Group, groups_of, selected

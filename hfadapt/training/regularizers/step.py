@@ -10,20 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...architecture.modes import evaluating
 from ...errors import ConfigError
 from ...runtime.embedding_noise import Perturbation, perturbed
 from .answers import Answers, answers_of
 from .geometry import Deltas
 from .noise import Law, Noise
-from .passes import (
-    Stopped,
-    evaluating,
-    first_outputs,
-    frozen,
-    full_precision,
-    random_state,
-    set_random_state,
-)
+from .passes import Stopped, first_outputs, frozen, full_precision, random_state, set_random_state
 
 __all__ = ["Pass", "Step"]
 
