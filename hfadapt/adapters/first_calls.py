@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..errors import HFAdaptError
 from ..runtime.attachment import attachment
 from .row_proof import prove_rows, slots_to_prove
 from .silence import Silence
+from .weight_reads import holds_compiled_code
 
 if TYPE_CHECKING:
     from ..routing.routing import Routing
@@ -49,7 +51,7 @@ class FirstCalls:
         if not unseen:
             self._end()
             return run()
-        with Silence(self.model, sorted(unseen)) as silence:
+        with Silence(self.model, sorted(unseen)) as silence, self._reads(silence):
             output = run()
         if not silence.fired and "" in silence.around:  # the model itself, whose hooks run when this has returned
             silence.ran.add("")
@@ -59,6 +61,10 @@ class FirstCalls:
         self._end()
         silence.report()
         return output
+
+    def _reads(self, silence: Silence) -> AbstractContextManager[Any]:
+        """A call is made once: what it reads is noted in the same one."""
+        return nullcontext() if holds_compiled_code(self.model) else silence.reads(silence.undecided())
 
     def _prove_rows(self, args: tuple, kwargs: dict[str, Any]) -> None:
         form = frozenset((*range(len(args)), *(key for key, value in kwargs.items() if value is not None)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
+from ..architecture.replaced import WITHOUT, replaced
 from ..errors import AttachError
 from ..runtime.attachment import copies_of, deltas_of
+from .weight_reads import WeightReads
 
 __all__ = ["Silence"]
 
@@ -38,6 +40,21 @@ class Silence:
         # The modules whose forward would call the deltas' leaves, in their order.
         self.around: dict[str | None, None] = {}
         self._hooks: list[Any] = []
+        self._reads: WeightReads | None = None
+
+    def undecided(self) -> dict[int, str]:
+        """Return the deltas that did not run, that a map or a user named, and around which nothing ran either.
+
+        A call need not reach them; or something else that holds their modules does their work. ``reads`` tells which.
+        """
+        wanted = ((path, delta) for path, delta in self.silent() if not self._is_wrong(path, delta))
+        return {id(delta): path for path, delta in wanted if not _optional(delta)}
+
+    def reads(self, deltas: Mapping[int, str]) -> WeightReads:
+        """Return a block whose calls show which of these deltas' modules are bypassed: their weights are read."""
+        leaves = [_leaf(self.model, path) for path in deltas.values()]
+        self._reads = WeightReads(p for leaf in leaves for p in leaf.parameters(recurse=False))
+        return self._reads
 
     def __enter__(self) -> Silence:
         for _, delta in self.deltas.values():
@@ -71,9 +88,9 @@ class Silence:
         """Say which deltas did not run.
 
         Those that a map or a user named are an error where the module around them did run: it reads their weights and
-        never calls them, or a fused kernel stands in its place; and where their weights are another module's too. What
-        a call does not reach (an image tower without an image, an expert without a token), and what was chosen with
-        everything else, is a warning.
+        never calls them, or a fused kernel stands in its place; where their weights are another module's too; and where
+        somebody computed with these weights. What a call does not reach (an image tower without an image, an expert
+        without a token), and what was chosen with everything else, is a warning.
 
         Raises:
             AttachError: a delta would never run.
@@ -83,13 +100,14 @@ class Silence:
             return
         wrong = [path for path, delta in silent if self._is_wrong(path, delta)]
         if wrong:
+            others = replaced(self.model)
             raise AttachError(
                 "some deltas would never run in this model",
                 where=type(self.model).__name__,
-                got=f"{len(wrong)} silent, e.g. {wrong[0]}",
+                got=f"{len(wrong)} silent, e.g. {wrong[0]}" + (others and f"; {others}"),
                 allowed="every slot fires in a forward pass",
-                try_="another method or other layers; fused kernels that bypass these modules must be switched off; "
-                "train_head=False where the model's head does not run",
+                try_="another method or other layers; fused kernels that bypass these modules must be switched off "
+                f"({WITHOUT}); train_head=False where the model's head does not run",
             )
         fired = {_without_numbers(path) for key, (path, _) in self.deltas.items() if key in self.fired}
         paths = [path.partition(".hfadapt.")[0] for path, _ in silent if _without_numbers(path) not in fired]
@@ -108,18 +126,33 @@ class Silence:
         if site is None:
             return True
         return not site.optional and (
-            _around(self.model, path, delta) in self.ran or _is_a_second_name(self.model, path)
+            _around(self.model, path, delta) in self.ran
+            or _is_a_second_name(self.model, path)
+            or self._is_bypassed(path)
         )
+
+    def _is_bypassed(self, path: str) -> bool:
+        """Say whether something computed with the weights of a silent delta's module."""
+        read = () if self._reads is None else self._reads.read
+        return any(id(p) in read for p in _leaf(self.model, path).parameters(recurse=False))
 
 
 def _is_a_second_name(model: nn.Module, path: str) -> bool:
     """Say whether other modules hold the weights of a silent leaf: those are called (T5's ``shared`` never is)."""
-    leaf = model.get_submodule(path.partition(".hfadapt.")[0])
+    leaf = _leaf(model, path)
     own = {id(parameter) for parameter in leaf.parameters(recurse=False)}
     return any(
         module is not leaf and any(id(parameter) in own for parameter in module.parameters(recurse=False))
         for module in model.modules()
     )
+
+
+def _optional(delta: Any) -> bool:
+    return delta.site.optional
+
+
+def _leaf(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path.partition(".hfadapt.")[0])
 
 
 def _around(model: nn.Module, path: str, delta: nn.Module) -> str | None:

@@ -10,6 +10,7 @@ import torch
 
 from .. import plugins
 from ..architecture.inputs import first_that_runs
+from ..architecture.modes import evaluating
 from ..errors import ArchitectureError, AttachError, HFAdaptError, RoutingError
 from ..errors.arguments import require_mapping
 from ..errors.names import names_of
@@ -17,6 +18,7 @@ from ..runtime.attachment import Attachment, attachment
 from .delta_proof import Proof
 from .first_calls import wait_for_calls
 from .silence import Silence
+from .weight_reads import holds_compiled_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,19 +77,20 @@ def verify(
         handles.append(delta.register_forward_pre_hook(proof.begins))
         handles.append(delta.register_forward_hook(proof.ends, with_kwargs=True))
     drop = state.drop
-    modes = {m: m.training for m in model.modules()}
     device = next((p.device.type for p in model.parameters()), "cpu")
     try:
-        model.eval()
         state.drop = {}
         # Outside of autocast, which gives a delta another dtype than what it changes.
-        with torch.no_grad(), torch.autocast(device, enabled=False), silence:
+        with evaluating(model), torch.no_grad(), torch.autocast(device, enabled=False), silence:
             for name in representatives:
                 _run(model, state, name, proof, inputs)
+            undecided = silence.undecided()
+            if undecided and not holds_compiled_code(model):
+                with silence.reads(undecided):
+                    for name in representatives:
+                        _run(model, state, name, proof, inputs)
     finally:
         state.drop = drop
-        for module, mode in modes.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
     silence.report()

@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..errors import ArchitectureError
 from .interface import uses_interface
 from .maps import ArchitectureMap, StackMap, join
+from .replaced import WITHOUT, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +37,18 @@ def resolve(model: nn.Module) -> ArchitectureMap:
         return found
     from .probe import probe
 
-    return probe(model)
+    try:
+        return probe(model)
+    except ArchitectureError as error:
+        if not (others := replaced(model)):
+            raise
+        raise ArchitectureError(
+            error.what,
+            where=error.where,
+            got=f"{others}; {error.got}",
+            allowed=error.allowed,
+            try_=f"{WITHOUT}; or {error.try_}",
+        ) from error
 
 
 def table_map(

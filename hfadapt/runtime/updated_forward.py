@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hfadapt_kernels import TaskBatch
 
+from ..architecture.replaced import is_class_own
 from ..errors import AttachError, RoutingError
 from ..method.delta import Delta
 from ..routing import all_tasks_take_part
@@ -39,11 +40,13 @@ class UpdatedForward:
     Args:
         leaf: The module.
         path: Its path in the model.
+        stock: The instance ``forward`` that was there before, bound to the class's own; or None.
     """
 
-    def __init__(self, leaf: nn.Module, path: str) -> None:
+    def __init__(self, leaf: nn.Module, path: str, stock: Any = None) -> None:
         self.leaf = leaf
         self.path = path
+        self.stock = stock
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         routing = current()
@@ -199,18 +202,21 @@ def update_weights(leaf: nn.Module, path: str) -> None:
     found = leaf.__dict__.get("forward")
     if isinstance(found, UpdatedForward):
         return
-    if found is not None:
+    if found is not None and not is_class_own(leaf, found):
         raise AttachError(
             "something else runs in the place of a module's forward, which would not see updates of its parameters",
             where=path,
-            got=type(found).__name__,
+            got=getattr(found, "__qualname__", type(found).__name__),
             allowed="a module that runs the forward of its class",
             try_="attach before it is replaced; or target_modules without parameters of this module",
         )
-    leaf.__dict__["forward"] = UpdatedForward(leaf, path)
+    leaf.__dict__["forward"] = UpdatedForward(leaf, path, found)
 
 
 def take_updates(leaf: nn.Module) -> None:
     """Give ``leaf`` its class's ``forward`` back."""
-    if isinstance(leaf.__dict__.get("forward"), UpdatedForward):
+    found = leaf.__dict__.get("forward")
+    if isinstance(found, UpdatedForward):
         del leaf.__dict__["forward"]
+        if found.stock is not None:
+            leaf.__dict__["forward"] = found.stock

@@ -18,6 +18,7 @@ from ..errors import AttachError
 from ..routing.routing import Routing
 from .leaf_hooks import Hook
 from .slot import Slot
+from .stand_ins import follow, runs_the_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,21 +63,26 @@ class Watch:
         self._find_kinds()
 
     def _find_kinds(self) -> None:
-        kinds = {type(module): None for _, _, module, _ in self.modules}
-        self.kinds = tuple((kind, kind.forward) for kind in kinds)
+        self.classes = tuple((module, type(module)) for _, _, module, _ in self.modules)
+        self.kinds = tuple((kind, kind.forward) for kind in {kind: None for _, kind in self.classes})
 
     def __getstate__(self) -> dict[str, Any]:
         # Functions of classes need not be picklable, and are those of the process that reads the pickle.
-        return {key: value for key, value in self.__dict__.items() if key != "kinds"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("kinds", "classes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._find_kinds()
 
     def holds(self) -> bool:
-        """Say whether everything is as it was. No function of Python's is called for it but a config's property."""
+        """Say whether everything is as it was; if so, no function of Python's is called but a config's property."""
         for parent, name, module, forward in self.modules:
-            if parent._modules.get(name) is not module or module.__dict__.get("forward") is not forward:
+            if parent._modules.get(name) is not module:
+                return False
+            if module.__dict__.get("forward") is not forward and not runs_the_same(module, forward):
+                return False
+        for module, kind in self.classes:
+            if type(module) is not kind and type(module).forward is not kind.forward:
                 return False
         for module, key in self.inputs:
             if key not in module._forward_pre_hooks:
@@ -104,6 +110,7 @@ class Watch:
         """
         if self.holds():
             return ""
+        self._follow_forwards()
         try:
             self._follow_attention(self.model.__dict__["_hfadapt"], names)
         except AttachError as error:
@@ -128,6 +135,7 @@ class Watch:
         Raises:
             AttachError: a place of theirs is gone, or would not be run.
         """
+        self._follow_forwards()
         self._follow_attention(attachment, names)
         lost = self.lost()
         theirs = [(path, why) for path, why, who in lost if not who or set(who) & set(names)]
@@ -157,6 +165,11 @@ class Watch:
             elif id(module) in hooks:
                 found.append((path, "its hooks were removed", _adapters_at(module)))
         return tuple(found)
+
+    def _follow_forwards(self) -> None:
+        for _, _, module, forward in self.modules:
+            if module.__dict__.get("forward") is not forward:
+                follow(module, forward)
 
     def _follow_attention(self, attachment: Attachment, names: Collection[str]) -> None:
         changed = [config for config, implementation in self.configs if config._attn_implementation != implementation]

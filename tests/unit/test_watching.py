@@ -253,14 +253,13 @@ def test_a_forward_that_goes_past_a_slot(how, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_kernel_in_place_of_the_norm_that_finishes_an_op():
+def test_a_kernel_in_place_of_the_norm_that_finishes_an_op_runs_behind_the_delta():
     model = adapted(method="low_rank")
     want = output(model)
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.forward = types.MethodType(nn.LayerNorm.forward, module)
-    with pytest.raises(AttachError, match="would never run"):
-        output(model)
+    torch.testing.assert_close(output(model), want, rtol=1e-5, atol=1e-6)
     hfadapt.detach(model)
     assert not torch.allclose(output(model), want)
 
