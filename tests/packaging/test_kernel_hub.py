@@ -27,7 +27,6 @@ STABLE = "torch-stable-abi210-cpu-x86_64-linux"
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "hfadapt-kernels"
-    folder.mkdir()
     write_repository(folder, PACKAGE / "_C.abi3.so")
     return folder
 
