@@ -20,7 +20,7 @@ from hfadapt.errors.releases import FILE, installed, tested
 def main() -> None:
     """Replace every version in the file by the one that is installed; without the build's own part (``+cpu``)."""
     found = {package: (installed(package) or known).partition("+")[0] for package, known in tested().items()}
-    write_whole(FILE, (json.dumps(found, indent=2) + "\n").encode())
+    write_whole(Path(FILE), (json.dumps(found, indent=2) + "\n").encode())
     print(json.dumps(found))
 
 

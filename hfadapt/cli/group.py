@@ -6,13 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 
 import click
 
 import hfadapt
 
 from ..errors import HFAdaptError, PluginError, did_you_mean
+from ..errors.distributions import may_have_entry_points
 
 __all__ = ["cli", "main"]
 
@@ -105,7 +105,7 @@ class LazyGroup(click.Group):
         # Plugins can be added by hand only where the module that loads them was imported.
         loader = sys.modules.get("hfadapt.plugins.loading")
         by_hand = loader is not None and bool(loader._ADDED)
-        if not by_hand and (os.environ.get("HFADAPT_PLUGINS") == "" or not entry_points(group="hfadapt")):
+        if not by_hand and (os.environ.get("HFADAPT_PLUGINS") == "" or not may_have_entry_points("hfadapt")):
             return
         from ..plugins import loading
 

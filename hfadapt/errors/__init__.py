@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -116,6 +115,8 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'?"`` for the nearest of ``names``, or an empty string, as for what is no name."""
     if not isinstance(name, str):
         return ""
+    import difflib  # which `import hfadapt` does without
+
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -20,7 +20,7 @@ def call(module: str, function: str) -> None:
         function: As ``package.module:function``; it is imported when it is called.
     """
     if module in sys.modules:
-        pkgutil.resolve_name(function)()
+        _resolved(function)()
     elif not any(
         isinstance(finder, _AfterImport) and finder.waits_for == (module, function) for finder in sys.meta_path
     ):
@@ -63,4 +63,10 @@ class _AfterImport:
         self._loader.exec_module(module)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        pkgutil.resolve_name(self.waits_for[1])()
+        _resolved(self.waits_for[1])()
+
+
+def _resolved(function: str) -> Any:
+    # pkgutil.resolve_name does so too, and takes long to import
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -6,24 +6,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from .distributions import release_of
 
 __all__ = ["installed", "newer_than_tested", "say_if_transformers_is_newer", "tested"]
 
-FILE = Path(__file__).with_name("tested_releases.json")
+# no Path: its module takes long to import
+FILE = os.path.join(os.path.dirname(__file__), "tested_releases.json")
 
 
 @cache
 def tested() -> dict[str, str]:
     """Return the release of each package on which the tests last passed."""
-    return json.loads(FILE.read_text("utf-8"))
+    with open(FILE, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def installed(package: str) -> str | None:
     """Return the version of a package that is installed, or None."""
+    # deferred: `import hfadapt` needs less of this file
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -46,7 +52,7 @@ def newer_than_tested() -> dict[str, tuple[str, str]]:
 
 def say_if_transformers_is_newer() -> None:
     """Log one line when transformers is of a newer minor release than the tests know; imports nothing of it."""
-    here, known = installed("transformers"), tested()["transformers"]
+    here, known = release_of("transformers"), tested()["transformers"]
     if here is not None and _minor(here) > _minor(known):
         import logging  # here, for `import hfadapt` to stay cheap
 
