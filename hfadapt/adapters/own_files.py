@@ -22,7 +22,16 @@ from .own_copies import own_tensors, resize_outputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["autocast_of", "describe_own", "fit_heads", "options_of", "own_targets", "own_to_save", "without_heads"]
+__all__ = [
+    "autocast_of",
+    "describe_own",
+    "fit_heads",
+    "names_of_own",
+    "options_of",
+    "own_targets",
+    "own_to_save",
+    "without_heads",
+]
 
 _HEAD = "head."
 _KEY = "own_modules"
@@ -73,6 +82,17 @@ def own_to_save(
             tensor = weights.get(_name(False, owner, path, key), tensor)
             found[_name(plain, owner, path, key, prefix)] = tensor.detach()
     return found
+
+
+def names_of_own(model: PreTrainedModel, chosen: list[str], prefix: str) -> dict[str, str]:
+    """Return, for each tensor of `own_to_save`, its key in the file and its key in ``model.state_dict()``."""
+    state = attachment(model)
+    plain = _is_plain(state, chosen)
+    return {
+        _name(plain, owner, path, key, prefix): _name(False, owner, path, key)
+        for owner in _owners(state, chosen)
+        for path, key, _ in own_tensors(model, owner)
+    }
 
 
 def _name(plain: bool, owner: str, path: str, key: str, prefix: str = "") -> str:

@@ -34,11 +34,11 @@ from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
 from .base_identity import describe_base, token_rows
-from .files import FIRST_VERSION, FORMAT_VERSION, outdated, write_files
+from .files import FIRST_VERSION, FORMAT_VERSION, WEIGHTS_FILE, outdated, write_files
 from .folder_config import HFAdaptConfig
 from .freeze import trained_base
 from .occupied import refuse_foreign
-from .own_files import describe_own, own_to_save
+from .own_files import describe_own, names_of_own, own_to_save
 from .router import describe_routers
 from .saved_tensors import require_finite
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe",
+    "file_names",
     "fusions_of",
     "prefix_of",
     "require_loadable",
@@ -109,6 +110,14 @@ def state_of(
     parameters = saved_parameters(model, chosen, own_modules=False)
     tensors = {key.removeprefix(prefix): given.get(key, p).detach() for key, p in parameters.items()}
     return tensors | own_to_save(model, chosen, prefix, given)
+
+
+def file_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return, for each tensor of `state_of`, its key in the file and its key in ``model.state_dict()``."""
+    chosen = list(attachment(model).names)
+    prefix = prefix_of(model)
+    parameters = saved_parameters(model, chosen, own_modules=False)
+    return {key.removeprefix(prefix): key for key in parameters} | names_of_own(model, chosen, prefix)
 
 
 def saved_parameters(
@@ -286,6 +295,7 @@ def write(
     extra: Mapping[str, Any] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    weights_file: str = WEIGHTS_FILE,
 ) -> None:
     """Write what ``save`` writes into a folder that nobody reads yet.
 
@@ -296,6 +306,7 @@ def write(
         extra: Further keys of ``hfadapt_config.json``.
         extra_tensors: Further tensors.
         weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
+        weights_file: Which of the two names that a folder's weights may have.
     """
     chosen = _chosen(model, names)
     config = {**describe(model, chosen), **(extra or {})}
@@ -303,4 +314,4 @@ def write(
     # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
     marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
     marker.save_pretrained(folder)
-    write_files(folder, config, {k: t.contiguous().cpu() for k, t in tensors.items()})
+    write_files(folder, config, {k: t.contiguous().cpu() for k, t in tensors.items()}, weights_file)

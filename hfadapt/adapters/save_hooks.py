@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..errors.arguments import require_switches
 from ..runtime.hook_tables import remove_load_hooks
 from .atomic import atomic_folder, target_folder
+from .base_identity import TOKENS
 from .files import (
     CONFIG_FILE,
     OLD_CONFIG_FILE,
@@ -43,6 +43,9 @@ __all__ = ["SIDE_FOLDER", "SavePretrained", "base_beside", "install", "is_whole"
 
 SIDE_FOLDER = "hfadapt"
 _LEFT_OUT = "ADAPTERS_ARE_LEFT_OUT.load_this_folder_with.hfadapt_load"
+# In a slim checkpoint, under a beginning that no reader of such a folder takes for an adapter's.
+_SLIM = f"{TOKENS}the_base_is_left_out"
+_OF_THE_MODEL = f"{TOKENS}of_the_model."
 _INDEX = "model.safetensors.index.json"
 _PARTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
@@ -134,10 +137,47 @@ class _TakeUp:
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
         note = state_dict.pop(f"{prefix}{_LEFT_OUT}", None)
-        if note is not None and note.numel():
+        slim = state_dict.pop(f"{prefix}{_SLIM}", None)
+        if slim is not None:
+            _to_own_names(module, state_dict, prefix)
+        if slim is not None or (note is not None and note.numel()):  # the second of releases up to 0.2
             # Of a slim checkpoint: the frozen base is the one that is here.
             for key, tensor in _frozen_base(module).items():
                 state_dict.setdefault(f"{prefix}{key}", tensor)
+
+
+def _to_own_names(model: Any, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give the tensors of an adapter folder's file the names that they have in the model, tied ones each of theirs."""
+    from .save import file_names
+
+    own = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for key, tensor in own.items():
+        names.setdefault(id(tensor), []).append(key)
+    given = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    known = {f"{prefix}{key}": names.get(id(own[of_model]), [of_model]) for key, of_model in file_names(model).items()}
+    for key, tensor in given.items():
+        in_file = key.removeprefix(prefix)
+        if in_file.startswith(_OF_THE_MODEL):
+            state_dict[f"{prefix}{in_file.removeprefix(_OF_THE_MODEL)}"] = tensor
+        elif not in_file.startswith(TOKENS):
+            # what this model lacks is named as an adapter's, for whoever refuses those
+            for name in known.get(key, [f"hfadapt_shared.{in_file}"]):
+                state_dict[f"{prefix}{name}"] = tensor
+
+
+def _beside_adapters(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What neither the base nor the adapters' file brings when Trainer resumes: a head that adapters have copies of."""
+    from .save import file_names
+
+    own = model.state_dict(keep_vars=True)
+    written = {id(own[name]) for name in file_names(model).values()}
+    left_out = _frozen_base(model)
+    return {
+        f"{_OF_THE_MODEL}{key}": weights.get(key, tensor).detach()
+        for key, tensor in own.items()
+        if key not in left_out and id(tensor) not in written
+    }
 
 
 def install(model: nn.Module) -> None:
@@ -192,13 +232,10 @@ def _save_slim(model: Any, folder: Path, given: Mapping[str, Tensor] | None) -> 
         dropped = (*_older_save(folder), SIDE_FOLDER)
     else:
         refuse_foreign(folder)
-    weights = model.state_dict() if given is None else given
-    left_out = _frozen_base(model)
-    kept = {k: t.detach().cpu().clone().contiguous() for k, t in weights.items() if k not in left_out}
+    more = {_SLIM: torch.ones(1), **_beside_adapters(model, {} if given is None else given)}
     with atomic_folder(folder, dropped=dropped) as temporary:
-        write(model, temporary, weights=given)
-        # the only file from which Trainer resumes
-        save_file({**kept, _LEFT_OUT: torch.ones(1)}, str(temporary / TRAINER_FILE), metadata={"format": "pt"})
+        # the only file from which Trainer resumes, which hands its tensors to `_TakeUp`
+        write(model, temporary, weights=given, extra_tensors=more, weights_file=TRAINER_FILE)
 
 
 def _keep_own_base(model: Any, folder: Path) -> None:

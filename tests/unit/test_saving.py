@@ -126,7 +126,8 @@ def test_a_slim_checkpoint_holds_adapter_and_head_alone(tmp_path):
     hfadapt.slim_checkpoints(model)
     model.save_pretrained(tmp_path / "x")
     keys = load_file(tmp_path / "x" / "model.safetensors")
-    assert all("hfadapt" in k or k.startswith(("classifier.", "ADAPTERS")) for k in keys)
+    assert all("hfadapt" in k or k.startswith(("head.classifier.", "vocabulary.")) for k in keys)
+    assert {path.name for path in (tmp_path / "x").glob("*.safetensors")} == {"model.safetensors"}
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "x")
     assert torch.equal(logits(again), logits(model))
 
