@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import plugins
@@ -49,43 +50,34 @@ def model_card(
         model_name="adapter",
         eval_results=scores,
     )
-    tasks = ", ".join(f"`{task}`" for task in result.tasks)
     first = next(iter(result.tasks))
-    texts = '"a text" --pair "its pair"' if first in pairs else '"a text"'
-    picture = f"\n![Macro average against parameters]({plot})\n" if plot else ""
-    body = f"""# Adapter for {tasks}
-
-{adapted.title}, on `{result.model}`. Adds {adapted.parameters_task:,} parameters a task; base and adapter together are
-{adapted.parameters_total / result.base_parameters:.3f}x the base.
-
-## Use
-
-```python
-import hfadapt
-
-model = hfadapt.MultiTaskModel.from_pretrained("path/to/this/folder")
-```
-
-```sh
-hfadapt predict path/to/this/folder --task {first} {texts}
-```
-
-## Results
-
-{markdown_table(result)}
-{picture}
-\\{legend(result)} {conditions(result)}
-
-{chr(10).join("- " + line for line in proof_lines(result))}
-{_papers(result)}"""
-    # through the hub's own class, which reads the metadata as the hub will
-    return str(ModelCard("\n".join([f"---\n{data.to_yaml()}\n---\n", body, *sections]).rstrip() + "\n"))
+    return (
+        str(
+            ModelCard.from_template(
+                data,
+                template_path=str(Path(__file__).with_name("card_template.md")),
+                tasks=", ".join(f"`{task}`" for task in result.tasks),
+                title=adapted.title,
+                base=result.model,
+                added=f"{adapted.parameters_task:,}",
+                times=f"{adapted.parameters_total / result.base_parameters:.3f}",
+                first=first,
+                texts='"a text" --pair "its pair"' if first in pairs else '"a text"',
+                table=markdown_table(result),
+                plot=plot,
+                legend=f"{legend(result)} {conditions(result)}",
+                proof=proof_lines(result),
+                papers=_papers(result),
+                sections=[section.strip("\n") for section in sections],
+            )
+        ).rstrip()
+        + "\n"
+    )
 
 
-def _papers(result: RunResult) -> str:
-    """A section on where the methods of the adapter come from, each once; "" for heads alone."""
+def _papers(result: RunResult) -> list[str]:
+    """Where the methods of the adapter come from, each once; nothing for heads alone."""
     text = result.resolved or result.recipe
     configs = read_recipe(text, source="the run's recipe").method if text else ()
     used = dict.fromkeys((one.name, one.paper) for one in (plugins.methods()[c.method] for c in configs) if one.paper)
-    lines = [f"- {paper} (`{name}`)" for name, paper in used]
-    return "\n".join(["", "## Papers", "", *lines, ""]) if lines else ""
+    return [f"{paper} (`{name}`)" for name, paper in used]
