@@ -139,14 +139,17 @@ def write_repository(folder: Path, library: Path) -> None:
     """Write all variants, the card and the license into ``folder``, anew.
 
     Raises:
-        ValueError: The library asks for a newer glibc than the hub allows, or cannot be named.
+        ValueError: The library asks for a newer glibc than the hub allows, or cannot be named; or the folder holds
+            what this tool does not write.
     """
+    if others := _others(folder):
+        raise ValueError(f"{folder} holds {', '.join(others)}, which this tool does not write: name another folder")
     if found := beyond(library):
         raise ValueError(f"{library} would not load on glibc 2.28: {', '.join(found)}")
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "build", ignore_errors=True)
     for name, (device, has_library) in VARIANTS.items():
         variant = folder / "build" / name
+        shutil.rmtree(variant, ignore_errors=True)
         write_metadata(variant, device, write_package(variant, device, library if has_library else None))
     shutil.copy(ROOT / "LICENSE", folder)
     card = _CARD.format(
@@ -157,6 +160,18 @@ def write_repository(folder: Path, library: Path) -> None:
         layers=_listed(re.findall(r"^class (\w+)", (PACKAGE / "layers.py").read_text("utf-8"), re.M)),
     )
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def _others(folder: Path) -> list[str]:
+    """What is in a folder that is there already, and not from this tool; ``.git`` of a cloned repository may be."""
+    known = {folder: {"build", "LICENSE", "README.md", ".git", ".gitattributes"}, folder / "build": set(VARIANTS)}
+    return [
+        str(path.relative_to(folder))
+        for place, names in known.items()
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.name not in names
+    ]
 
 
 def _listed(names: Iterable[str]) -> str:

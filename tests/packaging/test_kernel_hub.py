@@ -173,3 +173,13 @@ def test_writing_again_leaves_nothing_of_before_and_gives_the_same(hub: Path, tm
         other = tmp_path / path.relative_to(hub)
         assert path.is_dir() or path.read_bytes() == other.read_bytes()
     assert not stale.exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "build/lib"])
+def test_a_folder_with_other_things_in_it_is_refused_and_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=name):
+        write_repository(tmp_path, PACKAGE / "_C.abi3.so")
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
