@@ -55,6 +55,10 @@ class Problems:
         raise whole
 
 
+# Setting to the key of its mapping that a word alone stands for.
+_SHORT_FOR = {"method": "method", "mixing": "strategy", "strategy": "name", "regularizer": "name", "head": "kind"}
+
+
 @dataclass
 class Node:
     """A value with its place.
@@ -209,6 +213,7 @@ def override(root: Node, assignment: str, problems: Problems) -> None:
         below = _step(at, name, problems, place)
         if below is None:
             return
+        _lengthen(below, name if isinstance(at.value, dict) else at.path.rpartition(".")[2])
         at = below
         at.path = at.path or ".".join(parents[: depth + 1])
     value = parse(text, problems, path=path, command_line=True)
@@ -229,6 +234,13 @@ def override(root: Node, assignment: str, problems: Problems) -> None:
         )
         return
     at.value[last] = value
+
+
+def _lengthen(node: Node, key: str) -> None:
+    """Write out ``method: lora`` as the mapping that it is short for, to which ``method.r=4`` adds."""
+    if isinstance(node.value, str) and key in _SHORT_FOR:
+        word = Node(node.value, node.path, node.line, node.plain, text=node.text)
+        node.value = {_SHORT_FOR[key]: word}
 
 
 def _step(at: Node, name: str, problems: Problems, place: Node) -> Node | None:
