@@ -89,7 +89,7 @@ plugin: $(VENV)/.test ## a third party's distribution installed, tested and trai
 
 oldest: $(VENV)/.demo ## the unit tests on the oldest releases that pyproject.toml allows, in .venv-oldest
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet $(TORCH) pytest pytest-xdist hypothesis matplotlib cmaes
+	$(VENV)-oldest/bin/python -m pip install --quiet $(TORCH) pytest pytest-xdist hypothesis matplotlib cmaes optuna
 	$(VENV)-oldest/bin/python -m pip install --quiet $$($(BIN)/python tools/oldest.py)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/cli
 

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from ..multitask.task import Task
     from ..training import TaskMixture
 
-__all__ = ["Trained", "by_split", "count_parameters", "macro_average", "merge", "score", "stand_ins", "train_arm"]
+__all__ = [
+    "Trained",
+    "by_split",
+    "count_parameters",
+    "drop_printer",
+    "macro_average",
+    "merge",
+    "pack_frozen",
+    "score",
+    "stand_ins",
+    "train_arm",
+]
 
 
 class _StepClock(TrainerCallback):
@@ -95,7 +106,7 @@ def train_arm(
         optimizers=(_optimizer(model, arguments, head_learning_rate, task_rates or {}), None),
     )
     # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
-    _drop_printer(trainer)
+    drop_printer(trainer)
     if regularizer:
         regularize(trainer, regularizer)
     trainer.train(resume_from_checkpoint=resume)
@@ -196,7 +207,16 @@ def trained_tokens(mixture: TaskMixture, steps: int) -> int:
     return total
 
 
-def _drop_printer(trainer: Trainer) -> None:
+def pack_frozen(model: PreTrainedModel) -> None:
+    """Pack the linears of a frozen base for this machine's fastest product; a base that trains is left as it is."""
+    from ..inference import pack
+
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        pack(model)
+
+
+def drop_printer(trainer: Trainer) -> None:
+    """Let a Trainer print no logs, which it does where its own bar is off; ``ProgressLines`` shows them."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

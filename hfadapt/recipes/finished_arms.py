@@ -16,7 +16,7 @@ from .results import FORMAT_VERSION, ArmResult
 __all__ = ["EndedArms"]
 
 # Neither where a run writes nor what stands beside an arm changes the arm.
-_OF_NO_ARM = ("output", "source", "overrides", "resolved", "baselines", "regularizer")
+_OF_NO_ARM = ("output", "source", "overrides", "resolved", "baselines", "regularizer", "search", "score_depths")
 
 
 class EndedArms:
@@ -34,6 +34,8 @@ class EndedArms:
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in _OF_NO_ARM}
         if recipe.regularizers is not None:  # a key of its own, so that arms of before there were any are found
             settings["regularizers"] = recipe.regularizers
+        if recipe.score_depths:
+            settings["score_depths"] = recipe.score_depths
         self._settings = repr(settings)
         self._folder = output / "arms"
         self._resume = resume

@@ -115,7 +115,21 @@ def plan_of(run: Run) -> dict[str, Any]:
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
         "disk_bytes": {**dataclasses.asdict(disk), "total": disk.total},
         "scored": scored,
-        "notes": run.stand_ins,
+        "notes": [*run.stand_ins, *_asked(run)],
         "schedule": preview.to_dict(),
         "first_batch": decode_batch(run.mixture, run.tokenizer),
     }
+
+
+def _asked(run: Run) -> list[str]:
+    """A line for the search and one for the depths, where the recipe asks for them."""
+    search, depths = run.recipe.search, run.recipe.score_depths
+    lines = []
+    if search is not None:
+        lines.append(
+            f"search: {search.trials} trials over {', '.join(search.space)}, by {search.metric} on validation; then "
+            "the run with the best"
+        )
+    if depths:
+        lines.append(f"scored also without the deltas of the lowest {', '.join(map(str, depths))} layers")
+    return lines

@@ -97,6 +97,9 @@ class RunResult:
             many that had.
         directions: Metric to whether more of it is better.
         untrained: Tasks that were never drawn.
+        depths: Number of lowest layers without deltas, as a text, to the adapted model's ``scores`` and ``macro``.
+        search: What was searched before the run: ``metric``, ``direction``, ``trials`` (``values`` and ``score`` of
+            each), the number of the ``best`` and its ``values``.
         macro: What the macro average holds, as ``hfadapt.training.Macro`` has it.
     """
 
@@ -119,6 +122,8 @@ class RunResult:
     directions: Mapping[str, bool] = field(default_factory=dict)
     macro: Mapping[str, Any] = field(default_factory=dict)
     untrained: Sequence[str] = ()
+    depths: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def greater_is_better(self, metric: str) -> bool:
         """Whether more of a metric, or of ``"macro"``, is better; results of older versions do not say."""
@@ -127,20 +132,20 @@ class RunResult:
         known = self.directions.get(metric)
         return (metric not in metric_names() or find_metric(metric).greater_is_better) if known is None else known
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path | str) -> Path:
         """Write ``results.json`` into a folder, whole or not at all."""
-        path = folder / RESULTS_FILE
+        path = Path(folder) / RESULTS_FILE
         write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
         return path
 
     @classmethod
-    def read(cls, folder: Path) -> RunResult:
+    def read(cls, folder: Path | str) -> RunResult:
         """Read what ``write`` wrote.
 
         Raises:
             DataError: no run was finished there, or by another version.
         """
-        path = folder / RESULTS_FILE
+        path = Path(folder) / RESULTS_FILE
         if not path.is_file():
             raise DataError(
                 "no finished run",

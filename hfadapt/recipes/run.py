@@ -17,11 +17,14 @@ from ..training import MultiTaskMetrics
 from ..training.checks import settle_best_metric
 from .build import build_mixture, build_tasks, check_scorable, hold_out, training_arguments
 from .config import Baseline, Recipe
+from .depths import require_depths, score_depths
 from .finished_arms import EndedArms
 from .finished_run import ADAPTER_FOLDER
+from .from_plugins import callbacks_of_plugins, card_sections
 from .output import OutputFolder
 from .preflight import no_checkpoint, require_room, require_services
 from .results import ArmResult, RunResult, directions, machine
+from .search import require_search, run_search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -64,6 +67,8 @@ class Run:
         check_scorable(self.tasks)
         self.arguments = training_arguments(recipe, self.output / "checkpoints" / "adapted")
         self._check_baselines()
+        require_depths(self)
+        require_search(self)
         self._mixture: TaskMixture | None = None
         self._card_sections: tuple[str, ...] = ()
 
@@ -165,14 +170,21 @@ class Run:
 
         Each arm's result is kept when it ends: ``resume`` trains none of them again.
         """
-        from ..training import macro_of
+        from ..training import last_checkpoint, macro_of
 
         start = time.perf_counter()
         scored = self.scored
         for line in self.stand_ins:
             self.say(line)
+        resume_adapted = resume
+        if (found := run_search(self, resume=resume)) is not None:
+            self.recipe = found.recipe
+            # of its own: more trials may find another best, which goes on from no checkpoint of this one
+            checkpoints = self.output / "checkpoints" / f"adapted-{found.key}"
+            self.arguments = training_arguments(self.recipe, checkpoints)
+            resume_adapted = resume and last_checkpoint(str(checkpoints)) is not None
         ended = EndedArms(self.recipe, self.output, resume=resume)
-        adapted, proof = self._adapted_arm(ended, resume=resume)
+        adapted, proof, depths = self._adapted_arm(ended, resume=resume_adapted)
         arms = [adapted, *(self.train_baseline(name, ended) for name in self.recipe.baselines)]
         result = RunResult(
             model=self.recipe.model,
@@ -194,20 +206,24 @@ class Run:
             directions=directions(self.tasks),
             macro=dataclasses.asdict(macro_of(self.tasks)),
             untrained=self.mixture.untrained(adapted.steps),
+            depths=depths,
+            search=found.record if found is not None else {},
         )
         result.write(self.output)
         return result
 
-    def _adapted_arm(self, ended: EndedArms, *, resume: bool) -> tuple[ArmResult, dict[str, Any]]:
-        """The adapted model's result, and what was checked on the model."""
+    def _adapted_arm(self, ended: EndedArms, *, resume: bool) -> tuple[ArmResult, dict[str, Any], dict[str, Any]]:
+        """The adapted model's result, what was checked on the model, and its scores by dropped layers."""
         kept = ended.find("adapted") if (self.output / ADAPTER_FOLDER).is_dir() else None
         if kept is not None:
             self.say(f"{kept[0].title}: trained before")
             self._card_sections = tuple(kept[1]["card_sections"])
-            return kept[0], kept[1]["proof"]
+            return kept[0], kept[1]["proof"], kept[1].get("depths", {})
         trained = self.train_adapted(resume=resume)
         proof = self._save_and_check(trained.model)
-        return ended.keep("adapted", trained.result, proof=proof, card_sections=self._card_sections), proof
+        beside = {"proof": proof, "card_sections": self._card_sections}
+        beside["depths"] = score_depths(self, trained.model, trained.result)
+        return ended.keep("adapted", trained.result, **beside), proof, beside["depths"]
 
     def train_adapted(self, *, resume: bool = False) -> Trained:
         """Train the tasks together with the recipe's method; the model comes back with its base unpacked.
@@ -216,13 +232,13 @@ class Run:
             ConfigError: ``resume`` was asked for, and there is no checkpoint.
         """
         from ..inference import unpack
-        from .arm import train_arm
+        from .arm import pack_frozen, train_arm
 
         checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
         require_room(self, model)
         method = " + ".join(config.method for config in self.recipe.method)
-        _pack_frozen(model)
+        pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")
         trained = train_arm(
             "adapted",
@@ -235,7 +251,7 @@ class Run:
             task_rates=self.recipe.task_rates,
             regularizer=self.recipe.regularizers,
             split=self.recipe.score_split,
-            callbacks=self._callbacks(model),
+            callbacks=self.callbacks_for(model),
             tokenizer=self.tokenizer,
             resume=checkpoint,
         )
@@ -245,14 +261,11 @@ class Run:
 
     def _save_and_check(self, model: PreTrainedModel) -> dict[str, Any]:
         from .. import MultiTaskModel
-        from ..plugins import loading
         from .checks import check_mixed_batch, check_reload
 
         folder = self.output / ADAPTER_FOLDER
         model.save_pretrained(folder)
-        # The adapter is trained and saved: whatever a plugin has to say of it, or fails to, changes nothing in that.
-        written = loading.call_each("model_card_sections", _no_sections, strict=False, model=model)
-        self._card_sections = tuple(section for _, found in written for section in found)
+        self._card_sections = card_sections(model)
         self.tokenizer.save_pretrained(folder)
         self.say(f"Saved {folder}; loading it into a fresh base")
         found = check_reload(model, folder, MultiTaskModel.from_pretrained, self.mixture)
@@ -271,14 +284,11 @@ class Run:
             raise no_checkpoint(folder)
         return found
 
-    def _callbacks(self, model: PreTrainedModel) -> list[Any]:
-        from ..plugins import loading
+    def callbacks_for(self, model: PreTrainedModel) -> list[Any]:
+        """What plugins and the recipe add to the training of the adapted model."""
         from ..training import RobustAdapterDrop, TaskEarlyStopping
 
-        found = loading.call_each(
-            "configure_training", _no_callbacks, args=self.arguments, model=model, tasks=self.tasks
-        )
-        callbacks = [callback for _, group in found for callback in group]
+        callbacks = callbacks_of_plugins(self.arguments, model, self.tasks)
         if self.recipe.adapter_drop is not None:
             callbacks.append(RobustAdapterDrop(self.recipe.adapter_drop))
         if (stopping := self.recipe.early_stopping) is not None:
@@ -325,7 +335,7 @@ class Run:
         self, name: Baseline, tasks: list[Task], epoch_steps: int | None, ended: EndedArms | None
     ) -> ArmResult:
         """Train one model of a baseline, whole where it is for one task alone, unless that was done before."""
-        from .arm import train_arm
+        from .arm import pack_frozen, train_arm
 
         alone = name in ALONE
         key, title = (f"{name}-{tasks[0].name}", f"{TITLES[name]}: {tasks[0].name}") if alone else (name, TITLES[name])
@@ -335,7 +345,7 @@ class Run:
             self.say(f"{title}: trained before")
             return kept[0]
         model = self.build_model(adapted=False, train_base=alone, tasks=tasks)
-        _pack_frozen(model)
+        pack_frozen(model)
         result = train_arm(
             name,
             title,
@@ -370,23 +380,3 @@ class Run:
             files = [self.folder.place / file.relative_to(self.output) for file in files]
             self.output = self.folder.place
         return files
-
-
-def _no_sections(found: Any) -> str:
-    fits = isinstance(found, (list, tuple)) and all(isinstance(section, str) for section in found)
-    return "" if fits else "None or a list of Markdown texts"
-
-
-def _no_callbacks(found: Any) -> str:
-    from transformers import TrainerCallback
-
-    fits = isinstance(found, (list, tuple)) and all(isinstance(callback, TrainerCallback) for callback in found)
-    return "" if fits else "None or a list of TrainerCallback objects"
-
-
-def _pack_frozen(model: PreTrainedModel) -> None:
-    """Pack the linears of a frozen base for this machine's fastest product; a base that trains is left as it is."""
-    from ..inference import pack
-
-    if any(not parameter.requires_grad for parameter in model.parameters()):
-        pack(model)

@@ -26,7 +26,8 @@ __all__ = [
 
 MARKER = ".hfadapt-run.json"
 _OF_THE_RUN = {MARKER, RESULTS_FILE, "results.md", "report.html"}
-_PLOTS = {"learning_curves.png", "sampling.png", "parameters.png"}
+_PLOTS = {"learning_curves.png", "sampling.png", "parameters.png", "depths.png", "search.png"}
+_OF_A_SEARCH = {"study.db", "study.db-journal"}  # sqlite keeps the second while it writes
 _OF_THE_CARD = "parameters.png"
 _OF_A_MODEL = {
     *("hfadapt_config.json", "adapter_config.json", "adapter_model.safetensors", "config.json", "README.md"),
@@ -109,6 +110,8 @@ def _name_of_a_run(path: PurePath) -> bool:
             return path.suffix == ".json"
         case "tokens", [_]:
             return path.suffix in (".safetensors", ".tmp")
+        case "search", [_]:
+            return name in _OF_A_SEARCH
         case "plots", [_]:
             return name in _PLOTS
         case "adapter", [_]:

@@ -11,6 +11,7 @@ from ...errors import ConfigError, HFAdaptError, did_you_mean
 from ...errors.names import names_of
 from .check import BAD, in_range, known_keys, mapping_of, value_of
 from .recipe import EarlyStoppingSection, MixingSection, Recipe, TaskSection
+from .search import search
 from .training import baselines, training
 from .tree import Node, Problems, override, parse
 
@@ -94,6 +95,8 @@ def read_recipe(
         "regularizer": _regularizer(root, problems),
         "baselines": baselines(root, problems),
         "score_split": _plain(root, "score_split", Literal["test", "validation"], problems, "test"),
+        "score_depths": _depths(root, problems),
+        "search": _search(root, problems),
         "output": _plain(root, "output", str, problems, "runs/hfadapt"),
         "seed": _plain(root, "seed", int, problems, 42),
     }
@@ -228,6 +231,24 @@ def _early_stopping(root: Node, problems: Problems) -> Any:
         return BAD
     values = _ranges_of(node, mapping_of(node, EarlyStoppingSection, problems), problems)
     return BAD if values is BAD or BAD in values.values() else EarlyStoppingSection(**values)
+
+
+def _depths(root: Node, problems: Problems) -> Any:
+    node = root.value.get("score_depths")
+    values = () if node is None else value_of(node, tuple[int, ...], problems)
+    if node is None or values is BAD:
+        return values
+    for child, value in zip(node.value, values, strict=True):
+        in_range(child, "a depth", value, {"whole": True, "least": 0}, problems)
+    return tuple(sorted(set(values)))
+
+
+def _search(root: Node, problems: Problems) -> Any:
+    node = root.value.get("search")
+    if node is None or node.value is None:
+        return None
+    without = Node({key: child for key, child in root.items() if key != "search"}).to_yaml()
+    return search(node, lambda changes: read_recipe(without, changes), problems)
 
 
 def _method(root: Node, problems: Problems) -> Any:

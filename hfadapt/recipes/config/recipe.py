@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from ...multitask.heads import Head
     from ...training import Regularizer
 
-__all__ = ["BASELINES", "Baseline", "EarlyStoppingSection", "MixingSection", "Recipe", "TaskSection"]
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "EarlyStoppingSection",
+    "MixingSection",
+    "Recipe",
+    "SearchSection",
+    "Spread",
+    "TaskSection",
+]
 
 NO_KEY = "no key"
 """In a field's metadata: no recipe sets it."""
@@ -98,6 +107,38 @@ class EarlyStoppingSection:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Among what one value of a recipe is searched.
+
+    Args:
+        kind: ``choice``, or between two bounds: ``range``, or ``log`` for evenly on a logarithmic scale.
+        values: The choices, or the lower and the upper bound.
+        whole: Whether whole numbers alone lie between the bounds.
+    """
+
+    kind: Literal["choice", "log", "range"]
+    values: tuple[Any, ...]
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """A search over values of the recipe, before the run is trained with the best that it finds.
+
+    Args:
+        trials: How many times the adapted model is trained.
+        space: Path of a value, as the command line writes it, to what it is searched among.
+        metric: A result of evaluations on the validation split: ``macro``, ``TASK_METRIC`` or ``loss``.
+        direction: ``maximize`` or ``minimize``; by default what the metric says.
+    """
+
+    trials: int
+    space: Mapping[str, Spread]
+    metric: str = "macro"
+    direction: Literal["maximize", "minimize"] | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
@@ -115,6 +156,8 @@ class Recipe:
         baselines: Trained and shown beside the adapted model, each with the ``TrainingArguments`` fields that it sets
             for itself, and its own ``head_learning_rate``. Each gets the steps that the adapted run gave its tasks.
         score_split: Split of the final scores; ``validation`` while settings are being chosen.
+        score_depths: Numbers of lowest layers without deltas with which the trained adapter is scored as well.
+        search: Values that are searched, by their validation scores, before the run is trained with the best.
         output: Folder of the adapter, the report and the checkpoints.
         seed: Of data order, task draws and initialisation.
         source: The recipe's text, for the record.
@@ -134,6 +177,8 @@ class Recipe:
     regularizer: Regularizer | None = None
     baselines: Mapping[Baseline, Mapping[str, Any]] = field(default_factory=dict)
     score_split: Literal["test", "validation"] = "test"
+    score_depths: tuple[int, ...] = ()
+    search: SearchSection | None = None
     output: str = "runs/hfadapt"
     seed: int = 42
     source: str = ""

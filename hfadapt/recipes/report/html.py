@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .asked import asked_tables
 from .table import conditions, legend, proof_lines, result_rows
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def html_report(result: RunResult, plots: Mapping[str, Path]) -> str:
         "<h2>Checked after training</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in proof_lines(result)) + "</ul>",
         *(f"<h2>{html.escape(title)}</h2>{_image(title, path)}" for title, path in plots.items()),
+        *(f"<h2>{html.escape(title)}</h2>{_plain(*table)}" for title, table in asked_tables(result).items()),
         f"<h2>Every metric ({result.split})</h2>",
         _table(["task", "metric", *(arm.title for arm in result.arms)], metrics),
         *_recipe(result),
@@ -86,6 +88,11 @@ def _all_metrics(result: RunResult) -> list[list[str]]:
             values = (arm.scores.get(task, {}).get(metric) for arm in result.arms)
             rows.append([task, metric, *("-" if value is None else f"{value:.4f}" for value in values)])
     return rows
+
+
+def _plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table none of whose rows is the adapted run's."""
+    return _table(columns, rows).replace("<tr class=first>", "<tr>")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,8 +1,10 @@
-"""The plots of a run, as PNG files: learning curves, sampling probabilities, accuracy against parameters."""
+"""The plots of a run, as PNG files: learning curves, sampling probabilities, accuracy against parameters; where the
+recipe asks for them, scores against dropped layers and the trials of a search."""
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,10 @@ def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
         "Sampling probability of each task": ("sampling.png", _sampling),
         PARAMETERS: ("parameters.png", _parameters),
     }
+    if result.depths:
+        plots["Score against dropped layers"] = ("depths.png", _depths)
+    if result.search:
+        plots["Trials of the search (validation)"] = ("search.png", _search)
     return {title: draw(result, folder / name) for title, (name, draw) in plots.items()}
 
 
@@ -98,6 +104,32 @@ def _parameters(result: RunResult, path: Path) -> Path:
     axes[0].margins(0.35, 0.35)
     y = f"macro average ({result.split}){'' if result.greater_is_better('macro') else ', lower is better'}"
     _finish(axes[0], "", "parameters for all tasks, as a multiple of the base", y)
+    return save_figure(figure, path)
+
+
+def _depths(result: RunResult, path: Path) -> Path:
+    figure, axes = _figure(len(result.tasks))
+    layers = [int(depth) for depth in result.depths]
+    for index, (ax, (task, metric)) in enumerate(zip(axes, result.tasks.items(), strict=True)):
+        values = [at["scores"].get(task, {}).get(metric, math.nan) for at in result.depths.values()]
+        ax.plot(layers, values, marker="o", markersize=4, color=COLORS[index % len(COLORS)])
+        ax.set_xticks(layers)
+        y = metric if result.greater_is_better(metric) else f"{metric} (lower is better)"
+        _finish(ax, task, "lowest layers without deltas", y)
+    return save_figure(figure, path)
+
+
+def _search(result: RunResult, path: Path) -> Path:
+    figure, axes = _figure(1)
+    search = result.search
+    choose = max if search["direction"] == "maximize" else min
+    numbers = [number for number, trial in enumerate(search["trials"], 1) if trial["score"] is not None]
+    scores = [trial["score"] for trial in search["trials"] if trial["score"] is not None]
+    axes[0].scatter(numbers, scores, s=24, color=COLORS[0], zorder=3, label="trial")
+    best = [choose(scores[: count + 1]) for count in range(len(scores))]
+    axes[0].step(numbers, best, where="post", color=COLORS[1], label="best so far")
+    axes[0].legend(fontsize=8, frameon=False)
+    _finish(axes[0], "", "trial", search["metric"])
     return save_figure(figure, path)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.atomic import write_whole
+from .asked import asked_tables
 from .card import model_card
 from .html import html_report
 from .plots import PARAMETERS, write_plots
-from .table import conditions, legend, markdown_table, proof_lines
+from .table import conditions, legend, markdown_table, proof_lines, to_markdown
 
 if TYPE_CHECKING:
     from ..results import RunResult
@@ -41,7 +42,10 @@ def write_report(
     report, table = folder / "report.html", folder / "results.md"
     write_whole(report, html_report(result, plots).encode())
     lines = [markdown_table(result), "", f"\\{legend(result)} {conditions(result)}", ""]
-    write_whole(table, ("\n".join([*lines, *(f"- {line}" for line in proof_lines(result))]) + "\n").encode())
+    lines += [f"- {line}" for line in proof_lines(result)]
+    for title, asked in asked_tables(result).items():
+        lines += ["", f"## {title}", "", to_markdown(*asked)]
+    write_whole(table, ("\n".join(lines) + "\n").encode())
     written = [report, table, *plots.values()]
     if adapter is not None:
         card, picture = adapter / "README.md", adapter / plots[PARAMETERS].name

