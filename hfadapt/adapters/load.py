@@ -18,6 +18,7 @@ from .activate import activate, compose, set_adapter_drop
 from .attach import attach
 from .base_identity import TOKENS, check_base, dtype_option, label_options, restore_tokens
 from .base_model import load_base
+from .beside_peft import check_peft
 from .files import check_digest, read_config, read_tensors
 from .folder_checks import joining_method, refuse_taken
 from .mapping import find_map
@@ -179,6 +180,7 @@ def check_base_of(data: Mapping[str, Any], model: PreTrainedModel, folder: Any, 
     """Raise ``CheckpointError`` unless ``model`` is the base that the folder's adapters belong to."""
     kind = find_map(model, find_attachment(model), (), None).model_type
     check_base(data, model, kind, folder, strict)
+    check_peft(data, model, folder)
 
 
 def _targets(model: PreTrainedModel, tensors: Mapping[str, Tensor], names: list[str]) -> dict[str, list[Tensor]]:

@@ -34,6 +34,7 @@ from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
 from .base_identity import describe_base, token_rows
+from .beside_peft import describe_peft, require_in_place
 from .files import FIRST_VERSION, FORMAT_VERSION, WEIGHTS_FILE, outdated, write_files
 from .folder_config import HFAdaptConfig
 from .freeze import trained_base
@@ -163,7 +164,13 @@ def describe(model: PreTrainedModel, names: Iterable[str] | None = None) -> dict
     else:
         kind = state.arch.model_type
         adapters = _describe_adapters(model, state, _chosen(model, names))
-    return {"format": "hfadapt", **adapters, **describe_base(model, kind), "versions": versions()}
+    return {
+        "format": "hfadapt",
+        **adapters,
+        **describe_base(model, kind),
+        **describe_peft(model),
+        "versions": versions(),
+    }
 
 
 def _describe_adapters(model: PreTrainedModel, state: Attachment, chosen: list[str]) -> dict[str, Any]:
@@ -285,6 +292,7 @@ def require_loadable(
             try_="model.save_pretrained(folder), which holds both and which hfadapt.load reads; or "
             "requires_grad_(False) for parameters that were not trained",
         )
+    require_in_place(model, chosen, folder)
 
 
 def write(

@@ -10,10 +10,12 @@ __all__ = ["require_itself", "where_the_model_is"]
 
 
 def where_the_model_is(thing: Any) -> str:
-    """Return how to reach the model inside a ``SentenceTransformer`` or a pipeline; "" for anything else."""
+    """Return how to reach the model inside a ``SentenceTransformer``, ``PeftModel`` or pipeline; "" for others."""
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(thing).__mro__}
     if ("transformers", "Pipeline") in kinds and hasattr(thing, "model"):
         return "pipeline.model"
+    if ("peft", "PeftModel") in kinds or ("peft", "PeftMixedModel") in kinds:
+        return "peft_model.get_base_model()"
     if any(library == "sentence_transformers" for library, _ in kinds):
         path, one = "model", thing
         if ("torch", "Sequential") in kinds and len(thing):

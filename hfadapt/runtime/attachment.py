@@ -50,6 +50,7 @@ class Watched(Protocol):
 
     lost_before: Lost
     model: Any
+    needed: tuple[tuple[str, nn.Module], ...]
 
     def holds(self) -> bool: ...
 
@@ -126,6 +127,7 @@ class Attachment:
         drop: AdapterDrop depth by stack path; "" for all stacks.
         inside: A model around this one gives idle parameters their gradient of zero.
         watch: What the hooks rely on; compared at every call.
+        told_frozen: It was said that another library froze all of them.
         prove: Shows that every delta of a model fires, and raises where one does not.
         waiting: Runs calls of the model while something is left that only such a call can show.
         original: Facts to restore at ``detach``: ``requires_grad`` by parameter name, attention implementation.
@@ -149,6 +151,7 @@ class Attachment:
     token: object = field(default_factory=Token)
     inside: bool = False
     shared: nn.ModuleDict | None = None
+    told_frozen: bool = False
     steps: tuple[Step, ...] = ()
     watch: Watched | None = None
     prove: Callable[[Any], Any] | None = None

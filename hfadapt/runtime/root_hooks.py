@@ -17,6 +17,7 @@ from ..routing.draws import draws_of_pass
 from ..routing.forward_pass import Pass, StackInputs
 from ..routing.routing import Routing, all_tasks_take_part
 from ..routing.task_ids import TaskIds, parse
+from .beside_peft import notice_frozen
 from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
 from .embedding_hooks import let_backward_stop
@@ -149,6 +150,8 @@ class Forward:
         if routing is None and begins and module.training and not torch.compiler.is_compiling():
             check_that_something_trains(attachment.watch)
         if routing is not None and not self.path and module.training:
+            if not torch.compiler.is_compiling():
+                notice_frozen(attachment)
             routing.state.loss_share, routing.state.items = loss_share(call), notice_items(kwargs)
             if penalised is not None:  # whoever computes the loss adds them
                 routing.state.penalised = penalised
