@@ -169,7 +169,7 @@ def test_a_dry_run_says_what_will_be_searched_and_scored(recipe: Path, hfadapt, 
 
 
 def test_depth_0_is_the_run_and_dropping_changes_scores_not_the_model(searched: Path, tmp_path: Path) -> None:
-    result = RunResult.read(searched)
+    result = RunResult.read(str(searched))
     assert list(result.depths) == ["0", "1"]
     assert result.depths["0"]["macro"] == result.arms[0].macro
     assert set(result.depths["1"]["scores"]) == set(result.tasks)
