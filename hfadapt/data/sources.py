@@ -156,7 +156,7 @@ def _one_split(value: Any, where: str) -> Any:
         return read_file(value)
     pandas = sys.modules.get("pandas")  # who has a frame has imported it
     if pandas is not None and isinstance(value, pandas.DataFrame):
-        return datasets.Dataset.from_pandas(value, preserve_index=False)
+        return _of_frame(value, where)
     if isinstance(value, (list, tuple)):
         if not all(isinstance(row, Mapping) for row in value):
             raise DataError(
@@ -174,6 +174,22 @@ def _one_split(value: Any, where: str) -> Any:
         allowed="datasets.Dataset, pandas.DataFrame, list of dicts, path of a file, IterableDataset",
         try_="datasets.Dataset.from_list(rows)",
     )
+
+
+def _of_frame(frame: Any, where: str) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+
+    try:
+        return datasets.Dataset.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            "cannot read the data frame",
+            where=where,
+            got=" ".join(map(str, error.args)),
+            allowed="columns of different names, each with values of one kind",
+            try_="frame.loc[:, ~frame.columns.duplicated()], or frame.astype({'text': str})",
+        ) from error
 
 
 def _as_mapping(data: Any, where: str) -> Mapping[str, Any]:

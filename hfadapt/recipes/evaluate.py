@@ -61,7 +61,7 @@ def evaluate_folder(
                 where=str(folder),
                 got=name,
                 allowed=", ".join(names),
-                try_=did_you_mean(name, names),
+                try_=did_you_mean(name, names) or f"--data {names[0]}=PATH",
             )
     wanted = [task for task in predictor.tasks if not tasks or task.name in tasks]
     remembered = run.data([task.name for task in wanted if task.name not in data]) if run is not None else {}

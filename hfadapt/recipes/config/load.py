@@ -59,6 +59,14 @@ def load_recipe(path: str | Path, overrides: str | Iterable[str] = (), *, fast: 
             allowed="a YAML file that this process can read",
             try_="hfadapt train examples/...",
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the recipe is no text",
+            where=str(path),
+            got=f"{error.object[error.start : error.start + 4]!r} at byte {error.start}, which is not UTF-8",
+            allowed="a YAML file in UTF-8",
+            try_="look whether the name is that of the recipe; or save it as UTF-8",
+        ) from error
     return read_recipe(text, overrides, fast=fast, source=str(path))
 
 

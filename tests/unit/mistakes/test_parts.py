@@ -118,10 +118,19 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str, str, str]] = {
     "a CSV without the column": (rows_of("x.csv", "id,txt\n1,a\n"), "x.csv", "id, txt", "with text", "'txt'"),
     "a recipe that is not there": (
         lambda f: load_recipe(f / "no.yaml"), "no.yaml", "No such file", "a YAML file", "hfadapt train examples"),
+    "a recipe that is no text": (
+        lambda f: (f / "a.yaml").write_bytes(b"model: \xd0\xff") and load_recipe(f / "a.yaml"), "a.yaml", "at byte 7",
+        "UTF-8", "the name"),
     "a recipe that is no YAML": (
         lambda _: read_recipe("tasks: [a\nb: }"), "line", "b: }", "key: value", "quotes around"),
     "a run that is not there": (
         lambda f: RunResult.read(f), "test_", "no results", "filled to its end", "hfadapt train RECIPE"),
+    "a frame with two columns of a name": (
+        lambda _: splits_of([["w1", "w2", 0]], ["text", "text", "label"]), "task 't', train", "Duplicate",
+        "different names", "duplicated()"),
+    "a frame of texts and numbers": (
+        lambda _: splits_of([["w1", 0], [2, 1]], ["text", "label"]), "task 't', train", "column text",
+        "values of one kind", "astype"),
     "a regularizer of no Trainer": (
         lambda _: regularize(3, "smart"), "regularize", "3", "transformers.Trainer", "Trainer(model=model"),
     "a teacher that is not there": (
@@ -134,6 +143,11 @@ def load_on_adapted(folder: Path) -> Any:
     base = tiny_model("bert")
     hfadapt.attach(base, "lora", names=["a", "b"])
     return MultiTaskModel.from_pretrained(folder, base=base)
+
+
+def splits_of(rows: list[list[Any]], columns: list[str]) -> Any:
+    frame = pytest.importorskip("pandas").DataFrame(rows, columns=columns)
+    return load_splits(Task("t", Classification(2), {"train": frame}))
 
 
 def read_span(answer: Any) -> Any:
