@@ -1,92 +1,106 @@
-"""From a loaded model to the end of its first training step: hfadapt.attach beside peft's get_peft_model.
+"""How soon work begins: a first training step beside peft's, ``import hfadapt`` and ``hfadapt --help``.
 
     python tools/bench_start.py --out benchmarks/start
 
-LoRA on queries and values of a model of BERT-base's size with random weights. Both take turns in one process, each time
-on a fresh copy of the model; the first turn of each, which imports what the others find imported, stands apart.
+The step: from a loaded model to the step's end, hfadapt.attach beside peft's get_peft_model, LoRA on queries and values
+of a model of BERT-base's size with random weights. The two take turns, each time in a process of its own, as a user's
+script does it once: the library's import counts, that of transformers and the model's making do not.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench_path import machine
 
+NAMES = ("hfadapt", "peft")
 ROWS, TOKENS = 8, 64
 
 
-def starts() -> dict[str, Callable[[Any], Any]]:
-    """Who adapts a model how; imports count as part of the first turn."""
-
-    def ours(model: Any) -> Any:
-        import hfadapt
-
-        hfadapt.attach(model, hfadapt.LoRA(r=8), "task")
-        return model
-
-    def peft(model: Any) -> Any:
-        from peft import LoraConfig, get_peft_model
-
-        return get_peft_model(model, LoraConfig(r=8, target_modules=["query", "value"]))
-
-    return {"hfadapt": ours, "peft": peft}
-
-
-def seconds(layers: int, hidden: int, repeats: int) -> dict[str, Any]:
-    """Time adapting and the first step (forward, backward, AdamW) apart, in turns."""
+def once(name: str, layers: int, hidden: int) -> dict[str, float]:
+    """Seconds of one start: import and adapt, the first step (forward, backward, AdamW), and both."""
     import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     config = BertConfig(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=4 * hidden)
-    base = BertModel(config).train()
+    model: Any = BertModel(config).train()
     ids = torch.randint(0, config.vocab_size, (ROWS, TOKENS))
-    taken: dict[str, dict[str, list[float]]] = {name: {"adapt": [], "step": []} for name in starts()}
-    for _ in range(repeats + 1):
-        for name, start in starts().items():
-            model = copy.deepcopy(base)
+    begin = time.perf_counter()
+    if name == "hfadapt":
+        import hfadapt
+
+        hfadapt.attach(model, hfadapt.LoRA(r=8), "task")
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=8, target_modules=["query", "value"]))
+    middle = time.perf_counter()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    model(input_ids=ids)[0].square().mean().backward()
+    optimizer.step()
+    end = time.perf_counter()
+    return {"adapt": middle - begin, "step": end - middle, "both": end - begin}
+
+
+def measure(layers: int, hidden: int, turns: int) -> dict[str, Any]:
+    """Medians of processes that take turns, and the ratio of both parts together."""
+    command = [sys.executable, __file__, "--layers", str(layers), "--hidden", str(hidden), "--measure"]
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    for _ in range(turns):
+        for name in NAMES:
+            done = subprocess.run([*command, name], check=True, capture_output=True, text=True)
+            taken[name].append(json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, Any] = {
+        name: {part: round(1e3 * statistics.median(one[part] for one in all_), 1) for part in all_[0]}
+        for name, all_ in taken.items()
+    }
+    return {"milliseconds": found, "times peft": round(found["hfadapt"]["both"] / found["peft"]["both"], 3)}
+
+
+def commands(turns: int) -> dict[str, float]:
+    """Medians of seconds, the process itself counted; ``import torch`` to tell what the machine does."""
+    run = {
+        "import hfadapt": "import hfadapt",
+        "hfadapt --help": "from hfadapt.cli.group import cli; cli(['--help'])",
+        "import torch": "import torch",
+    }
+    taken: dict[str, list[float]] = {name: [] for name in run}
+    for _ in range(turns):
+        for name, code in run.items():
             begin = time.perf_counter()
-            adapted = start(model)
-            middle = time.perf_counter()
-            optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-3)
-            adapted(input_ids=ids)[0].square().mean().backward()
-            optimizer.step()
-            taken[name]["adapt"].append(middle - begin)
-            taken[name]["step"].append(time.perf_counter() - middle)
-    found: dict[str, Any] = {}
-    for name, parts in taken.items():
-        both = [sum(one) for one in zip(*parts.values(), strict=True)]
-        found[name] = {
-            "first turn, milliseconds": round(1e3 * both[0], 1),
-            "milliseconds": {
-                **{part: round(1e3 * statistics.median(times[1:]), 1) for part, times in parts.items()},
-                "both": round(1e3 * statistics.median(both[1:]), 1),
-            },
-        }
-    times = {name: one["milliseconds"]["both"] for name, one in found.items()}
-    return {**found, "times peft": round(times["hfadapt"] / times["peft"], 3)}
+            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+            taken[name].append(time.perf_counter() - begin)
+    return {name: round(statistics.median(times), 3) for name, times in taken.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10, help="turns of each after the first")
+    parser.add_argument("--turns", type=int, default=7, help="processes of each")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--out", type=Path, help="folder for start.json")
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(once(options.measure, options.layers, options.hidden)))
+        return
+    from importlib.metadata import version
+
     result = {
-        "machine": machine(),
+        "machine": {**machine(), "peft": version("peft")},
         "shapes": f"{options.layers} layers of {options.hidden}, {ROWS} x {TOKENS} tokens, LoRA r = 8",
         "load average": round(os.getloadavg()[0], 1),
-        **seconds(options.layers, options.hidden, options.repeats),
+        "seconds": commands(options.turns),
+        **measure(options.layers, options.hidden, options.turns),
     }
     text = json.dumps(result, indent=1) + "\n"
     if options.out is not None:
