@@ -218,6 +218,16 @@ def check_model(model: PreTrainedModel) -> None:
             try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
     require_itself(model, where="attach")
+    if any(
+        kind.__name__ == "MultiTaskModel" and kind.__module__.startswith("hfadapt.") for kind in type(model).__mro__
+    ):
+        raise AttachError(
+            "the adapters of a MultiTaskModel are its tasks', and others sit on its base",
+            where="attach",
+            got=type(model).__name__,
+            allowed="model.base, a PreTrainedModel",
+            try_="hfadapt.attach(model.base, ...); or model.add_task(folder), for a task that was trained apart",
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise AttachError(
             "not a model with a config",

@@ -8,6 +8,7 @@ their own, stand under their names in the model, ``PATH.hfadapt.copies.ADAPTER.K
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ __all__ = [
     "own_to_save",
     "without_heads",
 ]
+
+logger = logging.getLogger(__name__)
 
 _HEAD = "head."
 _KEY = "own_modules"
@@ -125,7 +128,14 @@ def without_heads(data: Mapping[str, Any], tensors: Mapping[str, Tensor], model:
     if head_modules(model):
         return dict(tensors)
     heads = {f"{path}." for own in data.get(_KEY, {}).values() for path in own.get("heads", ())}
-    return {key: t for key, t in tensors.items() if _of_a_delta(key) or not key.startswith((_HEAD, *heads))}
+    kept = {key: t for key, t in tensors.items() if _of_a_delta(key) or not key.startswith((_HEAD, *heads))}
+    if len(kept) < len(tensors):
+        logger.warning(
+            "%s has no head: the folder's (%s) is left out, and the adapters change what the model returns",
+            type(model).__name__,
+            ", ".join(sorted(tensors.keys() - kept.keys())),
+        )
+    return kept
 
 
 def own_targets(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import DataError
 from .output import base_option, json_option, print_json, print_table
 
 __all__ = ["predict"]
@@ -63,6 +64,14 @@ def predict(
     from ..recipes.finished_run import adapter_of
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not lines:
+        raise DataError(
+            "there is no text to predict",
+            where="hfadapt predict",
+            got="no TEXTS, and standard input holds none",
+            allowed="texts behind the folder, lines of standard input, or --input FILE --output FOLDER",
+            try_=f'hfadapt predict {folder} "a text"',
+        )
     if pairs and len(pairs) != len(lines):
         raise click.UsageError(f"{len(lines)} texts, but {len(pairs)} --pair")
     predictor = Predictor.from_folder(adapter_of(folder), base=base)

@@ -132,6 +132,8 @@ def test_predict_mixes_tasks_and_reads_standard_input(finished: Path, hfadapt) -
         hfadapt("predict", adapter, "w1", "--task", "sms_span")
     with pytest.raises(DataError, match="--pair"):
         hfadapt("predict", adapter, "w1", "--task", "wn_relation")
+    with pytest.raises(DataError, match="no text to predict.*standard input holds none"):
+        hfadapt("predict", adapter, "--task", "sms_spam", input="\n")
 
 
 def test_evaluate_scores_named_data_and_files(finished: Path, hfadapt, tmp_path: Path) -> None:

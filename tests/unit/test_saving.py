@@ -257,3 +257,15 @@ def test_what_is_pushed_holds_the_adapters(tmp_path, monkeypatch, slim):
     model.push_to_hub("other")
     assert [(repo, message) for repo, message, _ in pushed] == [("me/mine", "new"), ("me/other", None)]
     assert all(torch.equal(found, logits(model)) for *_, found in pushed)
+
+
+def test_a_head_that_a_bare_model_cannot_take_is_said(tmp_path, caplog):
+    classifier = tiny_model("bert", "sequence-classification", seed=0)
+    hfadapt.attach(classifier, "lora", seed=0)
+    hfadapt.save(classifier, tmp_path / "saved")
+    bare = tiny_model("bert", seed=0)
+    with caplog.at_level("WARNING", logger="hfadapt"):
+        hfadapt.load(tmp_path / "saved", model=bare)
+    assert (
+        "BertModel has no head: the folder's (head.classifier.bias, head.classifier.weight) is left out" in caplog.text
+    )

@@ -104,6 +104,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "a folder in place of a model": lambda: hfadapt.attach("bert-base-uncased", "lora"),
     "None in place of a model": lambda: hfadapt.attach(None, "lora"),
     "a pipeline in place of a model": lambda: hfadapt.attach(PIPELINE, "lora"),
+    "a MultiTaskModel in place of its base": lambda: hfadapt.attach(MANY, "lora", "more"),
     "a module that is no transformer": lambda: hfadapt.attach(torch.nn.Linear(2, 2), "pal"),
     "target modules that match nothing": lambda: attach(hfadapt.LoRA(target_modules=("qproj",))),
     "a layer that is not there": lambda: attach(hfadapt.LoRA(layers=(99,))),
