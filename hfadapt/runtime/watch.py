@@ -47,7 +47,7 @@ class Watch:
         needed = {path: module for path, module in model.named_modules() if _is_ours(module)}
         paths = {path[: at + 1] for path in needed for at in range(len(path)) if path[at + 1 : at + 2] in ("", ".")}
         inside = {path: model.get_submodule(path) for path in sorted(paths)}
-        self.needed = tuple(needed.items())
+        self.needed: tuple[tuple[str, nn.Module], ...] = tuple(needed.items())
         self.modules = tuple(
             (
                 model.get_submodule(path.rpartition(".")[0]),
