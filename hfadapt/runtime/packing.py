@@ -40,11 +40,19 @@ class PackedForward:
         dtype: What the product multiplies with.
     """
 
+    source: Tensor | None = None  # what older pickles lack is found anew
+
     def __init__(self, leaf: nn.Module, dtype: str) -> None:
         self.leaf = leaf
-        self.packed = PackedLinear.pack(_weight(leaf), dtype)
+        self._take(dtype)
+
+    def _take(self, dtype: str) -> None:
+        self.source = self.leaf.get_parameter("weight")
+        self.packed = PackedLinear.pack(_weight(self.leaf), dtype)
 
     def __call__(self, input: Tensor) -> Tensor:
+        if self.leaf._parameters["weight"] is not self.source:
+            self._take(self.packed.dtype)
         return frozen_linear(input, self.packed, getattr(self.leaf, "bias", None))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import hfadapt
 from hfadapt.errors import ConfigError
 from hfadapt.runtime import fastest, packing
+from hfadapt.runtime.packing import is_packed
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 
 TYPES = ("bert", "gpt2", "llama", "t5", "modernbert")
@@ -51,6 +52,43 @@ def test_packed_linear_notices_that_its_weight_changed():
         parameter.mul_(1.5)
     packed = model(**inputs)[0]
     torch.testing.assert_close(packed, hfadapt.unpack(model)(**inputs)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_packed_linears_notice_what_changes_no_version(model_type, dtype):
+    """Other libraries write through ``.data`` (peft's merge), or put another parameter in the old one's place."""
+    changes = {
+        "through data": lambda leaf: leaf.weight.data.add_(torch.randn_like(leaf.weight)),
+        "in its place": lambda leaf: setattr(leaf, "weight", nn.Parameter(torch.randn_like(leaf.weight), False)),
+    }
+    for change in changes.values():
+        model = frozen(model_type)
+        inputs = tiny_inputs(model_type)
+        hfadapt.pack(model, dtype)
+        with torch.no_grad():
+            before = model(**inputs)[0]
+            torch.manual_seed(0)
+            for module in list(model.modules()):
+                if is_packed(module):
+                    change(module)
+            found = model(**inputs)[0]
+            fresh = hfadapt.pack(hfadapt.unpack(copy.deepcopy(model)), dtype)
+            assert torch.equal(found, fresh(**inputs)[0])
+            assert not torch.allclose(found, before)
+
+
+def test_a_merge_of_peft_is_seen_by_packed_linears():
+    peft = pytest.importorskip("peft", reason="its merge is tried")
+    inputs = tiny_inputs("bert")
+    config = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+    model = peft.get_peft_model(frozen("bert"), config).eval()
+    with torch.no_grad():
+        want = model(**inputs)[0]
+        hfadapt.pack(model.get_base_model())
+        for change in (model.merge_adapter, model.unmerge_adapter):
+            change()
+            torch.testing.assert_close(model(**inputs)[0], want, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_pass_through_packed_linears():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
+_WORD, _PARTS = 8, 3
 WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
@@ -45,6 +47,7 @@ class PackedLinear:
         self.weight = weight
         self.dtype = dtype
         self._made_for: tuple[Any, ...] | None = None
+        self._words: tuple[int | None, tuple[ctypes.c_uint64, ...]] = (None, ())
         self._panels: Tensor | None = None
         self._panels_t: Tensor | None = None
         self._scale: Tensor | None = None
@@ -77,7 +80,10 @@ class PackedLinear:
 
     def _state(self, triton: bool) -> tuple[Any, ...]:
         version = None if self.weight.is_inference() else self.weight._version
-        return (self.weight.data_ptr(), version, "triton" if triton else native.isa())
+        at = self.weight.data_ptr()
+        if self._words[0] != at:
+            self._words = (at, _words_of(self.weight))
+        return (at, version, [word.value for word in self._words[1]], "triton" if triton else native.isa())
 
     def _packable(self, triton: bool) -> bool:
         if triton:
@@ -131,7 +137,21 @@ class PackedLinear:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.weight, self.dtype = state["weight"], state["dtype"]
         self._made_for = self._panels = self._panels_t = self._scale = None
+        self._words = (None, ())
         self._prepare_early()
 
     def __repr__(self) -> str:
         return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"
+
+
+def _words_of(weight: Tensor) -> tuple[ctypes.c_uint64, ...]:
+    """Some of the bytes of a weight where they stand in memory, from its first number to its last.
+
+    What is written through ``weight.data``, as peft's merge does, changes neither the address nor torch's version. An
+    update of the whole weight is seen by these; one of a few numbers need not be.
+    """
+    last = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
+    room, at = (last + 1) * weight.itemsize - _WORD, weight.data_ptr()
+    if weight.device.type != "cpu" or not weight.numel() or room < 0 or not at:
+        return ()
+    return tuple(ctypes.c_uint64.from_address(at + room * part // _PARTS) for part in range(_PARTS + 1))
