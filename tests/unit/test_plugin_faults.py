@@ -254,7 +254,7 @@ def test_commands_of_a_plugin_that_fails_on_the_way_are_taken_out(install, secon
 
 @pytest.mark.parametrize("result", [5, [5], "text", ValueError("no"), SystemExit(1)], ids=kind_of)
 def test_a_hook_that_raises_or_returns_something_else_is_left_out(install, monkeypatch, result):
-    from hfadapt.recipes.run import _no_sections
+    from hfadapt.recipes.from_plugins import _no_sections
 
     def model_card_sections(model):
         if isinstance(result, BaseException):
