@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .results import ArmResult
-    from .run import Run
+
+    Run = Any  # recipes/run.py imports this file
 
 __all__ = ["require_depths", "score_depths"]
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ConfigError, did_you_mean
 from .build import build_mixture, training_arguments
 from .config import Recipe
-from .config.place import place_in
-from .config.search import recipe_with
+from .config.place import place_in, recipe_with
 
 if TYPE_CHECKING:
     from .config.recipe import SearchSection, Spread
-    from .run import Run
+
+    Run = Any  # recipes/run.py imports this file
 
 __all__ = ["FOLDER", "STUDY", "Found", "require_search", "run_search"]
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from .load import read_recipe
 from .recipe import Recipe
+from .search_reads import assignment
 from .tree import Node, Problems, override, parse
 
-__all__ = ["place_in"]
+__all__ = ["place_in", "recipe_with"]
 
 
 def place_in(recipe: Recipe, *keys: str) -> str:
@@ -17,10 +22,26 @@ def place_in(recipe: Recipe, *keys: str) -> str:
     """
     unread = Problems("recipe")
     node: Node = parse(recipe.source, unread)
-    for assignment in recipe.overrides:
-        override(node, assignment, unread)
+    for change in recipe.overrides:
+        override(node, change, unread)
     for key in keys:
         if not isinstance(node.value, dict) or key not in node.value:
             break
         node = node.value[key]
     return node.place if node.path else ".".join(keys)
+
+
+def recipe_with(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe without its search and with values in place of its own.
+
+    Args:
+        recipe: As it was read.
+        values: Path to value.
+
+    Raises:
+        ConfigError: the recipe cannot take these values together.
+    """
+    root = parse(recipe.resolved, Problems("recipe"))
+    root.value.pop("search", None)
+    changes = [assignment(path, value) for path, value in values.items()]
+    return read_recipe(root.to_yaml(), changes, source="the recipe with searched values")

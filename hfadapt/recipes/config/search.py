@@ -9,11 +9,11 @@ from typing import Any
 
 from ...errors import did_you_mean
 from .check import BAD, in_range, mapping_of, value_of
-from .recipe import Recipe, SearchSection, Spread
-from .search_reads import Probe, Reads, assignment
-from .tree import Node, Problems, parse
+from .recipe import SearchSection, Spread
+from .search_reads import Probe, Reads
+from .tree import Node, Problems
 
-__all__ = ["recipe_with", "search"]
+__all__ = ["search"]
 
 _KINDS = ("choice", "log", "range")
 # What one Trainer after another can take without another plan of the data, and without another set of rows.
@@ -45,24 +45,6 @@ def search(node: Node, probe: Probe, problems: Problems) -> Any:
     if space is BAD or BAD in values.values():
         return BAD
     return SearchSection(space=space, **values)
-
-
-def recipe_with(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe without its search and with values in place of its own.
-
-    Args:
-        recipe: As it was read.
-        values: Path to value.
-
-    Raises:
-        ConfigError: the recipe cannot take these values together.
-    """
-    from .load import read_recipe
-
-    root = parse(recipe.resolved, Problems("recipe"))
-    root.value.pop("search", None)
-    changes = [assignment(path, value) for path, value in values.items()]
-    return read_recipe(root.to_yaml(), changes, source="the recipe with searched values")
 
 
 def _space(section: Node, probe: Probe, problems: Problems) -> Any:
