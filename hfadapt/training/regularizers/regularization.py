@@ -86,8 +86,7 @@ class Regularization(TrainerCallback):
         self.of_tasks = of_tasks
         active = [one for one in dict.fromkeys(of_tasks.values()) if one.weight]
         self.active: Sequence[Regularizer] = active
-        self.module: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        self.leaves = word_embeddings(self.module) if any(one.perturbs_words for one in active) else ()
+        self._take_model()
         self.teachers: dict[Regularizer, Teacher] = {}
         self._repeated = next((one for one in active if one.repeats_updates), None)
         self._check(trainer)
@@ -106,6 +105,13 @@ class Regularization(TrainerCallback):
             setattr(trainer, name, getattr(self, name))
         trainer.add_callback(self)
 
+    def _take_model(self) -> None:
+        model: Any = self.trainer.model
+        self.module: nn.Module = self.trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+        self.leaves = word_embeddings(self.module) if any(one.perturbs_words for one in self.active) else ()
+        for one in self.active:
+            one.check_model(self.module)
+
     def remove(self) -> None:
         """Take it out of its Trainer."""
         for name in ("train", "training_step", "compute_loss"):
@@ -113,8 +119,6 @@ class Regularization(TrainerCallback):
         self.trainer.remove_callback(self)
 
     def _check(self, trainer: Trainer) -> None:
-        for one in self.active:
-            one.check_model(self.module)
         kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
         many = trainer.args.n_gpu > 1
         if self.active and (many or kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")):
@@ -296,6 +300,8 @@ class Regularization(TrainerCallback):
             ConfigError: a schedule is longer than the run, or the optimizer does not fit.
             CheckpointError: the run is resumed from a checkpoint with the teacher of another model, or with none.
         """
+        if self.trainer.model_init is not None:  # with which every training has another model
+            self._take_model()
         wrapped: Any = self.trainer.model_wrapped
         self._own_passes = self.trainer.accelerator.mixed_precision != "no" or _is_compiled(wrapped)
         for one in self.active:

@@ -26,7 +26,9 @@ def rows(count=16):
     return [{name: value[row] for name, value in batch.items()} for row in range(count)]
 
 
-def trainer_of(model, folder, regularizer=None, options=None, *, data=None, callbacks=(), **changes):
+def trainer_of(
+    model, folder, regularizer=None, options=None, *, data=None, callbacks=(), model_init=None, **changes
+):
     fields = {
         "max_steps": 3,
         "per_device_train_batch_size": 4,
@@ -39,7 +41,9 @@ def trainer_of(model, folder, regularizer=None, options=None, *, data=None, call
         "logging_strategy": "no",
     }
     args = TrainingArguments(output_dir=str(folder), **{**fields, **changes})
-    trainer = Trainer(model=model, args=args, train_dataset=data or rows(), callbacks=list(callbacks))
+    trainer = Trainer(
+        model=model, args=args, train_dataset=data or rows(), callbacks=list(callbacks), model_init=model_init
+    )
     if regularizer is not None:
         hfadapt.regularize(trainer, regularizer, **(options or {}))
     return trainer
@@ -67,6 +71,22 @@ def test_trains_and_moves_only_what_trains(tmp_path, name):
     start = dict(tiny_classifier().named_parameters())
     frozen = [key for key, p in start.items() if not p.requires_grad]
     assert frozen and all(torch.equal(start[key], with_it[key]) for key in frozen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_trainer_makes_when_it_trains_is_regularised_as_one_that_it_is_given(tmp_path, name):
+    """``Trainer(model_init=...)``, as a search has it, makes another model at each ``train``."""
+
+    def model_init():
+        model = tiny_classifier()
+        set_seed(0)  # as a Trainer that is given its model seeds after it was made
+        return model
+
+    want = trained(tmp_path, name, seed=0)
+    trainer = trainer_of(None, tmp_path, name, LARGE.get(name), model_init=model_init, seed=0)
+    for _ in range(2):
+        trainer.train()
+        assert same(want, dict(trainer.model.named_parameters()))
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "other"])
