@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from glibc_limits import beyond  # noqa: E402
+from glibc_limits import beyond  # noqa: E402  # found by the path above
 
 from hfadapt.errors.version import __version__  # noqa: E402
 

@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .results import ArmResult
-
-    Run = Any  # recipes/run.py imports this file
+    from .running import Running
 
 __all__ = ["require_depths", "score_depths"]
 
 
-def require_depths(run: Run) -> None:
+def require_depths(run: Running) -> None:
     """Refuse depths at or past the number of layers: nothing of the adapter would be left, before anything trains.
 
     Raises:
@@ -43,7 +42,7 @@ def require_depths(run: Run) -> None:
         )
 
 
-def score_depths(run: Run, model: PreTrainedModel, adapted: ArmResult) -> dict[str, Any]:
+def score_depths(run: Running, model: PreTrainedModel, adapted: ArmResult) -> dict[str, Any]:
     """Score the trained model with that many of its lowest layers without deltas; the model comes back with all.
 
     Args:

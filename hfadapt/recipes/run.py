@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -142,6 +143,12 @@ class Run:
         require_services(self)
         self.arguments = training_arguments(self.recipe, self.output / "checkpoints" / "adapted")
         return self.folder
+
+    def with_recipe(self, recipe: Recipe) -> Run:
+        """This run with another recipe on the same tasks, and with a mixture of its own."""
+        other = copy.copy(self)
+        other.recipe, other._mixture = recipe, None
+        return other
 
     def build_model(
         self, *, adapted: bool = True, train_base: bool | None = None, tasks: Any = None

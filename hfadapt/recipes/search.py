@@ -1,29 +1,25 @@
-"""A search over values of a recipe: ``Trainer.hyperparameter_search`` with optuna, a trial at a time.
+"""A search over values of a recipe: a study of trials, in a file in the run's folder, and the best of them.
 
-Each trial has a mixture, callbacks and a Trainer of its own, so that none knows of another; only the study does, a
-file in the run's folder. A trial's values follow from the recipe's seed, the trial's number and the scores before it:
-a search that was cut off goes on to the trials that it would have had.
+A trial's values follow from the recipe's seed, the trial's number and the scores before it: a search that was cut off
+goes on to the trials that it would have had.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import importlib.util
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError, did_you_mean
-from .build import build_mixture, training_arguments
+from .build import training_arguments
 from .config import Recipe
-from .config.place import place_in, recipe_with
+from .config.place import place_in
+from .config.searched import recipe_with
 
 if TYPE_CHECKING:
-    from .config.recipe import SearchSection, Spread
-
-    Run = Any  # recipes/run.py imports this file
+    from .config.recipe import SearchSection
+    from .running import Running
 
 __all__ = ["FOLDER", "STUDY", "Found", "require_search", "run_search"]
 
@@ -49,7 +45,7 @@ class Found:
     key: str
 
 
-def require_search(run: Run) -> None:
+def require_search(run: Running) -> None:
     """Ask for what the search of a run will need, before anything is trained.
 
     Raises:
@@ -73,7 +69,7 @@ def require_search(run: Run) -> None:
             training_arguments(recipe_with(run.recipe, {path: value}), run.output)
 
 
-def _direction(run: Run, section: SearchSection) -> Literal["maximize", "minimize"]:
+def _direction(run: Running, section: SearchSection) -> Literal["maximize", "minimize"]:
     from ..training import MultiTaskMetrics
 
     metrics = MultiTaskMetrics(run.tasks)
@@ -98,7 +94,7 @@ def _direction(run: Run, section: SearchSection) -> Literal["maximize", "minimiz
     return section.direction or says or "maximize"
 
 
-def run_search(run: Run, *, resume: bool = False) -> Found | None:
+def run_search(run: Running, *, resume: bool = False) -> Found | None:
     """Search, or go on with the search that was cut off; None without the section.
 
     Args:
@@ -113,6 +109,8 @@ def run_search(run: Run, *, resume: bool = False) -> Found | None:
         return None
     import optuna
 
+    from .trial import run_trial
+
     direction = _direction(run, section)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = run.output / FOLDER
@@ -126,7 +124,7 @@ def run_search(run: Run, *, resume: bool = False) -> Found | None:
         if study.trials:
             _end_cut_off(study)
         while (done := len(_ended(study))) < section.trials:
-            _one_trial(run, section, study, storage, done)
+            run_trial(run, section, study, storage, done)
             _tell(run, section, _ended(study)[-1])
         trials = _ended(study)[: section.trials]
     finally:
@@ -137,7 +135,7 @@ def run_search(run: Run, *, resume: bool = False) -> Found | None:
         raise ConfigError(
             "no trial of the search has a score that is a number",
             where=place_in(run.recipe, "search", "space"),
-            got=f"{len(record)} trials, all NaN",
+            got=f"{len(record)} trials, all NaN or infinite",
             allowed="a space in which training does not diverge",
             try_="lower bounds of the learning rate",
         )
@@ -175,122 +173,16 @@ def _end_cut_off(study: Any) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _one_trial(run: Run, section: SearchSection, study: Any, storage: Any, done: int) -> None:
-    import optuna
-    from transformers import Trainer, set_seed
-
-    from ..training import regularize, task_optimizer
-    from .arm import drop_printer, pack_frozen
-    from .progress import ProgressLines
-
-    def model_of(recipe: Recipe) -> Any:
-        one = copy.copy(run)
-        one.recipe = recipe
-        model = one.build_model()
-        pack_frozen(model)
-        # Trainer seeds before it asks for the model; a run's Trainer seeds after its model was made
-        set_seed(run.arguments.seed)
-        return model
-
-    def recipe_of(trial: Any) -> Recipe:
-        if trial is None:
-            return run.recipe
-        # drawn here: transformers 5 makes the model before it asks for the space. A value is drawn once a trial
-        drawn = {path: _suggest(trial, path, spread) for path, spread in section.space.items()}
-        return recipe_with(run.recipe, drawn)
-
-    class Searched(Trainer):
-        """With optimizers of its own for each trial: a Trainer that searches is given none."""
-
-        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            recipe = recipe_of(self._trial)
-            rates: Any = recipe.task_rates
-            model: Any = self.model
-            if self.optimizer is None and (recipe.head_learning_rate or any(rates.values())):
-                self.optimizer = task_optimizer(model, self.args, head_learning_rate=recipe.head_learning_rate, **rates)
-            return super().create_optimizer(*args, **kwargs)
-
-    def space(trial: Any) -> dict[str, Any]:
-        arguments = training_arguments(recipe_of(trial), Path(trainer.args.output_dir))
-        fields = [path.removeprefix("training.") for path in section.space if path.startswith("training.")]
-        values = {field: getattr(arguments, field) for field in fields}
-        for field, value in values.items():
-            # Trainer casts to the type of what stands there: 0.1 for warmup_steps would become 0
-            setattr(trainer.args, field, value)
-        return values
-
-    def objective(metrics: dict[str, float]) -> float:
-        score = float(metrics[f"eval_{section.metric}"])
-        if math.isnan(score):
-            raise optuna.TrialPruned("the score is no number")
-        return score
-
-    quiet = {
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "metric_for_best_model": None,
-    }
-    mixture = build_mixture(run.recipe, run.tasks, run.tokenizer, epochs=run.epochs, cache=run.output / "tokens")
-    title = f"trial {done + 1} of {section.trials}"
-    trainer: Any = Searched(
-        model_init=lambda trial=None: model_of(recipe_of(trial)),
-        args=training_arguments(run.recipe, run.output / "checkpoints" / FOLDER, quiet),
-        train_dataset=mixture.train,
-        eval_dataset=mixture.eval,
-        data_collator=mixture.collator,
-        compute_metrics=mixture.metrics,
-        callbacks=[*mixture.callbacks, ProgressLines(title)],
-    )
-    one = copy.copy(run)
-    one._mixture = mixture
-    for callback in one.callbacks_for(trainer.model):
-        trainer.add_callback(callback)
-    drop_printer(trainer)
-    if run.recipe.regularizers:
-        regularize(trainer, run.recipe.regularizers)
-    try:
-        trainer.hyperparameter_search(
-            hp_space=space,
-            compute_objective=objective,
-            n_trials=1,
-            direction=study.direction.name.lower(),
-            backend="optuna",
-            study_name=study.study_name,
-            storage=storage,
-            load_if_exists=True,
-            # anew for each trial: it draws by the trials before it, wherever the run was cut off
-            sampler=optuna.samplers.TPESampler(seed=(run.recipe.seed + done) % 2**32),
-            pruner=optuna.pruners.NopPruner(),
-        )
-    except ValueError:
-        # transformers then asks for the best of the study's trials, and none has a score yet
-        if not _ended(study) or _score(_ended(study)[-1]) is not None:
-            raise
-
-
-def _suggest(trial: Any, path: str, spread: Spread) -> Any:
-    if spread.kind == "choice":
-        return trial.suggest_categorical(path, list(spread.values))
-    low, high = spread.values
-    log = spread.kind == "log"
-    if spread.whole:
-        return trial.suggest_int(path, low, high, log=log)
-    return trial.suggest_float(path, float(low), float(high), log=log)
-
-
 def _values(section: SearchSection, params: Any) -> dict[str, Any]:
     """A trial's values in the order of the recipe."""
     return {path: params[path] for path in section.space if path in params}
 
 
 def _score(trial: Any) -> float | None:
-    value = trial.value
-    return None if value is None or trial.state.name != "COMPLETE" or not math.isfinite(value) else float(value)
+    return float(trial.value) if trial.state.name == "COMPLETE" else None
 
 
-def _tell(run: Run, section: SearchSection, trial: Any) -> None:
+def _tell(run: Running, section: SearchSection, trial: Any) -> None:
     score = _score(trial)
     said = "no number" if score is None else f"{score:.4f}"
     run.say(f"{_shown(_values(section, trial.params))}: {section.metric} {said}")

@@ -124,7 +124,7 @@ def _defaults(cls: type) -> dict[str, Any]:
         given = {one.name: one.default for one in parameters if one.default is not one.empty}
     try:
         made = cls()  # which fills in what stands for something else, as a regularizer's mode does
-    except Exception:
+    except Exception:  # it cannot be made without arguments; a third party's may say so in any way
         return given
     return {name: getattr(made, name, default) for name, default in given.items()}
 

@@ -69,9 +69,6 @@ class FrozenLinear(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
     def forward(self, input: Float[Tensor, "*B Din"]) -> Float[Tensor, "*B O"]:
         """Return [..., O] in the dtype of x.
 

@@ -10,7 +10,7 @@ import pytest
 
 from hfadapt.errors import ConfigError
 from hfadapt.recipes import RunResult
-from hfadapt.recipes import search as searching
+from hfadapt.recipes import trial as trials
 from hfadapt.recipes.config import read_recipe
 from hfadapt.recipes.report.plots import write_plots
 from hfadapt.recipes.written import MARKER, foreign_files
@@ -49,6 +49,17 @@ def test_the_best_trial_is_the_adapted_run_to_the_last_bit(searched: Path) -> No
     assert last == result.search["trials"][result.search["best"]]["score"]
 
 
+def test_a_trial_has_all_that_the_run_trains_with(recipe: Path, hfadapt, tmp_path: Path) -> None:
+    """Regularizer, AdapterDrop, early stopping and rates of a task work on the model of the trial, as on the run's."""
+    run = tmp_path / "run"
+    space = "{training.learning_rate: {log: [1e-3, 1e-2]}, tasks.sms_spam.learning_rate: {choice: [1e-2, 3e-2]}}"
+    also = ("regularizer={name: smart, epsilon: 1e-2}", "adapter_drop=1", "early_stopping={patience: 1}")
+    hfadapt("train", recipe, *SHORT, f"search={{trials: 2, space: {space}}}", *also, "--output", run)
+    result = RunResult.read(run)
+    last = [line["eval_macro"] for line in result.arms[0].history if "eval_macro" in line][-1]
+    assert last == result.search["trials"][result.search["best"]]["score"]
+
+
 def test_report_table_and_plots_show_the_search_and_the_depths(searched: Path) -> None:
     assert (searched / "plots" / "search.png").read_bytes().startswith(b"\x89PNG")
     assert (searched / "plots" / "depths.png").read_bytes().startswith(b"\x89PNG")
@@ -73,7 +84,7 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_trials(
     recipe: Path, searched: Path, hfadapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, trained = tmp_path / "run", []
-    one_trial = searching._one_trial
+    one_trial = trials.run_trial
 
     def cut(*arguments):
         trained.append(arguments[-1])
@@ -81,7 +92,7 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_trials(
             raise KeyboardInterrupt
         one_trial(*arguments)
 
-    monkeypatch.setattr(searching, "_one_trial", cut)
+    monkeypatch.setattr(trials, "run_trial", cut)
     options = (*SHORT, SEARCH, "--output", run)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         hfadapt("train", recipe, *options)
@@ -95,18 +106,18 @@ def test_a_trial_that_was_cut_off_is_trained_again(
     recipe: Path, searched: Path, hfadapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    pack = searching.recipe_with
+    recipe_with = trials.recipe_with
     asked = []
 
     def cut(*arguments):
         asked.append(1)
-        if len(asked) == 8:
+        if len(asked) == 6:  # the second trial, when it makes its optimizer
             raise RuntimeError("cut off")
-        return pack(*arguments)
+        return recipe_with(*arguments)
 
     options = (*SHORT, SEARCH, "--output", run)
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "recipe_with", cut)
+        patch.setattr(trials, "recipe_with", cut)
         with pytest.raises(RuntimeError, match="cut off"):
             hfadapt("train", recipe, *options)
     hfadapt("train", recipe, *options, "--resume")

@@ -13,12 +13,14 @@ from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 
 patching = pytest.importorskip("transformers.monkey_patching", reason="this release of transformers patches no classes")
-hub_kernels = pytest.importorskip("transformers.integrations.hub_kernels")
+hub_kernels = pytest.importorskip(
+    "transformers.integrations.hub_kernels", reason="this release of transformers has no kernels"
+)
 fuse = getattr(hub_kernels, "make_parent_class_for_kernel_fusion", None)
 if fuse is None:
     pytest.skip("this release of transformers fuses no modules", allow_module_level=True)
 
-from transformers.models.llama import modeling_llama as stock_code  # noqa: E402
+from transformers.models.llama import modeling_llama as stock_code  # noqa: E402  # behind what may skip
 
 INPUTS = tiny_inputs("llama", batch=2)
 

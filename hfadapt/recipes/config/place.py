@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from .load import read_recipe
 from .recipe import Recipe
-from .search_reads import assignment
 from .tree import Node, Problems, override, parse
 
-__all__ = ["place_in", "recipe_with"]
+__all__ = ["place_in"]
 
 
 def place_in(recipe: Recipe, *keys: str) -> str:
@@ -29,19 +24,3 @@ def place_in(recipe: Recipe, *keys: str) -> str:
             break
         node = node.value[key]
     return node.place if node.path else ".".join(keys)
-
-
-def recipe_with(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe without its search and with values in place of its own.
-
-    Args:
-        recipe: As it was read.
-        values: Path to value.
-
-    Raises:
-        ConfigError: the recipe cannot take these values together.
-    """
-    root = parse(recipe.resolved, Problems("recipe"))
-    root.value.pop("search", None)
-    changes = [assignment(path, value) for path, value in values.items()]
-    return read_recipe(root.to_yaml(), changes, source="the recipe with searched values")

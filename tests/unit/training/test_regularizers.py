@@ -26,9 +26,7 @@ def rows(count=16):
     return [{name: value[row] for name, value in batch.items()} for row in range(count)]
 
 
-def trainer_of(
-    model, folder, regularizer=None, options=None, *, data=None, callbacks=(), model_init=None, **changes
-):
+def trainer_of(model, folder, regularizer=None, options=None, *, data=None, callbacks=(), model_init=None, **changes):
     fields = {
         "max_steps": 3,
         "per_device_train_batch_size": 4,
