@@ -51,14 +51,20 @@ def once(name: str, layers: int, hidden: int) -> dict[str, float]:
     return {"adapt": middle - begin, "step": end - middle, "both": end - begin}
 
 
+def _environment() -> dict[str, str]:
+    """Ours, but bytecode is written: without it a checkout is compiled at every start, and an installed rival is not."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(layers: int, hidden: int, turns: int) -> dict[str, Any]:
     """Medians of processes that take turns, and the ratio of both parts together."""
     command = [sys.executable, __file__, "--layers", str(layers), "--hidden", str(hidden), "--measure"]
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    for _ in range(turns):
+    for turn in range(turns + 1):
         for name in NAMES:
-            done = subprocess.run([*command, name], check=True, capture_output=True, text=True)
-            taken[name].append(json.loads(done.stdout.splitlines()[-1]))
+            done = subprocess.run([*command, name], check=True, capture_output=True, text=True, env=_environment())
+            if turn > 0:
+                taken[name].append(json.loads(done.stdout.splitlines()[-1]))
     found: dict[str, Any] = {
         name: {part: round(1e3 * statistics.median(one[part] for one in all_), 1) for part in all_[0]}
         for name, all_ in taken.items()
@@ -74,11 +80,12 @@ def commands(turns: int) -> dict[str, float]:
         "import torch": "import torch",
     }
     taken: dict[str, list[float]] = {name: [] for name in run}
-    for _ in range(turns):
+    for turn in range(turns + 1):
         for name, code in run.items():
             begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-            taken[name].append(time.perf_counter() - begin)
+            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=_environment())
+            if turn > 0:
+                taken[name].append(time.perf_counter() - begin)
     return {name: round(statistics.median(times), 3) for name, times in taken.items()}
 
 
