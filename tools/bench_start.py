@@ -52,7 +52,7 @@ def once(name: str, layers: int, hidden: int) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, but bytecode is written: without it a checkout is compiled at every start, and an installed rival is not."""
+    """Ours, but bytecode is written: else a checkout is compiled at every start, and an installed rival is not."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

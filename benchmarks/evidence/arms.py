@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from .noise import noisy_task
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -24,17 +26,19 @@ class Arm:
         changes: Of the common recipe, as on the command line.
         heads_alone: Whether there is no adapter, but the heads.
         depths: Numbers of lowest layers without adapters to score it with as well.
+        noise: Shares of the test texts' words, in per cent, that are replaced to score it with as well.
     """
 
     name: str
     changes: tuple[str, ...]
     heads_alone: bool = False
     depths: tuple[int, ...] = ()
+    noise: tuple[int, ...] = ()
 
     def key(self, text: str) -> str:
         """A digest of all that decides its scores but the seed; ``text`` is the common recipe."""
-        said = json.dumps([text, self.changes, self.heads_alone, self.depths])
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        said = [text, self.changes, self.heads_alone, self.depths, *([self.noise] if self.noise else [])]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
@@ -46,7 +50,13 @@ def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
         return [change for base in own.get("base", ()) for change in changes(base)] + list(own.get("changes", ()))
 
     return {
-        name: Arm(name, tuple(changes(name)), own.get("train") == "heads", tuple(own.get("depths", ())))
+        name: Arm(
+            name,
+            tuple(changes(name)),
+            own.get("train") == "heads",
+            tuple(own.get("depths", ())),
+            tuple(own.get("noise", ())),
+        )
         for name, own in given.items()
     }
 
@@ -55,8 +65,8 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
     """Train an arm with one seed and score it on the test splits.
 
     Returns:
-        ``macro`` and ``scores`` (task to its metric), in per cent; ``depths`` (layers dropped to macro); ``trained``
-        parameters; ``steps``; ``seconds``.
+        ``macro`` and ``scores`` (task to its metric), in per cent; ``depths`` (layers dropped to macro) and
+        ``noise`` (per cent of words replaced to macro); ``trained`` parameters; ``steps``; ``seconds``.
     """
     import hfadapt
     from hfadapt.recipes.arm import score
@@ -73,11 +83,13 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
     for depth in arm.depths:
         hfadapt.set_adapter_drop(model.base, depth)
         depths[str(depth)] = 100 * score(scorer, run.mixture.dataset("test", by_length=True), run.tasks)[1]
+    noise = {str(percent): _with_noise(run, scorer, percent) for percent in arm.noise}
     firsts = {task.name: 100 * result.scores[task.name][task.metrics[0]] for task in run.tasks}
     return {
         "macro": 100 * result.macro,
         "scores": firsts,
         **({"depths": depths} if depths else {}),
+        **({"noise": noise} if noise else {}),
         "trained": result.trained,
         "steps": result.steps,
         "seconds": round(time.perf_counter() - start, 1),
@@ -101,6 +113,16 @@ def _train_heads(run: Any) -> Any:
         regularizer=recipe.regularizers,
         split=recipe.score_split,
     )
+
+
+def _with_noise(run: Any, scorer: Any, percent: int) -> float:
+    """The macro average on test texts with noise, tokenised anew and kept nowhere."""
+    from hfadapt.recipes.arm import score
+    from hfadapt.recipes.build import build_mixture
+
+    tasks = [noisy_task(task, percent / 100) for task in run.tasks]
+    rows = build_mixture(run.recipe, tasks, run.tokenizer).dataset("test", by_length=True)
+    return 100 * score(scorer, rows, tasks)[1]
 
 
 def _scorer(run: Any, model: Any) -> Any:

@@ -14,6 +14,9 @@ _T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.36
 REPRODUCED, NOT, NOT_RUN, NOT_TESTABLE = "reproduced", "not reproduced", "not run yet", "not testable here"
 LEAST_SEEDS = 3
 
+# What stands between an arm's name and the value at which it is scored besides, and the key of those scores.
+MARKS = (("@", "depths"), ("~", "noise"))
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -33,10 +36,19 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def scores_of(arm: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seed to macro average of an arm; ``arm@3`` is scored with three layers dropped."""
-    name, _, depth = arm.partition("@")
+    """Seed to macro average of an arm; ``arm@3`` with three layers dropped, ``arm~10`` with 10 % of words replaced."""
+    name, key, value = parts_of(arm)
     seeds = results.get(name, {}).get("seeds", {})
-    return {seed: found["depths"][depth] if depth else found["macro"] for seed, found in seeds.items()}
+    return {seed: found[key][value] if key else found["macro"] for seed, found in seeds.items()}
+
+
+def parts_of(arm: str) -> tuple[str, str, str]:
+    """The arm's own name, and where in a result its score lies: ``depths`` or ``noise``, with the value, or neither."""
+    for mark, key in MARKS:
+        name, found, value = arm.partition(mark)
+        if found:
+            return name, key, value
+    return arm, "", ""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from .arms import HERE
-from .judge import interval, judge, scores_of
+from .judge import MARKS, interval, judge, scores_of
 
+_SIDES = ("arm", "than")
 PAGES = HERE.parents[1] / "docs" / "evidence"
 
 
@@ -34,10 +35,13 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
     prefix = {"adapterdrop": "drop"}.get(paper, paper) + "."
     arms = [name for name in results if name.startswith(prefix)]
     if arms:
+        if any(
+            mark in claim[key] for claim in about["claims"] if "why" not in claim for mark, _ in MARKS for key in _SIDES
+        ):
+            lines += ["", "`@n`: the n lowest layers without adapters. `~n`: n % of the test texts' words replaced."]
         lines += ["", "| arm | trained parameters | macro, each seed | mean |", "|---|---|---|---|"]
         for name in arms:
-            depths = sorted({d for found in results[name]["seeds"].values() for d in found.get("depths", {})}, key=int)
-            for shown in (name, *(f"{name}@{depth}" for depth in depths)):
+            for shown in (name, *(f"{name}{mark}{at}" for mark, key in MARKS for at in _scored(results[name], key))):
                 scores = scores_of(shown, results)
                 each = ", ".join(f"{scores[seed]:.1f}" for seed in sorted(scores, key=int))
                 mean = str(interval(list(scores.values()))) if len(scores) > 1 else ""
@@ -46,6 +50,11 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
         machines = sorted({said for name in arms for said in (_machine(results[name]),) if said})
         lines += ["", *(f"Run on: {said}." for said in machines)]
     return "\n".join(lines) + "\n"
+
+
+def _scored(result: Mapping[str, Any], key: str) -> list[str]:
+    """The depths or shares of noise at which an arm was scored, in order."""
+    return sorted({at for found in result["seeds"].values() for at in found.get(key, {})}, key=int)
 
 
 def _machine(result: Mapping[str, Any]) -> str:

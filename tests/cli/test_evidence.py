@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import yaml
 
 from benchmarks.evidence.__main__ import run
 from benchmarks.evidence.arms import HERE, Arm, read_arms
-from benchmarks.evidence.judge import interval, judge
+from benchmarks.evidence.judge import interval, judge, parts_of
+from benchmarks.evidence.noise import noisy_task, noisy_words
 from benchmarks.evidence.pages import all_pages
 from benchmarks.evidence.results import read_results
+from hfadapt.data.sources import load_splits
+from hfadapt.recipes.build import known_task
 from hfadapt.recipes.config import read_recipe
 
 ARMS = read_arms()
@@ -32,14 +36,19 @@ def test_an_arm_is_a_recipe_and_changes_the_common_one(name):
 def test_claims_name_arms_and_depths_that_are_run():
     named = {claim[key] for claim in CLAIMS if "why" not in claim for key in ("arm", "than")}
     for arm in named:
-        name, _, depth = arm.partition("@")
-        assert name in ARMS and (not depth or int(depth) in ARMS[name].depths)
-    assert {name.partition("@")[0] for name in named} == set(ARMS), "an arm that no claim reads"
+        name, key, value = parts_of(arm)
+        assert name in ARMS and (not key or int(value) in getattr(ARMS[name], key))
+    assert {parts_of(name)[0] for name in named} == set(ARMS), "an arm that no claim reads"
 
 
 def results(**arms):
     return {
-        name: {"seeds": {str(seed): {"macro": score, "depths": {"3": score / 2}} for seed, score in enumerate(scores)}}
+        name: {
+            "seeds": {
+                str(seed): {"macro": score, "depths": {"3": score / 2}, "noise": {"10": score / 4}}
+                for seed, score in enumerate(scores)
+            }
+        }
         for name, scores in arms.items()
     }
 
@@ -66,9 +75,38 @@ def test_a_verdict_follows_from_paired_differences(rule, ours, verdict):
     assert judge(claim, results(a=ours, b=[80.0, 81.0, 80.0])).verdict == verdict
 
 
-def test_a_depth_is_scored_for_itself():
-    claim = {"claim": "c", "theirs": "t", "arm": "a@3", "than": "b", "rule": "better"}
-    assert judge(claim, results(a=[162.0, 164.2, 161.8], b=[80.0, 81.0, 80.0])).ours.endswith("+1.0 ± 0.2")
+@pytest.mark.parametrize(("arm", "times"), [("a@3", 2), ("a~10", 4)])
+def test_a_depth_and_a_share_of_noise_are_scored_for_themselves(arm, times):
+    claim = {"claim": "c", "theirs": "t", "arm": arm, "than": "b", "rule": "better"}
+    ours = [times * score for score in (81.0, 82.1, 80.9)]
+    assert judge(claim, results(a=ours, b=[80.0, 81.0, 80.0])).ours.endswith("+1.0 ± 0.2")
+
+
+def test_noise_replaces_its_share_of_the_words_by_words_of_the_column():
+    texts = [f"a{n} b{n} c{n}  d{n}" for n in range(500)]
+    words = {word for text in texts for word in text.split()}
+    found = noisy_words(texts, 0.3, random.Random(0))
+    pairs = [
+        (old, new)
+        for before, after in zip(texts, found, strict=True)
+        for old, new in zip(before.split(), after.split(), strict=True)
+    ]
+    assert all(new in words for _, new in pairs)
+    assert sum(old != new for old, new in pairs) / len(pairs) == pytest.approx(0.3, abs=0.03)
+    assert noisy_words(texts, 0.3, random.Random(0)) == found != noisy_words(texts, 0.3, random.Random(1))
+    assert noisy_words(texts, 0.0, random.Random(0)) == [" ".join(text.split()) for text in texts]
+    assert noisy_words([], 0.5, random.Random(0)) == []
+
+
+def test_a_noisy_task_differs_in_its_test_texts_alone():
+    task = known_task("wn_relation")
+    clean, noisy = load_splits(task), load_splits(noisy_task(task, 0.1))
+    assert noisy["train"] is clean["train"] and noisy["validation"] is clean["validation"]
+    assert noisy["test"]["label"] == clean["test"]["label"]
+    for column in ("text", "text_pair"):
+        same = sum(a == b for a, b in zip(noisy["test"][column], clean["test"][column], strict=True))
+        assert 0 < same < len(clean["test"])
+    assert load_splits(noisy_task(task, 0.1))["test"]["text"] == noisy["test"]["text"]
 
 
 def test_the_interval_is_students():
@@ -93,7 +131,7 @@ def test_an_arm_is_trained_once_a_seed_and_anew_when_its_recipe_was_changed(reci
     text = recipe.read_text("utf-8").replace(str(recipe.parent / "run"), str(tmp_path / "run"))
     changes = ("training.num_train_epochs=1", "mixing.epoch_steps=2", f"train_base={heads_alone}")
     changes += () if heads_alone else ("adapter_drop=1",)
-    arm = Arm("drop.toy", changes, heads_alone, () if heads_alone else (1, 2))
+    arm = Arm("drop.toy", changes, heads_alone, () if heads_alone else (1, 2), (50,) if heads_alone else ())
     results = tmp_path / "results"
     results.mkdir()
     for seeds in ([0], [0, 1]):
@@ -104,6 +142,7 @@ def test_an_arm_is_trained_once_a_seed_and_anew_when_its_recipe_was_changed(reci
     for one in found["seeds"].values():
         assert one["steps"] == 2 and one["macro"] == pytest.approx(sum(one["scores"].values()) / 3)
         assert set(one.get("depths", ())) == ({"1", "2"} if not heads_alone else set())
+        assert set(one.get("noise", ())) == ({"50"} if heads_alone else set())
     assert list(results.iterdir()) == [file]
     run(arm, text + "\n", [1], results)
     assert set(json.loads(file.read_text("utf-8"))["seeds"]) == {"1"}
