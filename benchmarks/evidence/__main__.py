@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .arms import HERE, Arm, read_arms, run_arm
@@ -38,6 +39,12 @@ def run(arm: Arm, text: str, seeds: list[int], folder: Path = RESULTS) -> None:
         print(f"  macro {result['macro']:.1f} in {result['seconds']:.0f} s", flush=True)
 
 
+def choose(arms: Mapping[str, Arm], parts: Sequence[str]) -> list[Arm]:
+    """The arms that a part names, or that begin with it where it is the name of none; all without parts."""
+    names, papers = set(parts) & set(arms), tuple(part for part in parts if part not in arms)
+    return [arm for name, arm in arms.items() if not parts or name in names or (papers and name.startswith(papers))]
+
+
 def main() -> None:
     """Run what was asked for, and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +55,7 @@ def main() -> None:
     logging.getLogger("hfadapt").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
     arms, text = read_arms(), (HERE / "recipe.yaml").read_text("utf-8")
-    chosen = [arm for name, arm in arms.items() if name.startswith(tuple(given.parts) or "")]
+    chosen = choose(arms, given.parts)
     if not chosen:
         parser.error(f"no arm begins with {' or '.join(given.parts)}: {', '.join(arms)}")
     RESULTS.mkdir(exist_ok=True)

@@ -11,7 +11,6 @@ import yaml
 from .arms import HERE
 from .judge import MARKS, interval, judge, scores_of
 
-_SIDES = ("arm", "than")
 PAGES = HERE.parents[1] / "docs" / "evidence"
 
 
@@ -35,9 +34,8 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
     prefix = {"adapterdrop": "drop"}.get(paper, paper) + "."
     arms = [name for name in results if name.startswith(prefix)]
     if arms:
-        if any(
-            mark in claim[key] for claim in about["claims"] if "why" not in claim for mark, _ in MARKS for key in _SIDES
-        ):
+        sides = [claim[side] for claim in about["claims"] if "why" not in claim for side in ("arm", "than")]
+        if any(mark in side for side in sides for mark, _ in MARKS):
             lines += ["", "`@n`: the n lowest layers without adapters. `~n`: n % of the test texts' words replaced."]
         lines += ["", "| arm | trained parameters | macro, each seed | mean |", "|---|---|---|---|"]
         for name in arms:

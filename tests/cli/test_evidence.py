@@ -8,7 +8,7 @@ import random
 import pytest
 import yaml
 
-from benchmarks.evidence.__main__ import run
+from benchmarks.evidence.__main__ import choose, run
 from benchmarks.evidence.arms import HERE, Arm, read_arms
 from benchmarks.evidence.judge import interval, judge, parts_of
 from benchmarks.evidence.noise import noisy_task, noisy_words
@@ -39,6 +39,20 @@ def test_claims_name_arms_and_depths_that_are_run():
         name, key, value = parts_of(arm)
         assert name in ARMS and (not key or int(value) in getattr(ARMS[name], key))
     assert {parts_of(name)[0] for name in named} == set(ARMS), "an arm that no claim reads"
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ([], set(ARMS)),
+        (["smart.none"], {"smart.none"}),
+        (["smart.none", "drop"], {"smart.none", *(name for name in ARMS if name.startswith("drop."))}),
+        (["smart.none_1", "smart.none_"], {"smart.none_1", "smart.none_100"}),
+        (["nothing"], set()),
+    ],
+)
+def test_a_part_is_an_arm_or_the_beginning_of_several(parts, names):
+    assert {arm.name for arm in choose(ARMS, parts)} == names
 
 
 def results(**arms):
