@@ -10,6 +10,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles a module when it is first imported; of all that is installed, most is never imported here.
 INSTALL = $(PIP) install --quiet --no-compile
+# Which is kept, whatever the environment says: tests start hundreds of processes, and each would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser compile thorough oldest newest \
