@@ -22,14 +22,20 @@ _COLUMNS = {name: name for name in ("kernel", "target", "registers", "spills", "
 @click.option("--op", "ops", multiple=True, help="Only this op (may be repeated).")
 @click.option("--jobs", default=0, help="Processes; default: one a processor.")
 @click.option("--table", type=click.Path(path_type=Path), help="Take unchanged rows from this JSON; write it anew.")
+@click.option("--shared", type=click.Path(path_type=Path), help="Write the shared memory alone, as the ops read it.")
 @json_option
-def triton_static(targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, table: Path | None, as_json: bool) -> None:
+def triton_static(
+    targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, table: Path | None, shared: Path | None, as_json: bool
+) -> None:
     """Compile every Triton kernel ahead of time; show registers, spills and shared memory. Needs no GPU.
 
     Takes some minutes. The exit status is 1 when anything spills or does not fit its card.
     """
     from hfadapt_kernels.triton import static
+    from hfadapt_kernels.triton.shared import figures_of
 
+    if shared is not None and (targets or ops):
+        raise click.UsageError("--shared takes every op and target: leave out --op and --target")
     versions, known, done = static.versions(), [], 0
     if table is not None:
         # before minutes of compiling, not after them
@@ -48,6 +54,8 @@ def triton_static(targets: tuple[str, ...], ops: tuple[str, ...], jobs: int, tab
         merged = static.merge(known, rows)
         whole = {"versions": versions, "rows": merged, "problems": static.problems(merged)}
         write_json(table, whole)
+    if shared is not None:
+        write_json(shared, figures_of(rows))
     if as_json:
         print_json(result)
     else:

@@ -10,7 +10,15 @@ from .adapter_fusion import adapter_fusion
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
 from .dropout import draw_seed
-from .errors import BackendError, DoubleBackwardError, KernelError, RowIdError, ShapeError, UnsupportedError
+from .errors import (
+    BackendError,
+    DoubleBackwardError,
+    KernelError,
+    RowIdError,
+    ShapeError,
+    SharedMemoryError,
+    UnsupportedError,
+)
 from .frozen_linear import PackedLinear, frozen_linear
 from .grouped_lora import grouped_lora, lora_linear
 from .pal_attention import pal_attention
@@ -26,6 +34,7 @@ __all__ = [
     "PackedLinear",
     "RowIdError",
     "ShapeError",
+    "SharedMemoryError",
     "TaskBatch",
     "UnsupportedError",
     "adapter_fusion",

@@ -26,6 +26,7 @@ from . import native
 from .direct import KERNELS, unobserved
 from .errors import BackendError
 from .misfits import nearest
+from .triton.shared import named
 
 __all__ = [
     "BACKENDS",
@@ -168,6 +169,8 @@ class FusedOp:
         supports: Callable[..., str | None] | None = None,
     ) -> None:
         """Add or replace the implementation of ``backend``."""
+        if backend == "triton":
+            forward, backward = named(self.name, forward), named(self.name, backward)
         self._by_backend[_check_name(backend)] = Implementation(backend, forward, backward, supports)
         self._chosen.clear()
 

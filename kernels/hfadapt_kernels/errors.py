@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "DoubleBackwardError", "KernelError", "RowIdError", "ShapeError", "UnsupportedError"]
+__all__ = [
+    "BackendError",
+    "DoubleBackwardError",
+    "KernelError",
+    "RowIdError",
+    "ShapeError",
+    "SharedMemoryError",
+    "UnsupportedError",
+]
 
 
 class KernelError(ValueError):
@@ -42,6 +50,10 @@ class UnsupportedError(KernelError):
 
 class BackendError(KernelError):
     """A backend that was asked for by name cannot run; the message holds every reason."""
+
+
+class SharedMemoryError(KernelError):
+    """A Triton kernel wants more of a card's shared memory than one block may have there."""
 
 
 class DoubleBackwardError(KernelError, RuntimeError):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..calls import takes
 from ..dropout import dropout_threshold
+from ..triton.shared import fitting
 from ..triton.tables import aligned_all, buffer, distances, task_table
 from .rank_space import CoreInputs
 from .schema import Backward, Gradients, empty_gradients, empty_results
@@ -39,7 +40,8 @@ class _Call:
         self.seed = self.table if core.seed is None else core.seed
         drop, keep = dropout_threshold(core.dropout), 1.0 / (1.0 - core.dropout)
         self.numbers = (self.tokens, columns, len(ranks), 1.0 / core.temperature, drop, keep)
-        self.launch = config(kernel, max(ranks))
+        name, launches = f"adapter_fusion_{kernel}_kernel", [config(kernel, max(ranks))]
+        self.launch = fitting(name, device, launches, self.products.dtype)
         self.flags = {
             "BIASED": columns != sum(ranks),
             "SHIFT": core.shift is not None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..triton.rows import precision
+from ..triton.shared import fitting
 from ..triton.tables import aligned
 from .reference import int8_scale
 from .triton_configs import config
@@ -60,7 +61,8 @@ def _product(
     rows = aligned(x.reshape(-1, inputs))
     out = rows.new_empty(rows.shape[0], outputs)
     narrow = kind in _NARROW
-    launch = config(panels.element_size() if narrow else rows.element_size())
+    launches = [config(panels.element_size() if narrow else rows.element_size())]
+    launch = fitting("frozen_linear_kernel", x.device, launches, x.dtype, panels.dtype)
     if out.numel():
         frozen_linear_kernel[(triton.cdiv(len(rows), launch["BM"]), triton.cdiv(outputs, launch["BN"]))](
             rows, panels, rows if scale is None else scale, rows if bias is None else bias.contiguous(), out, len(rows),

@@ -40,5 +40,5 @@ def case(element: str, weight: str, back: bool, blocks: dict[str, Any], **flags:
 
 def aot_cases(target: str) -> list[AotCase]:
     """Every committed configuration for ``target``."""
-    kinds = (("bf16", "bf16", 2), ("bf16", "i8", 1), ("fp32", "i8", 1), ("fp32", "fp32", 4))
+    kinds = (("bf16", "bf16", 2), ("bf16", "i8", 1), ("fp32", "bf16", 2), ("fp32", "i8", 1), ("fp32", "fp32", 4))
     return [case(x, weight, back, config(size)) for x, weight, size in kinds for back in (False, True)]

@@ -16,6 +16,7 @@ from ..dropout import dropout_threshold
 from ..triton.order import task_order
 from ..triton.products import Learned, Product, task_products
 from ..triton.rows import precision, rank_alignment, rows_of
+from ..triton.shared import fitting
 from ..triton.tables import aligned_all, bits, buffer, distances, task_table
 from .schema import LINEAR, OP, Backward, Forward, Gradients, LinearBackward, LinearForward
 from .triton_configs import SCALES, config
@@ -54,7 +55,7 @@ class _Rows:
         base = None if base is None else base.contiguous()
         out = x.new_empty(*x.shape[:-1], outputs) if need_out else x
         low = x.new_empty(x.shape[:-1].numel(), max_rank)
-        launch = config(max_rank, x.element_size())
+        launch = fitting("lora_rows_kernel", x.device, [config(max_rank, x.element_size())], x.dtype)
         programs = triton.cdiv(self.tokens, launch["BM"])
         parts = None if other is None else x.new_empty(self.batch, programs, dtype=torch.float32)
         down, up = (self.b, self.a) if self.backward else (self.a, self.b)
@@ -135,7 +136,8 @@ def _scale_gradients(call: Backward, parts: Tensor, rows: _Rows, order: Any) -> 
 
     grads = buffer(parts, [(1,)] * len(call.learned), rows.learned[0].dtype)
     table = task_table(parts.device, bits(call.scale), distances(grads))
-    lora_scales_kernel[(len(grads),)](parts, grads[0], table, *order, len(grads), parts.shape[1], **SCALES)
+    launch = fitting("lora_scales_kernel", parts.device, [SCALES], grads[0].dtype)
+    lora_scales_kernel[(len(grads),)](parts, grads[0], table, *order, len(grads), parts.shape[1], **launch)
     grads = [g.view(t.shape) for g, t in zip(grads, call.learned, strict=True)]
     # `to` costs a call also where it changes nothing.
     return [g if g.dtype == t.dtype else g.to(t.dtype) for g, t in zip(grads, call.learned, strict=True)]

@@ -16,6 +16,7 @@ from ..prefix_attention import triton as prefix_attention
 from ..triton.order import task_order
 from ..triton.products import Product, task_products
 from ..triton.rows import precision, rows_of
+from ..triton.shared import fitting
 from ..triton.tables import aligned_all, buffer, distances, task_table
 from .schema import OP, Backward, Forward, Results, empty_gradients, empty_results
 from .triton_configs import config
@@ -60,7 +61,7 @@ class _Call:
         rows, columns = matrices[0].shape
         outputs, inputs = (columns, rows) if back else (rows, columns)
         has_bias = not back and biases[0] is not None
-        launch = config(x.dtype)
+        launch = fitting("pal_linear_kernel", x.device, [config(x.dtype)], x.dtype)
         table = task_table(x.device, distances(matrices), distances(biases) if has_bias else (0,) * self.tasks)
         grid = (self.B, triton.cdiv(self.T, launch["BM"]), triton.cdiv(outputs, launch["BN"]))
         if out.numel():

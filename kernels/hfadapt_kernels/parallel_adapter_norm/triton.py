@@ -14,6 +14,7 @@ from ..dropout import dropout_threshold
 from ..triton.order import task_order
 from ..triton.products import Learned, Product, task_products
 from ..triton.rows import precision, rank_alignment, rows_of
+from ..triton.shared import fitting
 from ..triton.tables import aligned_all, bits, buffer, distances, task_table
 from .saved import (
     NEED_DOWN,
@@ -80,7 +81,8 @@ def forward(call: Forward) -> tuple[Tensor, ...]:
     weights, width = _Weights(call), x.shape[-1]
     max_rank = weights.max_rank
     hidden = x.new_empty(x.shape[:-1].numel(), max_rank)
-    launch = config("fwd", max_rank, x.element_size())
+    launches = [config("fwd", max_rank, x.element_size())]
+    launch = fitting("adapter_norm_fwd_kernel", x.device, launches, x.dtype)
     adapter_norm_fwd_kernel[(batch, triton.cdiv(tokens, launch["BM"]))](
         x, x if residual is None else residual, h, out, z if z.numel() else out, pre if call.save else hidden, hidden,
         mean if stats else rows, rstd if stats else rows, weights.down[0], weights.up[0], _first(weights.down_bias, x),
@@ -139,7 +141,8 @@ def backward(call: Backward) -> tuple[Tensor, Tensor, list[Tensor]]:
     flow = torch.empty_like(grad)
     dh = torch.empty_like(h) if needs & NEED_H else grads.nothing
     dpre, hidden = grad.new_empty(total, max_rank), grad.new_empty(total, max_rank)
-    launch = config("bwd", max_rank, grad.element_size())
+    launches = [config("bwd", max_rank, grad.element_size())]
+    launch = fitting("adapter_norm_bwd_kernel", grad.device, launches, grad.dtype)
     programs = triton.cdiv(tokens, launch["BM"])
     sums = grad.new_empty((batch * programs, 2, width) if norm else 0, dtype=torch.float32)
     adapter_norm_bwd_kernel[(batch, programs)](
@@ -180,8 +183,9 @@ def _add_up(grads: _Gradients, sums: Tensor, parts: Tensor | None, blocks: list[
         return
     width, tasks = (sums if parts is None else parts).shape[-1], len(blocks)
     table = task_table(sums.device, blocks, [s.numel() for s in scale] or blocks, distances(scale) or blocks)
-    adapter_norm_sums_kernel[(2 + len(scale), triton.cdiv(width, SUMS["BD"]))](
+    launch = fitting("adapter_norm_sums_kernel", sums.device, [SUMS], weight.dtype)
+    adapter_norm_sums_kernel[(2 + len(scale), triton.cdiv(width, launch["BD"]))](
         sums if sums.numel() else table, table if parts is None else parts, weight if weight.numel() else table,
         bias if bias.numel() else table, _first(scale, table), table, tasks, sums.shape[0],
-        0 if parts is None else parts.shape[1], width, WEIGHT=weight.numel() > 0, BIAS=bias.numel() > 0, **SUMS,
+        0 if parts is None else parts.shape[1], width, WEIGHT=weight.numel() > 0, BIAS=bias.numel() > 0, **launch,
     )  # fmt: skip

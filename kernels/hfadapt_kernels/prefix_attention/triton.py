@@ -14,11 +14,12 @@ from ..calls import takes
 from ..dropout import dropout_threshold
 from ..triton.order import task_order
 from ..triton.rows import precision
+from ..triton.shared import fitting
 from ..triton.tables import aligned_all, buffer, distances, task_table
 from ..triton.targets import target_of
 from .reference import FORMS
 from .schema import OP, Backward, Forward, Gradients, empty_gradients, empty_results
-from .triton_configs import config
+from .triton_configs import config, smaller
 
 __all__ = ["backward", "forward", "supports"]
 
@@ -81,7 +82,10 @@ class _Call:
         self.strides = (*_three(self.query), *_three(self.key), *_three(self.value))
 
     def launch(self, kernel: str) -> dict[str, Any]:
-        return config(kernel, self.D, self.query.dtype, target_of(self.query.device))
+        device, dtype = self.query.device, self.query.dtype
+        target = target_of(device)
+        launches = [config(kernel, self.D, dtype, target), *smaller(kernel, self.D, dtype, target)]
+        return fitting(f"prefix_attention_{kernel}_kernel", device, launches, dtype)
 
 
 @takes(Forward)

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from ..triton.compile import AotCase
 
-__all__ = ["KERNELS", "aot_cases", "case", "config"]
+__all__ = ["KERNELS", "aot_cases", "case", "config", "smaller"]
 
 Config = tuple[int, int, int, int]
 KERNELS = ("fwd", "dq", "dkv", "dprefix")
@@ -45,11 +45,34 @@ _CONFIGS: dict[tuple[str, int, int], tuple[Config, Config, Config, Config]] = {
     ("dprefix", 4, 256): ((16, 16, 16, 1), (16, 16, 16, 1), (16, 16, 16, 1), (16, 16, 8, 1)),
 }  # fmt: skip
 
+# Where a card that takes those of sm_80 has not the shared memory for them: the largest below 48 KiB, which every card
+# has. float32 heads of 256 have none: two blocks of 16, the least of a product, take 64 KiB.
+_SMALLER: dict[tuple[str, int, int], Config] = {
+    ("fwd", 2, 256): (32, 16, 8, 2),
+    ("dq", 2, 128): (32, 32, 8, 2),
+    ("dq", 2, 256): (16, 16, 8, 2),
+    ("dkv", 2, 256): (16, 16, 8, 1),
+    ("dkv", 4, 128): (16, 16, 8, 1),
+    ("dprefix", 2, 128): (32, 32, 8, 2),
+    ("dprefix", 2, 256): (16, 16, 8, 1),
+    ("dprefix", 4, 128): (16, 16, 8, 1),
+}
+
 
 def config(kernel: str, dim: int, dtype: torch.dtype, target: str) -> dict[str, Any]:
     """Launch configuration of ``kernel`` (one of `KERNELS`) for heads of ``dim`` on ``target``."""
-    size, largest = min(dtype.itemsize, 4), next(limit for limit in (64, 128, 256) if dim <= limit)
+    size, largest = _row(dim, dtype)
     return launch(kernel, _CONFIGS[kernel, size, largest][_TARGETS.index(target)], dim, size)
+
+
+def smaller(kernel: str, dim: int, dtype: torch.dtype, target: str) -> list[dict[str, Any]]:
+    """What to take instead where a card has not the shared memory for `config`."""
+    chosen = _SMALLER.get((kernel, *_row(dim, dtype))) if target == "sm_80" else None
+    return [] if chosen is None else [launch(kernel, chosen, dim, min(dtype.itemsize, 4))]
+
+
+def _row(dim: int, dtype: torch.dtype) -> tuple[int, int]:
+    return min(dtype.itemsize, 4), next(limit for limit in (64, 128, 256) if dim <= limit)
 
 
 def launch(kernel: str, chosen: Config, dim: int, size: int) -> dict[str, Any]:
@@ -85,8 +108,9 @@ def case(kernel: str, dim: int, element: str, blocks: dict[str, Any], **flags: A
 def aot_cases(target: str) -> list[AotCase]:
     """Every committed configuration for ``target``."""
     return [
-        case(kernel, dim, element, config(kernel, dim, dtype, target))
+        case(kernel, dim, element, blocks)
         for element, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
         for dim in (64, 128, 256)
         for kernel in KERNELS
+        for blocks in (config(kernel, dim, dtype, target), *smaller(kernel, dim, dtype, target))
     ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..dropout import dropout_threshold
 from .order import Order
 from .rows import precision
+from .shared import fitting
 from .tables import bits, distances, task_table
 from .targets import target_of
 
@@ -110,7 +111,8 @@ def task_products(
     if not any(wants):
         return
     a, tasks = first.a, len(numbers)
-    launch = _config(a.element_size(), target_of(a.device))
+    launches = [_config(a.element_size(), target_of(a.device))]
+    launch = fitting("task_products_kernel", a.device, launches, a.dtype)
     none = (0,) * tasks
     lists = [list(learned.scale), list(learned.weight), list(learned.bias)] if learned is not None else [[], [], []]
     columns: list[Sequence[int]] = [bits(numbers), *(distances(tensors) or none for tensors in lists)]

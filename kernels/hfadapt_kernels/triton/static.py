@@ -27,6 +27,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..misfits import nearest
 from .compile import AotCase, compile_case, limits
+from .shared import BLOCKS
 from .targets import TARGETS
 from .work import floor_us, work
 
@@ -34,7 +35,6 @@ __all__ = ["collect", "describe", "merge", "missing", "problems", "run", "sample
 
 Row = dict[str, Any]
 _MEASURED = ("registers", "spills", "shared_bytes", "tensor_columns", "product", "error")
-_BLOCK_NAMES = ("BM", "BN", "BK", "BD", "BR", "BI", "BJ")
 
 
 def collect(target: str) -> list[tuple[str, AotCase]]:
@@ -189,7 +189,7 @@ def _measure(name: str, key: str) -> Row:
 def describe(op: str, case: AotCase, name: str) -> Row:
     """The row of a case that is yet to be compiled for target ``name``."""
     flops, moved = work(case.kernel.__name__, case.element, case.size, case.weight)
-    blocks = {key: value for key, value in case.constants.items() if key in _BLOCK_NAMES}
+    blocks = {key: value for key, value in case.constants.items() if key in BLOCKS}
     flags = {key: v for key, v in case.constants.items() if isinstance(v, int) and key not in blocks}
     return {
         "kernel": case.kernel.__name__,

@@ -17,7 +17,7 @@ import pytest
 HERE = Path(__file__).parent
 GROUPS = [
     ("prefix_attention", "frozen_linear", "adapter_fusion"),
-    ("device_path",),
+    ("device_path", "small_card"),
     ("pal_attention", "grouped_lora", "parallel_adapter_norm"),
 ]
 
