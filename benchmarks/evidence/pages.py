@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from .arms import HERE
+from .choose import which_method
 from .judge import MARKS, interval, judge, scores_of
 
 PAGES = HERE.parents[1] / "docs" / "evidence"
+WHICH = PAGES.parent / "which-method.md"
 
 
 def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -64,6 +66,7 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 
 def all_pages(results: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
-    """Path to text of every page."""
+    """Path to text of every page; of docs/which-method.md, what is made of results."""
     claims = yaml.safe_load((HERE / "claims.yaml").read_text("utf-8"))
-    return {PAGES / f"{paper}.md": page(paper, about, results) for paper, about in claims.items()}
+    pages = {PAGES / f"{paper}.md": page(paper, about, results) for paper, about in claims.items()}
+    return {**pages, WHICH: which_method(WHICH.read_text("utf-8"), claims, results)}

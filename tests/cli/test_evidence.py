@@ -10,7 +10,8 @@ import yaml
 
 from benchmarks.evidence.__main__ import choose, run
 from benchmarks.evidence.arms import HERE, Arm, read_arms
-from benchmarks.evidence.judge import interval, judge, parts_of
+from benchmarks.evidence.choose import FROZEN, methods_table
+from benchmarks.evidence.judge import interval, judge, parts_of, scores_of
 from benchmarks.evidence.noise import noisy_task, noisy_words
 from benchmarks.evidence.pages import all_pages
 from benchmarks.evidence.results import read_results
@@ -137,6 +138,28 @@ def test_results_are_of_the_arms_as_they_are_and_the_pages_are_made_of_them():
         assert result["recipe"] == ARMS[name].key(TEXT), f"{name}: run anew, its recipe was changed"
     for file, page in all_pages(found).items():
         assert file.read_text("utf-8") == page, f"{file.name}: make evidence"
+
+
+def test_what_the_page_on_methods_says_in_words_is_what_the_results_say():
+    found = read_results()
+    assert ": better" not in methods_table(found), "Start with `lora`"
+    means = {arm: interval(list(scores_of(arm, found).values())) for arm in found}
+
+    def spread(*arms):
+        return max(means[arm].mean for arm in arms) - min(means[arm].mean for arm in arms)
+
+    functions, samplings = (
+        ("pals.shared", "pals.low_rank", "pals.top"),
+        ("pals.proportional", "pals.sqrt", "pals.round_robin"),
+    )
+    assert spread("pals.pal", *samplings) > spread("pals.pal", *functions)
+    for sampling in ("pals.sqrt", "pals.round_robin"):
+        claim = {"claim": "", "theirs": "", "arm": "pals.pal", "than": sampling, "rule": "better"}
+        assert "no difference" in judge(claim, found).verdict
+        assert means[sampling].half < means["pals.pal"].half
+    for arm in ("unified.scaled_parallel_ffn", "unified.mam"):
+        assert sum(seed["scores"]["sms_spam"] == 0 for seed in found[arm]["seeds"].values()) == 1
+    assert all(change.startswith("method=") for arm in FROZEN for change in ARMS[arm].changes)
 
 
 @pytest.mark.parametrize("heads_alone", [False, True])
