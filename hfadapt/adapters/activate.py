@@ -113,7 +113,7 @@ def _choice(model: PreTrainedModel, choice: Any) -> Choice:
         state.check(choice)
         _check_arrows(model, choice)
     if isinstance(choice, Parallel):
-        return Choice(node=choice, layers=install(uncompiled(model), state, choice), made=True)
+        return Choice(node=choice, reaches=install(uncompiled(model), state, choice), made=True)
     if isinstance(choice, Composition):
         return Choice(node=choice, steps=plan([choice]), made=True)
     if isinstance(choice, str) and choice not in state.routable:

@@ -137,6 +137,10 @@ class Delta(nn.Module):
         """The adapters that have parameters here."""
         return self._names
 
+    def has(self, name: str) -> bool:
+        """Say whether the adapter ``name`` has parameters here, at one cost however many there are."""
+        return name in self.adapters
+
     def add(self, name: str, config: MethodConfig, shared: nn.Module | None, device: Any, dtype: torch.dtype) -> None:
         """Create the parameters of the adapter ``name``."""
         weights = Weights(config)

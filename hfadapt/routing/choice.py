@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .composition import Composition, Parallel
+from .growth import Reach
 from .steps import Step
 
 __all__ = ["Block", "Choice", "choose", "chosen"]
@@ -24,7 +24,7 @@ class Choice:
             alone, and for compositions.
         node: A composition that every row goes through.
         steps: What slots run for ``node``; of no use to ``Parallel``, whose children have steps of their own.
-        layers: Of a ``Parallel``: by stack, the layers at which its adapters have deltas.
+        reaches: Of a ``Parallel``: where each child has deltas.
         trunk: Of a piece of a ``Parallel``: what the layers below its first delta gave the pieces before it.
         base: The base alone.
         made: By the user, so that it stays when further adapters are attached.
@@ -33,8 +33,8 @@ class Choice:
     task_ids: Any = None
     node: Composition | None = None
     steps: tuple[Step, ...] = ()
-    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    trunk: dict[int, Any] | None = None
+    reaches: tuple[Reach, ...] = ()
+    trunk: dict[tuple[str, int], Any] | None = None
     base: bool = False
     made: bool = False
 

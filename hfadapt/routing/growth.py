@@ -9,10 +9,23 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-__all__ = ["Growth", "copies", "repeat_rows"]
+__all__ = ["Growth", "Reach", "copies", "repeat_rows"]
 
 # Tables that are the same for all rows, whatever the size of their first axis.
 _NOT_BATCHED = ("rel_embeddings", "relative_pos")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where what a row goes through begins to differ from the base.
+
+    Args:
+        layers: By stack, the layers at which it has deltas; -1 is before the first one.
+        below: It has something below all layers, such as a copy of the embeddings.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+    below: bool = False
 
 
 @dataclass
@@ -26,7 +39,8 @@ class Growth:
         at_root: Repeat the model's own arguments instead: behind its layers the model looks at its input again.
         grown: Whether it has happened in any stack.
         repeated: What was repeated, by identity: every layer is given the same masks.
-        trunk: What the layers below gave an earlier piece of the same call, by number; None where there are no pieces.
+        trunk: What the layers below gave an earlier piece of the same call, by stack and number; None where there are
+            no pieces.
     """
 
     size: int
@@ -35,7 +49,7 @@ class Growth:
     at_root: bool = False
     grown: bool = False
     repeated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    trunk: dict[int, Any] | None = None
+    trunk: dict[tuple[str, int], Any] | None = None
 
     @property
     def rows(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..errors import RoutingError, did_you_mean
 from .composition import Composition
+from .growth import Reach
 from .routing import all_tasks_take_part
 
-__all__ = ["BASE", "TaskIds", "parse", "task_number", "task_rows"]
+__all__ = ["BASE", "TaskIds", "Together", "parse", "task_number", "task_rows"]
 
 # What rows without an adapter may be called; None and -1 say the same.
 BASE = "__base__"
@@ -61,6 +62,24 @@ class TaskIds:
         assert self.ids is not None
         ids = torch.tensor([-1, *table], dtype=torch.int64, device=self.ids.device)[self.ids + 1]
         return TaskIds(None, ids, None if self.listed is None else tuple(entry(i) for i in self.listed))
+
+
+@dataclass(frozen=True)
+class Together(TaskIds):
+    """The numbers of rows that all read the same: the call holds what they read once, and the batch grows on its way.
+
+    Args:
+        reaches: Where what each row goes through has deltas.
+        trunk: Filled with what the layers below them gave, for later calls on the same input; see `Growth`.
+    """
+
+    reaches: tuple[Reach, ...] = ()
+    trunk: dict[tuple[str, int], Any] | None = None
+
+    def through(self, table: Sequence[int]) -> Together:
+        """See `TaskIds.through`."""
+        found = super().through(table)
+        return replace(self, ids=found.ids, listed=found.listed)
 
 
 def parse(

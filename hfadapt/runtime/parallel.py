@@ -7,7 +7,7 @@ everything above works on the larger batch. Task functions on top grow it behind
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from ..errors import RoutingError
 from ..routing.forward_pass import Pass, StackInputs
-from ..routing.growth import Growth, copies
+from ..routing.growth import Growth, Reach, copies
 from ..routing.routing import Routing
 from ..routing.steps import plan
+from ..routing.task_ids import Together
 from .call import Call
 
 if TYPE_CHECKING:
     from ..routing.choice import Choice
     from .attachment import Attachment
 
-__all__ = ["check_output", "first_layers", "fit_call", "parallel_routing"]
+__all__ = ["check_output", "first_layers", "fit_call", "parallel_routing", "starts_at_root", "together_routing"]
 
 
 def parallel_routing(
@@ -60,10 +61,29 @@ def parallel_routing(
     if prompts:
         return Routing(labels, steps, ids, 0, len(listed), StackInputs(), Pass(), listed, **own).for_batch(size)
     # The cache of steps to come holds every layer's rows, so that all of them are there from the start.
-    at_root = attachment.rereads_input or cache is not None or bool(call.get("use_cache"))
-    first = {} if at_root else first_layers(attachment, choice)
+    at_root = starts_at_root(attachment, choice.reaches) or cache is not None or bool(call.get("use_cache"))
+    first = {} if at_root else first_layers(attachment, choice.reaches)
     growth = Growth(before, len(children), first, at_root, trunk=choice.trunk)
     return Routing(labels, steps, ids, 0, growth.rows, StackInputs(), Pass(growth=growth), listed, **own)
+
+
+def together_routing(attachment: Attachment, rows: Together, found: tuple[int, Any] | None) -> Routing:
+    """Build the routing of a call whose one input goes through what each of several rows goes through.
+
+    Args:
+        attachment: The adapters of the model.
+        rows: The routable name of each row ``[B]``, as a number.
+        found: Batch size, which is 1, and device of the call's inputs.
+    """
+    assert rows.ids is not None and rows.listed is not None and found is not None
+    at_root = starts_at_root(attachment, rows.reaches)
+    first = {} if at_root else first_layers(attachment, rows.reaches)
+    growth = Growth(found[0], len(rows.listed), first, at_root, trunk=rows.trunk)
+    names, steps, state = attachment.routable, attachment.steps, Pass(growth=growth)
+    own: dict[str, Any] = {"owner": attachment.token, "drop": attachment.drop}
+    if len(set(rows.listed)) == 1:  # as a row alone, which spares the slots all sorting of rows
+        return Routing(names, steps, None, rows.listed[0], growth.rows, StackInputs(), state, **own)
+    return Routing(names, steps, rows.ids, 0, growth.rows, StackInputs(), state, rows.listed, **own)
 
 
 def _rows_of_cache(cache: Any, children: int) -> int:
@@ -87,14 +107,20 @@ def _rows_of_cache(cache: Any, children: int) -> int:
     return rows[0]
 
 
-def first_layers(attachment: Attachment, choice: Choice) -> dict[str, int]:
+def starts_at_root(attachment: Attachment, reaches: Sequence[Reach]) -> bool:
+    """Say whether the rows differ before the first layer, or the model looks at its input again behind the last."""
+    return attachment.rereads_input or any(reach.below for reach in reaches)
+
+
+def first_layers(attachment: Attachment, reaches: Sequence[Reach]) -> dict[str, int]:
     """Return, by stack, the layer at whose input the batch grows."""
     stacks, drop = attachment.arch.stacks, attachment.drop
     decoders = [s.path for s in stacks if s.kind == "decoder"]
     first: dict[str, int] = {}
     for stack in stacks:
         lowest = drop.get(stack.path, drop.get("", 0))
-        layers = [layer for layer in choice.layers.get(stack.path, ()) if layer >= lowest or layer < 0]
+        found = {layer for reach in reaches for layer in reach.layers.get(stack.path, ())}
+        layers = [layer for layer in found if layer >= lowest or layer < 0]
         if layers:
             first[stack.path] = min(layers)
         elif stack.path in decoders or not decoders:  # the result has a row for each child, with or without deltas

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..routing.composition import Parallel, adapter_names
+from ..routing.composition import Node, Parallel, adapter_names
 from ..routing.context import current
+from ..routing.growth import Reach
 from .attachment import deltas_of
 from .hook_tables import remove_hooks
 from .leaf_hooks import CallCounter, Hook, add_hook
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from .attachment import Attachment
 
-__all__ = ["count_calls", "install"]
+__all__ = ["count_calls", "install", "put_growth", "reaches_of"]
 
 
 class GrowInput(Hook):
@@ -77,17 +79,16 @@ class GrowOutput(Hook):
         return growth.repeat(output)
 
 
-def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> dict[str, tuple[int, ...]]:
-    """Put the hooks that grow the batch in front of those of deltas; return, by stack, the layers with deltas."""
+def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> tuple[Reach, ...]:
+    """Put the hooks that grow the batch in front of those of deltas; return where each child has deltas."""
+    put_growth(model, attachment)
+    return reaches_of(model, attachment, node.children)
+
+
+def put_growth(model: PreTrainedModel, attachment: Attachment) -> None:
+    """Put the hooks that grow the batch in front of those of deltas; they do nothing until a call asks for it."""
     # Before the hooks of an earlier ``Parallel`` make room, which would look like places that are gone.
     lost = () if attachment.watch is None else attachment.watch.lost()
-    layers: dict[str, set[int]] = {}
-    counts = attachment.arch.depths
-    for name in dict.fromkeys(adapter_names(node)):
-        for _, delta in deltas_of(model, name):
-            site = delta.site
-            depth = {"embedding_output": -1, "top": counts.get(site.stack, 0)}.get(site.slot, site.layer)
-            layers.setdefault(site.stack, set()).add(depth)
     for stack in attachment.arch.stacks:
         for layer in dict.fromkeys(stack.layer_paths):
             depths = tuple(i for i, path in enumerate(stack.layer_paths) if path == layer)
@@ -99,16 +100,34 @@ def install(model: PreTrainedModel, attachment: Attachment, node: Parallel) -> d
         _put_first(model.get_submodule(stack.top), hook, before=False)
     put_trunk(model, attachment)
     watch(model, attachment, lost)
+    attachment.rereads_input = _rereads_input(model, attachment)
+
+
+def reaches_of(model: PreTrainedModel, attachment: Attachment, nodes: Sequence[Node]) -> tuple[Reach, ...]:
+    """Return where each of some adapters or compositions has deltas, found in one walk over the model."""
+    wanted = set[str]().union(*map(adapter_names, nodes))
+    counts, mapped = attachment.arch.depths, {stack.path for stack in attachment.arch.stacks}
+    layers: dict[str, dict[str, set[int]]] = {name: {} for name in wanted}
     # A copy of the embeddings, say, is below every layer, and so are tables and what is looked up in them.
-    sites = [delta.site for name in dict.fromkeys(adapter_names(node)) for _, delta in deltas_of(model, name)]
-    below = any(attachment.adapters[name].modules for name in adapter_names(node))
-    mapped = {stack.path for stack in attachment.arch.stacks}
-    looked_up = any(site.side == "numbers" or site.slot == "table" for site in sites)
-    # What stands in no mapped stack may be below all of them, as the convolution that makes patches is.
-    outside = any(site.slot in ("convolution", "weights") and site.stack not in mapped for site in sites)
-    below = below or looked_up or outside
-    attachment.rereads_input = below or _rereads_input(model, attachment)
-    return {stack: tuple(sorted(found)) for stack, found in layers.items()}
+    below = {name for name in wanted if attachment.adapters[name].modules}
+    for _, delta in deltas_of(model):
+        site = delta.site
+        depth = {"embedding_output": -1, "top": counts.get(site.stack, 0)}.get(site.slot, site.layer)
+        here = [name for name in wanted if delta.has(name)]
+        # What stands in no mapped stack may be below all of them, as the convolution that makes patches is.
+        outside = site.slot in ("convolution", "weights") and site.stack not in mapped
+        if outside or site.side == "numbers" or site.slot == "table":
+            below.update(here)
+        for name in here:
+            layers[name].setdefault(site.stack, set()).add(depth)
+    found = []
+    for node in nodes:
+        names, places = {*adapter_names(node)}, dict[str, set[int]]()
+        for stack, depths in (one for name in names for one in layers[name].items()):
+            places.setdefault(stack, set()).update(depths)
+        by_stack = {stack: tuple(sorted(depths)) for stack, depths in places.items()}
+        found.append(Reach(by_stack, not names.isdisjoint(below)))
+    return tuple(found)
 
 
 def count_calls(model: PreTrainedModel, attachment: Attachment, layer: str) -> None:

@@ -16,7 +16,7 @@ from ..routing.context import current, set_current
 from ..routing.draws import draws_of_pass
 from ..routing.forward_pass import Pass, StackInputs
 from ..routing.routing import Routing, all_tasks_take_part
-from ..routing.task_ids import TaskIds, parse
+from ..routing.task_ids import TaskIds, Together, parse
 from .beside_peft import notice_frozen
 from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
@@ -28,8 +28,8 @@ from .leaf_hooks import tensor_batch_size
 from .loss_terms import add_to_output, loss_share, notice_items
 from .lost_column import check_column, check_that_something_trains, note_taken_column
 from .own_forward import refuse_loss
-from .parallel import check_output, fit_call, parallel_routing
-from .parallel_pieces import join, pieces_of
+from .parallel import check_output, fit_call, parallel_routing, together_routing
+from .parallel_pieces import pieces_of
 from .past_the_head import check_begin, head_runs
 from .row_routing import weigh_rows
 from .watch import require_intact, require_intact_in_graph
@@ -93,8 +93,8 @@ class Forward:
         begins = not self.path or before is None or before.owner is not attachment.token
         if not self.path and self.wrapped is None and self.choice is None:
             pieces = pieces_of(attachment, self.module, args, kwargs, self.parameters)
-            if pieces:
-                return join([self._piece(attachment, piece, args, kwargs) for piece in pieces])
+            if pieces.choices:
+                return pieces.join([self._piece(attachment, piece, args, kwargs) for piece in pieces.choices])
         try:
             args, kwargs = self._enter(attachment, before, begins, args, kwargs)
             if self.path or torch.compiler.is_compiling() or (attachment.waiting is None and self.wrapped is None):
@@ -318,6 +318,8 @@ def make_routing(
             not one a row.
     """
     size, device = found if found is not None else (1, None)
+    if isinstance(task_ids, Together):
+        return together_routing(attachment, task_ids, found)
     generation = running(attachment) if task_ids is None else None
     if generation is not None:
         choice, task_ids = generation.choice, generation.task_ids

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import hfadapt
 from hfadapt import Parallel
@@ -44,10 +47,10 @@ def pieces(monkeypatch):
 
     def counted(*args):
         found = runs(*args)
-        seen.append(len(found))
+        seen.append(len(found.choices))
         return found
 
-    monkeypatch.setattr(parallel_pieces, "_TOKENS", 1)
+    monkeypatch.setattr(parallel_pieces, "TOKENS", 1)
     monkeypatch.setattr("hfadapt.runtime.root_hooks.pieces_of", counted)
     return seen
 
@@ -105,7 +108,7 @@ def test_a_small_batch_runs_whole_and_a_large_one_some_children_at_a_time(monkey
     rows = tiny_inputs("bert")["input_ids"]
     seen = pieces(monkeypatch)
     for tokens, expected in ((5 * rows.numel(), 0), (2 * rows.numel(), 3), (rows.numel(), 5)):
-        monkeypatch.setattr(parallel_pieces, "_TOKENS", tokens)
+        monkeypatch.setattr(parallel_pieces, "TOKENS", tokens)
         seen.clear()
         returned(model)
         assert seen[0] == expected
@@ -125,3 +128,77 @@ def test_layers_are_given_back_and_copies_are_their_own(monkeypatch):
         torch.testing.assert_close(returned(one)[0][0], want[0], rtol=1e-5, atol=1e-6)
     hfadapt.detach(model)
     assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+DEPTHS = {
+    "a": hfadapt.LoRA(4),
+    "b": hfadapt.LoRA(2, layers=(2, 3)),
+    "c": hfadapt.Pfeiffer(reduction_factor=4, layers=(2, 3)),
+    "d": hfadapt.LoRA(4, layers=(3,)),
+}
+FOUR_LAYERS = {"gpt2": {"n_layer": 4}, "t5": {"num_layers": 4, "num_decoder_layers": 4}}
+FOUR_LAYERS["bart"] = {"encoder_layers": 4, "decoder_layers": 4}
+
+
+class Rows:
+    """Counts the rows that each layer of a stack really computes."""
+
+    def __init__(self, model):
+        self.seen = {}
+        for depth, path in enumerate(hfadapt.attachment(model).arch.stacks[0].layer_paths):
+            inside = next(
+                m
+                for m in model.get_submodule(path).modules()
+                if isinstance(m, torch.nn.LayerNorm | T5LayerNorm | LlamaRMSNorm)
+            )
+            inside.register_forward_pre_hook(functools.partial(self, depth))
+
+    def __call__(self, depth, module, args):
+        self.seen[depth] = self.seen.get(depth, 0) + args[0].shape[0]
+
+    def take(self):
+        seen, self.seen = self.seen, {}
+        return [seen[depth] for depth in sorted(seen)]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "bart"])
+def test_children_that_begin_at_different_layers_share_what_lies_below_each(model_type):
+    model = tiny_model(model_type, **FOUR_LAYERS.get(model_type, {"num_hidden_layers": 4})).eval()
+    for name, method in DEPTHS.items():
+        hfadapt.attach(model, method, name)
+    randomize(model)
+    rows, call = Rows(model), {"use_cache": False} if model_type != "bert" else {}
+    size = len(tiny_inputs(model_type)["input_ids"])
+    for drop, expected in ((0, [2, 2, 4, 4]), (2, [1, 1, 4, 4]), (3, [1, 1, 1, 4])):
+        hfadapt.set_adapter_drop(model, drop)
+        alone = [returned(model, name, **call)[0] for name in DEPTHS]
+        rows.take()
+        together, _ = returned(model, Parallel(*DEPTHS), **call)
+        assert rows.take() == [size * count for count in expected]
+        for key, value in together.items():
+            torch.testing.assert_close(value, torch.cat([one[key] for one in alone]), rtol=1e-5, atol=1e-6)
+
+
+def test_children_of_different_depths_train_with_the_gradients_that_each_has_alone():
+    model = tiny_model("bert", num_hidden_layers=4).double()
+    for name in "abd":
+        hfadapt.attach(model, DEPTHS[name], name)
+    randomize(model)
+    parameters = {name: hfadapt.parameters_of(model, name) for name in "abd"}
+    for one in (p for found in parameters.values() for p in found.values()):
+        one.requires_grad_(True)
+
+    def gradients(node):
+        model.zero_grad()
+        with hfadapt.active(model, node):
+            output = model(**tiny_inputs("bert"))[0]
+        output.pow(2).sum().backward()
+        return {key: p.grad for found in parameters.values() for key, p in found.items() if p.grad is not None}
+
+    alone = {}
+    for name in "abd":
+        alone |= gradients(name)
+    together = gradients(Parallel("b", "d", "a"))
+    assert together.keys() == alone.keys() and len(alone) > 20
+    for key, grad in alone.items():
+        torch.testing.assert_close(together[key], grad, rtol=1e-9, atol=1e-12)
