@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, HFAdaptError
 from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
+from ..runtime.packing import packed_weights
 from ..runtime.watch import watch
 from .detach import detach
 from .edits import restore_attention, restore_chunks, restore_map
@@ -40,6 +41,8 @@ def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
         memo[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
+    for tensor in packed_weights(model):  # a transposed one is no parameter itself
+        memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
     tables = [table for module in model.modules() for table in _hook_tables(module)]
     memo.update((id(table), OrderedDict()) for table in tables)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data import MultiTaskCollator
 
-__all__ = ["LENGTHS", "PaddedCollator", "Shape", "largest_size", "padded_length", "plan"]
+__all__ = ["LENGTHS", "PaddedCollator", "Shape", "largest_size", "padded_length", "plan", "shape_of"]
 
 #: Padded lengths in tokens; longer rows are padded to a multiple of the last.
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -7,26 +7,20 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt_kernels import native, use_backend
-from hfadapt_kernels.errors import BackendError
-
 from ..adapters.saved_tensors import require_finite
-from ..data import MultiTaskCollator
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..errors.limits import require_number
-from ..routing.composition import adapter_names
-from ..runtime.attachment import find_attachment
 from ..runtime.packing import pack, packed_as
 from .answers import readable
-from .batches import PaddedCollator, Shape, largest_size, padded_length, plan
+from .batches import PaddedCollator
+from .every_task import EveryTaskAtOnce
 from .folders import Source, add_folder, model_of, named_folders, source_of, tasks_in
-from .lock import SharedLock
-from .predict import MAX_CHARACTERS, Prediction, Predictor, Run, tokenizer_of
-from .proof import Outputs, RowProof
+from .isolated import Changed, Planned
+from .predict import MAX_CHARACTERS, Prediction, Request, tokenizer_of
 from .refused import name_taken, no_such_task, nobody_reads, tasks_keep_changing, which_task
 from .writing import writes
 
@@ -45,7 +39,7 @@ ISOLATION = ("bits", "rounding")
 _ATTEMPTS = 8
 
 
-class Engine(Predictor):
+class Engine(EveryTaskAtOnce):
     """Many adapted tasks on one base, packed for this machine.
 
     It may be called from several threads at once. Rows of any tasks share a forward. With ``isolation="bits"`` the
@@ -90,17 +84,11 @@ class Engine(Predictor):
         super().__init__(model, tokenizer, max_characters=max_characters, max_new_tokens=max_new_tokens)
         self.dtype = dtype
         self.token_budget = token_budget
-        self._lock = SharedLock()
         self._inner: dict[str, str] = {}
         self._sources: dict[str, Source] = {}
         self._loading: dict[str, Any] = {}
         self._made = 0
-        # Left to itself, an op gives calls of few rows to torch, whose sums hang on how many there are.
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        self._backend = "cpu" if on_cpu and native.available() and isolation == "bits" else "auto"
-        probes: tuple[Run, Run] = (self._forward, functools.partial(self._write, probe=True))
-        self._proofs = tuple(RowProof(self._on_backend(run), self._kind_of, isolation == "bits") for run in probes)
-        self._runs = (self._on_backend(self._forward), self._on_backend(self._write))
+        self._start(isolation)
         self._take_up(model.tasks)
         self._call({task.name: task.name for task in model.tasks})
 
@@ -158,12 +146,28 @@ class Engine(Predictor):
         Raises:
             DataError: see ``Predictor.predict``. The engine goes on.
         """
+        return self._answered(lambda: self._requests(texts, tasks, pairs), self._planned)
+
+    def predict_all(
+        self, text: str, tasks: str | Sequence[str] | None = None, pair: str | None = None
+    ) -> list[Prediction]:
+        """The answers of several tasks (all by default) for one text; see ``Predictor.predict_all``.
+
+        What lies below the lowest delta of a task runs once for all of those that begin there or above it. The answers
+        have the bits that each task alone gives.
+
+        Raises:
+            DataError: as of ``Predictor.predict_all``. The engine goes on.
+        """
+        return self._answered(lambda: self._requests(*self._for_all(text, tasks, pair)), self._planned_at_once)
+
+    def _answered(self, requests_of: Callable[[], list[Request]], planned: Planned) -> list[Prediction]:
         for _ in range(_ATTEMPTS):
             with self._lock.shared():
                 known = self.model.tasks
-                requests = self._requests(texts, tasks, pairs)
-            with contextlib.suppress(_Changed):
-                return self._answers(requests, self._outputs(requests, functools.partial(self._planned, known)))
+                requests = requests_of()
+            with contextlib.suppress(Changed):
+                return self._answers(requests, self._outputs(requests, functools.partial(planned, known)))
         raise tasks_keep_changing(_ATTEMPTS)
 
     def check(
@@ -281,6 +285,7 @@ class Engine(Predictor):
         """Say what the tasks are called here, each with its name in the model."""
         outer = {name: task for task, name in inner.items()}
         self._inner = inner
+        self._known_reaches = {}
         self._named = tuple(
             task if outer[task.name] == task.name else dataclasses.replace(task, name=outer[task.name])
             for task in self.model.tasks
@@ -332,66 +337,3 @@ class Engine(Predictor):
         self.dtype = packed_as(self.model) or self.dtype  # "fastest" is measured once
         heads = [(readable(task, self.model) or task).head for task in self.model.tasks]
         self._collates = PaddedCollator([head.label_place for head in heads], self.tokenizer, self._limit)
-
-    def _planned(
-        self, known: tuple[Task, ...], rows: list[dict[str, Any]], text: bool
-    ) -> Iterator[tuple[Run, list[int]]]:
-        for shape, numbers in plan(rows, self._limit, self.token_budget, self._proofs[text].most):
-            yield functools.partial(self._isolated, known, shape, text), numbers
-
-    def _isolated(self, known: tuple[Task, ...], shape: Shape, text: bool, rows: Sequence[dict[str, Any]]) -> Outputs:
-        """Run rows of one shape together, or in smaller batches where that would change their bits."""
-        with self._lock.shared():
-            now = self._placed(known, rows)
-            if self._proofs[text].holds(shape, now):
-                return self._runs[text](now)
-        size = largest_size(len(rows) - 1)
-        parts = [rows[start:][:size] for start in range(0, len(rows), size)]
-        return [one for part in parts for one in self._isolated(known, shape, text, part)]
-
-    def _placed(self, known: tuple[Task, ...], rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """Return rows with the places that their tasks have by now."""
-        tasks = self.model.tasks
-        if tasks is known:
-            return rows
-        places = {id(task): place for place, task in enumerate(tasks)}
-        if any(id(known[row["task_ids"]]) not in places for row in rows):
-            raise _Changed
-        return [{**row, "task_ids": places[id(known[row["task_ids"]])]} for row in rows]
-
-    def _on_backend(self, run: Run) -> Run:
-        def on_backend(rows: Sequence[dict[str, Any]]) -> Outputs:
-            try:
-                with use_backend(self._backend):
-                    return run(rows)
-            except BackendError as error:
-                if self._backend == "auto":
-                    raise
-                logger.warning(
-                    "an op of these tasks has no C++ implementation, so that all choose by themselves: %s", error
-                )
-                self._backend = "auto"
-                return run(rows)
-
-        return on_backend
-
-    def _kind_of(self, row: dict[str, Any]) -> Hashable:
-        """What decides which code a row runs."""
-        task, state = self.model.tasks[row["task_ids"]], find_attachment(self.model.base)
-        name = self._adapter_of(task)
-        if state is None or name not in state.routable:
-            return "", task.head.kind
-        node = state.compositions.get(name, name)
-        adapters = [state.adapters[one] for one in adapter_names(node)]
-        joined = "" if isinstance(node, str) else repr(node)
-        return repr([(one.configs, one.modules) for one in adapters]) + joined, task.head.kind
-
-    def _collator(self) -> MultiTaskCollator:
-        return self._collates
-
-    def _width(self, longest: int) -> int:
-        return padded_length(longest, self._limit)
-
-
-class _Changed(Exception):
-    """A task was removed or replaced while rows waited for it."""

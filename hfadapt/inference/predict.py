@@ -167,10 +167,16 @@ class Predictor:
         Raises:
             DataError: as of ``predict``, of a task on pairs without one too.
         """
+        return self.predict(*self._for_all(text, tasks, pair))
+
+    def _for_all(
+        self, text: str, tasks: str | Sequence[str] | None, pair: str | None
+    ) -> tuple[list[str], Sequence[str], list[str | None] | None]:
+        """Return texts, tasks and second texts of one text for several tasks."""
         chosen = names_of(tasks or [task.name for task in self.tasks])
         alone = {task.name for task in self.tasks if self._reads_one(task)}
         pairs = None if pair is None else [None if name in alone else pair for name in chosen]
-        return self.predict([text] * len(chosen), chosen, pairs)
+        return [text] * len(chosen), chosen, pairs
 
     def _reads_one(self, task: Task) -> bool:
         """Say whether a task answers word by word, and so for one text."""

@@ -8,6 +8,7 @@ transpose.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from .attachment import uncompiled
 from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
 
-__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "unpack"]
+__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_weights", "unpack"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,15 @@ def pack(model: Model, dtype: str = "float32") -> Model:
         leaf.__dict__["forward"] = PackedForward(leaf, dtype)
     logger.info("packed %d linears as %s", len(changed), dtype)
     return model
+
+
+def packed_weights(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what each packed linear was packed from."""
+    for module in model.modules():
+        own = module.__dict__.get("forward")
+        own = own.stock if isinstance(own, RoutedForward) else own
+        if isinstance(own, PackedForward):
+            yield own.packed.weight
 
 
 def packed_as(model: nn.Module) -> str | None:

@@ -219,6 +219,10 @@ ONE_NAME: dict[str, tuple[Any, Any]] = {
     "Engine.predict.pairs": (lambda tmp: answered("w1 w2", "same", "w3 w4", Engine), [("same", "w1 w2", "w3 w4")]),
     "Engine.predict.tasks": (lambda tmp: answered(["w1"], "topic", None, Engine), [("topic", "w1", None)]),
     "Engine.predict.texts": (lambda tmp: answered("w1 w2", ["topic"], None, Engine), [("topic", "w1 w2", None)]),
+    "Engine.predict_all.tasks": (
+        lambda tmp: [one.task for one in Engine(toy_model(), tiny_tokenizer()).predict_all("w1", "topic")],
+        ["topic"],
+    ),
     "LoRA.target_modules": (lambda tmp: LoRA(target_modules="query").target_modules, ("query",)),
     "MultiTaskModel.forward.task_ids": (
         lambda tmp: toy_model()(**tiny_inputs("bert"), task_ids="same").task_ids.unique().tolist(),
