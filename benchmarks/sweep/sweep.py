@@ -111,7 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    logging.getLogger("hfadapt").setLevel(logging.ERROR)
+    for name in ("hfadapt", "hfadapt_plugins"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _out_of_time)
     file = options.output / "results.json"

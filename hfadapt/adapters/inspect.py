@@ -170,19 +170,18 @@ def _stack(model: nn.Module, arch: ArchitectureMap, stack: StackMap, index: int)
 def _slots(arch: ArchitectureMap, layer: LayerMap) -> Iterator[SlotRow]:
     from ..method import sites
 
+    attention, cross, ffn = (layer.has(part) for part in ("attention", "cross", "ffn"))
+    heads = attention and layer.attention.width >= 0
     found = [
-        sites.attention_output(layer),
-        sites.attention_heads(layer),
-        sites.ffn_output(layer),
-        sites.ffn_output(layer, sites.ffn_input(layer)),
-        *([] if layer.stack.ffn_is_block else [sites.ffn_hidden(layer)]),
+        *([sites.attention_core(layer)] if arch.attention_interface and layer.stack.num_heads else []),
+        *([sites.attention_output(layer)] if attention else []),
+        *([sites.attention_heads(layer)] if heads else []),
+        *([sites.cross_output(layer)] if cross else []),
+        *([sites.ffn_output(layer), sites.ffn_output(layer, sites.ffn_input(layer))] if ffn else []),
+        *([] if layer.stack.ffn_is_block or not ffn else [sites.ffn_hidden(layer)]),
         sites.layer_sum(layer),
         sites.layer_output(layer),
     ]
-    if layer.cross_attention is not None:
-        found.insert(2, sites.cross_output(layer))
-    if arch.attention_interface:
-        found.insert(0, sites.attention_core(layer))
     for site in found:
         reads = site.source.leaf if site.source is not None else site.leaf
         yield SlotRow(site.slot, site.leaf, site.side, site.width, reads)

@@ -44,7 +44,8 @@ def explain(model: nn.Module) -> str:
         lines += [
             "",
             f"{stack.path}: {stack.num_layers} {stack.kind} layers, {causal}, {_formula(stack)}",
-            f"  hidden {stack.hidden_size}, feed-forward {stack.ffn_size}, {stack.num_heads} heads of {stack.head_dim}"
+            f"  hidden {stack.hidden_size}, feed-forward {stack.ffn_size if stack.ffn_out else 'none'}, "
+            + (f"{stack.num_heads} heads of {stack.head_dim}" if stack.num_heads else "no heads")
             + (f" ({stack.num_kv_heads} for keys and values)" if stack.num_kv_heads != stack.num_heads else ""),
         ]
         if stack.calls_per_module > 1:

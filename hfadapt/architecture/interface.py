@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 def uses_interface(model: nn.Module, stacks: Sequence[StackMap]) -> bool:
     """Whether the attention modules of all stacks look their function up in ``AttentionInterface``.
 
+    What stands in the place of attention without heads (a state space) has no such function, and is not asked.
+
     The code of the module, or of one around it, says so by the name of transformers' table of functions; and
     transformers must agree that the function of this model may be changed, which older releases refuse ModernBERT.
     """
-    return all(_may_change(model, stack.path) for stack in stacks) and all(
+    found = [
         _looks_up(model, path, attention.module)
         for stack in stacks
         for path, kind in _kinds(stack)
         for attention in (kind.attention, kind.cross_attention)
-        if attention is not None
-    )
+        if attention is not None and kind.num_heads
+    ]
+    return bool(found) and all(found) and all(_may_change(model, stack.path) for stack in stacks)
 
 
 def _kinds(stack: StackMap) -> list[tuple[str, StackMap]]:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RegistryError, did_you_mean
+from ..errors import ArchitectureError, RegistryError, did_you_mean
+from .attention_map import AttentionMap, join
 from .linears import is_linear
 
 if TYPE_CHECKING:
@@ -36,43 +37,10 @@ NORM_ROLES = (
 )
 
 
-def join(prefix: str, path: str) -> str:
-    """Two module paths, of which either may be empty, as one."""
-    return f"{prefix}.{path}" if prefix and path else prefix or path
-
-
 class NoSuchStackError(RegistryError, KeyError):
     """A map has no stack of that name; a ``KeyError`` too, as of other mappings."""
 
     __str__ = Exception.__str__  # KeyError's quotes the message
-
-
-@dataclass(frozen=True)
-class AttentionMap:
-    """One attention of a layer; every path is relative to the layer.
-
-    Attributes:
-        query, key, value: The three projections, or None where one linear makes them all.
-        fused: That one linear, or None.
-        output: The projection of the concatenated heads (W_o).
-        module: The module that transformers hands to the attention function; "" is the layer itself.
-        fused_layout: How a fused linear orders its outputs: "blocks" is [all q | all k | all v]; "heads" is
-            q, k, v of head 0, then of head 1, and so on; "groups" is, for each key-value head, its queries,
-            then its key, then its value; "unknown" must not be sliced.
-    """
-
-    query: str | None
-    key: str | None
-    value: str | None
-    output: str
-    module: str
-    fused: str | None = None
-    fused_layout: str = "blocks"
-
-    @property
-    def first(self) -> str:
-        """The linear that reads the attention input: the query projection or the fused one."""
-        return self.query or self.fused or ""
 
 
 @dataclass(frozen=True)
@@ -88,8 +56,11 @@ class StackMap:
         style: "post" is norm(h + sublayer(h)); "pre" is h + sublayer(norm(h)); "sandwich" norms the sub-layer's
             output before the sum (with or without a norm before it: see `norms`); "parallel" is
             h + attention(norm(h)) + ffn(norm(h)).
+        attention: Self-attention, or what mixes tokens in its place (`AttentionMap.is_block`); None for none.
         ffn_in: Linears that read the feed-forward input (two where it is gated by separate linears). Where the part
-            is a block of another kind, such as a mixture of experts, that module stands here and as `ffn_out`.
+            is a block of another kind, such as a mixture of experts, that module stands here and as `ffn_out`. Both
+            are empty where the layer has no such part.
+        num_heads, num_kv_heads, head_dim: Of its attention; 0 where what mixes tokens has no heads.
         ffn_gated_in_one: One ffn_in linear makes gate and value together, so its output is twice `ffn_size`.
         attn_out_dropout, cross_out_dropout, ffn_out_dropout: The last leaf after the output linear that takes its
             outputs one by one, a dropout or a learned scale, where one exists that serves nothing else.
@@ -100,7 +71,10 @@ class StackMap:
         embedding: The word embedding that is really called, or None where the stack starts from no token ids.
         others: Layers that are made otherwise (a dense one among mixtures of experts), by their number: the stack as
             such a layer has it, with attention, feed-forward part and norms of its own.
-        left_out: Layers in which no slots were found (a state space among attentions), by their number, and why.
+        left_out: Layers in which no slots were found, by their number, and why.
+        value_dim: Width of a value's head where it is not `head_dim`, that of a query's and a key's (MLA); else 0.
+        rows_known: The first axis of the hidden state is the batch's; else the tokens of all rows stand in one list,
+            or the axis is something else, which is then tried before rows of several adapters meet.
         reads_shared_table: The method of the attention module that gives a table which all rows share (relative
             positions) to the query and key projections (DeBERTa v3), or "".
     """
@@ -110,7 +84,7 @@ class StackMap:
     kind: str
     causal: bool
     style: str
-    attention: AttentionMap
+    attention: AttentionMap | None
     ffn_in: tuple[str, ...]
     ffn_out: str
     norms: Mapping[str, str] = field(hash=False)
@@ -131,15 +105,17 @@ class StackMap:
     others: Mapping[int, StackMap] = field(default_factory=dict, hash=False)
     left_out: Mapping[int, str] = field(default_factory=dict, hash=False, compare=False)
     reads_shared_table: str = field(default="", compare=False)
+    value_dim: int = 0
+    rows_known: bool = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of an earlier version lacks what came later.
-        vars(self).update({"others": {}, "left_out": {}} | state)
+        vars(self).update({"others": {}, "left_out": {}, "value_dim": 0, "rows_known": True} | state)
 
     @property
     def ffn_is_block(self) -> bool:
         """The feed-forward part is one module that is no linear: it has an input and an output, and nothing between."""
-        return self.ffn_in == (self.ffn_out,)
+        return bool(self.ffn_out) and self.ffn_in == (self.ffn_out,)
 
     @property
     def num_layers(self) -> int:
@@ -153,7 +129,12 @@ class StackMap:
 
     @property
     def first_leaf(self) -> str:
-        """The module of a layer that sees the layer's input first: a norm, else the query projection."""
+        """The module of a layer that sees the layer's input first: a norm, else the query projection.
+
+        "", the layer itself, where its attention is not known.
+        """
+        if self.attention is None:
+            return ""
         return self.norms.get("pre_attention") or self.attention.first
 
     @property
@@ -208,29 +189,58 @@ class LayerMap:
         """A path relative to the layer as a path from the model; None stays None."""
         return None if relative is None else join(self.path, relative)
 
+    def has(self, part: str) -> bool:
+        """Whether the layer has the part: "attention" (or what mixes tokens in its place), "cross" or "ffn"."""
+        if part == "ffn":
+            return bool(self.stack.ffn_out)
+        return (self.stack.attention if part == "attention" else self.stack.cross_attention) is not None
+
     @property
     def attention(self) -> AttentionMap:
-        """Self-attention."""
-        return self._attention(self.stack.attention)
+        """Self-attention, or what mixes tokens in its place.
+
+        Raises:
+            ArchitectureError: The layer has none.
+        """
+        if self.stack.attention is None:
+            raise self._lacks("attention")
+        return self.stack.attention.under(self.path)
 
     @property
     def cross_attention(self) -> AttentionMap | None:
         """Attention over the encoder's output, where there is one."""
-        return None if self.stack.cross_attention is None else self._attention(self.stack.cross_attention)
-
-    def _attention(self, attention: AttentionMap) -> AttentionMap:
-        names = ("query", "key", "value", "fused", "output", "module")
-        return replace(attention, **{name: self.absolute(getattr(attention, name)) for name in names})
+        return None if self.stack.cross_attention is None else self.stack.cross_attention.under(self.path)
 
     @property
     def ffn_in(self) -> tuple[str, ...]:
-        """Linears that read the feed-forward input."""
+        """Linears that read the feed-forward input.
+
+        Raises:
+            ArchitectureError: The layer has no feed-forward part.
+        """
+        if not self.stack.ffn_out:
+            raise self._lacks("ffn")
         return tuple(join(self.path, name) for name in self.stack.ffn_in)
 
     @property
     def ffn_out(self) -> str:
-        """Linear that ends the feed-forward part."""
+        """Linear that ends the feed-forward part.
+
+        Raises:
+            ArchitectureError: The layer has no feed-forward part.
+        """
+        if not self.stack.ffn_out:
+            raise self._lacks("ffn")
         return join(self.path, self.stack.ffn_out)
+
+    def _lacks(self, part: str) -> ArchitectureError:
+        return ArchitectureError(
+            "this layer has no such part",
+            where=self.path,
+            got=part,
+            allowed=", ".join(one for one in ("attention", "cross", "ffn") if self.has(one)),
+            try_=f"in the method, ask for it only where layer.has({part!r})",
+        )
 
     @property
     def attn_out_dropout(self) -> str | None:
@@ -261,12 +271,12 @@ class LayerMap:
     def linears(self) -> dict[str, str]:
         """Role to absolute path of every mapped linear, in the order they run."""
         roles: dict[str, str | None] = {}
-        for prefix, attention in (("", self.attention), ("cross_", self.cross_attention)):
-            for role in ("query", "key", "value", "fused", "output"):
-                roles[prefix + role] = getattr(attention, role, None)
-        for number, path in enumerate(self.ffn_in):
+        for prefix, attention in (("", self.stack.attention), ("cross_", self.stack.cross_attention)):
+            for role in ("query", "key", "value", "fused", "output") if attention is not None else ():
+                roles[prefix + role] = self.absolute(getattr(attention, role))
+        for number, path in enumerate(self.ffn_in if self.has("ffn") else ()):
             roles["ffn_in" if number == 0 else f"ffn_in_{number}"] = path
-        roles["ffn_out"] = self.ffn_out
+        roles["ffn_out"] = self.ffn_out if self.has("ffn") else None
         return {role: path for role, path in roles.items() if path is not None}
 
 
@@ -361,9 +371,11 @@ class ArchitectureMap:
             for role in ("attn_out_dropout", "cross_out_dropout", "ffn_out_dropout"):
                 if (path := getattr(layer, role)) is not None:
                     named[path] = role
-            for attention in (layer.attention, layer.cross_attention):
+            for attention in (layer.stack.attention, layer.stack.cross_attention):
                 if attention is not None:
-                    named[attention.module] = "attention module"
+                    named[join(layer.path, attention.output)] = "output"
+                    named[join(layer.path, attention.first)] = "attention input"
+                    named[join(layer.path, attention.module)] = "attention module"
         for stack in self.stacks:
             for role in ("final_norm", "projection_out", "embedding"):
                 if (path := getattr(stack, role)) is not None:

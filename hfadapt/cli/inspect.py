@@ -67,13 +67,14 @@ def _print(name: str, report: ModelReport) -> None:
 
 def _sizes(stack: StackReport) -> list[tuple[str, Any]]:
     norms = {"post": "post-norm", "pre": "pre-norm"}
+    heads = f"{stack.heads} of {stack.head_dim}, {stack.kv_heads} for keys and values" if stack.heads else "none"
     times = f", each module run {stack.calls_per_module} times" if stack.calls_per_module > 1 else ""
     return [
         ("kind", stack.kind + (", causal" if stack.causal else "")),
         ("style", norms.get(stack.style, stack.style)),
         ("layers", f"{stack.layers}{times}"),
         ("hidden size", stack.hidden_size),
-        ("heads", f"{stack.heads} of {stack.head_dim}, {stack.kv_heads} for keys and values"),
+        ("heads", heads),
         ("feed-forward size", stack.ffn_size),
     ]
 

@@ -53,6 +53,7 @@ class Site:
         reads_memory: What is read are the encoder's states, in a decoder's cross-attention.
         query_heads: Heads of the attention whose heads or core are changed.
         kv_heads: Key-value heads of the attention whose core is changed.
+        value_width: Of the core of attention, the width of a value's head where it is not that of a key's; else 0.
         rows_known: The first axis of the tensor is the batch's, as a map says. Otherwise it is tried before rows of
             several adapters meet there.
         optional: Chosen with everything else and not by its name: where it never runs, that is said and no error.
@@ -77,6 +78,7 @@ class Site:
     reads_memory: bool = False
     query_heads: int = 0
     kv_heads: int = 0
+    value_width: int = 0
     rows_known: bool = True
     optional: bool = False
     window: tuple[int, ...] = ()

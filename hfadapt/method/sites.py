@@ -8,6 +8,7 @@ sub-layer (mBART, Whisper) the delta is added before the base's functional dropo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -42,6 +43,7 @@ __all__ = [
 def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: Any) -> Site:
     stack = layer.stack
     shared = {"shared_layer": layer.path, "call": layer.call} if stack.layer_paths.count(layer.path) > 1 else {}
+    more = {"rows_known": stack.rows_known, **more}
     return Site(slot, stack.path, layer.index, leaf, side, width, causal=stack.causal, **shared, **more)
 
 
@@ -52,7 +54,7 @@ def layer_input(layer: LayerMap) -> Tap:
 
 def _tokens_alone(layer: LayerMap) -> Tap | None:
     """Where queries and keys of a table are projected too (DeBERTa v3), the projection that sees only tokens."""
-    value = layer.attention.value if layer.stack.reads_shared_table else None
+    value = layer.attention.value if layer.stack.reads_shared_table and layer.has("attention") else None
     return None if value is None else Tap(value)
 
 
@@ -107,8 +109,12 @@ def ffn_sum(layer: LayerMap, source: Tap) -> Site:
 
 
 def layer_sum(layer: LayerMap) -> Site:
-    """The sum that leaves the layer, from the layer's input: h_{l+1} = LN(h + SA(h) + TS(h)) (PALs eq. 8)."""
-    site = ffn_sum(layer, layer_input(layer))
+    """The sum that leaves the layer, from the layer's input: h_{l+1} = LN(h + SA(h) + TS(h)) (PALs eq. 8).
+
+    In a layer without a feed-forward part, what its other sub-layer adds.
+    """
+    source = layer_input(layer)
+    site = ffn_sum(layer, source) if layer.has("ffn") else replace(attention_output(layer), source=source)
     return Site(**{**site.__dict__, "slot": "layer_sum"})
 
 
@@ -127,10 +133,22 @@ def sublayer_sum(layer: LayerMap, sublayer: str) -> Site:
 
 
 def attention_heads(layer: LayerMap, cross: bool = False) -> Site:
-    """The concatenated heads before W_o, from the attention input."""
+    """The concatenated heads before W_o, from the attention input; before any last linear of what mixes tokens.
+
+    Raises:
+        AttachError: What mixes tokens ends in no linear.
+    """
     attention = layer.cross_attention if cross else layer.attention
     assert attention is not None
-    width = layer.stack.num_heads * layer.stack.head_dim
+    width = attention.width or layer.stack.num_heads * (layer.stack.value_dim or layer.stack.head_dim)
+    if width < 0:
+        raise AttachError(
+            "what mixes tokens in this layer does not end in a linear, so that nothing stands before one",
+            where=layer.path,
+            got=attention.output,
+            allowed="attention with an output projection",
+            try_="a method that adds to its output; hfadapt inspect MODEL lists which fit",
+        )
     return _site(
         layer,
         "cross_heads" if cross else "attention_heads",
@@ -184,6 +202,7 @@ def attention_core(layer: LayerMap, cross: bool = False, source: Tap | None = No
         source_width=stack.hidden_size,
         query_heads=stack.num_heads,
         kv_heads=stack.num_kv_heads,
+        value_width=stack.value_dim,
     )
 
 

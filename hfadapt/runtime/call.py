@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
-__all__ = ["Call", "cache_in", "length_of_past", "parameters_of"]
+__all__ = ["Call", "cache_in", "counted_tokens", "length_of_past", "parameters_of"]
 
 # Arguments that stand for earlier tokens, in any model and release. Looked at only where no `Cache` was found: no delta
 # can keep its own keys and values beside whatever else they hold.
@@ -49,8 +49,16 @@ def length_of_past(values: Iterable[Any]) -> int:
     """Return how many tokens the cache among a model's outputs holds, also one of another library's kind; else 0."""
     for value in values:
         if hasattr(value, "get_seq_length"):
-            return int(value.get_seq_length())
+            return int(counted_tokens(value) or 0)
     return 0
+
+
+def counted_tokens(cache: Any) -> Any:
+    """Return how many tokens a cache says it holds; None where it counts none, as one of state spaces alone."""
+    try:
+        return cache.get_seq_length()
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

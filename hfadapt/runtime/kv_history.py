@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RoutingError
-from .call import length_of_past
+from .call import counted_tokens, length_of_past
 
 if TYPE_CHECKING:
     from ..method.site import Site
@@ -60,8 +60,15 @@ class _Follow:
 
 
 def tokens_in(cache: Any) -> int | Tensor:
-    """Return how many tokens a cache holds: a number, or in a traced graph a tensor where the cache counts in one."""
-    length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    """Return how many tokens a cache holds: a number, or in a traced graph a tensor where the cache counts in one.
+
+    One of state spaces alone counts none: they are then as many as the histories beside it hold, and -1 says that there
+    were some and no histories of them.
+    """
+    length = counted_tokens(cache) if hasattr(cache, "get_seq_length") else 0
+    if length is None:
+        seen = [tensor.shape[1] for tensor in getattr(cache, _KEY, {}).values()]
+        return max(seen, default=-1 if cache.has_previous_state() else 0)
     if torch.compiler.is_compiling():
         return length.clone() if isinstance(length, Tensor) else length
     return int(length)
@@ -100,7 +107,7 @@ class KVHistory:
             raise RoutingError(
                 "the key-value cache was filled by calls in which this delta did not run",
                 where=f"{self.site.leaf} ({self.site.slot})",
-                got=f"{'some' if counted else self.past} cached tokens of {rows} rows, "
+                got=f"{'some' if counted or self.past < 0 else self.past} cached tokens of {rows} rows, "
                 f"{'none' if found is None else f'{holds} of {found.shape[0]} rows'} seen here",
                 allowed="a cache that was filled while this very delta ran, for the same rows",
                 try_="give the first call the cache, an empty DynamicCache(), and keep adapter and depth; "

@@ -64,5 +64,8 @@ def uninstall(model: nn.Module, arch: ArchitectureMap) -> None:
 
 def _methods(model: nn.Module, arch: ArchitectureMap) -> Iterator[tuple[nn.Module, str]]:
     for stack in arch.stacks:
-        for path in dict.fromkeys(stack.layer_paths) if stack.reads_shared_table else ():
-            yield model.get_submodule(join(path, stack.attention.module)), stack.reads_shared_table
+        attention = stack.attention
+        if attention is None or not stack.reads_shared_table:
+            continue
+        for path in dict.fromkeys(stack.layer_paths):
+            yield model.get_submodule(join(path, attention.module)), stack.reads_shared_table

@@ -1,5 +1,7 @@
 """Models of families that no table knows: mapped whole, or refused with what was found and what is missing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,33 @@ T5 = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "num_layers": LAYERS, "num_he
 IMAGE = {**COMMON, "image_size": 16, "patch_size": 4}
 SOUND = {**COMMON, "conv_dim": [32, 32], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
 
+MLA = {
+    **LLAMA,
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": FFN,
+    "first_k_dense_replace": 1,
+}
+STATE_SPACE = {
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": FFN,
+    "head_dim": 8,
+}
 # Renamed in 5.24.
 DINO_QUERY = "attention.attention.query" if older("transformers", "5.24") else "attention.q_proj"
 # Family: settings, then style, query (or fused) path, fused layout and pre-norms of the last stack.
@@ -92,8 +121,8 @@ MAPPED = {
 
 # Family: settings and words that the refusal must hold.
 REFUSED = {
-    "longformer": ({**COMMON, "attention_window": 4}, "one query, key and value projection"),
-    "xlnet": ({"vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": 4}, "no stack of equal layers"),
+    "vitdet": (IMAGE, "attention: no linear sees more than its own position"),
+    "resnet": ({"embedding_size": HIDDEN, "hidden_sizes": [HIDDEN] * 4, "depths": [1] * 4}, "no stack of equal layers"),
 }
 
 
@@ -247,15 +276,55 @@ def test_deltas_stand_behind_a_learned_scale_that_is_a_module():
 
 
 def test_layers_without_slots_are_left_out_and_said(caplog):
-    stack = resolve(build("lfm2", {**LLAMA, "layer_types": ["conv", "full_attention"]})).stacks[0]
-    assert list(stack.left_out) == [0] and stack.num_layers == 2
     model = build("lfm2", {**LLAMA, "layer_types": ["conv", "full_attention"]})
+    found = resolve(model)
+    stack = replace(found.stacks[0], left_out={0: "it has none"})
     with caplog.at_level("WARNING"):
-        hfadapt.attach(model, "bottleneck")
+        hfadapt.attach(model, "bottleneck", arch=replace(found, stacks=(stack,)))
     assert "bottleneck leaves out layers 0 of layers" in caplog.text
     assert {delta.site.layer for _, delta in hfadapt.runtime.deltas_of(model)} == {1}
     with pytest.raises(AttachError, match="no chosen layer has slots"):
         hfadapt.attach(model, hfadapt.Bottleneck(layers=(0,)), "b")
+
+
+# Family: settings; then what stands for attention in its first layer, what reads it, whether that has heads, and style.
+BLOCKS = {
+    "deepseek_v3": (MLA, "self_attn.o_proj", "self_attn.q_a_proj", True, "pre"),
+    "minicpm3": ({**MLA, "head_dim": 4}, "self_attn.o_proj", "self_attn.q_a_proj", True, "pre"),
+    "lfm2": ({**LLAMA, "layer_types": ["conv", "full_attention"]}, "conv.out_proj", "conv.in_proj", False, "pre"),
+    "mamba": ({**COMMON, "state_size": 4}, "mixer.out_proj", "mixer.in_proj", False, "pre"),
+    "gemma4_text": (LLAMA, "self_attn.o_proj", "self_attn.q_proj", True, "sandwich"),
+    "longformer": ({**COMMON, "attention_window": 4}, "attention.output.dense", "attention.self", False, "post"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_mixes_tokens_is_known_by_its_ends_where_no_linear_alone_makes_the_queries(name):
+    settings, output, reads, heads, style = BLOCKS[name]
+    stack = resolve(build(name, settings)).stacks[0]
+    first = stack.others.get(0, stack)
+    assert (first.attention.output, first.attention.first) == (output, reads)
+    assert (bool(first.num_heads), first.style, first.causal) == (heads, style, name != "longformer")
+    assert first.attention.query is None
+
+
+def test_low_rank_attention_has_heads_of_two_widths():
+    stack = resolve(build("deepseek_v3", MLA)).stacks[0]
+    assert (stack.num_heads, stack.num_kv_heads, stack.head_dim, stack.value_dim) == (HEADS, HEADS, 12, 6)
+
+
+def test_a_gate_is_no_query():
+    attention = resolve(build("afmoe", {**LLAMA, "head_dim": 8, "num_dense_layers": 2})).stacks[0].attention
+    assert (attention.query, attention.value) == ("self_attn.q_proj", "self_attn.v_proj")
+
+
+def test_a_layer_of_one_sub_layer_says_which_part_it_has():
+    kinds = ["mamba", "attention", "moe"]
+    stack = resolve(build("nemotron_h", {**LLAMA, **STATE_SPACE, "layers_block_type": kinds})).stacks[0]
+    has = [[part for part in ("attention", "cross", "ffn") if stack.layer(i).has(part)] for i in range(3)]
+    assert has == [["attention"], ["attention"], ["ffn"]]
+    with pytest.raises(ArchitectureError, match="no such part"):
+        _ = stack.layer(0).ffn_out
 
 
 def test_a_dense_layer_among_mixtures_of_experts_keeps_slots_of_its_own():

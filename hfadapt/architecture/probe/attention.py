@@ -7,7 +7,7 @@ positions without being the value. Names play no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from ..linears import is_linear, linear_sizes
 from ..maps import AttentionMap
-from .replay import Call, Replay, is_block, same
+from .blocks import hidden_blocks
+from .replay import Call, Replay, same
+
+# By how much a factor differs from another one that is not the same.
+_SEEN = 1e-3
 
 
 @dataclass
@@ -32,6 +36,11 @@ class Parts:
     blocks: tuple[str, ...] = ()
     causal: bool = False
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """The attention, and what reads another hidden state, was told apart."""
+        return not any(what.startswith(("self-attention", "the use of")) for what in self.missing)
 
 
 def find_parts(replay: Replay) -> Parts:
@@ -55,7 +64,8 @@ def find_parts(replay: Replay) -> Parts:
     output = mixed[0]
     end = replay.tokens - 1
     parts.causal = replay.positions(output.input, last[output.path].input) <= {end}
-    parts.attention = _attention(replay, own[: own.index(output)], output, "self-attention", parts.missing)
+    gates: set[str] = set()
+    parts.attention = _attention(replay, own[: own.index(output)], output, "self-attention", parts.missing, gates)
     used = _linears_of(parts.attention) | {output.path}
 
     if foreign:
@@ -64,33 +74,29 @@ def find_parts(replay: Replay) -> Parts:
             parts.missing.append(f"the use of {_names(foreign)}, which do not read the hidden state")
         else:
             between = [call for call in own if call.path not in used and own.index(call) < own.index(reader)]
-            parts.cross = _attention(replay, [*between, *foreign], reader, "cross-attention", parts.missing)
+            parts.cross = _attention(replay, [*between, *foreign], reader, "cross-attention", parts.missing, gates)
             used |= _linears_of(parts.cross) | {reader.path}
 
-    rest = [call for call in own if call.path not in used]
+    rest = [call for call in own if call.path not in used | gates]
     _feed_forward(replay, rest, parts)
-    parts.blocks = tuple(_blocks(replay, {*used, *_linears_of(parts.cross), output.path}))
+    taken = {*used, *_linears_of(parts.cross), output.path}
+    blocks = [call.path for call in hidden_blocks(replay)]
+    parts.blocks = tuple(path for path in blocks if not any(f"{one}.".startswith(f"{path}.") for one in taken))
     return parts
 
 
-def _blocks(replay: Replay, used: set[str]) -> Iterator[str]:
-    """Yield modules that read and return a hidden state, with weights in them and none of what was found so far."""
-    size = replay.base.hidden.numel()
-    calls = [c for c in replay.base.calls if is_block(c.path, c.module) and c.input.numel() == c.output.numel() == size]
-    for call in sorted(calls, key=lambda call: call.path.count(".")):
-        if not any(f"{path}.".startswith(f"{call.path}.") for path in used) and replay.base.count(call.path) == 1:
-            yield call.path
-
-
 def _attention(
-    replay: Replay, candidates: Sequence[Call], output: Call, what: str, missing: list[str]
+    replay: Replay, candidates: Sequence[Call], output: Call, what: str, missing: list[str], gates: set[str]
 ) -> AttentionMap | None:
-    """The map of the attention that `output` ends, from the linears before it."""
+    """The map of the attention that `output` ends, from the linears before it; those that gate it go to `gates`."""
     roles: dict[str, list[str]] = {"query": [], "key": [], "value": []}
     for call in candidates:
         role = _role(replay, call, output)
         if role is not None:
             roles[role].append(call.path)
+    if len(roles["query"]) > 1:
+        gates |= {path for path in roles["query"] if _is_gate(replay, path, output)}
+        roles["query"] = [path for path in roles["query"] if path not in gates]
     found = [path for paths in roles.values() for path in paths]
     if all(len(paths) == 1 for paths in roles.values()):
         query, key, value = found
@@ -110,6 +116,20 @@ def _is_gated_sum(replay: Replay, path: str, output: Call) -> bool:
     return any(same(doubled, factor * output.input) for factor in (4, 8))
 
 
+def _is_gate(replay: Replay, path: str, output: Call) -> bool:
+    """Whether a linear's outputs are factors of what attention gives, all those of one output the same."""
+
+    def move_one(value: Tensor) -> Tensor:
+        moved = value.clone(memory_format=torch.contiguous_format)
+        moved.view(-1, moved.shape[-1])[0, 0] += 1
+        return moved
+
+    moved = replay.run(edit=path, by=move_one)[output.path].input.reshape(-1, output.input.shape[-1])[0]
+    before = output.input.reshape(-1, output.input.shape[-1])[0]
+    factors = (moved / before)[(moved - before).abs() > _SEEN * before.abs()]
+    return bool(factors.numel()) and bool((factors - factors[0]).abs().max() <= _SEEN * factors[0].abs())
+
+
 def _role(replay: Replay, call: Call, output: Call) -> str | None:
     """What a linear is to the attention that `output` ends; None where it has no part in it."""
 
@@ -117,24 +137,15 @@ def _role(replay: Replay, call: Call, output: Call) -> str | None:
         return replay.run(edit=call.path, by=by)[output.path].input
 
     def move_first(value: Tensor) -> Tensor:
-        return _shifted(replay, value, slice(0, 1))
+        return replay.shifted(value, slice(0, 1))
 
     if same(heads(lambda value: 2 * value), 2 * output.input):
         return "value"
     if replay.positions(heads(move_first), output.input) - {0}:
         return "key"
-    if replay.positions(heads(lambda value: _shifted(replay, value, slice(None))), output.input):
+    if replay.positions(heads(lambda value: replay.shifted(value, slice(None))), output.input):
         return "query"
     return None
-
-
-def _shifted(replay: Replay, value: Tensor, where: slice) -> Tensor:
-    """A leaf's output with noise added at some positions."""
-    moved = value.clone()
-    rows = replay.rows(moved)
-    view = moved if rows is None else rows
-    view[:, where] += torch.randn_like(view[:, where])
-    return moved
 
 
 def _first_reader(replay: Replay, foreign: Sequence[Call], own: Sequence[Call]) -> Call | None:
@@ -159,7 +170,7 @@ def _feed_forward(replay: Replay, rest: Sequence[Call], parts: Parts) -> None:
 
 def _reaches_only_itself(replay: Replay, call: Call, closing: Call) -> bool:
     """Whether a change at one position of a linear reaches that position of the closing linear, and no other."""
-    trace = replay.run(edit=call.path, by=lambda value: _shifted(replay, value, slice(0, 1)))
+    trace = replay.run(edit=call.path, by=lambda value: replay.shifted(value, slice(0, 1)))
     return replay.positions(trace[closing.path].input, closing.input) == {0}
 
 

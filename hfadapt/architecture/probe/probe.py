@@ -18,12 +18,14 @@ from ..interface import uses_interface
 from ..linears import linear_sizes
 from ..maps import ArchitectureMap, StackMap
 from ..modes import evaluating
-from .attention import find_parts, with_layout
+from .attention import Parts, find_parts, with_layout
+from .blocks import block_around
 from .norms import find_residual
 from .replay import Replay
-from .sizes import attention_sizes, stack_kind
+from .sizes import sizes_of, stack_kind
 from .skeleton import probe_skeleton
 from .stacks import layer_lists, outermost_list
+from .sums import Residual
 from .surroundings import Forward, after_stack, watch_forward, word_embedding
 from .uniform import differences, kinds_of, linears_of
 
@@ -220,9 +222,12 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
     layer = root.get_submodule(alike[-1])
     where = f"{type(root).__name__}, {alike[-1]} ({type(layer).__name__})"
     try:
-        replay = Replay(layer, seen.layers[last].args, seen.layers[last].kwargs)
-        parts = find_parts(replay)
-        residual = find_residual(replay, parts)
+        replay = Replay(layer, seen.layers[last].args, seen.layers[last].kwargs, seen.rows)
+        if replay.tokens > 1:
+            parts = find_parts(replay)
+            residual = find_residual(replay, parts)
+        else:
+            parts, residual = Parts(missing=["a second position, by which attention could be told"]), Residual()
     except Exception as error:  # an unknown layer may fail in any way when it is interfered with; the cause is shown
         text = "the layer cannot be watched"
         raise ArchitectureError(
@@ -234,25 +239,26 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         ) from error
     missing = parts.missing + residual.missing
     attention = parts.attention
-    sizes = None
-    if attention is not None:
-        sizes = attention_sizes(layer, attention, replay.base)
-        if sizes is None:
-            missing.append("the number of heads: no size of the attention module divides its linears' widths")
-        elif attention.fused is not None:
-            attention = with_layout(replay, attention, *sizes)
+    heads = sizes_of(layer, attention, replay)
+    if heads is None and attention is not None and (block := block_around(replay, attention)) is not None:
+        attention = block  # one linear that makes more than queries, keys and values: a state space
+        heads = sizes_of(layer, attention, replay)
+    if heads is None:
+        missing.append("the number of heads: no size of the attention module divides its linears' widths")
+    elif attention is not None and attention.fused is not None:
+        attention = with_layout(replay, attention, heads.heads, heads.kv_heads, heads.head_dim)
     linears = linears_of((attention, parts.cross), (*parts.ffn_in, parts.ffn_out))
     missing += differences(layer, root, alike, linears, residual.norms.values(), seen.fired)
-    if missing or attention is None or sizes is None or parts.ffn_out is None or residual.style is None:
+    if missing or heads is None or residual.style is None:
         raise _refusal(where, attention, parts.cross, parts.ffn_in, parts.ffn_out, residual, missing)
-    heads, kv_heads, head_dim = sizes
+    ffn_out = parts.ffn_out or ""
     shared = len(set(paths)) < len(paths)
     path = paths[0].rpartition(".")[0]
     head = getattr(root, "get_output_embeddings", _nothing)()
     final_norm, projection = after_stack(seen, seen.layers[end], head)
-    is_block = parts.ffn_in == (parts.ffn_out,)
+    is_block = parts.ffn_in == (ffn_out,) or not ffn_out
     hidden_size = replay.hidden.shape[-1]
-    ffn_size = hidden_size if is_block else linear_sizes(layer.get_submodule(parts.ffn_out))[0]
+    ffn_size = hidden_size if is_block else linear_sizes(layer.get_submodule(ffn_out))[0]
     others = [number for number, call in enumerate(seen.layers[:first], 1) if call.path not in paths]
     return StackMap(
         path=outermost_list(root, path) if shared else path,
@@ -263,15 +269,17 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         attention=attention,
         cross_attention=parts.cross,
         ffn_in=parts.ffn_in,
-        ffn_out=parts.ffn_out,
+        ffn_out=ffn_out,
         norms=residual.norms,
         hidden_size=hidden_size,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        num_heads=heads.heads,
+        num_kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
+        value_dim=heads.value_dim if heads.value_dim != heads.head_dim else 0,
+        rows_known=replay.hidden.dim() == 3 and not replay.time_first,
         ffn_size=ffn_size,
         ffn_gated_in_one=not is_block and linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
-        flat_ffn=replay.base[parts.ffn_out].input.dim() == 2,
+        flat_ffn=bool(ffn_out) and replay.rows_first and replay.base[ffn_out].input.dim() == 2,
         attn_out_dropout=residual.dropouts.get("attention"),
         cross_out_dropout=residual.dropouts.get("cross"),
         ffn_out_dropout=residual.dropouts.get("ffn"),
@@ -285,8 +293,7 @@ def _refusal(
     where: str, attention: Any, cross: Any, ffn_in: Any, ffn_out: Any, residual: Any, missing: Any
 ) -> ArchitectureError:
     found = {
-        "attention": attention
-        and [attention.query or attention.fused, attention.key, attention.value, attention.output],
+        "attention": attention and [attention.first, attention.key, attention.value, attention.output],
         "cross attention": cross and [cross.query or cross.fused, cross.key, cross.value, cross.output],
         "ffn": [*ffn_in, ffn_out] if ffn_out else None,
         "norms": residual.norms or None,

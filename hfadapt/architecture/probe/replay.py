@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..linears import is_linear
+from .cores import watched_attention
 from .stacks import first_tensor
 
 _TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """What went into and came out of one leaf."""
 
@@ -51,41 +52,68 @@ class Replay:
 
     Args:
         layer: The layer module.
-        args, kwargs: Of the model's own call; the first float tensor in them is the hidden state [B, T, D].
+        args, kwargs: Of the model's own call; the first float tensor in them is the hidden state: [B, T, D], [T, B, D],
+            the tokens of all rows in one list [N, D], or of an image [B, height, width, D].
+        rows: B of the model's call.
     """
 
-    def __init__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int = 0) -> None:
         self.layer = layer
         self.captured = first_tensor((args, kwargs))
-        if self.captured is None or self.captured.dim() != 3:
-            raise ValueError("the layer is not called with a hidden state [B, T, D]")
+        if self.captured is None or self.captured.dim() not in (2, 3, 4):
+            raise ValueError("the layer is not called with a hidden state of two to four axes")
+        shape = self.captured.shape
+        self.rows_first = len(shape) > 2 and (not rows or shape[0] == rows)
+        self.time_first = len(shape) == 3 and not self.rows_first and shape[1] == rows
         self.args, self.kwargs = args, kwargs
         self.device = self.captured.device
-        self.weights = {
-            name: self._random(value) for name, value in (*layer.named_parameters(), *layer.named_buffers())
+        self.weights = {name: self._random(value) for name, value in layer.named_parameters()} | {
+            # Tables (a decay for every pair of positions) say what a layer is; scales are numbers like weights.
+            name: self._random(value) if value.dim() < 2 else value
+            for name, value in layer.named_buffers()
         }
         self.hidden = torch.randn(self.captured.shape, device=self.device)
-        self.base = self.run()
+        with watched_attention() as self.cores:
+            self.base = self.run()
+        self.streams = self._streams()
+
+    def _streams(self) -> str:
+        """Where the axis of streams is, "first" or "last", in layers that keep several of them: [B, T, S, D]."""
+        shape = self.hidden.shape
+        read = [call.input.shape for call in self.base.calls if is_linear(call.module)]
+        if len(shape) != 4 or any(one[:3] == shape[:3] for one in read):
+            return ""
+        return next(
+            (w for w, own in (("last", shape[:2]), ("first", shape[1:3])) if any(o[:2] == own for o in read)), ""
+        )
 
     @property
     def batch(self) -> int:
-        """B."""
-        return self.hidden.shape[0]
+        """B; 1 where the tokens of all rows stand in one list."""
+        return 1 if self.hidden.dim() == 2 else self.hidden.shape[int(self.time_first or self.streams == "first")]
 
     @property
     def tokens(self) -> int:
         """T."""
-        return self.hidden.shape[1]
+        if self.streams:
+            return self.hidden.shape[2 if self.streams == "first" else 1]
+        return self.hidden[..., 0].numel() // self.batch
 
     def run(
-        self, *, hidden: Tensor | None = None, edit: str | None = None, by: Callable[[Tensor], Tensor] | None = None
+        self,
+        *,
+        hidden: Tensor | None = None,
+        edit: str | None = None,
+        by: Callable[[Tensor], Tensor] | None = None,
+        side: str = "output",
     ) -> Trace:
-        """Call the layer once more, with another hidden state or with one leaf's output changed.
+        """Call the layer once more, with another hidden state or with one module's output or input changed.
 
         Args:
-            hidden: The layer input [B, T, D]; the usual one when None.
-            edit: Path of the leaf whose output is changed.
+            hidden: The layer input; the usual one when None.
+            edit: Path of the module.
             by: The change.
+            side: What is changed.
         """
         hidden = self.hidden if hidden is None else hidden
         calls: list[Call] = []
@@ -95,16 +123,28 @@ class Replay:
                 source, result = first_tensor((args, kwargs)), first_tensor(output)
                 if source is None or result is None:
                     return None
-                changed = by(result) if path == edit and by is not None else None
+                changed = by(result) if path == edit and by is not None and side == "output" else None
                 # Clones, because some layers add to these tensors in place afterwards.
                 calls.append(Call(path, module, source.clone(), (result if changed is None else changed).clone()))
                 return (changed, *output[1:]) if isinstance(output, tuple) and changed is not None else changed
 
             return hook
 
+        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            source = first_tensor((args, kwargs))
+            assert source is not None
+            assert by is not None
+            made = by(source)
+            return (
+                tuple(made if value is source else value for value in args),
+                {name: made if value is source else value for name, value in kwargs.items()},
+            )
+
         handles = [
             module.register_forward_hook(watch(path), with_kwargs=True) for path, module in watched(self.layer).items()
         ]
+        if edit is not None and side == "input":
+            handles.append(self.layer.get_submodule(edit).register_forward_pre_hook(change, with_kwargs=True))
         try:
             args, kwargs = self._real(self.args, hidden), self._real(self.kwargs, hidden)
             output = functional_call(self.layer, self.weights, args, kwargs)
@@ -118,17 +158,28 @@ class Replay:
 
     def moved(self, position: int | None) -> Trace:
         """A run whose hidden state differs at one position, or everywhere for None."""
-        hidden = self.hidden.clone()
-        where = slice(None) if position is None else position
-        hidden[:, where] += torch.randn_like(hidden[:, where])
-        return self.run(hidden=hidden)
+        return self.run(hidden=self.shifted(self.hidden, slice(None) if position is None else position))
+
+    def shifted(self, value: Tensor, where: int | slice) -> Tensor:
+        """A copy of a tensor with noise added at some positions of all rows."""
+        moved = value.clone(memory_format=torch.contiguous_format)
+        rows = self.rows(moved)
+        view = moved if rows is None else rows
+        view[:, where] += torch.randn_like(view[:, where])
+        return moved
 
     def rows(self, value: Tensor) -> Tensor | None:
-        """A tensor as [B, T', D'], also where the layer flattened it; None where it is not of that form."""
-        if value.dim() == 3 and value.shape[0] == self.batch:
+        """A view of a tensor as [B, T', D'], also where the layer flattened it; None where it is not of that form."""
+        if self.streams and value.shape == self.hidden.shape:
+            return value.permute(1, 2, 0, 3) if self.streams == "first" else value
+        if self.time_first and value.dim() == 3 and value.shape[1] == self.batch:
+            return value.transpose(0, 1)
+        if value.dim() == 3 and value.shape[0] == self.batch and not self.time_first:
             return value
-        if value.dim() == 2 and value.shape[0] == self.batch * self.tokens:
-            return value.view(self.batch, self.tokens, -1)
+        if value.dim() == 2 and value.shape[0] == self.batch * self.tokens and not self.time_first:
+            return value.reshape(self.batch, self.tokens, -1)
+        if value.dim() == 4 and value.shape[:3] == self.hidden.shape[:3] and not self.streams:
+            return value.reshape(self.batch, self.tokens, -1)
         return None
 
     def positions(self, one: Tensor, other: Tensor) -> set[int]:
@@ -136,7 +187,7 @@ class Replay:
         first, second = self.rows(one), self.rows(other)
         if first is None or second is None or first.shape != second.shape:
             return set(range(self.tokens))
-        gap = (first - second).abs().amax(dim=(0, 2))
+        gap = (first - second).abs().transpose(0, 1).flatten(1).amax(1)
         return set((gap > _TOLERANCE * first.abs().max()).nonzero().flatten().tolist())
 
     def _random(self, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..linears import linear_sizes
@@ -10,17 +11,40 @@ from ..maps import AttentionMap
 if TYPE_CHECKING:
     from torch import nn
 
-    from .replay import Trace
+    from .replay import Replay, Trace
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "encoder_attention_heads")
 _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head")
 
 
-def attention_sizes(layer: nn.Module, attention: AttentionMap, trace: Trace) -> tuple[int, int, int] | None:
-    """Query heads, key-value heads and width of a head; None where what is known does not fit together.
+@dataclass(frozen=True)
+class Heads:
+    """Query heads, key-value heads, and the widths of a key's head and a value's; all 0 where there are no heads."""
 
-    The attention module says how many heads there are or how wide one is; the shapes of its linears say the rest.
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+
+def sizes_of(layer: nn.Module, attention: AttentionMap | None, replay: Replay) -> Heads | None:
+    """The heads of an attention; None where what is known does not fit together.
+
+    The attention module says how many heads there are or how wide one is; the shapes of its linears say the rest. Of a
+    block, the call of the attention function says all, and without one it has no heads.
     """
+    if attention is None:
+        return Heads(0, 0, 0, 0)
+    if attention.is_block:
+        inside = {id(module) for module in layer.get_submodule(attention.module).modules()}
+        core = next((core for core in replay.cores if id(core.module) in inside), None)
+        return Heads(0, 0, 0, 0) if core is None else Heads(core.heads, core.kv_heads, core.head_dim, core.value_dim)
+    sizes = _attention_sizes(layer, attention, replay.base)
+    return None if sizes is None else Heads(*sizes, sizes[2])
+
+
+def _attention_sizes(layer: nn.Module, attention: AttentionMap, trace: Trace) -> tuple[int, int, int] | None:
+    """Query heads, key-value heads and width of a head, by the sizes of linears."""
     width = linear_sizes(trace[attention.output].module)[0]
     module = layer.get_submodule(attention.module)
     config = getattr(module, "config", None) or getattr(layer, "config", None)

@@ -11,25 +11,30 @@ _FEWEST_LINEARS = 3
 
 
 def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Module lists whose members are of one class and hold at least three linears each, the innermost whole ones.
+    """Module lists whose members are of one class and hold linears, the innermost whole ones.
+
+    At least three in each; where a model has no such list, fewer (state spaces, mixing without weights).
 
     Where a list's members hold all their linears in a list of their own (ALBERT's groups of layers), the inner one
     counts; where they hold only a part of them there (T5's sub-layers), the outer one does.
     """
+    return _lists(model, _FEWEST_LINEARS) or _lists(model, 1)
+
+
+def _lists(model: nn.Module, fewest: int) -> dict[str, nn.ModuleList]:
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    named = [(name, module) for name, module in named if all(isinstance(one, nn.Module) for one in module)]
     lists = {
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len({type(member) for member in module}) == 1
-        and _count(module[0]) >= _FEWEST_LINEARS
+        for name, module in named
+        if len({type(member) for member in module}) == 1 and _count(module[0]) >= fewest
     } | {
         # Layers of several classes (attention and state spaces); such a list inside a layer holds its sub-layers.
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and outermost_list(model, name) == name
+        for name, module in named
+        if outermost_list(model, name) == name
         and len({type(member) for member in module}) > 1
-        and max(map(_count, module), default=0) >= _FEWEST_LINEARS
+        and max(map(_count, module), default=0) >= fewest
         and min(map(_count, module), default=0) > 0
     }
 

@@ -32,12 +32,14 @@ class Forward:
         events: Calls to layers and to leaves outside of them, by path.
         fired: Paths of every module inside a layer that ran.
         words: Embeddings that were called with the token ids, and how many events came before.
+        rows: B of what the model was given.
     """
 
     layers: list[LayerCall] = field(default_factory=list)
     events: list[tuple[str, nn.Module, Tensor, Tensor]] = field(default_factory=list)
     fired: set[str] = field(default_factory=set)
     words: list[tuple[int, str]] = field(default_factory=list)
+    rows: int = 0
 
 
 def watch_forward(model: nn.Module, layers: Mapping[str, nn.Module], inputs: dict[str, Any]) -> Forward:
@@ -48,7 +50,7 @@ def watch_forward(model: nn.Module, layers: Mapping[str, nn.Module], inputs: dic
         layers: Every layer module by path.
         inputs: Keyword arguments of the model.
     """
-    seen = Forward()
+    seen = Forward(rows=next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 0))
     tokens = [value for name, value in inputs.items() if name.endswith("input_ids")]
     words = _embedding_weight(model)
     prefixes = tuple(f"{path}." for path in layers)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def linears_of(attentions: Iterable[AttentionMap | None], ffn: Iterable[str | None]) -> list[str]:
     """Paths of the mapped linears, relative to the layer."""
-    names = ("query", "key", "value", "fused", "output")
+    names = ("query", "key", "value", "fused", "output", "reads")
     paths = [getattr(one, name) for one in attentions if one is not None for name in names]
-    return [path for path in (*paths, *ffn) if path is not None]
+    return list(dict.fromkeys(path for path in (*paths, *ffn) if path))
 
 
 def _sizes(module: nn.Module) -> tuple[int, int] | str:

@@ -15,6 +15,7 @@ from hfadapt.method import Combination, Combined, sites
 from ..shared import UpDownDelta, updown_variant
 from ..shared.across import SharedUpDown
 from ..shared.averaging import average
+from ..shared.lacking import parts_in, require_parts
 from ..shared.sublayers import sublayer_output, sublayer_residual
 from .config import Bottleneck
 from .delta import BehindNormDelta, BehindSumDelta
@@ -42,16 +43,12 @@ class BottleneckMethod(Method):
         return average(model, weights, how)
 
     def place(self, config: Bottleneck, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
-        crosses = False
-        for layer in select_layers(config, arch):
-            for sublayer in config.on:
-                if sublayer == "cross" and layer.cross_attention is None:
-                    continue
-                crosses = crosses or sublayer == "cross"
+        layers = select_layers(config, arch)
+        require_parts(self, config.on, layers, arch)
+        for layer in layers:
+            for sublayer in parts_in(layer, config.on):
                 site, delta = self._place(config, layer, sublayer, arch)
                 yield Place(site, delta, _variant(config, site, delta))
-        if "cross" in config.on and not crosses:
-            raise self.refuse("no chosen layer has cross-attention", arch, got=config.on, allowed=("attention", "ffn"))
 
     def _place(
         self, config: Bottleneck, layer: LayerMap, sublayer: str, arch: ArchitectureMap

@@ -14,6 +14,7 @@ from ..lora.targets import find_targets
 from ..parallel import ByHeadDelta
 from ..prefix.method import prefix_places
 from ..shared import UpDownDelta, updown_variant
+from ..shared.lacking import require_parts
 from ..shared.sublayers import sublayer_output, sublayer_residual
 from .config import LINEARS, Design
 from .delta import LinearDelta, ScaledPrefixDelta
@@ -52,6 +53,9 @@ class DesignMethod(Method):
             yield from prefix_places(self, config.prefix(), arch, model, ScaledPrefixDelta, scaled)
             return
         layers = select_layers(config, arch)
+        words = {"layer": (), "ffn": ("ffn",)}
+        parts = [part for word in config.modified if word not in LINEARS for part in words.get(word, ("attention",))]
+        require_parts(self, parts if "self" in config.attention else [p for p in parts if p == "ffn"], layers, arch)
         crosses = any(layer.cross_attention is not None for layer in layers)
         if config.attention == ("cross",) and not crosses and set(config.modified) - {"ffn", "layer"}:
             raise self.refuse("no chosen layer has cross-attention", arch, got=config.attention, allowed="'self'")
@@ -77,11 +81,13 @@ def _sites(config: Design, layer: LayerMap, word: str) -> Iterator[Site]:
         yield sites.layer_sum(layer) if parallel else sites.layer_output(layer)
         return
     if word == "ffn":
+        if not layer.has("ffn"):
+            return
         yield sites.ffn_sum(layer, sites.ffn_input(layer)) if parallel else sites.ffn_output(layer)
         return
     for kind in config.attention:
         cross = kind == "cross"
-        if cross and layer.cross_attention is None:
+        if not layer.has("cross" if cross else "attention"):
             continue
         if word == "attention":
             sublayer = "cross" if cross else "attention"

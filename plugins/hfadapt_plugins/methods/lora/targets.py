@@ -100,16 +100,19 @@ ROLES = _role_names()
 
 def _roles(layer: LayerMap) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each role of a layer with its linear, and the part of it when it is fused."""
-    for prefix, attention in (("self", layer.attention), ("cross", layer.cross_attention)):
+    own = layer.attention if layer.has("attention") else None
+    for prefix, attention in (("self", own), ("cross", layer.cross_attention)):
         if attention is None:
             continue
         for role in ATTENTION_ROLES:
             leaf = getattr(attention, role)
+            if role == "output" and attention.width < 0:  # a block that does not end in a linear
+                continue
             if leaf is not None:
                 yield f"{prefix}_{role}", (leaf, "")
             elif attention.fused is not None:
                 yield f"{prefix}_{role}", (attention.fused, role)
-    if layer.stack.ffn_is_block:  # a mixture of experts
+    if layer.stack.ffn_is_block or not layer.has("ffn"):  # a mixture of experts, or nothing
         return
     yield from (("ffn_in", (leaf, "")) for leaf in layer.ffn_in[:1])
     yield from ((f"ffn_in_{i}", (leaf, "")) for i, leaf in enumerate(layer.ffn_in) if i)

@@ -10,6 +10,7 @@ from hfadapt.method import sites
 
 from ..shared import UpDownDelta, updown_variant
 from ..shared.averaging import average
+from ..shared.lacking import require_parts
 from .config import ParallelConfig
 from .delta import ByHeadDelta
 
@@ -48,19 +49,22 @@ class ParallelMethod(Method):
     def place(self, config: ParallelConfig, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
         """One adapter for each sub-layer that ``config.sublayers`` names."""
         words = set(config.sublayers)
-        crosses = False
-        for layer in select_layers(config, arch):
+        layers = select_layers(config, arch)
+        parts = {"attention": ("attention",), "self": ("attention",)}
+        # "attention" means both kinds, of which a model may lack one.
+        require_parts(self, [part for word in config.sublayers for part in parts.get(word, (word,))], layers, arch)
+        for layer in layers:
             if "ffn" in words:
-                site = sites.ffn_sum(layer, sites.ffn_input(layer))
+                # In a layer of one sub-layer that is the one beside which it stands.
+                alone = not layer.has("ffn")
+                site = sites.layer_sum(layer) if alone else sites.ffn_sum(layer, sites.ffn_input(layer))
                 yield Place(site, UpDownDelta, updown_variant(config.updown(site)))
             delta = ByHeadDelta if config.by_head else UpDownDelta
             for cross in (False, True):
-                if not words & {"attention", "cross" if cross else "self"} or (cross and layer.cross_attention is None):
+                wanted = words & {"attention", "cross" if cross else "self"}
+                if not wanted or not layer.has("cross" if cross else "attention"):
                     continue
-                crosses = crosses or cross
                 site = sites.attention_heads(layer, cross)
                 heads = "by_head" if config.by_head else ""
                 variant = "__".join(p for p in (updown_variant(config.updown(site)), heads) if p)
                 yield Place(site, delta, variant)
-        if "cross" in words and not crosses:
-            raise self.refuse("no chosen layer has cross-attention", arch, got=config.sublayers, allowed="ffn, self")

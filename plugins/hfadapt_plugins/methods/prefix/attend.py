@@ -294,6 +294,8 @@ class _Kernel:
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
             bias = None if bias is None else bias[..., : query.shape[2]]
         self.query, self.key, self.value = query, key, value
+        # Where a value's head is narrower or wider than a key's (MLA), zeros make them equal, and are cut again.
+        self.widths = (max(key.shape[-1], value.shape[-1]), value.shape[-1])
         self.mask, self.bias, self.causal = mask, bias, causal
         self.scaling = scaling
         self.dropout = float(options.get("dropout") or 0.0)
@@ -309,13 +311,13 @@ class _Kernel:
         return gate.transpose(1, 2)
 
     def _run(self, part: Part, form: str, dropout: float | None = None, return_gate: bool = False) -> Any:
-        dtype = self.query.dtype
-        return prefix_attention(
-            self.query,
-            self.key,
-            self.value,
-            [k.to(dtype) for k in part.keys],
-            [v.to(dtype) for v in part.values],
+        query, key, value, keys, values = self._wide(part, self.query, self.key, self.value)
+        made: Any = prefix_attention(
+            query,
+            key,
+            value,
+            keys,
+            values,
             part.batch,
             mask=self.mask,
             causal=self.causal,
@@ -326,17 +328,29 @@ class _Kernel:
             training=self.training,
             return_gate=return_gate,
         )
+        return (made[0][..., : self.widths[1]], made[1]) if return_gate else made[..., : self.widths[1]]
+
+    def _wide(self, part: Part, query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, ...]:
+        """Queries, keys, values and the prefix's, all of one width and dtype."""
+        wide, dtype = self.widths[0], query.dtype
+
+        def fill(tensor: Tensor) -> Tensor:
+            room = wide - tensor.shape[-1]
+            return nn.functional.pad(tensor, (0, room)) if room else tensor
+
+        keys, values = ([fill(one.to(dtype)) for one in side] for side in (part.keys, part.values))
+        return fill(query), fill(key), fill(value), keys, values
 
     def alone(self, part: Part, form: str) -> Tensor:
         """Attention over the prefix alone: zeros in rows without one."""
         query, scaling = (self.query, self.scaling) if part.query is None else (part.query, 1.0)
-        nothing = self.key[:, :, :0]
+        query, nothing, _, keys, values = self._wide(part, query, self.key[:, :, :0], self.value[:, :, :0])
         out = prefix_attention(
             query,
             nothing,
             nothing,
-            [k.to(query.dtype) for k in part.keys],
-            [v.to(query.dtype) for v in part.values],
+            keys,
+            values,
             part.batch,
             scaling=scaling,
             form=form,
@@ -344,4 +358,4 @@ class _Kernel:
             training=self.training,
         )
         assert isinstance(out, Tensor)  # the gate was not asked for
-        return out.transpose(1, 2)
+        return out[..., : self.widths[1]].transpose(1, 2)

@@ -92,7 +92,9 @@ def behind_places(
         above = dict.fromkeys(f"{path}." if path else "" for path in beside)
         found = [f"{path}{name}" for path in above for name in _TABLES if f"{path}{name}" in modules]
         tables = [path for path in found if takes_numbers(modules[path])]
-        distances = has_distances(modules[stack.layer(0).attention.module])
+        distances = any(
+            has_distances(modules[layer.attention.module]) for layer in arch.layers(stack) if layer.has("attention")
+        )
         if config.tokens == "keys_behind":
             if distances:
                 continue

@@ -32,8 +32,9 @@ class PrefixDelta(AttentionDelta):
 
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
         if config.reparametrization == "flat":
-            shape = (self.site.kv_heads, config.num_virtual_tokens, self.site.width)
-            for name in ("prefix_key", "prefix_value"):
+            widths = {"prefix_key": self.site.width, "prefix_value": self.site.value_width or self.site.width}
+            for name, width in widths.items():
+                shape = (self.site.kv_heads, config.num_virtual_tokens, width)
                 setattr(weights, name, self.parameter(shape, lambda t: nn.init.normal_(t, std=config.init_std)))
         if config.query_norm:
             weights.norm_weight = self.parameter((self.site.read_width,), nn.init.ones_)

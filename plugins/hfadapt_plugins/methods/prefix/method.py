@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["PrefixMethod", "prefix_places"]
 
@@ -90,7 +93,11 @@ def prefix_places(
     behind = {"apart": "", "keys_behind": "keys"}.get(config.tokens, "behind")
     parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, behind, more)
     variant = "_".join(p for p in parts if p)
-    layers = select_layers(config, arch)
+    chosen = select_layers(config, arch)
+    layers = [layer for layer in chosen if attentions_of(config, layer)]
+    if without := [layer.path for layer in chosen if not layer.stack.num_heads]:
+        shown = ", ".join(without)
+        logger.warning("%s: no attention, and so no prefix, in %s", method.name, shown)
     if behind:
         stacks = list({layer.stack.path: layer.stack for layer in layers}.values())
         yield from behind_places(method, config, stacks, arch, model)

@@ -18,4 +18,6 @@ def task_function_site(layer: LayerMap, position: str) -> Site:
     """Return the site of TS at one of ``POSITIONS``."""
     if position == "serial":
         return sites.layer_output(layer)
-    return sites.layer_sum(layer) if position == "layer" else sites.ffn_sum(layer, sites.ffn_input(layer))
+    if position == "layer" or not layer.has("ffn"):  # a layer of one sub-layer has one sum
+        return sites.layer_sum(layer)
+    return sites.ffn_sum(layer, sites.ffn_input(layer))

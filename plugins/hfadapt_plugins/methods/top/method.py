@@ -69,7 +69,7 @@ class TopLayerMethod(TopMethod):
         widths = {stack: sites.top(stack, model).width for stack in top_stacks(config, arch)}
         for stack, width in widths.items():
             heads = config.num_heads or stack.num_heads
-            if width % heads:
+            if not heads or width % heads:
                 divisors = [h for h in range(1, width + 1) if width % h == 0]
                 raise self.refuse("num_heads does not divide the hidden size", arch, got=heads, allowed=divisors)
         return TopLayers(config, widths)
