@@ -1,8 +1,9 @@
 """Every model type of the transformers that is installed, built tiny, with every method: what holds and what does not.
 
 ``make sweep`` runs it, an hour on two cores. It goes on where it was stopped: what is known of this release of
-transformers is read from ``results.json``; ``--retry`` forgets what could not be built or run, ``--again`` all. The
-page beside it is made of those results.
+transformers is read from ``results.json``; ``--again`` tries once more what was refused, failed or could not be run, of
+the types and methods that are named, ``--retry`` what could not be built or run, ``--fresh`` all. Everything else stays
+as it is known. The page beside it is made of those results.
 """
 
 from __future__ import annotations
@@ -53,6 +54,23 @@ def sweep(model_type: str, methods: Iterable[str]) -> dict[str, Any]:
     for verdict in found.values():
         verdict.update({"reason": _short(verdict["reason"], 400)} if "reason" in verdict else {})
     return {"stock": "runs", "inputs": {key: list(value.shape) for key, value in inputs.items()}, "methods": found}
+
+
+def to_try(known: dict[str, Any], methods: Iterable[str], *, again: bool, all_of_them: bool) -> list[str]:
+    """The methods to try on a type of which something is known.
+
+    Args:
+        known: What is known of the type; empty for nothing.
+        methods: Those that were asked for.
+        again: Only what is not known to be ok.
+        all_of_them: Whatever is known, where the type was named.
+    """
+    if known and known["stock"] != "runs":
+        return list(methods) if again or all_of_them else []
+    verdicts = {name: one["verdict"] for name, one in known.get("methods", {}).items()}
+    if again:
+        return [name for name in methods if verdicts.get(name) not in GOOD]
+    return [name for name in methods if all_of_them or name not in verdicts]
 
 
 def page(results: dict[str, Any]) -> str:
@@ -106,7 +124,8 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--retry", action="store_true", help="forget what could not be built or run")
-    parser.add_argument("--again", action="store_true", help="forget what is known")
+    parser.add_argument("--again", action="store_true", help="try once more what is not ok")
+    parser.add_argument("--fresh", action="store_true", help="forget what is known")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -117,7 +136,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _out_of_time)
     file = options.output / "results.json"
     results: dict[str, Any] = {"transformers": transformers.__version__, "torch": torch.__version__, "types": {}}
-    if file.is_file() and not options.again:
+    if file.is_file() and not options.fresh:
         known = json.loads(file.read_text("utf-8"))
         if known["transformers"] == results["transformers"]:
             results = known
@@ -125,13 +144,13 @@ def main() -> None:
         results["types"] = {name: one for name, one in results["types"].items() if one["stock"] == "runs"}
     for model_type in options.types or model_types():
         known = results["types"].get(model_type, {})
-        missing = [m for m in options.methods if m not in known.get("methods", {})]
-        if known and not options.types and (known["stock"] != "runs" or not missing):
+        wanted = to_try(known, options.methods, again=options.again, all_of_them=bool(options.types))
+        if not wanted:
             continue
         began = time.time()
         signal.alarm(SECONDS)
         try:
-            found: dict[str, Any] = sweep(model_type, options.methods if options.types else missing)
+            found: dict[str, Any] = sweep(model_type, wanted)
         except OutOfTime:
             found = {"stock": "takes too long", "reason": f"more than {SECONDS} s"}
         finally:
