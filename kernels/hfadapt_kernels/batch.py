@@ -175,14 +175,26 @@ class TaskBatch:
         """What opaque ops take: ``None`` when uniform (the plain path), else the ids."""
         return None if self.uniform else self.ids
 
-    def check(self, op: str) -> None:
-        """Raise `RowIdError` in the name of ``op`` for ids out of range.
+    def check(self, op: str, device: torch.device) -> None:
+        """Raise in the name of ``op`` for ids that are not on its input's ``device``, or out of range.
 
         Ids are looked at once, by `from_ids` or here, and again after a change in place. What a captured graph replays
         may change too, so that it has an assertion of its own.
+
+        Raises:
+            ShapeError: The ids are on another device: a kernel would read their address as one of its own memory.
+            RowIdError: An id is below -1 or not below ``num_tasks``.
         """
         if self.uniform or torch.compiler.is_compiling():
             return
+        if self.ids.device != device:
+            raise ShapeError(
+                op,
+                "ids of the batch",
+                expected=f"task ids on {device}, where the input is",
+                got=f"{len(self.ids)} on {self.ids.device}",
+                hint=f"Use TaskBatch.from_ids(ids, {self.num_tasks}, device={str(device)!r}), or move the input.",
+            )
         state = self._state()
         if state is None or state != self._checked:
             check_ids(op, self.ids, self.num_tasks)

@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str, str, str, str]] = {
     ),
     "a linear the other way round": (
         lambda: call("lora_linear", weight=torch.randn(8, 6), b=two(6, 4)), "lora_linear: weight or bias",
-        "torch.float32 [6, 8] and [6]", "torch.float32 [8, 6], bias None", "Use weight.T",
+        "torch.float32 [6, 8] and [6]", "torch.float32 [8, 6] on cpu, bias None", "Use weight.T",
     ),
     "a linear in float64": (
         lambda: call("lora_linear", weight=WEIGHT.double()), "weight or bias", "torch.float32 [8, 8]",

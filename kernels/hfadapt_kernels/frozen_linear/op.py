@@ -12,7 +12,7 @@ from ..activations import get_activation
 from ..arguments import require_tensors
 from ..backend import FusedOp, Implementation, requested_backend
 from ..errors import ShapeError
-from ..misfits import misfit
+from ..misfits import described, misfit
 from ..opaque import autocast_inputs, define
 from . import cpu, fallback, triton
 from .packed import PackedLinear
@@ -122,7 +122,7 @@ def frozen_linear(
         bfloat16 numbers and sum in float32. Under autocast x is cast first.
 
     Raises:
-        ShapeError: The last axis of x is not Din, or bias is not [O].
+        ShapeError: The last axis of x is not Din, or bias is not [O], or one of them is on another device.
         BackendError: An explicitly requested backend cannot run.
     """
     if not isinstance(packed, PackedLinear):
@@ -134,19 +134,19 @@ def frozen_linear(
         if x.shape[-1:] == weight.shape[:1]:
             hint = "Pack the weight as [O, Din]: PackedLinear.pack(weight.T)."
         raise ShapeError(_NAME, "x", expected=f"last axis {weight.shape[1]}", got=str(list(x.shape)), hint=hint)
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
         raise misfit(
             _NAME,
             "bias",
             bias,
             weight.shape[:1],
-            bias,
+            bias if bias.device == weight.device else weight,
             "Give the bias of the linear that was packed, or None.",
-            expected=f"[{weight.shape[0]}]",
+            expected=f"[{weight.shape[0]}] on {weight.device}",
         )
     if x.device != weight.device:
         hint = f"Use x.to({str(weight.device)!r}), or pack weight.to({str(x.device)!r})."
-        raise ShapeError(_NAME, "x", expected=f"device {weight.device} as the weight", got=str(x.device), hint=hint)
+        raise ShapeError(_NAME, "x", expected=f"one on {weight.device}, as the weight", got=described(x), hint=hint)
     (x,) = autocast_inputs(x.device.type, x)
     chosen = get_activation(activation, _NAME)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))

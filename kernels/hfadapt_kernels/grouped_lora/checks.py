@@ -39,7 +39,7 @@ def check_arguments(
             raise misfit(op, f"b[{task}]", up, shape, x, f"R is that of a[{task}], and O is one for all tasks, b[0]'s.")
     if y is not None and (out is not None) and (y.shape != (*x.shape[:-1], out) or y.device != device):
         shape = (*x.shape[:-1], out)
-        wanted = f"[{', '.join(map(str, shape))}]"
+        wanted = f"[{', '.join(map(str, shape))}] on {device}"
         cure = "Give as y what the linear computes from this x; b has as many rows as its weight."
         raise misfit(op, "y", y, shape, y if y.device == device else x, cure, expected=wanted)
 
@@ -58,6 +58,10 @@ def split_scale(
         return [], list(map(float, each))
     learned = [v if isinstance(v, Tensor) else like.new_tensor([float(v)]) for v in each]
     for task, value in enumerate(learned):
+        if value.device != like.device:
+            cure = f"Use scale[{task}].to({str(like.device)!r})."
+            wanted = f"a number, or a tensor of one on {like.device}"
+            raise ShapeError(op, f"scale[{task}]", expected=wanted, got=described(value), hint=cure)
         if value.numel() != 1 or not value.is_floating_point():
             cure = f"Use scale[{task}].float()."
             if value.numel() != 1:

@@ -16,6 +16,7 @@ from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from ..errors import ShapeError
 from ..frozen_linear import PackedLinear, frozen_linear
+from ..misfits import described
 from . import cpu, fallback, triton
 from .checks import check_arguments, split_scale
 from .reference import grouped_lora_reference, lora_linear_reference
@@ -183,7 +184,7 @@ def _prepare(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
     require_tensors(op, ("x", "a", "b", "batch"), x, a, b, batch)
     check_probability(op, dropout)
-    batch.check(op)
+    batch.check(op, x.device)
     return list(a), list(b), *split_scale(op, scale, batch.num_tasks, x)
 
 
@@ -198,14 +199,16 @@ def _promote(x: Tensor, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, list[
 def _check_base(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor) -> None:
     shape = (up.shape[0], x.shape[-1])
     fits = weight.shape == shape and weight.dtype == x.dtype and weight.device == x.device
-    if not fits or (bias is not None and bias.shape != shape[:1]):
-        got = f"{weight.dtype} {list(weight.shape)}, bias {None if bias is None else list(bias.shape)}"
-        wanted = f"{x.dtype} {list(shape)} and [{shape[0]}]"
+    if not fits or (bias is not None and (bias.shape != shape[:1] or bias.device != x.device)):
+        got = f"{described(weight)}, bias {None if bias is None else f'{list(bias.shape)} on {bias.device}'}"
+        wanted = f"{x.dtype} {list(shape)} and [{shape[0]}], both on {x.device}"
         hint = f"Use the weight and bias of the linear that reads x; its O is b's, {shape[0]}."
         if tuple(weight.shape) == shape[::-1] != shape:
             hint = "Use weight.T: the weight is [O, Din]."
         elif weight.shape == shape and (weight.dtype, weight.device) != (x.dtype, x.device):
             hint = f"Use weight.to({str(x.device)!r}, {x.dtype})."
+        elif bias is not None and fits and bias.shape == shape[:1]:
+            hint = f"Use bias.to({str(x.device)!r})."
         raise ShapeError("lora_linear", "weight or bias", expected=wanted, got=got, hint=hint)
 
 

@@ -98,7 +98,7 @@ def pal_attention(
     biases = (encoder_bias, decoder_bias, query_bias, key_bias, value_bias, output_bias)
     require_tensors("pal_attention", _BIASES, *biases)
     check_probability("pal_attention", dropout)
-    batch.check("pal_attention")
+    batch.check("pal_attention", x.device)
     activation = get_activation(activation, "pal_attention").name
     families = (
         encoder, query, key, value, decoder, output,

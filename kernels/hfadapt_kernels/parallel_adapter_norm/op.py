@@ -86,7 +86,7 @@ def parallel_adapter_norm(
     require_tensors(NAME, names, x, h, down, up, batch, down_bias, up_bias, residual, norm_weight, norm_bias)
     require_finite(NAME, "eps or norm_offset", eps, norm_offset)
     check_probability(NAME, dropout)
-    batch.check(NAME)
+    batch.check(NAME, x.device)
     code = get_activation(activation, NAME).code
     if norm not in NORMS:
         raise unknown_norm(norm)

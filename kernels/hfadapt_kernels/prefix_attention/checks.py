@@ -27,11 +27,14 @@ def _expect_shape(name: str, tensor: Tensor, shape: Sequence[int | str], like: T
         raise misfit(_NAME, name, tensor, shape, like, _SIZES)
 
 
-def _expect_broadcast(name: str, tensor: Tensor, shape: tuple[int, ...], allowed: str) -> None:
+def _expect_broadcast(name: str, tensor: Tensor, shape: tuple[int, ...], allowed: str, like: Tensor) -> None:
     fits = tensor.dim() == 4 and all(got in (1, want) for got, want in zip(tensor.shape, shape, strict=True))
     if not fits or not (tensor.dtype == torch.bool or tensor.is_floating_point()):
         wanted = f"{allowed}, broadcast to {list(shape)}"
         raise ShapeError(_NAME, name, expected=wanted, got=described(tensor), hint=_broadcast_cure(name, tensor, shape))
+    if tensor.device != like.device:
+        cure = f"Use {name}.to({str(like.device)!r})."
+        raise ShapeError(_NAME, name, expected=f"{allowed}, on {like.device}", got=described(tensor), hint=cure)
 
 
 def _broadcast_cure(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str:
@@ -89,9 +92,11 @@ def check_arguments(
         _expect_shape(f"prefix_key[{task}]", pk, (groups, "P", dim), query)
         _expect_shape(f"prefix_value[{task}]", pv, (groups, pk.shape[1], dim), query)
     if mask is not None:
-        _expect_broadcast("mask", mask, (rows, heads, queries, keys), "bool (True attends) or additive [B, H, Tq, Tk]")
+        allowed = "bool (True attends) or additive [B, H, Tq, Tk]"
+        _expect_broadcast("mask", mask, (rows, heads, queries, keys), allowed, query)
     if position_bias is not None:
-        _expect_broadcast("position_bias", position_bias, (rows, heads, queries, keys), "additive [1 or B, H, Tq, Tk]")
+        allowed = "additive [1 or B, H, Tq, Tk]"
+        _expect_broadcast("position_bias", position_bias, (rows, heads, queries, keys), allowed, query)
         if position_bias.dtype == torch.bool:
             raise ShapeError(
                 _NAME,

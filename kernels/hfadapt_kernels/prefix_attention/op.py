@@ -82,7 +82,7 @@ def prefix_attention(
     if scaling is not None:
         require_finite("prefix_attention", "scaling", scaling)
     check_probability("prefix_attention", dropout)
-    batch.check("prefix_attention")
+    batch.check("prefix_attention", query.device)
     factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     tensors = (query, key, value, list(prefix_key), list(prefix_value))
     query, key, value, pk, pv = opaque.autocast_inputs(query.device.type, *tensors)
