@@ -372,7 +372,7 @@ def test_checkpointed_calls_replay_their_dropout(backend):
         (dict(a=[torch.randn(2, 12)]), "number of tasks: expected one a and one b for each of the batch's 2 tasks"),
         (dict(a=[torch.randn(2, 12), torch.randn(2, 11)]), r"a\[1\]: expected torch.float32 \[R, 12\]"),
         (dict(b=[torch.randn(6, 2), torch.randn(6, 3)]), r"b\[1\]: expected torch.float32 \[6, 2\]"),
-        (dict(y=torch.randn(2, 3, 7)), r"y: expected \[2, 3, 6\], got torch.float32 \[2, 3, 7\]"),
+        (dict(y=torch.randn(2, 3, 7)), r"y: expected \[2, 3, 6\] on cpu, got torch.float32 \[2, 3, 7\]"),
         (dict(scale=[1.0]), "scale: expected one number, or 2, got 1"),
         (dict(scale=[torch.ones(2), torch.ones(1)]), r"scale\[0\]: expected a number or a tensor of one"),
         (dict(dropout=1.0), "dropout is not a probability"),

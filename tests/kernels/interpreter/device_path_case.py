@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from device_path import Counts, watched
-from small_calls import IDS, OPS, ROWS, TASKS, Fusion, Linear, Lora, Norm, Prefix, equal, step, weights
+from small_calls import IDS, OPS, ROWS, TASKS, Linear, Lora, Norm, equal, step, weights
 
 import hfadapt_kernels as hk
 from hfadapt_kernels import batch
@@ -145,11 +145,17 @@ def test_what_a_graph_records_is_written_and_sorted_inside_of_it():
     plain = tables.capturing
     tables.capturing = order.capturing = lambda device: True
     try:
-        for kind in (Norm, Lora, Prefix, Fusion):
-            case, rows = kind(), hk.TaskBatch.from_ids(IDS, TASKS)
+        for kind in OPS:
+            case, ids = kind(), torch.tensor(IDS)
+            rows = hk.TaskBatch.from_ids(ids, TASKS)
             kept = len(tables._TABLES)
-            with hk.use_backend("triton"):
-                equal(case, rows, step(case, rows))
+            # No run before this one: a graph cannot copy from the host, whatever is new to it.
+            for seen in counted(case, rows):
+                assert not seen.transfers, (kind.__name__, seen.transfers)
+            for change in (IDS, [0, 0, 1, -1]):  # as between replays
+                ids.copy_(torch.tensor(change))
+                with hk.use_backend("triton"):
+                    equal(case, rows, step(case, rows))
             assert len(tables._TABLES) == kept
     finally:
         tables.capturing = order.capturing = plain

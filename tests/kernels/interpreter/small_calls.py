@@ -74,9 +74,20 @@ class Lora:
         return hk.grouped_lora(self.x, self.a, self.b, self.scale, rows, dropout=0.3, training=True, seed=seed)
 
 
+class Fixed(Lora):
+    # No learned scale, whose gradient is a launch.
+    limits, steps = (1, 2), {"lora_rows_kernel", "task_products_kernel"}
+
+    def run(self, rows):
+        return hk.grouped_lora(self.x, self.a, self.b, [0.5, 2.0], rows)
+
+    def leaves(self):
+        return [self.x, *self.a, *self.b]
+
+
 class Linear(Lora):
     # The base's product is torch's own.
-    limits, steps = (2, 4), {"lora_rows_kernel", "task_products_kernel"}
+    limits, steps = (2, 3), {"lora_rows_kernel", "task_products_kernel"}
 
     def __init__(self):
         super().__init__()
@@ -102,6 +113,16 @@ class Prefix:
 
     def run(self, rows):
         return hk.prefix_attention(*self.qkv, *self.prefix, rows)
+
+
+class Made(Prefix):
+    # Prefixes that a network makes lie elsewhere in each forward: one launch writes where.
+    limits, steps = (2, None), Prefix.steps | {"numbers_kernel"}
+
+    def run(self, rows):
+        mask = torch.ones(ROWS, 1, TOKENS, TOKENS, dtype=torch.bool).tril()
+        made = [[p * 1.0 for p in ps] for ps in self.prefix]
+        return hk.prefix_attention(*self.qkv, *made, rows, mask=mask, causal=True, form="no_gating")
 
 
 class Fusion:
@@ -150,7 +171,7 @@ class Frozen:
         return hk.frozen_linear(self.x, self.packed)
 
 
-OPS = (Norm, Numbers, Mixed, Lora, Linear, Prefix, Fusion, Pal, Frozen)
+OPS = (Norm, Numbers, Mixed, Lora, Fixed, Linear, Prefix, Made, Fusion, Pal, Frozen)
 
 
 def step(case, rows, grad=None):

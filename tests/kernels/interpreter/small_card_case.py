@@ -23,7 +23,8 @@ SHARED_BY_ALL = {"order_kernel", "numbers_kernel"}
 TINY = 8
 NAMES = {
     "Norm": "parallel_adapter_norm", "Numbers": "parallel_adapter_norm", "Mixed": "parallel_adapter_norm",
-    "Lora": "grouped_lora", "Linear": "lora_linear", "Prefix": "prefix_attention", "Fusion": "adapter_fusion",
+    "Lora": "grouped_lora", "Fixed": "grouped_lora", "Linear": "lora_linear", "Prefix": "prefix_attention",
+    "Made": "prefix_attention", "Fusion": "adapter_fusion",
     "Pal": "pal_attention", "Frozen": "frozen_linear",
 }  # fmt: skip
 
