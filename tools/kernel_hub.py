@@ -62,7 +62,8 @@ from kernels import get_kernel
 ops = get_kernel("OWNER/{name}", version={version}, trust_remote_code=True)
 ```
 
-Functions: {functions}.
+Functions: {functions}. Each takes the task of every row as `ops.TaskBatch.from_ids(ids, num_tasks)`, and one tensor a
+task for each weight; `adapter_fusion` and `frozen_linear` have no tasks, and the latter takes an `ops.PackedLinear`.
 
 Layers for `kernelize`: {layers}.
 """
@@ -156,8 +157,8 @@ def write_repository(folder: Path, library: Path) -> None:
         name=NAME,
         release=__version__,
         version=KERNEL_VERSION,
-        functions=_listed(path.parent.name for path in PACKAGE.glob("*/op.py")),
-        layers=_listed(re.findall(r"^class (\w+)", (PACKAGE / "layers.py").read_text("utf-8"), re.M)),
+        functions=_listed(name for path in PACKAGE.glob("*/op.py") for name in _defined("def [^_]", path)),
+        layers=_listed(_defined("class [^_]", PACKAGE / "layers.py")),
     )
     (folder / "README.md").write_text(card, "utf-8")
 
@@ -172,6 +173,11 @@ def _others(folder: Path) -> list[str]:
         for path in sorted(place.iterdir())
         if path.name not in names
     ]
+
+
+def _defined(start: str, path: Path) -> list[str]:
+    """What a module defines behind ``start``, at its top and for others."""
+    return [line.partition(" ")[2] for line in re.findall(rf"^{start}\w*", path.read_text("utf-8"), re.M)]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hfadapt_kernels
 from hfadapt_kernels import native
 from tools.kernel_hub import KERNEL_VERSION, NAME, PACKAGE, ROOT, VARIANTS, write_repository
 
@@ -71,7 +72,12 @@ def test_every_variant_has_a_name_and_metadata_that_kernels_reads(hub: Path) -> 
         assert (path / "_C.abi3.so").is_file() is VARIANTS[name][1]
     assert len(ids) == len(VARIANTS)
     card = (hub / "README.md").read_text("utf-8")
-    assert "`grouped_lora`" in card and "`AdapterNorm`" in card and (hub / "LICENSE").is_file()
+    public = {name: getattr(hfadapt_kernels, name) for name in hfadapt_kernels.__all__}
+    ops = [name for name, one in public.items() if getattr(one, "__module__", "").endswith(".op")]
+    layers = ["AdapterNorm", "FrozenLinear", "FrozenLinearInt8"]
+    assert len(ops) == 7 and all(f"`{name}`" in card for name in (*ops, *layers)), card
+    assert (hub / "LICENSE").is_file()
+    assert all((path / "triton" / "shared_memory.json").is_file() for path in folders.values())
 
 
 def test_get_local_kernel_takes_the_variant_with_the_library_and_runs_beside_the_installed_package(hub: Path) -> None:

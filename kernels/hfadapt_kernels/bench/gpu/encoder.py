@@ -80,11 +80,14 @@ def encoder(sizes: Sizes, device: str) -> Iterator[Row]:
             with torch.no_grad():
                 return forward()
 
-        def step(forward: Callable[[], Tensor] = forward) -> None:
-            model.zero_grad(set_to_none=True)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=device == "cuda")
+
+        def step(forward: Callable[[], Tensor] = forward, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad(set_to_none=True)
             out = forward()
             if out.requires_grad:  # the bare base has nothing to train
                 out.float().square().mean().backward()
+                optimizer.step()
 
         with use_backend("triton"):
             yield {
