@@ -151,8 +151,9 @@ def main() -> None:
         signal.alarm(SECONDS)
         try:
             found: dict[str, Any] = sweep(model_type, wanted)
-        except OutOfTime:
-            found = {"stock": "takes too long", "reason": f"more than {SECONDS} s"}
+        except OutOfTime:  # what is known of the type stays, where it did run once
+            slow = {"stock": "takes too long", "reason": f"more than {SECONDS} s"}
+            found = {**known, "methods": {}} if known.get("stock") == "runs" else slow
         finally:
             signal.alarm(0)
         if found["stock"] == "runs":

@@ -38,3 +38,26 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
     assert found.verdict == "ok", found.reason
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        ("deepseek_v3", "bottleneck"),
+        ("deepseek_v3", "prefix"),
+        ("afmoe", "prefix"),
+        ("gemma4_text", "low_rank"),
+        ("lfm2", "bottleneck"),
+        ("jamba", "parallel"),
+        ("nemotron_h", "bottleneck"),
+        ("nemotron_h", "prefix"),
+        ("mamba", "pal"),
+        ("mamba", "lhuc"),
+        ("longformer", "pal"),
+    ],
+)
+def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method: str) -> None:
+    """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention."""
+    model = tiny_of_type(model_type)
+    found = try_method(model, stock_inputs(model), METHODS[method]())
+    assert found.verdict == "ok", found.reason
