@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, HFAdaptError
+from ..method.delta import Weights
 from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
 from ..runtime.packing import packed_weights
+from ..runtime.parts import others_weights, parts_of, tensors_in
 from ..runtime.watch import watch
 from .detach import detach
 from .edits import restore_attention, restore_chunks, restore_map
@@ -30,20 +32,28 @@ __all__ = ["all_or_nothing", "as_described", "meta_copy", "rehearsal"]
 def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model whose tensors have shapes and no memory.
 
-    Hooks of others are left out: what they are bound to, a trainer or a logger, would be copied along.
+    Of adapters that a further one does not touch it has the names and the configs, and no tensors: else a copy would
+    cost the more the more adapters there are. Hooks of others are left out: what they are bound to, a trainer or a
+    logger, would be copied along.
 
     Raises:
         CheckpointError: the model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    stand_ins: dict[int, Weights] = {}
+    for weights in others_weights(model):
+        known = stand_ins.get(id(weights.config))
+        if known is None:
+            known = stand_ins[id(weights.config)] = Weights(weights.config)
+        memo[id(weights)] = known
+    for tensor in tensors_in(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
     for tensor in packed_weights(model):  # a transposed one is no parameter itself
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
-    tables = [table for module in model.modules() for table in _hook_tables(module)]
+    tables = [table for module in parts_of(model) for table in _hook_tables(module)]
     memo.update((id(table), OrderedDict()) for table in tables)
     try:
         twin = copy.deepcopy(model, memo)
@@ -111,9 +121,9 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
     state = find_attachment(model)
     before = None if state is None else {key: copy.copy(value) for key, value in vars(state).items()}
     # The data as well as the tensor: a head that is trained in place may become float32.
-    tensors = [(t, t.data, t.requires_grad) for t in (*model.parameters(), *model.buffers())]
+    tensors = [(t, t.data, t.requires_grad) for t in tensors_in(model)]
     values = [(t.data, t.detach().clone()) for t in overwritten]
-    hooks = [(table, dict(table)) for module in model.modules() for table in _hook_tables(module)]
+    hooks = [(table, dict(table)) for module in parts_of(model) for table in _hook_tables(module)]
     try:
         yield
     except BaseException:

@@ -27,6 +27,7 @@ from ..routing.choice import chosen
 from ..routing.composition import adapter_names
 from ..routing.task_ids import TaskIds, task_number, task_rows
 from ..runtime.attachment import attachment, find_attachment
+from ..runtime.parts import tensors_in
 from .fit_heads import hidden_size, settle_pooling
 from .heads import OwnHead
 from .save import KEY
@@ -163,7 +164,8 @@ class LiveTasks:
     def _adapters_of(self, rows: TaskIds) -> TaskIds:
         """Return the adapter or composition of each row, as the base's slots count them."""
         routable = attachment(self.base).routable
-        return rows.through([routable.index(self.routes.get(task.name, task.name)) for task in self.tasks])
+        place = {name: number for number, name in enumerate(routable)}
+        return rows.through([place[self.routes.get(task.name, task.name)] for task in self.tasks])
 
     def ids_of(self, places: Tensor) -> Tensor:
         """Return the ids of tasks given by their places ``[B]``."""
@@ -178,12 +180,11 @@ class LiveTasks:
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Keep what trains and what is trained as it was; an adapter that comes freezes its base otherwise."""
-        trains = {id(p): p.requires_grad for p in self.base.parameters()}
+        trains = [(tensor, tensor.requires_grad) for tensor in tensors_in(self.base)]
         with all_or_nothing(self.base):
             yield
-            for parameter in self.base.parameters():
-                if id(parameter) in trains:
-                    parameter.requires_grad_(trains[id(parameter)])
+            for tensor, trained in trains:
+                tensor.requires_grad_(trained)
 
     def _check_new(self, task: Task, folder: Path) -> Task:
         state = find_attachment(self.base)

@@ -179,21 +179,22 @@ class Routing:
         return found[key]
 
     def _find_rows(self, step: Step, available: tuple[str, ...], device: torch.device) -> Any:
-        usable = [n in available for n in step.names]
+        # Looked up among all of them by hash: a batch of a few tasks must not cost what a thousand would.
+        here = dict.fromkeys(available)
         if self.ids is None:
             local = step.local(self.uniform)
-            if local < 0 or not usable[local]:
+            if local < 0 or step.names[local] not in here:
                 return None
             return (step.names[local],), TaskBatch.single(self.batch_size, device)
         if all_tasks_take_part() or self.id_list is None:
-            names = tuple(n for n, ok in zip(step.names, usable, strict=True) if ok)
+            names = tuple(n for n in step.names if n in here)
             if not names:
                 return None
             place = {name: i for i, name in enumerate(names)}
             table = [place.get(step.names[t], -1) if t >= 0 else -1 for t in step.table]
             return names, TaskBatch.from_ids(step.lookup(self.ids, table), len(names))
         local_ids = [step.local(i) for i in self.id_list]
-        local_ids = [t if t >= 0 and usable[t] else -1 for t in local_ids]
+        local_ids = [t if t >= 0 and step.names[t] in here else -1 for t in local_ids]
         present = sorted({t for t in local_ids if t >= 0})
         if not present:
             return None

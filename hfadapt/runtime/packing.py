@@ -22,6 +22,7 @@ from ..errors.inside import require_itself
 from .attachment import uncompiled
 from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
+from .parts import parts_of
 
 __all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_weights", "unpack"]
 
@@ -125,7 +126,7 @@ def pack(model: Model, dtype: str = "float32") -> Model:
 
 def packed_weights(model: nn.Module) -> Iterator[Tensor]:
     """Yield what each packed linear was packed from."""
-    for module in model.modules():
+    for module in parts_of(model):
         own = module.__dict__.get("forward")
         own = own.stock if isinstance(own, RoutedForward) else own
         if isinstance(own, PackedForward):
