@@ -23,6 +23,7 @@ from ..runtime.fused_norm import fuse_norm
 from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add_hook
 from ..runtime.numbering import change_numbers
 from ..runtime.parallel_hooks import count_calls
+from ..runtime.shards import ADDED, refuse_sharded
 from ..runtime.slot import Slot, slot_of
 from ..runtime.updated_forward import update_weights
 from ..runtime.watch import require_intact, watch
@@ -207,7 +208,7 @@ def check_model(model: PreTrainedModel) -> None:
     """Raise where nothing can be attached.
 
     Raises:
-        AttachError: the model is compiled, or is none.
+        AttachError: the model is compiled or sharded, or is none.
     """
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise AttachError(
@@ -218,6 +219,7 @@ def check_model(model: PreTrainedModel) -> None:
             try_="attach first, then torch.compile; or torch._dynamo.reset() and a fresh model",
         )
     require_itself(model, where="attach")
+    refuse_sharded(model, where="attach", why=ADDED, try_="attach first, then fully_shard, or Trainer with FSDP")
     if any(
         kind.__name__ == "MultiTaskModel" and kind.__module__.startswith("hfadapt.") for kind in type(model).__mro__
     ):

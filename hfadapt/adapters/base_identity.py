@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError
+from ..runtime.shards import whole
 from .freeze import is_adapter
 from .model_source import name_to_save
 from .saved_tensors import require_finite
@@ -227,10 +228,17 @@ def _differences(saved: Mapping[str, Any], model: PreTrainedModel, strict: bool)
     return lines
 
 
-def token_rows(model: PreTrainedModel) -> dict[str, Tensor]:
+def token_rows(
+    model: PreTrainedModel, weights: Mapping[str, Tensor] | None = None, prefix: str = ""
+) -> dict[str, Tensor]:
     """Return the embeddings of tokens that were added to the named base, which are in no other file.
 
     Empty where the base is not named, where its own config is not at hand, or where nothing was added.
+
+    Args:
+        model: The base.
+        weights: Tensors to take in place of the model's, by name (gathered from shards).
+        prefix: What stands before the base's names in ``weights``.
     """
     from transformers import AutoConfig
 
@@ -245,12 +253,22 @@ def token_rows(model: PreTrainedModel) -> dict[str, Tensor]:
             )
     if not original or original >= size:
         return {}
-    inputs = _weight(model.get_input_embeddings())
-    rows = {f"{TOKENS}input": inputs.detach()[original:]}
-    outputs = model.get_output_embeddings()
-    if outputs is not None and _weight(outputs) is not inputs:
-        rows[f"{TOKENS}output"] = _weight(outputs).detach()[original:]
-    return rows
+    given = {} if weights is None else weights
+    return {
+        f"{TOKENS}{side}": whole(given.get(f"{prefix}{name}", weight)).detach()[original:]
+        for side, (name, weight) in token_weights(model).items()
+    }
+
+
+def token_weights(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
+    """Return ``"input"`` and, where it is not the same, ``"output"`` to the weight of these embeddings and its name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, tuple[str, Tensor]] = {}
+    for side in ("input", "output"):
+        embeddings = getattr(model, f"get_{side}_embeddings")()
+        if embeddings is not None and all(_weight(embeddings) is not weight for _, weight in found.values()):
+            found[side] = names.get(id(_weight(embeddings)), ""), _weight(embeddings)
+    return found
 
 
 def _weight(embeddings: Any) -> Tensor:

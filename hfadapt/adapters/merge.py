@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import plugins
 from ..errors import AttachError
 from ..runtime.attachment import Adapter, Attachment, attachment, copies_of, deltas_of, parameters_of, uncompiled
+from ..runtime.shards import refuse_sharded
 from ..runtime.watch import require_intact
 from .attach import attach
 from .detach import detach
@@ -102,11 +103,17 @@ def merge(model: PreTrainedModel, name: str | None = None, *, keep_original: boo
 
     Raises:
         AttachError: a method of the adapter cannot be merged, other adapters are attached (they were made for the
-            base as it is), layers are dropped or shared, or a weight is tied to another module's.
+            base as it is), layers are dropped or shared, a weight is tied to another module's, or the model is sharded.
         CheckpointError: the adapter holds NaN or Inf.
     """
     model = uncompiled(model)
     state = attachment(model)
+    refuse_sharded(
+        model,
+        where="hfadapt.merge",
+        why="an update is added to a whole weight",
+        try_="hfadapt.save on every process, then hfadapt.load on a base that is whole, and merge there",
+    )
     name = _only(state, name)
     _check(model, state, name)
     adapter = state.require(name)

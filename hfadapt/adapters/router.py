@@ -13,6 +13,7 @@ from ..errors.names import names_of
 from ..routing.composition import Router
 from ..runtime.attachment import Attachment, adapted_model, attachment, device_and_dtype, shared_modules
 from ..runtime.row_routing import ROUTER, RouterLayer, routers_of
+from ..runtime.shards import ADDED, refuse_sharded
 from .activate import activate
 from .freeze import freeze
 
@@ -52,6 +53,7 @@ def add_router(
             embeddings that could be read.
     """
     require_switches(where="add_router", train_adapters=train_adapters, activate_it=activate_it)
+    refuse_sharded(model, where="add_router", why=ADDED, try_="add the router first, then fully_shard")
     model = adapted_model(model)
     state = attachment(model)
     if not isinstance(node, Router):

@@ -30,6 +30,7 @@ from ..runtime.attachment import (
     uncompiled,
 )
 from ..runtime.row_routing import routers_of
+from ..runtime.shards import gathered
 from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
@@ -214,6 +215,8 @@ def save(
 ) -> Path:
     """Write the adapters (and the task head) of ``model`` to ``folder``; the base is not written.
 
+    Of a model that ``fully_shard`` has split over processes, every process calls this, and the first one writes.
+
     Args:
         model: An adapted model.
         folder: Made if it is missing; an interrupted save leaves it as it was. What hfadapt saved there before is
@@ -249,12 +252,19 @@ def save(
             allowed="a function of a folder",
             try_="card=lambda folder: folder.joinpath('README.md').write_text('...')",
         )
-    require_loadable(model, folder, names)
     refuse_foreign(folder)
-    with atomic_folder(folder, dropped=outdated(folder)) as temporary:
-        write(model, temporary, names, extra=extra, extra_tensors=extra_tensors)
-        if card is not None:
-            card(temporary)
+    chosen = _chosen(model, names)
+    read = {
+        *saved_parameters(model, chosen, own_modules=True),
+        *names_of_own(model, chosen, prefix_of(model)).values(),
+    }
+    with gathered(model, read) as writes:
+        require_loadable(model, folder, names)
+        if writes:
+            with atomic_folder(folder, dropped=outdated(folder)) as temporary:
+                write(model, temporary, names, extra=extra, extra_tensors=extra_tensors)
+                if card is not None:
+                    card(temporary)
     return Path(folder)
 
 
@@ -318,7 +328,7 @@ def write(
     """
     chosen = _chosen(model, names)
     config = {**describe(model, chosen), **(extra or {})}
-    tensors = {**state_of(model, chosen, weights), **token_rows(model), **(extra_tensors or {})}
+    tensors = {**state_of(model, chosen, weights), **token_rows(model, weights), **(extra_tensors or {})}
     # AutoModel takes a folder without it for peft's and fails on it with errors that help nobody
     marker = HFAdaptConfig(config["base_model_name_or_path"], base_class=config["model_class"])
     marker.save_pretrained(folder)

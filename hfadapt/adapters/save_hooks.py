@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..errors.arguments import require_switches
 from ..runtime.hook_tables import remove_load_hooks
+from ..runtime.shards import gathered, is_sharded, whole
 from .atomic import atomic_folder, target_folder
 from .base_identity import TOKENS
 from .files import (
@@ -69,14 +70,35 @@ class SavePretrained:
         Raises:
             CheckpointError: the files cannot be written, or a frozen base would be left out of a folder that holds one.
         """
-        from .save import save
-
         model = self.model
         stock = type(model).save_pretrained
         options = {**dict(zip(list(inspect.signature(stock).parameters)[2:], args, strict=False)), **kwargs}
         push = options.pop("push_to_hub", False)
         given = options.pop("state_dict", None)
         main = options.get("is_main_process", True)
+        if given is None and is_sharded(model):
+            # every process gathers, and the first one writes
+            given = {key: whole(tensor) for key, tensor in model.state_dict().items()}
+            with gathered(model, ()) as main:
+                if main:
+                    self._write(save_directory, given, options, main)
+        else:
+            ready = None if given is None else {key: whole(tensor) for key, tensor in given.items()}
+            self._write(save_directory, ready, options, main)
+        if push and main:
+            self._push(save_directory, options)
+
+    def _write(
+        self,
+        save_directory: str | os.PathLike[str],
+        given: Mapping[str, Tensor] | None,
+        options: Mapping[str, Any],
+        main: bool,
+    ) -> None:
+        from .save import save
+
+        model = self.model
+        stock = type(model).save_pretrained
         if self.slim and not trained_base(model):
             if main:
                 _save_slim(model, target_folder(save_directory), given)
@@ -87,8 +109,6 @@ class SavePretrained:
                 save(model, Path(save_directory) / SIDE_FOLDER)
         else:
             _save_whole(model, target_folder(save_directory), given, options)
-        if push and main:
-            self._push(save_directory, options)
 
     def _push(self, save_directory: str | os.PathLike[str], options: dict[str, Any]) -> None:
         from transformers.utils import PushToHubMixin

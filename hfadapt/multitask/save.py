@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import CheckpointError
 from ..errors.arguments import require_folder, require_mapping
+from ..runtime.shards import gathered, whole
 from .task import Task
 
 if TYPE_CHECKING:
@@ -157,7 +159,8 @@ def save_multi_task(
         shown = ", ".join(f"{task.name}: {i}" for i, task in zip(model.ids, model.tasks, strict=True))
         logger.warning("the folder counts its tasks from 0, and the model's ids have gaps (%s)", shown)
     weights = model.state_dict() if state_dict is None else state_dict
-    tensors = {key: weights[own] for key, own in _require_keys(model, weights).items()} | token_rows(model.base)
+    tensors = {key: whole(weights[own]) for key, own in _require_keys(model, weights).items()}
+    tensors |= token_rows(model.base, weights, "base.")
     extra = {
         KEY: {
             "tasks": [task.to_dict() for task in model.tasks],
@@ -167,6 +170,15 @@ def save_multi_task(
         }
     }
     refuse_foreign(folder)
+    # Who hands over a state dict has gathered it, and chosen who writes.
+    with gathered(model, ()) if state_dict is None else nullcontext(True) as writes:
+        if writes:
+            _write(model, folder, tensors, extra)
+
+
+def _write(
+    model: Saved, folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], extra: Mapping[str, Any]
+) -> None:
     with atomic_folder(folder, dropped=adapter_files.outdated(folder)) as temporary:
         # tied tensors are listed once in file_keys; clones keep views of one storage apart
         packed = {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .leaf_hooks import remove_our_hooks as remove_our_hooks
     from .loss_terms import ask_loss_term as ask_loss_term
     from .numbering import takes_numbers as takes_numbers
+    from .shards import refuse_sharded as refuse_sharded
     from .slot import applies as applies
     from .slot import fusion_key as fusion_key
 
@@ -46,6 +47,7 @@ _HOMES = {
     "remove_our_hooks": ".leaf_hooks",
     "ask_loss_term": ".loss_terms",
     "takes_numbers": ".numbering",
+    "refuse_sharded": ".shards",
     "applies": ".slot",
     "fusion_key": ".slot",
     "shape_like_batch": ".delta_call",

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import RoutingError
+from .shards import is_shard
 
 if TYPE_CHECKING:
     from ..routing.routing import Routing
@@ -52,7 +55,20 @@ def ask_loss_term(routing: Routing, path: str, module: Penalised) -> None:
 
 
 def total(penalised: Mapping[str, Penalised]) -> Tensor | None:
-    """Return the sum of the terms of modules that took part, or None where there is none."""
+    """Return the sum of the terms of modules that took part, or None where there is none.
+
+    Raises:
+        RoutingError: what a term is of lies in shards on several processes, gathered only while its layer runs.
+    """
+    for path, module in penalised.items():
+        if isinstance(module, nn.Module) and any(map(is_shard, module.parameters())):
+            raise RoutingError(
+                "a term of the training loss is of parameters that lie in shards on several processes",
+                where=path,
+                got=f"{type(module).__name__} after fully_shard",
+                allowed="data parallelism without shards, or no such term",
+                try_="regularization=False in the config of AdapterFusion; or torchrun without FSDP",
+            )
     terms = [module.penalty() for module in penalised.values()]
     present = [term for term in terms if term is not None]
     return torch.stack(present).sum() if present else None

@@ -23,6 +23,7 @@ from .attachment import uncompiled
 from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
 from .parts import parts_of
+from .shards import refuse_sharded
 
 __all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_weights", "unpack"]
 
@@ -91,7 +92,7 @@ def pack(model: Model, dtype: str = "float32") -> Model:
         ``model``.
 
     Raises:
-        ConfigError: the dtype is unknown, or no linear of the model is frozen.
+        ConfigError: the dtype is unknown, no linear of the model is frozen, or the model is sharded.
     """
     if dtype not in _DTYPES:
         raise ConfigError(
@@ -102,6 +103,13 @@ def pack(model: Model, dtype: str = "float32") -> Model:
             try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
         )
     require_itself(model, where="hfadapt.pack")
+    refuse_sharded(
+        uncompiled(model),
+        where="hfadapt.pack",
+        why="a packed weight is a whole one",
+        try_="pack a model that is not sharded; fully_shard is for training, and gathers weights itself",
+        error=ConfigError,
+    )
     modules = list(uncompiled(model).modules())
     leaves = [m for m in modules if _can_pack(m) or is_packed(m)]
     if not leaves:

@@ -32,6 +32,7 @@ from .parallel import check_output, fit_call, parallel_routing, together_routing
 from .parallel_pieces import pieces_of
 from .past_the_head import check_begin, head_runs
 from .row_routing import weigh_rows
+from .shard_gradients import let_shards_take_part
 from .watch import require_intact, require_intact_in_graph
 from .zero_gradients import take_part
 
@@ -95,6 +96,8 @@ class Forward:
             pieces = pieces_of(attachment, self.module, args, kwargs, self.parameters)
             if pieces.choices:
                 return pieces.join([self._piece(attachment, piece, args, kwargs) for piece in pieces.choices])
+        if begins and torch.is_grad_enabled() and not torch.compiler.is_compiling() and all_tasks_take_part():
+            let_shards_take_part(self.module)
         try:
             args, kwargs = self._enter(attachment, before, begins, args, kwargs)
             if self.path or torch.compiler.is_compiling() or (attachment.waiting is None and self.wrapped is None):

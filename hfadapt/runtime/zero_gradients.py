@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .shards import is_shard
+
 __all__ = ["take_part"]
 
 
@@ -28,7 +30,7 @@ class _TakePart(torch.autograd.Function):
         return (gradient, *zeros)
 
 
-def take_part(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+def take_part(value: Tensor, parameters: Iterable[nn.Parameter], *, always: bool = False) -> Tensor:
     """Return ``value``, whose backward pass also gives every trainable parameter a gradient (of zero at least).
 
     Ops give no gradient to adapters without a row, and AdapterDrop skips whole layers; under data-parallel training
@@ -36,9 +38,10 @@ def take_part(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
 
     Args:
         value: What ``backward`` starts from, such as the loss.
-        parameters: Those that must have a gradient.
+        parameters: Those that must have a gradient; shards get theirs where they are gathered.
+        always: Also where ``value`` has no gradient yet.
     """
-    wanted = [p for p in parameters if p.requires_grad]
-    if not wanted or not torch.is_grad_enabled() or not value.requires_grad:
+    wanted = [p for p in parameters if p.requires_grad and not is_shard(p)]
+    if not wanted or not torch.is_grad_enabled() or not (always or value.requires_grad):
         return value
     return _TakePart.apply(value, *wanted)

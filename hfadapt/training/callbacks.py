@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..errors import ConfigError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
 from ..runtime.attachment import adapted_model, attachment, deltas_of, find_attachment, slots_of
+from ..runtime.shards import is_shard, whole
 from .checks import (
     Mixture,
     base_name,
@@ -139,14 +140,21 @@ class IdleTaskGuard(TrainerCallback):
         gradients = [p.grad for group in groups for p in group if p.grad is not None]
         if not gradients:
             return
-        # one synchronisation with the device for all of them
-        largest = iter(torch.stack(torch._foreach_norm(gradients, float("inf"))).tolist())
+        largest = iter(_largest(gradients))
         for group in groups:
             # written this way round, NaN counts as movement and is left for the Trainer to see
             idle = [next(largest) == 0 for _ in group]
             if all(idle):
                 for parameter in group:
                     parameter.grad = None
+
+
+def _largest(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """The largest magnitude in each gradient, over all processes where it lies in shards."""
+    if any(map(is_shard, gradients)):
+        return torch.stack([whole(torch.linalg.vector_norm(grad, float("inf"))) for grad in gradients]).tolist()
+    # one synchronisation with the device for all of them
+    return torch.stack(torch._foreach_norm(gradients, float("inf"))).tolist()
 
 
 def parameters_by_place(model: nn.Module) -> list[list[nn.Parameter]]:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed import train_families, train_regularizers, train_stock, train_tasks
+from tests.distributed import train_families, train_regularizers, train_sharded, train_stock, train_tasks
 
 THROUGH = {
     "families": lambda folder: train_families.run(folder, 2),
     "regularizers": lambda folder: train_regularizers.run(folder, 2),
     "tasks": train_tasks.run,
     "stock": train_stock.run,
+    "sharded": train_sharded.run,
 }
 AFRESH = {"again": train_tasks.resume, "killed": train_families.die}
 STARTS = {"through": THROUGH, "afresh": AFRESH}

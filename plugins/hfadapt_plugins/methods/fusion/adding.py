@@ -12,7 +12,7 @@ from hfadapt.adapters.formats import add_copies
 from hfadapt.errors import CompositionError
 from hfadapt.errors.inside import require_itself
 from hfadapt.method import Site, Tap, sites
-from hfadapt.runtime import Fusion, TapInput, adapted_model, add_hook, deltas_of, fusion_key
+from hfadapt.runtime import Fusion, TapInput, adapted_model, add_hook, deltas_of, fusion_key, refuse_sharded
 
 from .config import FusionConfig, read_config
 from .layer import FusionLayer, deltas_with
@@ -57,6 +57,13 @@ def add_fusion(
             another width, or the fusion exists.
     """
     model = adapted_model(model)
+    refuse_sharded(
+        model,
+        where="add_fusion",
+        why="parameters that are added now would be trained on every process apart",
+        try_="add the fusion first, then fully_shard",
+        error=CompositionError,
+    )
     state = attachment(model)
     if not isinstance(node, Fuse | str | tuple | list):
         allowed = "Fuse('a', 'b'), or two or more names"
