@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError
-from ..runtime.shards import whole
+from ..runtime.shards import own_class, whole
 from .freeze import is_adapter
 from .model_source import name_to_save
 from .saved_tensors import require_finite
@@ -110,7 +110,7 @@ def describe_base(model: PreTrainedModel, model_type: str) -> dict[str, Any]:
         "labels": _labels(model.config),
         "vocab_size": _vocabulary(model.config),
         "base_dtype": str(_dtype(model)).removeprefix("torch."),
-        "model_class": type(model).__name__,
+        "model_class": own_class(model).__name__,
     }
 
 

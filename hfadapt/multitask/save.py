@@ -25,7 +25,7 @@ from ..adapters.save import describe, prefix_of, saved_parameters
 from ..adapters.saved_tensors import check_tensors, fill
 from ..errors import CheckpointError
 from ..errors.arguments import require_folder, require_mapping
-from ..runtime.shards import gathered, whole
+from ..runtime.shards import gathered, own_class, whole
 from .task import Task
 
 if TYPE_CHECKING:
@@ -185,5 +185,5 @@ def _write(
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
         adapter_files.write_files(temporary, {**describe(model.base), **extra}, packed, adapter_files.TRAINER_FILE)
-        model.config.architectures = [type(model).__name__]
+        model.config.architectures = [own_class(model).__name__]
         model.config.save_pretrained(temporary)

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 
 from ..errors import AttachError, HFAdaptError
 
-__all__ = ["ADDED", "gathered", "gathering_modules", "is_shard", "is_sharded", "refuse_sharded", "whole"]
+__all__ = ["ADDED", "gathered", "gathering_modules", "is_shard", "is_sharded", "own_class", "refuse_sharded", "whole"]
 
 
 #: Why nothing is added to a model that is sharded.
@@ -42,6 +42,12 @@ def gathering_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that gather parameters when they are called, and free them when they return."""
     kind = _kind("torch.distributed.fsdp", "FSDPModule")
     return [module for module in model.modules() if isinstance(module, kind)] if kind else []
+
+
+def own_class(model: nn.Module) -> type:
+    """The class that a model has without sharding: ``fully_shard`` puts one in front that is in no library."""
+    kind = _kind("torch.distributed.fsdp", "FSDPModule")
+    return next(one for one in type(model).__mro__ if not (kind and issubclass(one, kind)))
 
 
 def refuse_sharded(

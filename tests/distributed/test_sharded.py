@@ -1,4 +1,4 @@
-"""FSDP2 on two gloo processes: sharded training equals that of one process, is saved whole, and nothing is added to it."""
+"""FSDP2 on two gloo processes: training equals that of one process, is saved whole, and nothing is added to it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,12 @@ def test_a_model_of_tasks_is_saved_whole(through):
     again = hfadapt.MultiTaskModel.from_pretrained(through / "sharded-tasks")
     for key, value in tasks_model().state_dict().items():
         torch.testing.assert_close(again.state_dict()[key].to(value.dtype), value, rtol=0, atol=0, msg=key)
+
+
+@pytest.mark.parametrize("folder", ["sharded-lora", "sharded-whole", "sharded-tasks", "sharded-trainer-False"])
+def test_no_folder_names_a_class_that_sharding_made(through, folder):
+    files = list((through / folder).rglob("*.json"))
+    assert files and not any("FSDP" in file.read_text("utf-8") for file in files)
 
 
 def test_a_sharded_model_is_still_sharded_after_a_save(ends):
