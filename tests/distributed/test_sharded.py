@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Trainer
 
 import hfadapt
+from hfadapt.testing.regularizers import tiny_classifier
 from tests.distributed.conftest import ranks
-from tests.distributed.train_sharded import FAMILIES, build, tasks_model, train
+from tests.distributed.train_sharded import FAMILIES, build, tasks_model, through_trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +57,17 @@ def test_save_pretrained_of_a_sharded_model_holds_base_and_adapters(through, alo
 
 
 @pytest.mark.parametrize("slim", [False, True])
-def test_what_trainer_saves_of_a_model_that_accelerate_sharded_loads_again(through, alone, slim):
+def test_what_trainer_saves_of_a_model_that_accelerate_sharded_is_what_one_process_trains(through, tmp_path, slim):
     _, found = loaded(through / f"sharded-trainer-{slim}")
-    for key, value in alone["lora"].items():
+    alone = through_trainer(tmp_path, Trainer, 4)
+    for key, value in alone.named_parameters():
         torch.testing.assert_close(found[key].double(), value, rtol=0, atol=1e-6, msg=key)
 
 
 def test_a_model_of_tasks_is_saved_whole(through):
-    again = hfadapt.MultiTaskModel.from_pretrained(through / "sharded-tasks")
-    for key, value in tasks_model().state_dict().items():
+    trained = tasks_model()
+    again = hfadapt.MultiTaskModel.from_pretrained(through / "sharded-tasks", base=tiny_classifier(None).bert)
+    for key, value in trained.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key].to(value.dtype), value, rtol=0, atol=0, msg=key)
 
 
@@ -82,4 +86,4 @@ def test_nothing_is_added_to_a_sharded_model_and_the_error_says_what_to_do(ends)
         assert set(one["refused"]) == {"a term of the loss", "attach", "pack", "merge", "add_fusion", "add_router"}
         for said in one["refused"].values():
             assert "lie in shards on several processes" in said and "fully_shard" in said
-            assert all(part in said for part in ("where:", "got:", "allowed:", "try:"))
+            assert all(part in said for part in ("got:", "allowed:", "try:"))

@@ -103,8 +103,9 @@ class ShardedTrainer(Trainer):
         self.is_fsdp_enabled = True
 
 
-def through_trainer(model: Any, folder: Path, slim: bool) -> None:
-    """Train by accelerate's own preparing, and save as Trainer does: a folder for ``hfadapt.load``."""
+def through_trainer(folder: Path, kind: type[Trainer], rows_a_process: int, slim: bool = False) -> Any:
+    """Train LoRA with a Trainer, which prepares the model by accelerate, and let it save a folder."""
+    model = build("lora")
     hfadapt.slim_checkpoints(model, slim)
     batch = {key: value for key, value in tiny_batch(8).items() if key != "task_ids"}
     rows: Any = [{key: value[row] for key, value in batch.items()} for row in range(8)]
@@ -113,16 +114,18 @@ def through_trainer(model: Any, folder: Path, slim: bool) -> None:
     args = arguments(
         folder,
         max_steps=2,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=rows_a_process,
         weight_decay=0.1,
         max_grad_norm=0.0,
+        average_tokens_across_devices=False,  # it multiplies the loss by the processes, for heads that count items
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
     )
-    trainer = ShardedTrainer(model=model, args=args, train_dataset=rows, callbacks=[IdleTaskGuard()])
+    trainer = kind(model=model, args=args, train_dataset=rows, callbacks=[IdleTaskGuard()])
     trainer.train()
     trainer.save_model(str(folder))
     AcceleratorState._reset_state(reset_partial_state=True)
+    return model
 
 
 def tasks_model() -> Any:
@@ -150,5 +153,5 @@ def run(folder: Path) -> dict[str, Any]:
     fully_shard(several, mesh=init_device_mesh("cpu", (2,)))
     several.save_pretrained(folder / "sharded-tasks")
     for slim in (False, True):
-        through_trainer(build("lora"), folder / f"sharded-trainer-{slim}", slim)
+        through_trainer(folder / f"sharded-trainer-{slim}", ShardedTrainer, 2, slim)
     return ends
