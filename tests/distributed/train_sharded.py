@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
 import hfadapt
+from hfadapt.runtime.shards import is_shard
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.regularizers import tiny_batch, tiny_classifier
 from hfadapt.training import IdleTaskGuard
@@ -123,6 +124,7 @@ def through_trainer(folder: Path, kind: type[Trainer], rows_a_process: int, slim
     )
     trainer = kind(model=model, args=args, train_dataset=rows, callbacks=[IdleTaskGuard()])
     trainer.train()
+    assert all(map(is_shard, model.parameters())) == (kind is ShardedTrainer)
     trainer.save_model(str(folder))
     AcceleratorState._reset_state(reset_partial_state=True)
     return model
