@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ def save_multi_task(
     }
     refuse_foreign(folder)
     # Who hands over a state dict has gathered it, and chosen who writes.
-    with gathered(model, ()) if state_dict is None else nullcontext(True) as writes:
+    with gathered(cast(nn.Module, model), ()) if state_dict is None else nullcontext(True) as writes:
         if writes:
             _write(model, folder, tensors, extra)
 
@@ -185,5 +185,5 @@ def _write(
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
         adapter_files.write_files(temporary, {**describe(model.base), **extra}, packed, adapter_files.TRAINER_FILE)
-        model.config.architectures = [own_class(model).__name__]
+        model.config.architectures = [own_class(cast(nn.Module, model)).__name__]
         model.config.save_pretrained(temporary)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,7 +149,7 @@ class IdleTaskGuard(TrainerCallback):
                     parameter.grad = None
 
 
-def _largest(gradients: Sequence[torch.Tensor]) -> list[float]:
+def _largest(gradients: list[torch.Tensor]) -> list[float]:
     """The largest magnitude in each gradient, over all processes where it lies in shards."""
     if any(map(is_shard, gradients)):
         return torch.stack([whole(torch.linalg.vector_norm(grad, float("inf"))) for grad in gradients]).tolist()
