@@ -199,7 +199,7 @@ def enable(model: PreTrainedModel) -> str:
     """Switch ``model`` to the twin of its attention implementation; return the one it had.
 
     Raises:
-        AttachError: the model does not use AttentionInterface, or uses an implementation without a twin.
+        AttachError: the model or a part of it does not use AttentionInterface, or has an implementation without a twin.
     """
     before = str(model.config._attn_implementation)
     if before.startswith(_PREFIX):
@@ -213,7 +213,21 @@ def enable(model: PreTrainedModel) -> str:
             try_="from_pretrained(..., attn_implementation='sdpa')",
         )
     name = _twin(before)
-    model.set_attn_implementation(name)
+    configs = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    earlier = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+    try:
+        model.set_attn_implementation(name)
+    except ValueError as error:
+        for config, implementation in earlier:
+            if implementation is not None:
+                _set(config, implementation)
+        raise AttachError(
+            "a part of this model takes no attention implementation but its own",
+            where=type(model).__name__,
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            allowed="models whose attention is a function that from_pretrained can choose in all their parts",
+            try_="a method that does not change attention's core: lora, bottleneck, pal; or the model's text part alone",
+        ) from error
     if model.config._attn_implementation != name:
         raise AttachError(
             "this model computes attention by itself, not through transformers' AttentionInterface",
@@ -245,10 +259,14 @@ def follow(configs: Sequence[Any], where: str) -> list[str]:
                 try_="model.set_attn_implementation('sdpa'), or activate an adapter without deltas in attention",
             )
     for config, name in zip(configs, chosen, strict=True):
-        # The property's setter would change the configs of parts as well, which have a choice of their own.
-        internal = "_attn_implementation_internal"
-        setattr(config, internal if hasattr(config, internal) else "_attn_implementation", _twin(name))
+        _set(config, _twin(name))
     return chosen
+
+
+def _set(config: Any, name: str) -> None:
+    # The property's setter would change the configs of parts as well, which have a choice of their own.
+    internal = "_attn_implementation_internal"
+    setattr(config, internal if hasattr(config, internal) else "_attn_implementation", name)
 
 
 def disable(model: PreTrainedModel, before: str) -> None:

@@ -142,6 +142,25 @@ def test_models_that_compute_attention_themselves_are_refused(model_type):
         hfadapt.attach(tiny_model(model_type), "prefix")
 
 
+def test_a_part_that_refuses_our_attention_is_an_error_of_ours_and_leaves_the_model(monkeypatch):
+    # As Apertus 1.5's tokenizer of images does, behind configs that were switched already.
+    model = tiny_model("bert", "sequence-classification")
+    before, inputs = model.config._attn_implementation, tiny_inputs("bert", "sequence-classification")
+    expected = model(**inputs).logits
+
+    def refuses(self, name):
+        self.config._attn_implementation = name
+        raise ValueError("ImageTokenizer does not support this implementation")
+
+    monkeypatch.setattr(type(model), "set_attn_implementation", refuses)
+    with pytest.raises(AttachError, match="ImageTokenizer does not support") as raised:
+        hfadapt.attach(model, "prefix")
+    assert "a method that does not change attention's core" in str(raised.value)
+    assert model.config._attn_implementation == before
+    assert not any(name.startswith("hfadapt") for name, _ in model.named_parameters())
+    assert torch.equal(model(**inputs).logits, expected)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
