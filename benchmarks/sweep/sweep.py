@@ -94,7 +94,8 @@ def page(results: dict[str, Any]) -> str:
         lines.append(f"| {method} | {count.total()} | {cells} |")
     lines += [
         "",
-        "An empty cell was not tried.",
+        "An empty cell was not tried. The others say what was found when they were tried last: a run goes on where the "
+        "one before stopped, `--again` tries what is not ok, and `--fresh` all.",
         "",
         "| type | " + " | ".join(METHODS) + " | reason |",
         "|---|" + "---|" * (len(METHODS) + 1),

@@ -226,7 +226,7 @@ def enable(model: PreTrainedModel) -> str:
             where=type(model).__name__,
             got=f"{type(error).__name__}: {str(error)[:200]}",
             allowed="models whose attention is a function that from_pretrained can choose in all their parts",
-            try_="a method that does not change attention's core: lora, bottleneck, pal; or the model's text part alone",
+            try_="a method that does not change attention's core (lora, bottleneck, pal); or the text part alone",
         ) from error
     if model.config._attn_implementation != name:
         raise AttachError(
