@@ -174,7 +174,7 @@ def put_on(model: PreTrainedModel, content: FolderContent, folder: str | os.Path
     for one in content.adapters:
         require_finite(one.whole, folder)
     with rehearsal(folder):
-        twin = meta_copy(model)
+        twin = meta_copy(model, joins=bool(content.fusions))
         _attach(twin, content, folder, prove=False)
     with as_described(folder):  # beside the rehearsal: what is computed from the files is no shape
         given = _weights(twin, content)

@@ -129,7 +129,7 @@ def put_back(
         methods = [(plugins.methods()[c.method], c) for configs in described for c in expand(configs)]
         arch = find_map(model, had, methods, None)
     with rehearsal(folder):
-        twin = meta_copy(model)
+        twin = meta_copy(model, joins=False)  # a folder's fusion layers and routers are over its own adapters
         _restore(twin, data, tensors, arch)
         theirs = without_heads(data, tensors, model)
         check_tensors(_targets(twin, theirs, names), theirs, folder, strict=strict)

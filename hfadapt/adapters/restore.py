@@ -29,31 +29,36 @@ if TYPE_CHECKING:
 __all__ = ["all_or_nothing", "as_described", "meta_copy", "rehearsal"]
 
 
-def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
+def meta_copy(model: PreTrainedModel, *, joins: bool = True) -> PreTrainedModel:
     """Return a copy of a model whose tensors have shapes and no memory.
 
-    Of adapters that a further one does not touch it has the names and the configs, and no tensors: else a copy would
-    cost the more the more adapters there are. Hooks of others are left out: what they are bound to, a trainer or a
-    logger, would be copied along.
+    Hooks of others are left out: what they are bound to, a trainer or a logger, would be copied along.
+
+    Args:
+        model: Adapted or not.
+        joins: What is tried on the copy may read adapters that are there, as fusion layers over them do. Without, the
+            copy has their names and configs, and no tensors of those that a further adapter does not touch: else it
+            would cost the more the more adapters there are.
 
     Raises:
         CheckpointError: the model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
     stand_ins: dict[int, Weights] = {}
-    for weights in others_weights(model):
+    for weights in () if joins else others_weights(model):
         known = stand_ins.get(id(weights.config))
         if known is None:
             known = stand_ins[id(weights.config)] = Weights(weights.config)
         memo[id(weights)] = known
-    for tensor in tensors_in(model):
+    for tensor in (*model.parameters(), *model.buffers()) if joins else tensors_in(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
     for tensor in packed_weights(model):  # a transposed one is no parameter itself
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
-    tables = [table for module in parts_of(model) for table in _hook_tables(module)]
+    modules = model.modules() if joins else parts_of(model)
+    tables = [table for module in modules for table in _hook_tables(module)]
     memo.update((id(table), OrderedDict()) for table in tables)
     try:
         twin = copy.deepcopy(model, memo)

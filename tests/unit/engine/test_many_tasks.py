@@ -78,12 +78,20 @@ def test_a_task_costs_as_many_ops_beside_a_hundred_others_as_beside_ten(new):
 
 def test_a_trial_copy_has_the_names_of_other_adapters_and_none_of_their_tensors():
     base = engine_of(6).model.base
-    twin = meta_copy(base)
+    twin = meta_copy(base, joins=False)
     assert hfadapt.attachment(twin).names == hfadapt.attachment(base).names
     slots = [m for m in twin.modules() if isinstance(m, hfadapt.Delta)]
     assert slots and all(not [*delta.adapters.parameters()] for delta in slots)
     kept = {key for key, _ in base.named_parameters() if ".hfadapt." not in key}
     assert {key for key, _ in twin.named_parameters()} >= kept
+    assert all(parameter.is_meta for parameter in twin.parameters())
+
+
+def test_a_trial_copy_for_what_joins_adapters_has_all_of_them():
+    base = engine_of(6).model.base
+    twin = meta_copy(base)
+    shapes = {key: parameter.shape for key, parameter in base.named_parameters()}
+    assert {key: parameter.shape for key, parameter in twin.named_parameters()} == shapes
     assert all(parameter.is_meta for parameter in twin.parameters())
 
 
