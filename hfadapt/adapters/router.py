@@ -53,8 +53,8 @@ def add_router(
             embeddings that could be read.
     """
     require_switches(where="add_router", train_adapters=train_adapters, activate_it=activate_it)
-    refuse_sharded(model, where="add_router", why=ADDED, try_="add the router first, then fully_shard")
     model = adapted_model(model)
+    refuse_sharded(model, where="add_router", why=ADDED, try_="add the router first, then fully_shard")
     state = attachment(model)
     if not isinstance(node, Router):
         if not isinstance(node, str | tuple | list):

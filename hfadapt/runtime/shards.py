@@ -34,8 +34,8 @@ def is_shard(tensor: Any) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a parameter of ``model`` lies in shards."""
-    return any(map(is_shard, model.parameters()))
+    """Whether a parameter of ``model`` lies in shards; what is no module has none."""
+    return isinstance(model, nn.Module) and any(map(is_shard, model.parameters()))
 
 
 def gathering_modules(model: nn.Module) -> list[nn.Module]:

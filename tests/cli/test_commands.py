@@ -83,9 +83,10 @@ def test_inspect_shows_slots_sizes_and_fitting_methods(hfadapt) -> None:
 
 
 def test_inspect_refuses_a_model_that_cannot_be_mapped_and_says_why(hfadapt, tmp_path) -> None:
-    config = {"model_type": "mamba", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    config = {"model_type": "squeezebert", "vocab_size": 99, "hidden_size": 32, "embedding_size": 32}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArchitectureError, match="missing the feed-forward part"):
+    with pytest.raises(ArchitectureError, match="no stack of equal layers was found"):
         hfadapt("inspect", tmp_path)
 
 

@@ -128,10 +128,20 @@ def test_a_linear_inside_a_fused_kernel_is_refused():
     assert hfadapt.verify(model) == 2
 
 
-@pytest.mark.parametrize("method", ["bottleneck", "prefix", "lora"])
-def test_roles_in_a_fused_model_name_the_class_in_the_way(method):
-    with pytest.raises((ArchitectureError, AttachError), match=r"FusedLlamaDecoderLayer.*made of several modules"):
-        hfadapt.attach(fused(), method)
+def test_a_feed_forward_part_that_is_hidden_in_a_fused_class_is_not_taken_for_another():
+    with pytest.raises((ArchitectureError, AttachError), match="no chosen layer has a feed-forward part"):
+        hfadapt.attach(fused(), "bottleneck")
+
+
+@pytest.mark.parametrize("method", ["prefix", "lora"])
+def test_what_acts_on_attention_is_in_a_fused_model_what_it_is_in_the_stock_one(method):
+    made = []
+    for model in (base(), fused()):
+        hfadapt.attach(model, method, seed=1)
+        randomize(model)
+        made.append((model(**INPUTS)[0], [key for key, p in model.named_parameters() if p.requires_grad]))
+    assert made[0][1] == made[1][1]
+    torch.testing.assert_close(made[1][0], made[0][0], rtol=1e-5, atol=1e-6)
 
 
 class Tower(nn.Module):

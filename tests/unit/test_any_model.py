@@ -14,7 +14,7 @@ import hfadapt
 from hfadapt.errors import ArchitectureError, AttachError, ConfigError
 from hfadapt.runtime import deltas_of
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
-from tests.unit.own_model import WIDTH, Block, Own, assert_rows_are_their_adapters, lora, own, tokens
+from tests.unit.own_model import WIDTH, Block, Own, Unmapped, assert_rows_are_their_adapters, lora, own, tokens
 
 
 def places(model, name="default"):
@@ -106,12 +106,17 @@ def test_a_bad_expression_and_a_layer_out_of_range_are_errors():
 
 def test_default_lora_on_an_unmapped_model_says_what_works():
     with pytest.raises(AttachError, match="all-linear") as caught:
-        hfadapt.attach(own(), "lora")
+        hfadapt.attach(own(kind=Unmapped), "lora")
     assert "hfadapt.probe(model, inputs=" in str(caught.value)
 
 
+def test_default_lora_on_a_model_without_such_roles_says_which_there_are():
+    with pytest.raises(AttachError, match="roles ffn_in, ffn_out.*target_modules='all-linear'"):
+        hfadapt.attach(own(), "lora")
+
+
 def test_other_methods_say_so_too_and_leave_the_adapters_alone():
-    model = own()
+    model = own(kind=Unmapped)
     hfadapt.attach(model, lora("up"), "a")
     with pytest.raises(ArchitectureError, match="all-linear"):
         hfadapt.attach(model, "bottleneck", "b")

@@ -179,7 +179,8 @@ def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -
         got=repr(name),
         allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}"
         + (f"; convolutions {', '.join(others)}" if others else ""),
-        try_=did_you_mean(name, [*roles, *modules, *others, ALL]) or "hfadapt inspect MODEL shows the names",
+        try_=did_you_mean(name, [*roles, *modules, *others, ALL])
+        or f"target_modules={ALL!r}, or some of these names; hfadapt inspect MODEL shows them",
     )
 
 

@@ -10,7 +10,7 @@ from hfadapt.method import sites
 
 from ..shared import UpDownDelta, updown_variant
 from ..shared.averaging import average
-from ..shared.lacking import require_parts
+from ..shared.lacking import require_parts, stands_alone
 from .config import ParallelConfig
 from .delta import ByHeadDelta
 
@@ -54,9 +54,8 @@ class ParallelMethod(Method):
         # "attention" means both kinds, of which a model may lack one.
         require_parts(self, [part for word in config.sublayers for part in parts.get(word, (word,))], layers, arch)
         for layer in layers:
-            if "ffn" in words:
-                # In a layer of one sub-layer that is the one beside which it stands.
-                alone = not layer.has("ffn")
+            alone = stands_alone(layer)
+            if "ffn" in words and (alone or layer.has("ffn")):
                 site = sites.layer_sum(layer) if alone else sites.ffn_sum(layer, sites.ffn_input(layer))
                 yield Place(site, UpDownDelta, updown_variant(config.updown(site)))
             delta = ByHeadDelta if config.by_head else UpDownDelta

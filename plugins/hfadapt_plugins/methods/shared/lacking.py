@@ -10,17 +10,22 @@ from hfadapt.architecture import LayerMap
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["parts_in", "require_parts"]
+__all__ = ["parts_in", "require_parts", "stands_alone"]
 
 _WORDS = {"attention": "attention", "cross": "cross-attention", "ffn": "feed-forward part"}
 
 
-def parts_in(layer: LayerMap, parts: Iterable[str]) -> list[str]:
-    """Return which of some parts a layer has; in a layer without a feed-forward part, what it has stands for it.
+def stands_alone(layer: LayerMap) -> bool:
+    """Whether a layer is one block that mixes tokens (a state space), which stands for a feed-forward part as well.
 
-    Such a layer (a state space) has one sub-layer, as the feed-forward part of another.
+    A layer of attention by itself does not: its feed-forward part is another layer, or hidden in a fused module.
     """
-    stand_in = {} if layer.has("ffn") else {"ffn": "attention"}
+    return not layer.has("ffn") and layer.has("attention") and layer.attention.is_block
+
+
+def parts_in(layer: LayerMap, parts: Iterable[str]) -> list[str]:
+    """Return which of some parts a layer has; one that `stands_alone` has a feed-forward part in what it is."""
+    stand_in = {"ffn": "attention"} if stands_alone(layer) else {}
     found = dict.fromkeys(stand_in.get(part, part) for part in parts)
     return [part for part in found if layer.has(part)]
 
