@@ -240,6 +240,24 @@ def token_rows(
         weights: Tensors to take in place of the model's, by name (gathered from shards).
         prefix: What stands before the base's names in ``weights``.
     """
+    original = _vocabulary_of_the_named(model)
+    if original is None:
+        return {}
+    given = {} if weights is None else weights
+    return {
+        f"{TOKENS}{side}": whole(given.get(f"{prefix}{name}", weight)).detach()[original:]
+        for side, (name, weight) in _token_weights(model).items()
+    }
+
+
+def token_names(model: PreTrainedModel) -> list[str]:
+    """Return the names of the parameters of which `token_rows` returns rows."""
+    added = _vocabulary_of_the_named(model) is not None
+    return [name for name, _ in _token_weights(model).values()] if added else []
+
+
+def _vocabulary_of_the_named(model: PreTrainedModel) -> int | None:
+    """Return how many tokens the named base has, where this model has more and that base's config is at hand."""
     from transformers import AutoConfig
 
     name = getattr(model.config, "_name_or_path", "")
@@ -251,16 +269,10 @@ def token_rows(
             original = getattr(
                 AutoConfig.from_pretrained(name, local_files_only=True).get_text_config(), "vocab_size", None
             )
-    if not original or original >= size:
-        return {}
-    given = {} if weights is None else weights
-    return {
-        f"{TOKENS}{side}": whole(given.get(f"{prefix}{name}", weight)).detach()[original:]
-        for side, (name, weight) in token_weights(model).items()
-    }
+    return original if original and size and original < size else None
 
 
-def token_weights(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
+def _token_weights(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
     """Return ``"input"`` and, where it is not the same, ``"output"`` to the weight of these embeddings and its name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, tuple[str, Tensor]] = {}

@@ -34,7 +34,7 @@ from ..runtime.shards import gathered
 from ..runtime.slot import fused_node
 from ..runtime.watch import require_intact
 from .atomic import atomic_folder
-from .base_identity import describe_base, token_rows
+from .base_identity import describe_base, token_names, token_rows
 from .beside_peft import describe_peft, require_in_place
 from .files import FIRST_VERSION, FORMAT_VERSION, WEIGHTS_FILE, outdated, write_files
 from .folder_config import HFAdaptConfig
@@ -257,6 +257,7 @@ def save(
     read = {
         *saved_parameters(model, chosen, own_modules=True),
         *names_of_own(model, chosen, prefix_of(model)).values(),
+        *token_names(model),
     }
     with gathered(model, read) as writes:
         require_loadable(model, folder, names)

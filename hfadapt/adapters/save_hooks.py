@@ -83,8 +83,7 @@ class SavePretrained:
                 if main:
                     self._write(save_directory, given, options, main)
         else:
-            ready = None if given is None else {key: whole(tensor) for key, tensor in given.items()}
-            self._write(save_directory, ready, options, main)
+            self._write(save_directory, given, options, main)
         if push and main:
             self._push(save_directory, options)
 

@@ -80,10 +80,7 @@ def whole(tensor: Tensor) -> Tensor:
     if is_shard(tensor):
         shard: Any = tensor
         return shard.full_tensor().detach()
-    # what get_model_state_dict gives for a mesh of CPUs, and safetensors cannot read
-    waiting: Any = tensor
-    is_waiting = isinstance(tensor, _kind("torch.distributed._functional_collectives", "AsyncCollectiveTensor"))
-    return waiting.wait() if is_waiting else tensor
+    return tensor
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
 import hfadapt
+from hfadapt.adapters.base_identity import TOKENS
 from hfadapt.testing.regularizers import tiny_classifier
 from tests.distributed.conftest import ranks
-from tests.distributed.train_sharded import FAMILIES, build, tasks_model, through_trainer, train
+from tests.distributed.train_sharded import FAMILIES, build, tasks_model, through_trainer, train, with_more_tokens
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,12 @@ def test_a_sharded_model_is_saved_whole_by_the_first_process(through, alone, nam
     _, found = loaded(through / f"sharded-{name}")
     for key, value in alone[name].items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=key)
+
+
+def test_rows_of_added_tokens_are_saved_whole(through, tmp_path):
+    expected = with_more_tokens(tmp_path / "base").get_input_embeddings().weight[-2:]
+    found = load_file(through / "sharded-tokens" / "adapter_model.safetensors")[f"{TOKENS}input"]
+    assert torch.equal(found, expected)
 
 
 def test_save_pretrained_of_a_sharded_model_holds_base_and_adapters(through, alone):

@@ -138,6 +138,17 @@ def tasks_model() -> Any:
     return hfadapt.MultiTaskModel.from_base(base, heads, "lora").double()
 
 
+def with_more_tokens(folder: Path) -> Any:
+    """An adapted model with two tokens more than the base that it names."""
+    set_seed(0)
+    model: Any = tiny_classifier(None)
+    model.config.save_pretrained(folder)
+    model.config._name_or_path = str(folder)
+    model.resize_token_embeddings(model.config.vocab_size + 2, mean_resizing=False)
+    hfadapt.attach(model, "lora")
+    return model
+
+
 def run(folder: Path) -> dict[str, Any]:
     """Train every family and save it on both processes: what each ended with, whole."""
     rank = distributed.get_rank()
@@ -154,6 +165,7 @@ def run(folder: Path) -> dict[str, Any]:
     several = tasks_model()
     fully_shard(several, mesh=init_device_mesh("cpu", (2,)))
     several.save_pretrained(folder / "sharded-tasks")
+    hfadapt.save(shard(with_more_tokens(folder / f"named-{rank}")), folder / "sharded-tokens")
     for slim in (False, True):
         through_trainer(folder / f"sharded-trainer-{slim}", ShardedTrainer, 2, slim)
     return ends
