@@ -91,6 +91,8 @@ def prove_rows(model: nn.Module, state: Attachment, slots: Mapping[str, Slot], a
         if not stock[path].shapes:
             continue
         slot.by_row = _first_row_moves(stock[path], other[path])
+        if slot.by_row:
+            slot.row_axis = 0
         if not slot.by_row and _first_row_moves(stock[path], other[path], columns=True):
             slot.by_row, slot.row_axis = True, 1
         if slot.by_row is False and _nothing_moves(stock[path], other[path]) and _rows_alike(stock[path]):

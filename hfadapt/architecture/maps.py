@@ -75,6 +75,8 @@ class StackMap:
         value_dim: Width of a value's head where it is not `head_dim`, that of a query's and a key's (MLA); else 0.
         rows_known: The first axis of the hidden state is the batch's; else the tokens of all rows stand in one list,
             or the axis is something else, which is then tried before rows of several adapters meet.
+        time_first: The hidden state is [T, B, D] (FSMT).
+        listed: The hidden state is [N, D], the tokens of all rows in one list (image towers that pack images).
         reads_shared_table: The method of the attention module that gives a table which all rows share (relative
             positions) to the query and key projections (DeBERTa v3), or "".
     """
@@ -107,10 +109,13 @@ class StackMap:
     reads_shared_table: str = field(default="", compare=False)
     value_dim: int = 0
     rows_known: bool = True
+    time_first: bool = False
+    listed: bool = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of an earlier version lacks what came later.
-        vars(self).update({"others": {}, "left_out": {}, "value_dim": 0, "rows_known": True} | state)
+        new = {"others": {}, "left_out": {}, "value_dim": 0, "rows_known": True, "time_first": False, "listed": False}
+        vars(self).update(new | state)
 
     @property
     def ffn_is_block(self) -> bool:

@@ -26,7 +26,7 @@ def shape_like_batch(tensor: Tensor, batch_size: int) -> Tensor:
 
 
 def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: Routing) -> Tensor:
-    """Return the tensor that ``delta`` reads."""
+    """Return the tensor that ``delta`` reads, its rows on the first axis."""
     site = delta.site
     if site.source is not None:
         if site.source.key not in routing.state.taps:
@@ -37,7 +37,8 @@ def source_of(delta: Delta, value: Tensor, leaf_input: Tensor | None, routing: R
                 allowed=f"a call of {site.source.leaf} before that of {site.leaf}",
                 try_="another method or other layers; fused kernels that bypass that module must be switched off",
             )
-        return routing.state.taps[site.source.key]
+        read = routing.state.taps[site.source.key]
+        return read.transpose(0, 1) if site.row_axis and read.dim() > 2 else read
     return leaf_input if site.reads_leaf_input and leaf_input is not None else value
 
 

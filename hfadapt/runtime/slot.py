@@ -52,7 +52,7 @@ class Slot(nn.Module):
             p for p in (method, site.slot, place.variant, f"d{site.layer}" if site.shared_layer else "") if p
         )
         if not site.rows_known and self.by_row:
-            self.by_row = None
+            self.by_row, self.row_axis = None, site.row_axis
         if key not in self.deltas:
             self.deltas[key] = made = place.delta(site)
             made.place = f"{site.leaf} {key}"
@@ -148,7 +148,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
                 raise rows_unknown(delta, value, slot.by_row)
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf, index)
-            if slot.fuses_norm and side == "input" and delta is deltas[-1] and _defers(delta, index, value, routing):
+            fuses = slot.fuses_norm and not slot.row_axis and side == "input" and delta is deltas[-1]
+            if fuses and _defers(delta, index, value, routing):
                 routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
             value = apply_rows(delta, value, source, rows)

@@ -54,10 +54,24 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("mamba", "pal"),
         ("mamba", "lhuc"),
         ("longformer", "pal"),
+        ("fsmt", "parallel"),
+        ("fsmt", "pal"),
+        ("deepseek_v4", "lhuc"),
     ],
 )
 def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method: str) -> None:
-    """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention."""
+    """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention.
+
+    Layers that have time before the batch, and those that keep several streams, too.
+    """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
     assert found.verdict == "ok", found.reason
+
+
+def test_attention_beside_a_layer_is_refused_where_a_list_holds_the_tokens_of_all_rows() -> None:
+    model = tiny_of_type("qwen2_5_vl_vision")
+    found = try_method(model, stock_inputs(model), METHODS["pal"]())
+    assert (found.verdict, "in one list" in found.reason) == ("refused", True), found.reason
+    beside = {"method": "pal", "g": "ffn", "size": 8}
+    assert try_method(model, stock_inputs(model), beside).verdict == "one adapter a batch"

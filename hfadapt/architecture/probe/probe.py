@@ -277,6 +277,8 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         head_dim=heads.head_dim,
         value_dim=heads.value_dim if heads.value_dim != heads.head_dim else 0,
         rows_known=replay.hidden.dim() == 3 and not replay.time_first,
+        time_first=replay.time_first,
+        listed=replay.hidden.dim() == 2,
         ffn_size=ffn_size,
         ffn_gated_in_one=not is_block and linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
         flat_ffn=bool(ffn_out) and replay.rows_first and replay.base[ffn_out].input.dim() == 2,

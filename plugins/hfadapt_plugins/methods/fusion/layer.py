@@ -90,7 +90,7 @@ class FusionLayer(nn.Module):
         names, parts = self.parts(value, leaf_input, leaf, routing)
         if not parts:
             return value
-        residual = self.residual_of(value, routing)
+        residual = self.residual_of(value, leaf, routing)
         query = residual if self.config.query_before_ln else parts[-1].query
         identity = self._identity(value)
         query_weight, query_bias = self._pair("query", identity)
@@ -140,9 +140,13 @@ class FusionLayer(nn.Module):
                     names.append(name)
         return names, parts
 
-    def residual_of(self, value: Tensor, routing: Routing) -> Tensor:
+    def residual_of(self, value: Tensor, leaf: nn.Module, routing: Routing) -> Tensor:
         """The sub-layer's output f, without the residual stream a."""
-        return value if self.residual is None else value - routing.taps[self.residual.key].view_as(value)
+        if self.residual is None:
+            return value
+        stream = routing.taps[self.residual.key]
+        time_first = leaf.hfadapt.row_axis and stream.dim() > 2  # type: ignore[union-attr]
+        return value - (stream.transpose(0, 1) if time_first else stream).view_as(value)
 
     def penalty(self) -> Tensor | None:
         """``weight * ||V - I||_F^2``, or None where V is fixed, free or frozen."""

@@ -35,7 +35,7 @@ def own_norm(tensor: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 
 def over_tokens(per_row: Tensor, like: Tensor) -> Tensor:
     """View ``[B, D]`` so that it broadcasts over the positions of ``like``."""
-    return per_row.unsqueeze(1) if like.dim() == 3 else per_row
+    return per_row.view(per_row.shape[0], *(1,) * (like.dim() - 2), -1)
 
 
 def keep_without_adapter(rows: Rows, changed: Tensor, value: Tensor) -> Tensor:
