@@ -113,7 +113,7 @@ def parse(
         if torch.compiler.is_compiling():
             ids = task_ids if task_ids.dim() else task_ids.expand(rows or 1)
             _check_count(ids.shape[0], rows)
-            return TaskIds(None, ids.to(torch.int64))
+            return TaskIds(None, ids.to(device, torch.int64))
         given: Any = _as_list(task_ids)
     else:
         given = task_ids.tolist() if hasattr(task_ids, "tolist") else task_ids  # arrays and numbers of numpy
@@ -132,7 +132,7 @@ def parse(
     if len(set(numbers)) == 1 and not all_tasks_take_part():
         return TaskIds(numbers[0])  # one number lets the slots skip all sorting of rows
     if isinstance(task_ids, Tensor):
-        return TaskIds(None, task_ids.to(torch.int64), numbers)
+        return TaskIds(None, task_ids.to(device, torch.int64), numbers)
     return TaskIds(None, torch.tensor(numbers, dtype=torch.int64, device=device), numbers)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hfadapt_kernels.errors import ShapeError
+
 from ..errors import RoutingError
 from ..routing.choice import Block, Choice, chosen
 from ..routing.context import current, set_current
@@ -20,6 +22,7 @@ from ..routing.task_ids import TaskIds, Together, parse
 from .beside_peft import notice_frozen
 from .call import Call, parameters_of
 from .checkpointing import CheckpointWithRouting
+from .elsewhere import name_elsewhere
 from .embedding_hooks import let_backward_stop
 from .generate import running
 from .handing_on import hand_on
@@ -84,6 +87,7 @@ class Forward:
 
         Raises:
             RoutingError: there are several adapters and nothing says which one, or the ids do not fit the rows.
+            AttachError: an adapter stands on another device than what it changes.
         """
         # torch.compile traces this: plain attribute reads, no dictionary of modules, no weak references.
         attachment = getattr(self.module, "_hfadapt_of", None)
@@ -104,6 +108,10 @@ class Forward:
                 return self._leave(attachment, begins, self._stock(args, kwargs))
             call = functools.partial(self._run, attachment, args, kwargs)
             return call() if attachment.waiting is None else attachment.waiting.run(current(), args, kwargs, call)
+        except (RuntimeError, ShapeError) as error:
+            if begins:
+                name_elsewhere(self.module, error)
+            raise
         finally:
             set_current(before)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import keep_scale
+from .misfits import misfit
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
@@ -68,9 +69,14 @@ def row_linear(
 
     Returns:
         ``[B, ..., O]``.
+
+    Raises:
+        ShapeError: the weight is on another device.
     """
     if not _one_by_one(x):
         return F.linear(x, weight, bias)
+    if weight.device != x.device:  # torch's own product on a CPU reads what is on meta as if it held numbers
+        raise misfit("row_linear", "weight", weight, ["O", x.shape[-1]], x, "Load it anew: meta holds no numbers.")
     return _RowLinear.apply(x, weight, bias)
 
 

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import TaskError
 from ...routing.draws import draws_of_pass
+from ...runtime.elsewhere import tensors_elsewhere
 from .base import IGNORE, HeadFeatures
 from .own import flatten_logits
 
@@ -55,7 +57,7 @@ def run_heads(
         task = tasks[index]
         keep = None if present is not None and len(present) == 1 else ids == index
         with nullcontext() if draws is None else draws.at(f"head {task.name}"):
-            own = heads[task.name](features)
+            own = _answer(heads[task.name], features, task.name)
         flat = flatten_logits(own).float()
         flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
         logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
@@ -68,3 +70,26 @@ def run_heads(
                 loss = task.head.loss(own[rows], labels[rows])
             losses.append(task.loss_weight * share * loss)
     return (torch.stack(losses).sum() if losses else None), logits
+
+
+def _answer(head: nn.Module, features: HeadFeatures, task: str) -> Tensor:
+    """Call a head; one that stands on another device than the hidden states is named, where the call fails of it.
+
+    Raises:
+        TaskError: it does.
+    """
+    if torch.compiler.is_compiling():
+        return head(features)
+    try:
+        return head(features)
+    except RuntimeError as error:
+        place = features.hidden.device
+        for name, tensor in tensors_elsewhere(head.named_parameters(), place):
+            raise TaskError(
+                "the head stands on another device than the base",
+                where=f"heads.{task}",
+                got=f"{name} {list(tensor.shape)} on {tensor.device}",
+                allowed=f"on {place}, where the hidden states are",
+                try_=f"model.to({str(place)!r}), which moves base, adapters and heads together",
+            ) from error
+        raise
