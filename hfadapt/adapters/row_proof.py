@@ -93,7 +93,9 @@ def prove_rows(model: nn.Module, state: Attachment, slots: Mapping[str, Slot], a
         slot.by_row = _first_row_moves(stock[path], other[path])
         if slot.by_row:
             slot.row_axis = 0
-        if not slot.by_row and _first_row_moves(stock[path], other[path], columns=True):
+        # On the second axis a convolution has its channels, which it mixes.
+        second = not any(delta.site.window for delta in slot.side("output"))
+        if second and not slot.by_row and _first_row_moves(stock[path], other[path], columns=True):
             slot.by_row, slot.row_axis = True, 1
         if slot.by_row is False and _nothing_moves(stock[path], other[path]) and _rows_alike(stock[path]):
             constant.append(path)
@@ -145,11 +147,12 @@ def _note(reads: _Reads, rows: int, count: int | None) -> Callable[..., None]:
         if tensor is None:
             return
         reads.shapes.append(tensor.shape)
-        second = tensor.dim() == 3 and tensor.shape[1] == rows
+        ids = not tensor.is_floating_point()  # which have no axis of sizes
+        second = tensor.dim() + ids == 3 and tensor.shape[1] == rows
         reads.columns.append(_two_numbers(tensor.detach().transpose(0, 1), rows) if second else None)
         size = tensor.shape[0]
-        listed = tensor.dim() == 2 and count is not None and size not in (rows, rows * count)
-        if tensor.dim() < 2 or size == 0 or size % rows or listed:
+        listed = tensor.dim() + ids == 2 and size not in (rows, rows * (count or 1))
+        if tensor.dim() + ids < 2 or size == 0 or size % rows or (listed and (ids or count is not None)):
             reads.rows.append(None)
             return
         reads.rows.append(_two_numbers(tensor.detach(), rows))

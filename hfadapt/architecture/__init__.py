@@ -6,7 +6,7 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from .build import stack_map
 from .explain import explain
-from .linears import CONVOLUTIONS, is_convolution, is_linear, is_table, linear_sizes
+from .linears import CONVOLUTIONS, is_convolution, is_linear, is_table, linear_sizes, why_no_table
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
 from .structure import convolution_leaves, linear_leaves, place_in_list, structure, table_leaves
@@ -33,4 +33,5 @@ __all__ = [
     "stack_map",
     "structure",
     "table_leaves",
+    "why_no_table",
 ]

@@ -29,9 +29,18 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_table(module: nn.Module) -> bool:
     """Whether a module looks vectors up by ids, and does no more with them than to multiply all by one number."""
-    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
-        return False
-    return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return isinstance(module, nn.Embedding) and not why_no_table(module)
+
+
+def why_no_table(module: nn.Embedding) -> str:
+    """Say what an ``nn.Embedding`` does that no update of low rank in its place can follow; "" where it is a table."""
+    if module.max_norm is not None:
+        return f"max_norm={module.max_norm:g}: a look-up shortens the base's own vectors in place"
+    if module.scale_grad_by_freq:
+        return "scale_grad_by_freq=True: a row's gradient hangs on the ids of all other rows"
+    if type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale"):
+        return ""
+    return f"a forward of its own in {type(module).__name__}"
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -41,7 +50,8 @@ def is_convolution(module: nn.Module) -> bool:
     """
     if not isinstance(module, CONVOLUTIONS) or module.groups != 1:
         return False
-    return type(module).forward in [kind.forward for kind in CONVOLUTIONS]
+    kind = type(module)
+    return any(kind.forward is one.forward and kind._conv_forward is one._conv_forward for one in CONVOLUTIONS)
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:

@@ -40,10 +40,18 @@ def linear_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def table_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the path of every table of vectors outside of lists of modules, and the table."""
+    """Yield the path of every table of vectors that takes an update, and the table.
+
+    In layers, which hold linears too, tables are of positions (T5's), and left out; a list of tables is none of layers.
+    """
     for path, module in model.named_modules():
-        if not f".{path}".count(".hfadapt") and is_table(module) and place_in_list(model, path) is None:
+        if path and not f".{path}".count(".hfadapt") and is_table(module) and not _in_a_layer(model, path):
             yield path, module
+
+
+def _in_a_layer(model: nn.Module, path: str) -> bool:
+    place = _first_of(model, path.split("."), nn.ModuleList)
+    return place is not None and any(map(is_linear, model.get_submodule(f"{place[0]}.{place[1]}").modules()))
 
 
 def convolution_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

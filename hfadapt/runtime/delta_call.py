@@ -49,6 +49,10 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         return value
     if not value.is_floating_point():  # ids that are about to be looked up
         return delta(value, value, rows)
+    if value.dim() == 2 and source.dim() == 1:  # vectors that were looked up by ids in one list
+        shaped = shape_like_batch(value, size)
+        if shaped.dim() == 3:
+            return apply_rows(delta, shaped, source.view(shaped.shape[:2]), rows, **norm).view(value.shape)
     if value.dim() == 1:  # a vector that all rows share
         value, source = value.unsqueeze(0), source.unsqueeze(0)
         return apply_rows(delta, value, source, rows, **norm).squeeze(0)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfadapt import Rows, Weights
 from hfadapt.errors import AttachError
-from hfadapt_kernels import draw_seed, drop_rows
+from hfadapt_kernels import draw_seed, drop_rows, row_linear, rowwise
 
 from ..shared.rows import change_rows
 from .delta import LoRADelta
@@ -48,7 +48,8 @@ class ConvolutionDelta(LoRADelta):
             AttachError: it read one image or sound without an axis of rows.
         """
         axes = len(self.site.window)
-        if source.dim() != axes + 2:
+        # What has no axis of rows may have been viewed as if its channels were rows.
+        if source.dim() != axes + 2 or source.shape[1] != self.site.read_width:
             raise AttachError(
                 "a convolution with a LoRA reads one input without rows",
                 where=self.site.leaf,
@@ -66,10 +67,11 @@ class ConvolutionDelta(LoRADelta):
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             one = each[index]
             read = drop_rows(pick(source), drop, seed, pick(places)) if drop else pick(source)
-            inner = _convolve(leaf, read, one.lora_a)
+            # Each row by itself: torch chooses its way through a convolution by the number of rows, and sums with it.
+            inner = rowwise(functools.partial(_convolve, leaf, weight=one.lora_a), read)
             bias = one.lora_bias if one.config.bias else None
             # B sees one place at a time: a product over the channels, whatever the number of axes.
-            update = F.linear(inner.movedim(1, -1), one.lora_b, bias).movedim(-1, 1)
+            update = row_linear(inner.movedim(1, -1), one.lora_b, bias).movedim(-1, 1)
             return pick(value) + (one.config.scale * update).to(value.dtype)
 
         return change_rows(rows.batch, value, compute)

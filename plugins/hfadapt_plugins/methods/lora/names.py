@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,12 @@ from hfadapt.architecture import (
 from hfadapt.errors import AttachError, did_you_mean
 
 from .config import is_pattern
+from .misfits import refuse_misfit, refuse_other_lookup
 
 if TYPE_CHECKING:
     from hfadapt import ArchitectureMap, MethodConfig
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "ALL",
@@ -38,7 +42,9 @@ __all__ = [
     "named_site",
     "parameter_site",
     "parameters_named",
+    "refuse_other_tables",
     "targets_by_name",
+    "warn_of_convolutions",
 ]
 
 ALL = "all-linear"
@@ -70,11 +76,17 @@ def matches(path: str, name: str) -> bool:
 
 
 def named_site(model: nn.Module, path: str, optional: bool = False) -> Site:
-    """Return the output of a linear, a table or a convolution, whose place in the model nothing but its name says."""
+    """Return the output of a linear, a table or a convolution, whose place in the model nothing but its name says.
+
+    Raises:
+        AttachError: a table computes something else than its class's name says.
+    """
     place, leaf = place_in_list(model, path), model.get_submodule(path)
     inputs, outputs = linear_sizes(leaf)
     stack, layer = ("", OUTSIDE) if place is None else place
     kernel: Any = leaf.kernel_size if is_convolution(leaf) else ()
+    if is_table(leaf):
+        refuse_other_lookup(leaf, path)
     return Site(
         "table" if is_table(leaf) else "convolution" if kernel else "linear",
         stack,
@@ -98,20 +110,33 @@ def convolutions_named(name: str, model: nn.Module, where: str) -> list[str]:
     Raises:
         AttachError: one of them takes no update of low rank.
     """
-    takes = dict(convolution_leaves(model))
-    named = [(p, m) for p, m in model.named_modules() if isinstance(m, CONVOLUTIONS) and matches(p, name)]
+    named = _of_kind(CONVOLUTIONS, name, model)
     for path, module in named:
-        if path not in takes and ".hfadapt." not in path:
-            groups = int(module.groups)
-            got = f"{groups} groups of channels" if groups > 1 else f"a forward of its own in {type(module).__name__}"
-            raise AttachError(
-                "a convolution takes no update of low rank",
-                where=f"{where}: {path}",
-                got=got,
-                allowed="torch's convolutions of all channels at once (groups=1)",
-                try_="a name, or a regular expression for whole paths, that leaves it out; or modules_to_save with it",
-            )
-    return [path for path, _ in named if path in takes]
+        refuse_misfit(module, f"{where}: {path}")
+    return [path for path, _ in named]
+
+
+def refuse_other_tables(name: str, model: nn.Module, where: str) -> None:
+    """Raise where a name that is no linear's means an ``nn.Embedding`` that does more than to look vectors up.
+
+    Raises:
+        AttachError: it does.
+    """
+    for path, module in _of_kind(nn.Embedding, name, model):
+        refuse_misfit(module, f"{where}: {path}")
+
+
+def warn_of_convolutions(name: str, model: nn.Module) -> None:
+    """Say which convolutions a name leaves out because linears or tables have it too."""
+    left = [path for path, _ in _of_kind(CONVOLUTIONS, name, model)]
+    if left:
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        logger.warning("%r means the linears and tables of that name; name %s by its whole path", name, shown)
+
+
+def _of_kind(kind: Any, name: str, model: nn.Module) -> list[tuple[str, nn.Module]]:
+    named = [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    return [(path, module) for path, module in named if matches(path, name) and not f".{path}".count(".hfadapt")]
 
 
 def parameters_named(name: str, model: nn.Module) -> list[Site]:
@@ -176,7 +201,7 @@ def targets_by_name(
     leaves = [path for path, _ in linear_leaves(model)]
     tables = [path for path, _ in table_leaves(model)]
     convolutions = [path for path, _ in convolution_leaves(model)]
-    chosen = _chosen_layers(config, arch, [*leaves, *convolutions], model, where)
+    chosen = _chosen_layers(config, arch, [*leaves, *tables, *convolutions], model, where)
     heads = _heads(model)
     found: dict[str, Target] = {}
     parameters: dict[tuple[str, str], Target] = {}
@@ -185,7 +210,12 @@ def targets_by_name(
             hits = [p for p in leaves if not p.startswith(heads) and p.rpartition(".")[2] not in POSITION_TABLES]
             hits = [path for path in hits if place_in_list(model, path)] or hits
         else:
-            hits = [path for path in (*leaves, *tables) if matches(path, name)]
+            hits = [path for path in leaves if matches(path, name)]
+            if not hits:
+                refuse_other_tables(name, model, where)
+            hits += [path for path in tables if matches(path, name)]
+            if hits:
+                warn_of_convolutions(name, model)
             hits = hits or convolutions_named(name, model, where)
         hits = [path for path in hits if chosen is None or path in chosen]
         if not hits and name != ALL:
@@ -195,9 +225,9 @@ def targets_by_name(
             if sites:
                 continue
         if not hits and not leaves:
-            raise _no_linears(model, where, convolutions)
+            raise _no_linears(model, where, {"convolutions": convolutions, "tables": tables})
         if not hits:
-            raise _no_match(name, where, arch, leaves, convolutions, config)
+            raise _no_match(name, where, arch, leaves, {"tables": tables, "convolutions": convolutions}, config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
     return [found[path] for path in (*tables, *leaves, *convolutions) if path in found] + list(parameters.values())
 
@@ -248,11 +278,12 @@ def _no_match(
     where: str,
     arch: ArchitectureMap,
     linears: Sequence[str],
-    convolutions: Sequence[str],
+    others: Mapping[str, Sequence[str]],
     config: MethodConfig,
 ) -> AttachError:
-    modules, others = ([*dict.fromkeys(p.rpartition(".")[2] for p in paths)] for paths in (linears, convolutions))
-    near = did_you_mean(name, [*modules, *others, ALL])
+    modules = _ends(linears)
+    more = {kind: _ends(paths) for kind, paths in others.items() if paths}
+    near = did_you_mean(name, [*modules, *(end for ends in more.values() for end in ends), ALL])
     if name == ALL and config.layers == "all":
         near = f"names of modules: every linear is in what makes the output, which {ALL!r} leaves out."
     shown = ", ".join(modules[:_SHOWN]) + (", ..." if len(modules) > _SHOWN else "")
@@ -264,23 +295,29 @@ def _no_match(
         if arch.unmapped
         else None,
         allowed=f"linear modules {shown}; "
-        + (f"convolutions {', '.join(others[:_SHOWN])}; " if others else "")
+        + "".join(f"{kind} {', '.join(ends[:_SHOWN])}; " for kind, ends in more.items())
         + f"a regular expression for whole paths; {ALL!r}",
         try_=f"{near} {_ways_out(arch)}".strip() if arch.unmapped else near or f"target_modules={ALL!r}",
     )
 
 
-def _no_linears(model: nn.Module, where: str, convolutions: Sequence[str]) -> AttachError:
+def _ends(paths: Sequence[str]) -> list[str]:
+    """The last parts of paths, each once."""
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
+def _no_linears(model: nn.Module, where: str, others: Mapping[str, Sequence[str]]) -> AttachError:
+    names = [path for paths in others.values() for path in paths]
     kinds = Counter(type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     return AttachError(
         "the model has no linears, and nothing else that takes an update of low rank has that name",
         where=where,
         got=", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)),
-        allowed=f"names of convolutions: {', '.join(convolutions[:_SHOWN])}"
-        if convolutions
-        else "a model with linears, or with convolutions that mix all their channels (groups=1)",
-        try_=f"target_modules=({convolutions[-1]!r},)"
-        if convolutions
+        allowed="; ".join(f"names of {kind}: {', '.join(paths[:_SHOWN])}" for kind, paths in others.items() if paths)
+        if names
+        else "a model with linears, tables of vectors, or convolutions that mix all their channels (groups=1)",
+        try_=f"target_modules=({names[-1]!r},)"
+        if names
         else "heads on the frozen model (hfadapt.MultiTaskModel), or modules_to_save for the last blocks",
     )
 

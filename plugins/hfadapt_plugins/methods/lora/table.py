@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import Rows, Weights
+from hfadapt_kernels import row_linear
 
 from ..shared.rows import change_rows
 from .delta import LoRADelta
 
-__all__ = ["TableDelta"]
+__all__ = ["TableDelta", "factor_of"]
 
 
 class TableDelta(LoRADelta):
     """``W[id] + s B A[id]``: a LoRA of the linear that reads ids as unit vectors.
 
-    Weights of an adapter: ``lora_a`` ``[R, V]``, ``lora_b`` ``[D, R]``, V the number of vectors.
+    Weights of an adapter: ``lora_a`` ``[R, V]``, ``lora_b`` ``[D, R]``, V the number of vectors. Where the table
+    multiplies what it looks up by a number, the update is multiplied by it too, as it would be in the weight. Like the
+    weight's own, the vector of ``padding_idx`` gets no gradient.
     """
 
     def init_weights(self, weights: Weights, config: Any, shared: nn.Module | None) -> None:
@@ -32,12 +35,14 @@ class TableDelta(LoRADelta):
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         """Return the changed vectors ``[B, T, D]`` of ids ``source`` ``[B, T]``; there is nothing to drop out."""
         each = self.each(rows.names)
-        factor = getattr(rows.leaf, "embed_scale", 1.0)
+        leaf: Any = rows.leaf
+        factor = factor_of(leaf)
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
-            one = each[index]
-            inner = torch.nn.functional.embedding(pick(source), one.lora_a.T)
-            update = torch.nn.functional.linear(inner, one.lora_b) * (one.config.scale * factor)
+            one, ids = each[index], pick(source)
+            update = row_linear(torch.nn.functional.embedding(ids, one.lora_a.T), one.lora_b)
+            # One factor after the other: their product would be rounded to the dtype of the base's.
+            update = _without_padding(update * one.config.scale * factor, ids, leaf.padding_idx)
             return pick(value) + update.to(value.dtype)
 
         return change_rows(rows.batch, value, compute)
@@ -47,3 +52,18 @@ class TableDelta(LoRADelta):
 
     def cannot_route(self, name: str) -> str:
         return "it changes a table, and reads no states"
+
+
+def factor_of(leaf: Any) -> Any:
+    """Return what a table multiplies the vectors by that it looks up, rounded as there; 1 of a plain one."""
+    if type(leaf).forward is nn.Embedding.forward:
+        return 1.0
+    factor = leaf.embed_scale
+    return factor.to(leaf.weight.dtype) if isinstance(factor, Tensor) else factor
+
+
+def _without_padding(update: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+    """``update``, of which the places of padding hand on no gradient, neither to A nor to B."""
+    if padding is None or not update.requires_grad:
+        return update
+    return torch.where((ids == padding).unsqueeze(-1), update.detach(), update)

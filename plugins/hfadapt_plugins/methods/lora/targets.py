@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from .names import (
     matches,
     named_site,
     parameters_named,
+    refuse_other_tables,
     targets_by_name,
+    warn_of_convolutions,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +53,12 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
         targets = [t for layer in layers for t in _in_layer(name, layer, model)]
         # A role is one of the map's own linears, and never a module of that name elsewhere, such as in another tower.
         if name not in ROLES and name != ALL:
-            targets += _outside(name, inside, model) if everywhere else []
+            targets += _outside(name, inside, model, linear_leaves) if everywhere else []
+            if everywhere and not targets:
+                refuse_other_tables(name, model, where)
+            targets += _outside(name, inside, model, table_leaves) if everywhere else []
+            if targets:
+                warn_of_convolutions(name, model)
             targets = targets or _convolutions(name, None if everywhere else layers, model, where)
             targets = targets or _parameters(name, None if everywhere else layers, model)
         if not targets:
@@ -145,12 +152,14 @@ def _part(layer: LayerMap, attention: AttentionMap, role: str, width: int) -> tu
     return (blocks, *bounds[role])
 
 
-def _outside(name: str, layers: set[str], model: nn.Module) -> list[Target]:
-    """Linears outside the stacks of layers (pooler, projections, language-model head), and tables, with that name."""
+def _outside(
+    name: str, layers: set[str], model: nn.Module, leaves: Callable[[nn.Module], Iterator[tuple[str, nn.Module]]]
+) -> list[Target]:
+    """Linears outside the stacks of layers (pooler, projections, language-model head), or tables, with that name."""
     starts = tuple(f"{path}." for path in layers)
     return [
         Target(named_site(model, path))
-        for path, _ in (*table_leaves(model), *linear_leaves(model))
+        for path, _ in leaves(model)
         if matches(path, name) and not path.startswith(starts)
     ]
 
@@ -170,7 +179,9 @@ def _parameters(name: str, layers: Sequence[LayerMap] | None, model: nn.Module) 
 
 def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -> AttachError:
     modules = list(dict.fromkeys(path.rpartition(".")[2] for path in arch.linears(model)))
-    others = list(dict.fromkeys(path.rpartition(".")[2] for path, _ in convolution_leaves(model)))
+    more = {"tables": table_leaves(model), "convolutions": convolution_leaves(model)}
+    ends = {kind: list(dict.fromkeys(path.rpartition(".")[2] for path, _ in found)) for kind, found in more.items()}
+    others = [end for found in ends.values() for end in found]
     have = {role for layer in arch.layers() for role, _ in _roles(layer)}
     roles = [role for role, parts in ROLES.items() if have.intersection(parts)]
     return AttachError(
@@ -178,7 +189,7 @@ def _no_match(name: str, method: str, arch: ArchitectureMap, model: nn.Module) -
         where=f"{method} on {arch.model_type}",
         got=repr(name),
         allowed=f"roles {', '.join(roles)}; linear modules {', '.join(modules)}; {ALL!r}"
-        + (f"; convolutions {', '.join(others)}" if others else ""),
+        + "".join(f"; {kind} {', '.join(found)}" for kind, found in ends.items() if found),
         try_=did_you_mean(name, [*roles, *modules, *others, ALL])
         or f"target_modules={ALL!r}, or some of these names; hfadapt inspect MODEL shows them",
     )
