@@ -20,6 +20,7 @@ from ..method.delta import check_adapter_name
 from ..method.method import Method, MethodPreset, Place, expand
 from ..runtime.attachment import Adapter, Attachment, device_and_dtype, find_attachment, parameters_of, shared_modules
 from ..runtime.fused_norm import fuse_norm
+from ..runtime.inner_convolution import change_convolution
 from ..runtime.leaf_hooks import InputHook, OutputHook, TapInput, TapOutput, add_hook
 from ..runtime.numbering import change_numbers
 from ..runtime.parallel_hooks import count_calls
@@ -349,6 +350,8 @@ def _connect(model: PreTrainedModel, state: Attachment, place: Place) -> None:
         change_numbers(leaf)
     elif site.side == "weights":
         update_weights(leaf, site.leaf)
+    elif site.side == "convolution":
+        change_convolution(leaf, site.leaf)
     else:
         add_hook(leaf, OutputHook() if site.side == "output" else InputHook())
     if site.source is not None:

@@ -11,6 +11,7 @@ from ..routing.composition import Composition, adapter_names
 from ..runtime.attachment import Attachment, attachment, deltas_of, slots_of, uncompiled
 from ..runtime.fused_norm import unfuse_norm
 from ..runtime.hook_tables import remove_hooks
+from ..runtime.inner_convolution import leave_convolution
 from ..runtime.leaf_hooks import InputHook, OutputHook
 from ..runtime.numbering import NumbersHook, RowsOfNumbersHook
 from ..runtime.slot import fused_node
@@ -65,6 +66,7 @@ def detach(model: PreTrainedModel, names: str | Iterable[str] | None = None) -> 
             remove_hooks(leaf, lambda hook: isinstance(hook, _OF_DELTAS))
             unfuse_norm(leaf)
             take_updates(leaf)
+            leave_convolution(leaf)
             del leaf.hfadapt
     if state.adapters:
         watch(model, state, lost)

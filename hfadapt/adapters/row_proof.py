@@ -94,7 +94,7 @@ def prove_rows(model: nn.Module, state: Attachment, slots: Mapping[str, Slot], a
         if slot.by_row:
             slot.row_axis = 0
         # On the second axis a convolution has its channels, which it mixes.
-        second = not any(delta.site.window for delta in slot.side("output"))
+        second = not slot.side("convolution") and not any(delta.site.window for delta in slot.side("output"))
         if second and not slot.by_row and _first_row_moves(stock[path], other[path], columns=True):
             slot.by_row, slot.row_axis = True, 1
         if slot.by_row is False and _nothing_moves(stock[path], other[path]) and _rows_alike(stock[path]):

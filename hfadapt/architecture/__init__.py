@@ -6,7 +6,15 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from .build import stack_map
 from .explain import explain
-from .linears import CONVOLUTIONS, is_convolution, is_linear, is_table, linear_sizes, why_no_table
+from .linears import (
+    CONVOLUTIONS,
+    convolves_at_once,
+    is_convolution,
+    is_linear,
+    is_table,
+    linear_sizes,
+    why_no_table,
+)
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
 from .structure import convolution_leaves, linear_leaves, place_in_list, structure, table_leaves
@@ -21,6 +29,7 @@ __all__ = [
     "LayerMap",
     "StackMap",
     "convolution_leaves",
+    "convolves_at_once",
     "explain",
     "is_convolution",
     "is_linear",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -44,14 +44,31 @@ def why_no_table(module: nn.Embedding) -> str:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution of torch's that mixes all its channels, and computes no more than that.
+    """Whether a module is a convolution of torch's that mixes all its channels, with its weight as it is.
 
     One with groups is none: an update of low rank reads all channels, and its product with B is no weight of theirs.
     """
     if not isinstance(module, CONVOLUTIONS) or module.groups != 1:
         return False
+    return convolves_at_once(module) or _convolves_inside(type(module))
+
+
+def convolves_at_once(module: nn.Module) -> bool:
+    """Whether a convolution's forward is torch's own, so that it reads and makes what the module does."""
     kind = type(module)
-    return any(kind.forward is one.forward and kind._conv_forward is one._conv_forward for one in CONVOLUTIONS)
+    return any(_is(kind, one) and kind.forward is one.forward for one in CONVOLUTIONS)
+
+
+def _convolves_inside(kind: type[Any]) -> bool:
+    """Whether the forward of a class pads or turns round what it reads and hands it to torch's: told by its names."""
+    code = getattr(kind.forward, "__code__", None)
+    names = () if code is None else code.co_names
+    handed_on = "_conv_forward" in names or {"super", "forward"} <= set(names)
+    return handed_on and any(_is(kind, one) for one in CONVOLUTIONS)
+
+
+def _is(kind: type[Any], one: type[Any]) -> bool:
+    return issubclass(kind, one) and kind._conv_forward is one._conv_forward
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:

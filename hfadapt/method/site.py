@@ -39,8 +39,8 @@ class Site:
         layer: Depth in that stack, counted by calls (ALBERT calls one module for many depths).
         leaf: Path of the module at which the tensor is changed.
         side: ``"input"``, ``"output"``, ``"attention"`` (the core of attention, through AttentionInterface),
-            ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``) or ``"weights"``
-            (a parameter of the leaf).
+            ``"numbers"`` (the ids of tokens or positions that the leaf looks up, int64 ``[B, T]``), ``"weights"``
+            (a parameter of the leaf) or ``"convolution"`` (what a convolution reads and makes inside its forward).
         width: Size of the last axis of the changed tensor; of a convolution, its channels.
         source: The tensor that is read when it is neither the changed one nor the leaf's input.
         reads_leaf_input: The delta reads the input of the leaf whose output it changes (LoRA).

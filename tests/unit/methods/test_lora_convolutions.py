@@ -179,8 +179,75 @@ def test_loras_of_convolutions_are_combined():
 
 
 class Filter(nn.Conv1d):
+    """As BiT's: it standardises its weight."""
+
     def forward(self, x):
-        return super().forward(x.tanh())
+        return nn.functional.conv1d(x, self.weight / self.weight.norm(), self.bias)
+
+
+class Causal(nn.Conv1d):
+    """As those that hear a stream: it takes more than one argument, pads to the left and turns round what it makes."""
+
+    def forward(self, x, masked=False):
+        found = super().forward(nn.functional.pad(x, (self.kernel_size[0] - 1, 0))).transpose(1, 2)
+        return found * (torch.arange(found.shape[1]) < 4).unsqueeze(-1) if masked else found
+
+
+class Stream(nn.Module):
+    def __init__(self, kind=Causal):
+        super().__init__()
+        self.config = SimpleNamespace(model_type="stream")
+        self.front = kind(3, 8, 3)
+        self.score = nn.Linear(8, 4)
+
+    def forward(self, sound):
+        return self.score(self.front(sound, masked=True))
+
+
+def test_a_class_that_pads_and_calls_torch_has_its_update_inside(tmp_path):
+    def stream():
+        torch.manual_seed(0)
+        return Stream().double().eval().requires_grad_(False)  # torch sums otherwise where a weight trains
+
+    model, sound = stream(), given()
+    for name in ("a", "b"):
+        hfadapt.attach(model, hfadapt.LoRA(2, 3.0, ("front",), init="normal"), name, train_head=False, verify=False)
+    randomize(model)
+    model = copy.deepcopy(model)
+    mixed = model(sound, task_ids=["a", "b", None, "a"])
+    assert torch.equal(mixed[2], stream()(sound)[2])
+    want = {}
+    for name in ("a", "b"):
+        (_, delta), stock = next(iter(deltas_of(model, name))), stream()
+        own = delta.own(name)
+        with torch.no_grad():
+            stock.front.weight += (own.config.scale * own.lora_b @ own.lora_a.flatten(1)).view_as(stock.front.weight)
+        want[name] = stock(sound)
+    for row, name in ((0, "a"), (1, "b"), (3, "a")):
+        torch.testing.assert_close(mixed[row], want[name][row], rtol=0, atol=1e-12)
+    with torch.no_grad():
+        hfadapt.save(model, tmp_path)
+        again = hfadapt.load(tmp_path, stream())
+        assert torch.equal(again(sound, task_ids="b"), model(sound, task_ids="b"))
+        hfadapt.detach(again, ["b"])
+        hfadapt.merge(again)
+        torch.testing.assert_close(again(sound), want["a"], rtol=0, atol=1e-12)
+    hfadapt.detach(model)
+    assert "_conv_forward" not in vars(model.front) and torch.equal(model(sound), stream()(sound))
+
+
+class Doubled(nn.Conv1d):
+    """It calls torch's function, with another weight than its own."""
+
+    def forward(self, x, masked=False):
+        return self._conv_forward(x, 2 * self.weight, self.bias).transpose(1, 2)
+
+
+def test_a_class_that_hands_on_another_weight_is_refused_when_it_runs():
+    model = Stream(Doubled).double()
+    hfadapt.attach(model, hfadapt.LoRA(target_modules=("front",)), train_head=False, verify=False)
+    with pytest.raises(AttachError, match="another weight than its own.*Doubled"):
+        model(given())
 
 
 @pytest.mark.parametrize(

@@ -108,4 +108,4 @@ class ConvolutionDelta(LoRADelta):
 
 def _convolve(leaf: Any, x: Tensor, weight: Tensor) -> Tensor:
     """What ``leaf`` would compute with another weight and no bias, padding of any mode included."""
-    return leaf._conv_forward(x, weight, None)
+    return type(leaf)._conv_forward(leaf, x, weight, None)

@@ -38,12 +38,12 @@ def refuse_misfit(module: Any, where: str) -> None:
             )
     elif not is_convolution(module):
         groups = int(module.groups)
-        own = f"a forward of its own in {type(module).__name__}"
+        own = f"a forward of its own in {type(module).__name__}, which hands its weight to no forward of torch's"
         raise AttachError(
             "a convolution takes no update of low rank",
             where=where,
             got=f"{groups} groups of channels, which such an update would mix" if groups > 1 else own,
-            allowed="torch's convolutions of all channels at once (groups=1)",
+            allowed="torch's convolutions of all channels at once (groups=1), and classes whose forward calls torch's",
             try_=_LEAVE_OUT,
         )
 

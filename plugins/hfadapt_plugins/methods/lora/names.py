@@ -15,6 +15,7 @@ from hfadapt import Site
 from hfadapt.architecture import (
     CONVOLUTIONS,
     convolution_leaves,
+    convolves_at_once,
     is_convolution,
     is_linear,
     is_table,
@@ -92,7 +93,7 @@ def named_site(model: nn.Module, path: str, optional: bool = False) -> Site:
         stack,
         layer,
         path,
-        "output",
+        "convolution" if kernel and not convolves_at_once(leaf) else "output",
         outputs,
         reads_leaf_input=True,
         source_width=inputs,

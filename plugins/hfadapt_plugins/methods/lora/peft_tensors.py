@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.adapters.formats import CONFIG_FILE, WEIGHTS_FILE, head_modules, paths_in
-from hfadapt.architecture import is_convolution, is_linear, is_table, linear_sizes
+from hfadapt.architecture import CONVOLUTIONS, is_convolution, is_linear, is_table, linear_sizes
 from hfadapt.errors import CheckpointError, HFAdaptError
 
 if TYPE_CHECKING:
@@ -167,6 +167,14 @@ def refuse_other_padding(module: Any, leaf: str, error: type[HFAdaptError]) -> N
     Raises:
         HFAdaptError: of the kind ``error``.
     """
+    if type(module).__init__ not in [kind.__init__ for kind in CONVOLUTIONS]:
+        raise error(
+            "peft makes A of this convolution's class by torch's arguments, and the class takes others",
+            where=leaf,
+            got=type(module).__name__,
+            allowed="classes that take what torch's convolutions take",
+            try_="hfadapt.save and hfadapt.load, whose files hold the update as it is",
+        )
     wide = [size for size in module.dilation if size != 1]
     if wide or module.padding_mode != "zeros":
         raise error(
