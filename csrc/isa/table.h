@@ -2,6 +2,7 @@
 // are built with their own -m flags.
 #pragma once
 #include "../ops/adapter_fusion/kernels.h"
+#include "../ops/frozen_linear/int8.h"
 #include "../ops/frozen_linear/kernels.h"
 #include "../ops/grouped_lora/backward.h"
 #include "../ops/pal_attention/backward.h"

@@ -2,6 +2,7 @@
 #pragma once
 #include "adapter_fusion/args.h"
 #include "frozen_linear/args.h"
+#include "frozen_linear/int8_args.h"
 #include "grouped_lora/args.h"
 #include "pal_attention/args.h"
 #include "parallel_adapter_norm/args.h"
@@ -11,6 +12,7 @@
   OP(frozen_linear_forward, LinearArgs)                       \
   OP(frozen_linear_pack, LinearPackArgs)                      \
   OP(frozen_linear_size, LinearSizeArgs)                      \
+  OP(int8_linear_forward, Int8LinearArgs)                     \
   OP(parallel_adapter_norm_forward, AdapterNormArgs)          \
   OP(parallel_adapter_norm_block_rows, AdapterBlockRows)      \
   OP(parallel_adapter_norm_backward, AdapterNormBackwardArgs) \

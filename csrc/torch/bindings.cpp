@@ -4,6 +4,7 @@
 
 HFK_SCHEMAS(m) {
   m.def("isa(int wanted) -> int");
+  m.def("int8_way(int wanted) -> int");
   m.def("keeps_results() -> bool");
   m.def("result(Tensor like, int[] shape) -> Tensor");
   m.def("frozen_linear_packed_bytes(int weight_type, int K, int N) -> int");
@@ -12,6 +13,11 @@ HFK_SCHEMAS(m) {
       "Tensor(a!) packed) -> ()");
   m.def(
       "frozen_linear_forward(Tensor x, Tensor packed, int weight_type, Tensor? scale, Tensor? bias, int activation, "
+      "Tensor(a!) out) -> ()");
+  m.def("int8_linear_packed_bytes(int K, int N, int outliers) -> int");
+  m.def("int8_linear_pack(Tensor weight, Tensor? outlier_weight, Tensor(a!) packed) -> ()");
+  m.def(
+      "int8_linear_forward(Tensor x, Tensor packed, Tensor scale, Tensor? outliers, Tensor? bias, int activation, "
       "Tensor(a!) out) -> ()");
   m.def(
       "parallel_adapter_norm_forward(Tensor x, Tensor? residual, Tensor h, Tensor[] down, Tensor[] up, Tensor[] down_bias, "

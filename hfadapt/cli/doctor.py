@@ -78,6 +78,7 @@ def _machine() -> dict[str, str]:
     import torch
 
     from hfadapt_kernels import native
+    from hfadapt_kernels.int8_ways import int8_instruction
 
     from ..recipes.results import machine
 
@@ -88,6 +89,7 @@ def _machine() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "GPUs": ", ".join(gpus) or "none",
         "C++ kernels": native.isa() or f"off: {native.why_not()}",
+        "int8 products": int8_instruction() or "through torch, in float64",
         **{name: value for name, value in os.environ.items() if name.startswith("HFADAPT_")},
     }
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from hfadapt_kernels import PackedLinear, frozen_linear
+from hfadapt_kernels.frozen_linear.int8_dynamic import DYNAMIC, MOST_INPUTS
 from hfadapt_kernels.native import isa
 
 __all__ = ["fastest", "slowdown"]
 
 #: The exact product first: another one is chosen where it takes less than this share of its time.
-_DTYPES = ("float32", "bfloat16", "int8")
+_DTYPES = ("float32", "bfloat16", "int8", DYNAMIC)
 _ENOUGH = 0.9
 _WITH_BFLOAT16 = ("avx512bf16", "amx")
 _ROWS = 256
@@ -32,7 +33,8 @@ def fastest(weights: Iterable[Tensor]) -> tuple[str, str]:
         weights: ``[O, Din]`` each; one of each shape is measured.
     """
     weights = list(weights)
-    taken = {dtype: _seconds(weights, dtype) for dtype in _DTYPES}
+    fits = all(weight.shape[1] <= MOST_INPUTS for weight in weights)
+    taken = {dtype: _seconds(weights, dtype) for dtype in _DTYPES if fits or dtype != DYNAMIC}
     best = min(taken, key=lambda dtype: taken[dtype])
     chosen = best if taken[best] < _ENOUGH * taken["float32"] else "float32"
     return chosen, ", ".join(f"{dtype} {1e3 * one:.1f} ms" for dtype, one in taken.items())

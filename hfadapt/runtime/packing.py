@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hfadapt_kernels import PackedLinear, frozen_linear
+from hfadapt_kernels.frozen_linear.int8_dynamic import DYNAMIC, MOST_INPUTS
 
 from ..errors import ConfigError, did_you_mean
 from ..errors.inside import require_itself
@@ -30,7 +31,7 @@ __all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_weights", 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-_DTYPES = ("float32", "bfloat16", "int8", "fastest")
+_DTYPES = ("float32", "bfloat16", "int8", DYNAMIC, "fastest")
 #: A product that takes so many times longer than float32's is worth a word.
 _SLOW = 1.3
 
@@ -41,17 +42,25 @@ class PackedForward:
     Args:
         leaf: An ``nn.Linear`` or transformers' ``Conv1D`` (whose weight is stored transposed).
         dtype: What the product multiplies with.
+        keep_outliers: As `pack` has it.
     """
 
     source: Tensor | None = None  # what older pickles lack is found anew
+    keep_outliers = True
 
-    def __init__(self, leaf: nn.Module, dtype: str) -> None:
+    def __init__(self, leaf: nn.Module, dtype: str, keep_outliers: bool = True) -> None:
         self.leaf = leaf
+        self.keep_outliers = keep_outliers
         self._take(dtype)
 
     def _take(self, dtype: str) -> None:
         self.source = self.leaf.get_parameter("weight")
-        self.packed = PackedLinear.pack(_weight(self.leaf), dtype)
+        self.packed = PackedLinear.pack(_weight(self.leaf), dtype, keep_outliers=self.keep_outliers)
+
+    @property
+    def asked(self) -> tuple[str, bool]:
+        """What it was packed as, and whether outliers are kept."""
+        return self.packed.dtype, self.keep_outliers
 
     def __call__(self, input: Tensor) -> Tensor:
         if self.leaf._parameters["weight"] is not self.source:
@@ -76,7 +85,7 @@ def is_packed(leaf: nn.Module) -> bool:
     return isinstance(leaf.__dict__.get("forward"), PackedForward)
 
 
-def pack(model: Model, dtype: str = "float32") -> Model:
+def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) -> Model:
     """Pack every frozen linear of ``model``, in place; one that is packed with another dtype is packed again.
 
     Where bfloat16 is much slower than float32, as on processors without instructions for it, a warning in the log says
@@ -85,14 +94,20 @@ def pack(model: Model, dtype: str = "float32") -> Model:
     Args:
         model: Usually an adapted model; linears whose weights train are left as they are.
         dtype: ``"float32"`` (the same sums as before, up to their order); ``"bfloat16"`` or ``"int8"`` weights, which
-            are less exact and on some machines faster; ``"fastest"``: what a measurement of a moment finds, float32
-            unless another takes less than 0.9 of its time. The log says what was chosen, and the times.
+            are less exact and on some machines faster; ``"int8_dynamic"``: int8 weights, and each row that a linear
+            reads is rounded to int8 by a scale of its own, which is faster still and less exact again;
+            ``"fastest"``: what a measurement of a moment finds, float32 unless another takes less than 0.9 of its time.
+            The log says what was chosen, and the times.
+        keep_outliers: Of ``"int8_dynamic"``: whether columns of a weight that are far larger than the rest, and would
+            cost it its accuracy, stay in float32 (root mean square more than 4 times the median column's; of 32
+            columns one at most).
 
     Returns:
         ``model``.
 
     Raises:
-        ConfigError: the dtype is unknown, no linear of the model is frozen, or the model is sharded.
+        ConfigError: the dtype is unknown, or has no outliers to keep or not; no linear of the model is frozen; the
+            model is sharded; or a linear has more inputs than ``"int8_dynamic"`` can sum.
     """
     if dtype not in _DTYPES:
         raise ConfigError(
@@ -101,6 +116,14 @@ def pack(model: Model, dtype: str = "float32") -> Model:
             got=repr(dtype),
             allowed=", ".join(_DTYPES),
             try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
+        )
+    if not keep_outliers and dtype not in (DYNAMIC, "fastest"):
+        raise ConfigError(
+            f"{dtype} keeps no outliers",
+            where="hfadapt.pack",
+            got="keep_outliers=False",
+            allowed=f"with dtype={DYNAMIC!r}, whose columns can stay in float32",
+            try_=f"leave keep_outliers out, or dtype={DYNAMIC!r}",
         )
     require_itself(model, where="hfadapt.pack")
     refuse_sharded(
@@ -124,10 +147,13 @@ def pack(model: Model, dtype: str = "float32") -> Model:
     if measured:
         dtype, why = fastest(map(_weight, leaves))
         logger.warning("hfadapt.pack: %s is the choice for %d linears (a pass: %s)", dtype, len(leaves), why)
-    changed = [leaf for leaf in leaves if not is_packed(leaf) or leaf.__dict__["forward"].packed.dtype != dtype]
+    wanted = (dtype, keep_outliers or dtype != DYNAMIC)
+    changed = [leaf for leaf in leaves if not is_packed(leaf) or leaf.__dict__["forward"].asked != wanted]
+    if dtype == DYNAMIC:
+        _refuse_long_sums(model, changed)
     _warn_if_slow([_weight(leaf) for leaf in changed], "" if measured else dtype)
     for leaf in changed:
-        leaf.__dict__["forward"] = PackedForward(leaf, dtype)
+        leaf.__dict__["forward"] = PackedForward(leaf, *wanted)
     logger.info("packed %d linears as %s", len(changed), dtype)
     return model
 
@@ -145,6 +171,20 @@ def packed_as(model: nn.Module) -> str | None:
     """Return the dtype with which ``model`` was packed last; None where no linear is."""
     packed = [m.__dict__["forward"].packed.dtype for m in uncompiled(model).modules() if is_packed(m)]
     return packed[0] if packed else None
+
+
+def _refuse_long_sums(model: nn.Module, leaves: list[nn.Module]) -> None:
+    """Refuse, before anything is packed, what int32 cannot sum."""
+    names = {id(module): name for name, module in uncompiled(model).named_modules()}
+    for leaf in leaves:
+        if (inputs := _weight(leaf).shape[1]) > MOST_INPUTS:
+            raise ConfigError(
+                "a linear has too many inputs for int8_dynamic",
+                where="hfadapt.pack",
+                got=f"{names[id(leaf)] or type(leaf).__name__} with {inputs} inputs",
+                allowed=f"at most {MOST_INPUTS}, so that int32 holds every sum",
+                try_="dtype='int8', which sums in float32",
+            )
 
 
 def _warn_if_slow(weights: list[Tensor], dtype: str) -> None:

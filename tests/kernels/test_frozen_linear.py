@@ -98,7 +98,7 @@ def test_opcheck_compile_and_autocast(backend):
     packed = hk.PackedLinear(weight)
     packed.prepare(backward=True)
     with hk.use_backend(backend):
-        args = (x, weight, packed._panels, packed._panels_t, None, torch.randn(6), packed.kind, 0)
+        args = (x, weight, packed._panels, packed._panels_t, None, torch.randn(6), packed.kind, 0, None)
         torch.library.opcheck(torch.ops.hfadapt.frozen_linear.default, args)
         compiled = torch.compile(lambda t: hk.frozen_linear(t, packed), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), x @ weight.t())

@@ -129,7 +129,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str, str, str, str]] = {
     ),
     # frozen_linear
     "no type of panels": (
-        lambda: hk.PackedLinear(WEIGHT, "int4"), "PackedLinear: dtype", "['bfloat16', 'float32', 'int8']", "'int4'",
+        lambda: hk.PackedLinear(WEIGHT, "int4"), "PackedLinear: dtype",
+        "['bfloat16', 'float32', 'int8', 'int8_dynamic']", "'int4'",
         "Did you mean 'int8'?",
     ),
     "a dtype of torch's": (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..cpu_tensors import as_rows, lacks_dtype, widen
 from ..namespace import cpu_ops
+from .int8_dynamic import DYNAMIC
 from .packed import WEIGHT_TYPES
 
 __all__ = ["backward", "forward", "supports"]
@@ -30,23 +31,34 @@ def forward(
     bias: Tensor | None,
     kind: str,
     activation: int,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """See the schema."""
-    return _product(x, panels, scale, bias, kind, weight.shape[0], activation)
+    return _product(x, panels, scale, bias, kind, weight.shape[0], activation, outliers)
 
 
-def backward(grad: Tensor, weight: Tensor, panels_t: Tensor, kind: str) -> Tensor:
-    """See the schema."""
-    return _product(grad, panels_t, None, None, kind, weight.shape[1], 0)
+def backward(grad: Tensor, weight: Tensor, panels_t: Tensor, kind: str, outliers: Tensor | None = None) -> Tensor:
+    """See the schema; ``grad`` is multiplied with the int8 weights of ``int8_dynamic``, not rounded to int8 itself."""
+    return _product(grad, panels_t, None, None, "int8" if kind == DYNAMIC else kind, weight.shape[1], 0)
 
 
 def _product(
-    x: Tensor, panels: Tensor, scale: Tensor | None, bias: Tensor | None, kind: str, outputs: int, activation: int
+    x: Tensor,
+    panels: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    kind: str,
+    outputs: int,
+    activation: int,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """``activation((x W^T) * scale + bias)`` [..., outputs] from the panels of W."""
     rows = as_rows(widen(x))
     out = torch.empty(rows.shape[0], outputs, dtype=rows.dtype)
     bias = None if bias is None else bias.float().contiguous()
-    cpu_ops.frozen_linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
+    if kind == DYNAMIC:
+        cpu_ops.int8_linear_forward(rows, panels, scale, outliers, bias, activation, out)
+    else:
+        cpu_ops.frozen_linear_forward(rows, panels, WEIGHT_TYPES[kind], scale, bias, activation, out)
     out = out.view(*x.shape[:-1], outputs)
     return out.to(x.dtype)

@@ -19,11 +19,15 @@ def forward(
     bias: Tensor | None,
     kind: str,
     activation: int,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """See the schema. An activation whose gradient needs its input is applied by the caller, who asks for none."""
-    return frozen_linear_reference(x, weight, bias, dtype=kind, activation=get_activation(activation).name)
+    name = get_activation(activation).name
+    return frozen_linear_reference(x, weight, bias, dtype=kind, activation=name, outliers=outliers)
 
 
-def backward(grad: Tensor, weight: Tensor, panels_t: Tensor | None, kind: str) -> Tensor:
+def backward(
+    grad: Tensor, weight: Tensor, panels_t: Tensor | None, kind: str, outliers: Tensor | None = None
+) -> Tensor:
     """See the schema."""
-    return grad @ effective_weight(weight, kind).to(grad.dtype)
+    return grad @ effective_weight(weight, kind, outliers).to(grad.dtype)

@@ -51,51 +51,56 @@ def _select(x: Tensor, kind: str, packed: bool, wanted: str) -> Implementation:
     return OP.select(x.device.type, x.dtype, wanted, packed=packed, torch_is_as_fast=as_fast)
 
 
-def _forward(x, weight, panels, panels_t, scale, bias, kind, activation):  # type: ignore[no-untyped-def]
+def _forward(x, weight, panels, panels_t, scale, bias, kind, activation, outliers=None):  # type: ignore[no-untyped-def]
     chosen = OP.running or _select(x, kind, panels is not None, requested_backend())
-    return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation)
+    return chosen.forward(x, weight, panels, panels_t, scale, bias, kind, activation, outliers)
 
 
-def _backward(grad, weight, panels_t, scale, kind):  # type: ignore[no-untyped-def]
+def _backward(grad, weight, panels_t, scale, kind, outliers=None):  # type: ignore[no-untyped-def]
     chosen = OP.running or _select(grad, kind, panels_t is not None, requested_backend())
     # The scale of int8 weights runs along the axis that the gradient sums over: it multiplies the gradient.
-    if chosen.backend != "reference" and scale is not None:
-        grad = grad * scale.to(grad.dtype)
-    return chosen.backward(grad, weight, panels_t, kind)
+    if chosen.backend == "reference":
+        return chosen.backward(grad, weight, panels_t, kind, outliers)
+    scaled = grad if scale is None else grad * scale.to(grad.dtype)
+    dx = chosen.backward(scaled, weight, panels_t, kind, outliers)
+    # The panels hold 0 in these columns.
+    return dx if outliers is None else dx.index_copy_(-1, outliers, grad @ weight[:, outliers].to(grad.dtype))
 
 
 _backward_op = define(
     f"{_NAME}_backward",
-    "(Tensor grad, Tensor weight, Tensor? panels_t, Tensor? scale, str kind) -> Tensor",
+    "(Tensor grad, Tensor weight, Tensor? panels_t, Tensor? scale, str kind, Tensor? outliers) -> Tensor",
     _backward,
-    lambda grad, weight, panels_t, scale, kind: grad.new_empty(*grad.shape[:-1], weight.shape[1]),
+    lambda grad, weight, panels_t, scale, kind, outliers=None: grad.new_empty(*grad.shape[:-1], weight.shape[1]),
 )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, weight, _, panels_t, scale, bias, kind, _ = inputs
-    ctx.save_for_backward(weight, panels_t, scale)
+    _, weight, _, panels_t, scale, bias, kind, _, outliers = inputs
+    ctx.save_for_backward(weight, panels_t, scale, outliers)
     ctx.kind, ctx.bias = kind, bias is not None
     # Without panels for the gradient another implementation has to be found for it.
     ctx.chosen = OP.running if panels_t is not None else None
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    weight, panels_t, scale = ctx.saved_tensors
+    weight, panels_t, scale, outliers = ctx.saved_tensors
     dx = db = None
     if ctx.needs_input_grad[0]:
-        dx = OP.run(ctx.chosen, _backward_op, grad.contiguous(), weight, panels_t, scale, ctx.kind)
+        dx = OP.run(ctx.chosen, _backward_op, grad.contiguous(), weight, panels_t, scale, ctx.kind, outliers)
     if ctx.bias and ctx.needs_input_grad[5]:
         db = grad.reshape(-1, grad.shape[-1]).sum(0)
-    return dx, None, None, None, None, db, None, None
+    return dx, None, None, None, None, db, None, None, None
 
 
 _op = define(
     _NAME,
     "(Tensor x, Tensor weight, Tensor? panels, Tensor? panels_t, Tensor? scale, Tensor? bias, str kind, "
-    "int activation) -> Tensor",
+    "int activation, Tensor? outliers) -> Tensor",
     _forward,
-    lambda x, weight, panels, panels_t, scale, bias, kind, activation: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    lambda x, weight, panels, panels_t, scale, bias, kind, activation, outliers=None: x.new_empty(
+        *x.shape[:-1], weight.shape[0]
+    ),
     setup_context=_save,
     backward=_gradient,
     autocast=False,
@@ -119,7 +124,8 @@ def frozen_linear(
 
     Returns:
         [..., O] in ``x.dtype``. ``float32`` panels sum in float32; ``bfloat16`` and ``int8`` panels multiply
-        bfloat16 numbers and sum in float32. Under autocast x is cast first.
+        bfloat16 numbers and sum in float32. ``int8_dynamic`` rounds each row of x to int8 too and sums exactly; its
+        gradient is that of the product with the rounded weight (straight-through). Under autocast x is cast first.
 
     Raises:
         ShapeError: The last axis of x is not Din, or bias is not [O], or one of them is on another device.
@@ -159,6 +165,16 @@ def frozen_linear(
             return frozen_linear_reference(x, weight.detach(), bias, dtype=packed.kind, activation=chosen.name)
         packed.prepare(backward=differentiable and x.requires_grad, wanted=wanted)
         implementation = _select(x, packed.kind, packed._panels is not None, wanted)
-    arguments = (x, weight.detach(), packed._panels, packed._panels_t, packed._scale, bias, packed.kind, fused)
+    arguments = (
+        x,
+        weight.detach(),
+        packed._panels,
+        packed._panels_t,
+        packed._scale,
+        bias,
+        packed.kind,
+        fused,
+        packed._outliers,
+    )
     y = _op(*arguments) if implementation is None else OP.run(implementation, _op, *arguments)
     return chosen.fn(y) if differentiable and chosen.code else y

@@ -13,12 +13,13 @@ from ..backend import requested_backend
 from ..errors import UnsupportedError
 from ..misfits import input_misfit, nearest
 from ..namespace import cpu_ops
+from .int8_dynamic import DYNAMIC, MOST_INPUTS, outlier_columns, quantised
 from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
 _WORD, _PARTS = 8, 3
-WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
+WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, DYNAMIC: 3}
 
 
 class PackedLinear:
@@ -30,10 +31,16 @@ class PackedLinear:
 
     Attributes:
         weight: The frozen weight, [O, Din].
-        dtype: What was asked for: ``float32``, ``bfloat16`` or ``int8`` (weights only, one scale a row).
+        dtype: What was asked for: ``float32``, ``bfloat16``, ``int8`` (weights only, one scale a row) or
+            ``int8_dynamic`` (the rows of x too, each by its own scale).
+        keep_outliers: Of ``int8_dynamic``: whether columns that would cost all others their accuracy stay in float32
+            (`hfadapt_kernels.frozen_linear.int8_dynamic.outlier_columns` is the rule).
     """
 
-    def __init__(self, weight: Tensor, dtype: str = "float32") -> None:
+    keep_outliers = True  # what older pickles lack
+    _outliers: Tensor | None = None
+
+    def __init__(self, weight: Tensor, dtype: str = "float32", *, keep_outliers: bool = True) -> None:
         if dtype not in WEIGHT_TYPES:
             raise UnsupportedError(
                 "PackedLinear",
@@ -44,8 +51,17 @@ class PackedLinear:
             )
         if weight.dim() != 2 or not weight.is_floating_point():
             raise input_misfit("PackedLinear", "weight", weight, "tensor [O, Din]", 2)
+        if dtype == DYNAMIC and weight.shape[1] > MOST_INPUTS:
+            raise UnsupportedError(
+                "PackedLinear",
+                "weight",
+                expected=f"at most {MOST_INPUTS} inputs, so that int32 holds every sum",
+                got=str(list(weight.shape)),
+                hint="Pack it as 'int8', which sums in float32.",
+            )
         self.weight = weight
         self.dtype = dtype
+        self.keep_outliers = keep_outliers
         self._made_for: tuple[Any, ...] | None = None
         self._words: tuple[int | None, tuple[ctypes.c_uint64, ...]] = (None, ())
         self._panels: Tensor | None = None
@@ -54,9 +70,9 @@ class PackedLinear:
         self._prepare_early()
 
     @classmethod
-    def pack(cls, weight: Tensor, dtype: str = "float32") -> PackedLinear:
+    def pack(cls, weight: Tensor, dtype: str = "float32", *, keep_outliers: bool = True) -> PackedLinear:
         """Pack ``weight`` [O, Din]; the same as the constructor."""
-        return cls(weight, dtype)
+        return cls(weight, dtype, keep_outliers=keep_outliers)
 
     def unpack(self) -> Tensor:
         """The weight, bit for bit as it was given (the same tensor)."""
@@ -98,12 +114,16 @@ class PackedLinear:
             wanted: The backend asked for, where the caller knows it.
         """
         triton = self.weight.device.type == "cuda" or (wanted or requested_backend()) == "triton"
-        if not self._packable(triton):
+        packable = self._packable(triton)
+        if not packable and self.kind != DYNAMIC:
             return
         state = self._state(triton)
         if self._made_for != state:
             self._panels, self._panels_t, self._made_for = None, None, state
             self._scale = int8_scale(self.weight) if self.kind == "int8" else None
+            self._outliers = outlier_columns(self.weight) if self.kind == DYNAMIC and self.keep_outliers else None
+        if not packable:
+            return
         if self._panels is None:
             self._panels = self._make(triton, transposed=False)
         if backward and self._panels_t is None:
@@ -120,23 +140,40 @@ class PackedLinear:
 
             # Read with either axis inside: the gradient's product needs no second copy.
             made = self._panels_t if self._panels is None else self._panels
-            return panels(self.weight, self.kind) if made is None else made
-        weight = self.weight.detach()
+            if self.kind == DYNAMIC and self._scale is None:
+                self._scale = quantised(self.weight, self._outliers)[1]
+            return panels(self.weight, self.kind, self._outliers) if made is None else made
+        weight, own_scale = self.weight.detach(), self._scale
+        if self.kind == DYNAMIC:
+            q, self._scale = quantised(weight, self._outliers)
+            if not transposed:
+                return self._int8_panels(q)
+            # The gradient is multiplied by the scale before; what is left are the int8 numbers themselves.
+            weight, own_scale = q.float(), torch.ones(len(q))
         if weight.dtype == torch.float16:
             weight = weight.float()
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
-        kind = WEIGHT_TYPES[self.kind]
+        kind = WEIGHT_TYPES["int8" if self.kind == DYNAMIC else self.kind]
         packed = torch.empty(cpu_ops.frozen_linear_packed_bytes(kind, inputs, outputs), dtype=torch.uint8)
-        scale, k_scale = (None, self._scale) if transposed else (self._scale, None)
+        scale, k_scale = (None, own_scale) if transposed else (own_scale, None)
         cpu_ops.frozen_linear_pack(weight, transposed, kind, scale, k_scale, packed)
         return packed
 
+    def _int8_panels(self, q: Tensor) -> Tensor:
+        outliers = self._outliers
+        kept = None if outliers is None else self.weight.detach()[:, outliers].float().t().contiguous()
+        size = cpu_ops.int8_linear_packed_bytes(q.shape[1], q.shape[0], 0 if outliers is None else len(outliers))
+        packed = torch.empty(size, dtype=torch.uint8)
+        cpu_ops.int8_linear_pack(q.contiguous(), kept, packed)
+        return packed
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"weight": self.weight, "dtype": self.dtype}
+        return {"weight": self.weight, "dtype": self.dtype, "keep_outliers": self.keep_outliers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.weight, self.dtype = state["weight"], state["dtype"]
-        self._made_for = self._panels = self._panels_t = self._scale = None
+        self.keep_outliers = state.get("keep_outliers", True)
+        self._made_for = self._panels = self._panels_t = self._scale = self._outliers = None
         self._words = (None, ())
         self._prepare_early()
 

@@ -62,6 +62,7 @@ _WORK: Mapping[str, Callable[[int, int], Work]] = {
     "prefix_attention_dprefix_kernel": _attention(4, 2, PREFIX),
     # The weight is read once, in its own type.
     "frozen_linear_kernel": lambda size, width: (2.0 * TOKENS * D * width, size * TOKENS * (D + width)),
+    "int8_linear_kernel": lambda size, width: (2.0 * TOKENS * D * width, size * TOKENS * (D + width)),
     "adapter_fusion_fwd_kernel": _fusion(3),
     "adapter_fusion_bwd_kernel": _fusion(5),
 }

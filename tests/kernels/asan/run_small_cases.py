@@ -10,6 +10,8 @@ import torch
 
 import hfadapt_kernels as hk
 from hfadapt_kernels import native
+from hfadapt_kernels.int8_ways import INT8_WAYS, use_int8_way
+from hfadapt_kernels.namespace import cpu_ops
 
 assert native.available(), native.why_not()
 IDS = [2, -1, 0, 2]
@@ -136,7 +138,31 @@ def frozen_linear(dtype):
                 hk.frozen_linear(new.leaves[0], packed, activation="gelu")
 
 
-CASES = [parallel_adapter_norm, grouped_lora, prefix_attention, pal_attention, adapter_fusion, frozen_linear]
+def int8_dynamic(dtype):
+    for rows, inputs, outputs in ((1, 1, 1), (33, 37, 65), (5, 96, 130), (19, 1601, 17)):
+        new = Maker(dtype)
+        weight, x, bias = torch.randn(outputs, inputs), new(rows, inputs), new(outputs)
+        if inputs >= 64:
+            weight[:, inputs - 1] *= 50
+        packed = hk.PackedLinear(weight, "int8_dynamic")
+        for number, way in enumerate(INT8_WAYS):
+            if cpu_ops.int8_way(number) == number:
+                with use_int8_way(way):
+                    backward(hk.frozen_linear(x, packed, bias), new.leaves)
+                    with torch.no_grad():
+                        hk.frozen_linear(x, packed, activation="gelu")
+        cpu_ops.int8_way(-1)
+
+
+CASES = [
+    parallel_adapter_norm,
+    grouped_lora,
+    prefix_attention,
+    pal_attention,
+    adapter_fusion,
+    frozen_linear,
+    int8_dynamic,
+]
 best = torch.ops.hfadapt_cpu.isa(-1)
 for isa in native.ISA_NAMES[: best + 1]:
     with native.use_isa(isa), hk.use_backend("cpu"):
