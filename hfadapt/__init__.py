@@ -192,34 +192,46 @@ if not TYPE_CHECKING:  # for whom a name that stands nowhere above is a mistake
 
 def _from_plugins(name: str) -> Any:
     """Find a config class, preset or strategy that a plugin registered, by its Python name (``hfadapt.PAL``)."""
-    exports = _plugin_exports()
-    if name in exports:
-        return exports[name]
+    names = _plugin_names()
+    if name in names:
+        registry, entry = names[name]
+        found = _exports_of(registry[entry])
+        if name in found:
+            return found[name]
     from .errors import did_you_mean
 
-    near = did_you_mean(name, [*_NAMES, *exports])
+    near = did_you_mean(name, [*_NAMES, *names])
     raise AttributeError(f"module 'hfadapt' has no attribute {name!r}. {near}".strip())
 
 
-def _plugin_exports() -> dict[str, Any]:
-    """What plugins registered, by Python name; where names clash, methods come first."""
+def _plugin_names() -> dict[str, tuple[Any, str]]:
+    """Where what plugins registered is found by Python name; where names clash, methods come first."""
     from . import plugins
 
-    exports: dict[str, Any] = {}
-    for registry in (plugins.regularizers(), plugins.mixing_strategies()):
-        exports |= {getattr(entry, "__name__", ""): entry for entry in registry.values()}
-    for entry in plugins.formats().values():
-        exports |= getattr(entry, "exports", {})
-    for entry in plugins.methods().values():
-        exports |= getattr(entry, "exports", {})
-        config_class = getattr(entry, "config_class", None)
-        if config_class is not None:
-            exports[config_class.__name__] = config_class
-        if getattr(entry, "export", None) is not None:
-            exports[entry.export] = entry.build
-    exports.pop("", None)
+    registries = (plugins.regularizers(), plugins.mixing_strategies(), plugins.formats(), plugins.methods())
+    return {
+        name: (registry, entry)
+        for registry in registries
+        for entry in registry
+        for name in registry.exports(entry, _exports_of)
+    }
+
+
+def _plugin_exports() -> dict[str, Any]:
+    """What plugins registered, by Python name."""
+    return {name: _exports_of(registry[entry])[name] for name, (registry, entry) in _plugin_names().items()}
+
+
+def _exports_of(entry: Any) -> dict[str, Any]:
+    """What one thing that a plugin registered brings, by Python name."""
+    exports = dict(getattr(entry, "exports", {}))
+    for one in (getattr(entry, "config_class", None), entry if isinstance(entry, type) else None):
+        if one is not None:
+            exports[one.__name__] = one
+    if getattr(entry, "export", ""):
+        exports[entry.export] = entry.build
     return exports
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES, *_plugin_exports()})
+    return sorted({*globals(), *_NAMES, *_plugin_names()})

@@ -1,17 +1,15 @@
-"""What transformers' auto classes call for a folder of ours: it gives the model that was saved, adapters in place."""
+"""What transformers' auto classes call for a folder of ours: it gives the model that was saved, adapters in place.
+
+It is imported with hfadapt wherever transformers is there, so that what opens a folder is imported when one is opened.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..adapters.base_model import model_class
-from ..adapters.files import read_config
 from ..adapters.folder_config import HFAdaptConfig
-from ..adapters.from_hub import local_folder, of_the_base
-from ..adapters.load import load_adapters
 from ..errors import CheckpointError
-from .save import KEY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +38,12 @@ class OfAuto:
         Raises:
             CheckpointError: the folder is damaged, names no base, or holds another kind of model than is asked for.
         """
+        from ..adapters.base_model import model_class
+        from ..adapters.files import read_config
+        from ..adapters.from_hub import local_folder, of_the_base
+        from ..adapters.load import load_adapters
+        from .save import KEY
+
         folder = local_folder(name, kwargs)
         data = read_config(folder)
         options = of_the_base(kwargs)

@@ -21,11 +21,12 @@ from .registered import (
     mixing_strategies,
     regularizers,
 )
-from .registry import Registry
+from .registry import Deferred, Registry
 
 __all__ = [
     "BUILTIN_PLUGINS",
     "ENTRY_POINT_GROUP",
+    "Deferred",
     "PluginRecord",
     "Registry",
     "architectures",

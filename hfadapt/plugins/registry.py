@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from ..errors import RegistryError, did_you_mean
+from ..errors import PluginError, RegistryError, did_you_mean
 
-__all__ = ["Registry"]
+__all__ = ["Deferred", "Registry"]
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_\-]*")
+
+
+class Deferred(Generic[T]):
+    """A thing to register that is made when it is first asked for, so that its modules are imported then.
+
+    Args:
+        make: Imports and returns the thing.
+        exports: The Python names that it brings to ``hfadapt`` (of a method: of its config class, its ``export`` and
+            its ``exports``; of a class: its own name). One that is left out is not found there.
+    """
+
+    def __init__(self, make: Callable[[], T], exports: tuple[str, ...] = ()) -> None:
+        self.make = make
+        self.exports = exports
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -25,16 +39,16 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, kind: str, refuse: Callable[[str, object], str] = lambda name, thing: "") -> None:
         self.kind = kind
         self.refuse = refuse
-        self._things: dict[str, T] = {}
+        self._things: dict[str, T | Deferred[T]] = {}
         self._origins: dict[str, str] = {}
         self._current_origin = "hfadapt"
 
-    def add(self, name: str, thing: T, *, origin: str | None = None) -> None:
+    def add(self, name: str, thing: T | Deferred[T], *, origin: str | None = None) -> None:
         """Register ``thing`` under ``name``.
 
         Args:
             name: Lower case letters, digits, ``_`` and ``-``.
-            thing: What the name stands for.
+            thing: What the name stands for, or a `Deferred` that makes it; then it is looked at once it is made.
             origin: Which plugin brings it; by default the plugin whose hook is being called.
 
         Raises:
@@ -58,6 +72,12 @@ class Registry(Mapping[str, T], Generic[T]):
                 allowed="one plugin a name",
                 try_="rename one of them, or block a plugin with HFADAPT_BLOCK_PLUGINS",
             )
+        if not isinstance(thing, Deferred):
+            self._require(name, thing, origin)
+        self._things[name] = thing
+        self._origins[name] = origin
+
+    def _require(self, name: str, thing: object, origin: str) -> None:
         allowed = self.refuse(name, thing)
         if allowed:
             raise RegistryError(
@@ -69,12 +89,21 @@ class Registry(Mapping[str, T], Generic[T]):
                 if isinstance(thing, type)
                 else "docs/hook-reference.md shows one",
             )
-        self._things[name] = thing
-        self._origins[name] = origin
+
+    def exports(self, name: str, of: Callable[[Any], Mapping[str, Any]]) -> tuple[str, ...]:
+        """Return the Python names that an entry brings, without making one that is deferred.
+
+        Args:
+            name: Of the entry.
+            of: Finds them in a thing that was made.
+        """
+        self._known(name)
+        thing = self._things[name]
+        return thing.exports if isinstance(thing, Deferred) else tuple(of(thing))
 
     def origin(self, name: str) -> str:
         """Return the plugin that registered ``name``."""
-        self[name]
+        self._known(name)
         return self._origins[name]
 
     def remove_origin(self, origin: str) -> None:
@@ -83,16 +112,37 @@ class Registry(Mapping[str, T], Generic[T]):
             del self._things[name], self._origins[name]
 
     def __getitem__(self, name: str) -> T:
+        self._known(name)
+        thing = self._things[name]
+        return self._made(name, thing) if isinstance(thing, Deferred) else thing
+
+    def _made(self, name: str, deferred: Deferred[T]) -> T:
+        """Make a deferred thing, and keep it."""
+        origin = self._origins[name]
         try:
-            return self._things[name]
-        except (KeyError, TypeError):  # a list is no name either
+            thing = deferred.make()
+        except Exception as error:
+            raise PluginError(
+                f"the {self.kind} {name!r} cannot be made",
+                where=f"plugin {origin}",
+                got=f"{type(error).__name__}: {error}",
+                allowed="a Deferred whose function returns what the name stands for",
+                try_="HFADAPT_BLOCK_PLUGINS leaves a plugin out",
+            ) from error
+        self._require(name, thing, origin)
+        if self._things.get(name) is deferred:  # another thread may have made it meanwhile
+            self._things[name] = thing
+        return self[name]
+
+    def _known(self, name: str) -> None:
+        if not isinstance(name, str) or name not in self._things:  # a list is no name either
             raise RegistryError(
                 f"unknown {self.kind} {name!r}",
                 where=f"hfadapt.plugins, {self.kind}",
                 got=repr(name),
                 allowed=", ".join(sorted(self._things)) or f"no {self.kind} is registered",
                 try_=did_you_mean(name, self._things) or "hfadapt plugins shows what is registered",
-            ) from None
+            )
 
     def __contains__(self, name: object) -> bool:
         return name in self._things

@@ -1,48 +1,57 @@
-"""The adaptation methods that hfadapt ships: one line each."""
+"""The adaptation methods that hfadapt ships, whose modules are imported when a method is first used."""
 
 from __future__ import annotations
 
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from hfadapt import hookimpl
-
-from . import bottleneck, top
-from .bottleneck import BottleneckMethod
-from .design import DesignMethod
-from .fusion import FusionMethod
-from .invertible import InvertibleMethod
-from .lhuc import LHUCMethod
-from .lora import LoRAMethod
-from .low_rank import LowRankMethod
-from .mam import MAM_PRESET
-from .mtl_lora import MTLLoRAMethod
-from .pal import PALMethod
-from .parallel import ParallelMethod
-from .pooler import PoolerMethod
-from .prefix import PrefixMethod
-from .unipelt import UNIPELT_PRESET
+from hfadapt.plugins import Deferred
 
 __all__ = ["register_methods"]
+
+#: Where each stands (a method's class, or a preset), and the Python names that it brings to ``hfadapt``.
+_PLACES = {
+    "bottleneck": ("bottleneck:BottleneckMethod", "Bottleneck"),
+    "design": ("design:DesignMethod", "Design"),
+    "double_seq_bn": ("bottleneck.presets:DOUBLE_SEQ_BN",),
+    "double_seq_bn_inv": ("bottleneck.presets:DOUBLE_SEQ_BN_INV",),
+    "fusion": (
+        "fusion:FusionMethod",
+        *("FusionConfig", "add_fusion", "fusion_regularizer", "prune_fusion", "record_fusion"),
+    ),
+    "houlsby": ("bottleneck.presets:HOULSBY", "Houlsby"),
+    "invertible": ("invertible:InvertibleMethod", "Invertible"),
+    "lhuc": ("lhuc:LHUCMethod", "LHUC"),
+    "lora": ("lora:LoRAMethod", "LoRA", "save_peft"),
+    "low_rank": ("low_rank:LowRankMethod", "LowRank"),
+    "mam": ("mam:MAM_PRESET", "MAM", "load_unify"),
+    "mtl_lora": ("mtl_lora:MTLLoRAMethod", "MTLLoRA"),
+    "pal": ("pal:PALMethod", "PAL", "load_bert_n_pals"),
+    "par_bn": ("bottleneck.presets:PAR_BN",),
+    "parallel": ("parallel:ParallelMethod", "ParallelConfig"),
+    "pfeiffer": ("bottleneck.presets:PFEIFFER", "Pfeiffer"),
+    "pooler": ("pooler:PoolerMethod", "Pooler"),
+    "prefix": ("prefix:PrefixMethod", "PrefixConfig", "flatten_prefix"),
+    "seq_bn": ("bottleneck.presets:SEQ_BN",),
+    "seq_bn_inv": ("bottleneck.presets:SEQ_BN_INV",),
+    "top_attention": ("top:TopAttentionMethod", "TopAttention"),
+    "top_ffn": ("top:TopFFNMethod", "TopFFN"),
+    "top_layer": ("top:TopLayerMethod", "TopLayer"),
+    "top_linear": ("top:TopLinearMethod", "TopLinear"),
+    "unipelt": ("unipelt:UNIPELT_PRESET", "UniPELT"),
+}
 
 
 @hookimpl
 def register_methods(registry: Any) -> None:
     """Add every method and preset."""
-    registry.add("design", DesignMethod())
-    registry.add("fusion", FusionMethod())
-    registry.add("lora", LoRAMethod())
-    registry.add("low_rank", LowRankMethod())
-    registry.add("mtl_lora", MTLLoRAMethod())
-    registry.add("pal", PALMethod())
-    registry.add("prefix", PrefixMethod())
-    registry.add("parallel", ParallelMethod())
-    registry.add("mam", MAM_PRESET)
-    registry.add("unipelt", UNIPELT_PRESET)
-    registry.add("invertible", InvertibleMethod())
-    registry.add("lhuc", LHUCMethod())
-    for method in top.METHODS:
-        registry.add(method.name, method)
-    registry.add("pooler", PoolerMethod())
-    registry.add("bottleneck", BottleneckMethod())
-    for preset in bottleneck.PRESETS:
-        registry.add(preset.name, preset)
+    for name, (place, *exports) in _PLACES.items():
+        registry.add(name, Deferred(partial(_made, place), tuple(exports)))
+
+
+def _made(place: str) -> Any:
+    module, _, name = place.partition(":")
+    found = getattr(import_module(f".{module}", __package__), name)
+    return found() if isinstance(found, type) else found

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from hfadapt.plugins import Registry, hookimpl
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from hfadapt.plugins import Deferred, Registry, hookimpl
 
 __all__ = ["register_regularizers"]
+
+#: The class of each, whose module is called as the regularizer is and imported when it is used.
+_CLASSES = {
+    "freeat": "FreeAT",
+    "freelb": "FreeLB",
+    "pgd": "PGD",
+    "r3f": "R3F",
+    "r4f": "R4F",
+    "r_drop": "RDrop",
+    "sam": "SAM",
+    "smart": "SMART",
+    "vat": "VAT",
+    "yopo": "YOPO",
+}
 
 
 @hookimpl
 def register_regularizers(registry: Registry) -> None:
     """Register all regularizers of this package."""
-    from .freeat import FreeAT
-    from .freelb import FreeLB
-    from .pgd import PGD
-    from .r3f import R3F
-    from .r4f import R4F
-    from .r_drop import RDrop
-    from .sam import SAM
-    from .smart import SMART
-    from .vat import VAT
-    from .yopo import YOPO
+    for name, cls in _CLASSES.items():
+        registry.add(name, Deferred(partial(_found, name, cls), (cls,)))
 
-    for regularizer in (SMART, FreeLB, FreeAT, PGD, YOPO, VAT, R3F, R4F, RDrop, SAM):
-        registry.add(regularizer.name, regularizer)
+
+def _found(module: str, name: str) -> Any:
+    return getattr(import_module(f".{module}", __package__), name)

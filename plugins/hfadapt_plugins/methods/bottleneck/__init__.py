@@ -2,6 +2,5 @@
 
 from .config import Bottleneck, LayerNorms
 from .method import BottleneckMethod
-from .presets import PRESETS
 
-__all__ = ["PRESETS", "Bottleneck", "BottleneckMethod", "LayerNorms"]
+__all__ = ["Bottleneck", "BottleneckMethod", "LayerNorms"]

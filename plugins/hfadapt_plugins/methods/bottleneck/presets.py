@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from hfadapt import MethodConfig, MethodPreset
@@ -10,7 +10,20 @@ from hfadapt import MethodConfig, MethodPreset
 from ..invertible import Invertible
 from .config import Bottleneck, LayerNorms
 
-__all__ = ["PRESETS", "double_seq_bn_inv", "houlsby", "par_bn", "pfeiffer", "seq_bn_inv"]
+__all__ = [
+    "DOUBLE_SEQ_BN",
+    "DOUBLE_SEQ_BN_INV",
+    "HOULSBY",
+    "PAR_BN",
+    "PFEIFFER",
+    "SEQ_BN",
+    "SEQ_BN_INV",
+    "double_seq_bn_inv",
+    "houlsby",
+    "par_bn",
+    "pfeiffer",
+    "seq_bn_inv",
+]
 
 
 def houlsby(**fields: Any) -> Bottleneck:
@@ -42,30 +55,27 @@ def double_seq_bn_inv(**fields: Any) -> tuple[MethodConfig, ...]:
     return config, Invertible(non_linearity=config.non_linearity)
 
 
-_MADX = {"paper": "Pfeiffer et al. 2020, arXiv:2005.00052", "summary": "serial adapters and an invertible adapter"}
-_HOULSBY = {"paper": "Houlsby et al. 2019, arXiv:1902.00751", "summary": "serial adapters after attention and FFN"}
-_PFEIFFER = {"paper": "Pfeiffer et al. 2021, arXiv:2005.00247", "summary": "one serial adapter after the FFN"}
-_PARALLEL = {"paper": "He et al. 2022, arXiv:2110.04366", "summary": "one scaled adapter beside the FFN"}
-
-
-def _preset(name: str, build: Callable[..., Any], about: Mapping[str, str], export: str = "") -> MethodPreset:
+def _preset(name: str, build: Callable[..., Any], paper: str, summary: str, export: str = "") -> MethodPreset:
     return MethodPreset(
         name,
         build,
         export=export,
-        paper=about["paper"],
-        summary=about["summary"],
+        paper=paper,
+        summary=summary,
         family="bottleneck",
         tests="tests/unit/methods/test_bottleneck.py",
     )
 
 
-PRESETS = (
-    _preset("houlsby", houlsby, _HOULSBY, "Houlsby"),
-    _preset("double_seq_bn", houlsby, _HOULSBY),
-    _preset("pfeiffer", pfeiffer, _PFEIFFER, "Pfeiffer"),
-    _preset("seq_bn", pfeiffer, _PFEIFFER),
-    _preset("seq_bn_inv", seq_bn_inv, _MADX),
-    _preset("double_seq_bn_inv", double_seq_bn_inv, _MADX),
-    _preset("par_bn", par_bn, _PARALLEL),
-)
+_MADX = ("Pfeiffer et al. 2020, arXiv:2005.00052", "serial adapters and an invertible adapter")
+_HOULSBY = ("Houlsby et al. 2019, arXiv:1902.00751", "serial adapters after attention and FFN")
+_PFEIFFER = ("Pfeiffer et al. 2021, arXiv:2005.00247", "one serial adapter after the FFN")
+_PARALLEL = ("He et al. 2022, arXiv:2110.04366", "one scaled adapter beside the FFN")
+
+HOULSBY = _preset("houlsby", houlsby, *_HOULSBY, "Houlsby")
+DOUBLE_SEQ_BN = _preset("double_seq_bn", houlsby, *_HOULSBY)
+PFEIFFER = _preset("pfeiffer", pfeiffer, *_PFEIFFER, "Pfeiffer")
+SEQ_BN = _preset("seq_bn", pfeiffer, *_PFEIFFER)
+SEQ_BN_INV = _preset("seq_bn_inv", seq_bn_inv, *_MADX)
+DOUBLE_SEQ_BN_INV = _preset("double_seq_bn_inv", double_seq_bn_inv, *_MADX)
+PAR_BN = _preset("par_bn", par_bn, *_PARALLEL)

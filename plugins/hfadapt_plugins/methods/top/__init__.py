@@ -1,6 +1,15 @@
 """Task functions on top of the model (Stickland & Murray 2019): the base runs once for all tasks."""
 
 from .config import TopAttention, TopFFN, TopLayer, TopLinear
-from .method import METHODS
+from .method import TopAttentionMethod, TopFFNMethod, TopLayerMethod, TopLinearMethod
 
-__all__ = ["METHODS", "TopAttention", "TopFFN", "TopLayer", "TopLinear"]
+__all__ = [
+    "TopAttention",
+    "TopAttentionMethod",
+    "TopFFN",
+    "TopFFNMethod",
+    "TopLayer",
+    "TopLayerMethod",
+    "TopLinear",
+    "TopLinearMethod",
+]

@@ -15,7 +15,7 @@ from hfadapt.method import sites
 from .config import TopAttention, TopConfig, TopFFN, TopLayer, TopLinear
 from .delta import TopAttentionDelta, TopDelta, TopFFNDelta, TopLayerDelta, TopLayers, TopLinearDelta
 
-__all__ = ["METHODS", "TopMethod"]
+__all__ = ["TopAttentionMethod", "TopFFNMethod", "TopLayerMethod", "TopLinearMethod", "TopMethod"]
 
 _PAPER = "Stickland & Murray 2019, arXiv:1902.02671, section 3.1"
 _REASONS = {
@@ -91,6 +91,3 @@ class TopLinearMethod(TopMethod):
     config_class = TopLinear
     delta = TopLinearDelta
     summary = "a square matrix and a non-linearity on the last hidden state"
-
-
-METHODS = (TopLayerMethod(), TopAttentionMethod(), TopFFNMethod(), TopLinearMethod())
