@@ -37,6 +37,7 @@ from .freeze import head_modules
 from .mapping import find_map
 from .own_copies import add_copies, find_modules
 from .restore import all_or_nothing
+from .uncollected import uncollected
 from .verify import prove
 
 if TYPE_CHECKING:
@@ -153,44 +154,45 @@ def attach(
         require_intact(state, state.names)
     found = find_map(model, state, [(_method(config), config) for config in configs], arch)
     with all_or_nothing(model):
-        if state is None:
-            state = Attachment(found)
-            edits.begin(model, state)
-            state.autocast_dtype = autocast_adapter_dtype is not False
-        elif found is not state.arch:
-            edits.change_map(model, state, found)
-        placed = [
-            (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
-        ]
-        for config, found, places in placed:
-            if not places:
-                raise AttachError(
-                    "the method changes nothing in this model",
-                    where=found.name,
-                    got=config,
-                    allowed="a config that changes something",
-                    try_="hfadapt inspect MODEL shows the modules that target_modules may name",
-                )
-            for place in places:
-                check_place(place, found.name)
-                _check_backward(model, place)
-        trains_head = freeze_base if train_head is None else train_head
-        heads, modules = _to_copy(model, trains_head, modules_to_save)
-        with _seeded(seed):
-            for one in wanted:
-                state.adapters[one] = Adapter(one, configs)
-                for config, found, places in placed:
-                    _add(model, state, one, config, found, places)
-        for one in wanted:  # behind the deltas of all, which may sit inside
-            add_copies(model, state, one, heads, modules)
-        state.changed()
-        if freeze_base:
-            freeze_all(model)
-        state.choose_default()
-        watch(model, state)
-        # A change of the model later on is met as the attaching was, with a proof or on trust.
-        state.prove = prove if verify else state.prove
-        wait_for_calls(model)
+        with uncollected():
+            if state is None:
+                state = Attachment(found)
+                edits.begin(model, state)
+                state.autocast_dtype = autocast_adapter_dtype is not False
+            elif found is not state.arch:
+                edits.change_map(model, state, found)
+            placed = [
+                (config, _method(config), list(_method(config).place(config, state.arch, model))) for config in configs
+            ]
+            for config, found, places in placed:
+                if not places:
+                    raise AttachError(
+                        "the method changes nothing in this model",
+                        where=found.name,
+                        got=config,
+                        allowed="a config that changes something",
+                        try_="hfadapt inspect MODEL shows the modules that target_modules may name",
+                    )
+                for place in places:
+                    check_place(place, found.name)
+                    _check_backward(model, place)
+            trains_head = freeze_base if train_head is None else train_head
+            heads, modules = _to_copy(model, trains_head, modules_to_save)
+            with _seeded(seed):
+                for one in wanted:
+                    state.adapters[one] = Adapter(one, configs)
+                    for config, found, places in placed:
+                        _add(model, state, one, config, found, places)
+            for one in wanted:  # behind the deltas of all, which may sit inside
+                add_copies(model, state, one, heads, modules)
+            state.changed()
+            if freeze_base:
+                freeze_all(model)
+            state.choose_default()
+            watch(model, state)
+            # A change of the model later on is met as the attaching was, with a proof or on trust.
+            state.prove = prove if verify else state.prove
+            wait_for_calls(model)
         if verify:
             prove(model, wanted)
     return Handle(model, wanted)

@@ -123,7 +123,8 @@ def _wrong(
         return what
     if not all(map(_equal, (value, source), given)):
         return "it changed in place what it was given"
-    if not norm and not _equal(output[rows.batch.ids < 0], value[rows.batch.ids < 0]):
+    idle = rows.batch.ids < 0
+    if not norm and not _equal(output[idle], value[idle]):
         return "rows without an adapter changed"
     return _unlike_alone(output, rows, given, lambda one: delta.forward(value, source, one, **norm))
 
@@ -194,7 +195,7 @@ def _tensors(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
-    return bool(((left == right) | (left.isnan() & right.isnan())).all())
+    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def _distance(left: Tensor, right: Tensor, rows: Tensor) -> float:

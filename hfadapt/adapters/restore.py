@@ -128,7 +128,8 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
     # The data as well as the tensor: a head that is trained in place may become float32.
     tensors = [(t, t.data, t.requires_grad) for t in tensors_in(model)]
     values = [(t.data, t.detach().clone()) for t in overwritten]
-    hooks = [(table, dict(table)) for module in parts_of(model) for table in _hook_tables(module)]
+    tables = [table for module in parts_of(model) for table in _hook_tables(module)]
+    hooks = {id(table): dict(table) for table in tables if table}  # most are empty, a dozen a module
     try:
         yield
     except BaseException:
@@ -137,9 +138,9 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
             detach(model)
         elif found is not None and before is not None:
             detach(model, [name for name in found.names if name not in before["adapters"]])
-        for table, entries in hooks:
+        for table in tables:
             table.clear()
-            table.update(entries)
+            table.update(hooks.get(id(table), {}))
         if found is not None and before is not None:
             _reset(model, found, before)
         with torch.no_grad():

@@ -46,15 +46,11 @@ class Watch:
         self.lost_before = lost
         needed = {path: module for path, module in model.named_modules() if _is_ours(module)}
         paths = {path[: at + 1] for path in needed for at in range(len(path)) if path[at + 1 : at + 2] in ("", ".")}
-        inside = {path: model.get_submodule(path) for path in sorted(paths)}
+        every = dict(model.named_modules(remove_duplicate=False))
+        inside = {path: every[path] for path in sorted(paths)}
         self.needed: tuple[tuple[str, nn.Module], ...] = tuple(needed.items())
         self.modules = tuple(
-            (
-                model.get_submodule(path.rpartition(".")[0]),
-                path.rpartition(".")[2],
-                module,
-                module.__dict__.get("forward"),
-            )
+            (every[path.rpartition(".")[0]], path.rpartition(".")[2], module, module.__dict__.get("forward"))
             for path, module in inside.items()
         )
         self.inputs = tuple((m, key) for m in needed.values() for key, h in m._forward_pre_hooks.items() if _ours(h))
