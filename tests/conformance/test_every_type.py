@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hfadapt.architecture import resolve
 from hfadapt.testing.every_type import tiny_of_type
 from hfadapt.testing.type_checks import METHODS, stock_inputs, try_method
 
@@ -54,6 +55,11 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("mamba", "pal"),
         ("mamba", "lhuc"),
         ("longformer", "pal"),
+        ("swin", "bottleneck"),
+        ("swin", "prefix"),
+        ("sam_vision_model", "pal"),
+        ("levit", "pal"),
+        ("cvt", "low_rank"),
         ("fsmt", "parallel"),
         ("fsmt", "pal"),
         ("deepseek_v4", "lhuc"),
@@ -62,7 +68,8 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
 def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method: str) -> None:
     """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention.
 
-    Layers that have time before the batch, and those that keep several streams, too.
+    Layers that have time before the batch, those that keep several streams, and attention in windows of an image, in
+    stages of layers, too.
     """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
@@ -75,3 +82,12 @@ def test_attention_beside_a_layer_is_refused_where_a_list_holds_the_tokens_of_al
     assert (found.verdict, "in one list" in found.reason) == ("refused", True), found.reason
     beside = {"method": "pal", "g": "ffn", "size": 8}
     assert try_method(model, stock_inputs(model), beside).verdict == "one adapter a batch"
+
+
+@pytest.mark.parametrize(("model_type", "layers"), [("swin", 4), ("cvt", 13), ("levit", 7)])
+def test_the_layers_of_stages_are_mapped_and_not_the_stages(model_type: str, layers: int) -> None:
+    arch = resolve(tiny_of_type(model_type))
+    found = [layer for layer in arch.layers() if layer.has("attention") or layer.has("ffn")]
+    assert len(found) == layers
+    if model_type == "swin":
+        assert all(layer.stack.num_heads for layer in found), "attention in windows has heads"

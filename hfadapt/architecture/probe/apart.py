@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .replay import Call, Replay, is_block, is_norm, same
-from .sums import Ends, Residual, added_by, norm_of, norms_of, ratio
+from .sums import Ends, Residual, added_by, norm_of, norms_of, ratio, read_by
 
 _LEAST = 1e-3
 # Positions with which two factors of a unit are told from chance.
@@ -29,8 +29,8 @@ def _all(replay: Replay, ends: dict[str, Ends], how: Callable[..., bool]) -> Res
     """All sub-layers explained in one way."""
     found, norms = Residual(), norms_of(replay)
     for part, end in ends.items():
-        source = replay.base[end.first].input
-        value = added_by(replay, found, part, end.last, norms)
+        source = read_by(replay, end)
+        value = added_by(replay, found, part, end, norms)
         if value is None:
             if how is _post or not _narrow(replay, end):
                 return Residual()

@@ -26,7 +26,8 @@ def hidden_blocks(replay: Replay) -> Iterator[Call]:
         if is_block(call.path, call.module)
         and call.input.numel() == call.output.numel()
         and call.output.shape[-1] == width
-        and size % call.output.numel() == 0  # a part of the streams, where the layer has several
+        # a part of the streams, where the layer has several; or more, where windows are filled up
+        and (size % call.output.numel() == 0 or replay.windows(call.output))
         and replay.base.count(call.path) == 1
     ]
     yield from sorted(calls, key=lambda call: call.path.count("."))

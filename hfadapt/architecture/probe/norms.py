@@ -10,7 +10,7 @@ from .apart import explained_apart
 from .attention import Parts
 from .blocks import as_feed_forward, attentions_of, hidden_blocks, holds_core, is_causal, linear_pairs, mixes
 from .replay import Call, Replay, same
-from .sums import Ends, Residual, added_by, adds, in_order, norm_of, norms_of, reads
+from .sums import Ends, Residual, added_by, adds, in_order, norm_of, norms_of, read_by, reads
 
 # Candidates of a kind that are tried, the outermost first.
 _MOST = 4
@@ -113,11 +113,11 @@ def explained(replay: Replay, ends: dict[str, Ends]) -> Residual:
     base = replay.base
     norms = norms_of(replay)
     for part, end in ends.items():
-        value = added_by(replay, found, part, end.last, norms)
+        value = added_by(replay, found, part, end, norms)
         if value is None:
             return Residual()
         added[part] = value
-    inputs = {part: base[end.first].input for part, end in ends.items()}
+    inputs = {part: read_by(replay, end) for part, end in ends.items()}
     for explain in (_sequential, _parallel, _post):
         roles = explain(base.hidden, base.output, added, inputs, norms)
         if roles is None:

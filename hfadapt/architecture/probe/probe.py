@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,7 @@ from .norms import find_residual
 from .replay import Replay
 from .sizes import sizes_of, stack_kind
 from .skeleton import probe_skeleton
-from .stacks import layer_lists, outermost_list
+from .stacks import inner_lists, layer_lists, outermost_list
 from .sums import Residual
 from .surroundings import Forward, after_stack, watch_forward, word_embedding
 from .uniform import differences, kinds_of, linears_of
@@ -99,8 +99,7 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> ArchitectureMap:
     """The map of ``root``, which is ``model`` or a base inside."""
     lists = layer_lists(root)
-    layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
-    if not layers:
+    if not lists:
         raise ArchitectureError(
             "no stack of equal layers was found",
             where=type(model).__name__,
@@ -108,10 +107,7 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
             allowed="layers of one class in an nn.ModuleList or nn.Sequential",
             try_=_ADVICE,
         )
-    with evaluating(root), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        seen = _forward(root, layers, inputs)
-        stacks, left_out = _stacks(root, seen, _called(root, lists, seen))
+    lists, seen, stacks, left_out = _best(root, lists, inputs)
     if not stacks:
         raise ArchitectureError(
             "no stack of layers ran in a forward",
@@ -128,6 +124,59 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
     pooler = "pooler" if isinstance(getattr(root, "pooler", None), nn.Module) else None
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe", left_out=left_out)
+
+
+_Found = tuple[Mapping[str, Any], Forward, list[StackMap], dict[str, str]]
+
+
+def _best(root: nn.Module, lists: Mapping[str, Iterable[nn.Module]], inputs: dict[str, Any] | None) -> _Found:
+    """What `_of_lists` says of these lists, or of those inside their members where more of their layers are mapped.
+
+    What was taken for layers may be stages of them, which return other widths (Swin, LeViT).
+
+    Raises:
+        ArchitectureError: as of `_of_lists`.
+    """
+    found: _Found | None = None
+    error: ArchitectureError | None = None
+    try:
+        found = _of_lists(root, lists, inputs)
+        if not any(stack.left_out for stack in found[2]):
+            return found
+    except _CannotRun:
+        raise
+    except ArchitectureError as reason:
+        error = reason
+    inner = inner_lists(root, lists)
+    try:
+        if inner:
+            other = _of_lists(root, inner, inputs)
+            if found is None or _mapped(other) > _mapped(found):
+                return other
+    except ArchitectureError as reason:
+        logger.debug("the lists inside layers are none of layers: %s", reason)
+    if found is not None:
+        return found
+    assert error is not None
+    raise error
+
+
+def _mapped(found: _Found) -> int:
+    """How many layers have slots."""
+    return sum(stack.num_layers - len(stack.left_out) for stack in found[2])
+
+
+def _of_lists(root: nn.Module, lists: Mapping[str, Iterable[nn.Module]], inputs: dict[str, Any] | None) -> _Found:
+    """These lists of layers, one forward of the model, and what `_stacks` says of those that ran in it.
+
+    Raises:
+        ArchitectureError: as of `_stacks`, or no forward could be made.
+    """
+    layers = {f"{path}.{index}": layer for path, found in lists.items() for index, layer in enumerate(found)}
+    with evaluating(root), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        seen = _forward(root, layers, inputs)
+        return lists, seen, *_stacks(root, seen, _called(root, lists, seen))
 
 
 def _stacks(root: nn.Module, seen: Forward, found: list[tuple[str, ...]]) -> tuple[list[StackMap], dict[str, str]]:
@@ -178,7 +227,7 @@ def _forward(root: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, An
         ) from error
 
 
-def _called(root: nn.Module, lists: dict[str, Any], seen: Forward) -> list[tuple[str, ...]]:
+def _called(root: nn.Module, lists: Mapping[str, Any], seen: Forward) -> list[tuple[str, ...]]:
     """Layer paths of each stack in the order they ran; the stacks in the order the model defines them.
 
     Lists of shared layers inside one outer list (ALBERT's groups) are one stack.
@@ -242,6 +291,11 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
     heads = sizes_of(layer, attention, replay)
     if heads is None and attention is not None and (block := block_around(replay, attention)) is not None:
         attention = block  # one linear that makes more than queries, keys and values: a state space
+        heads = sizes_of(layer, attention, replay)
+    if heads is None and residual.style is not None:  # values wider than keys, and norms within (LeViT)
+        parts = replace(parts, attention=None, missing=[])
+        residual = find_residual(replay, parts)
+        missing, attention = parts.missing + residual.missing, parts.attention
         heads = sizes_of(layer, attention, replay)
     if heads is None:
         missing.append("the number of heads: no size of the attention module divides its linears' widths")

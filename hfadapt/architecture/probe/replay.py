@@ -182,6 +182,33 @@ class Replay:
             return value.reshape(self.batch, self.tokens, -1)
         return None
 
+    def windows(self, value: Tensor) -> bool:
+        """Whether a tensor holds the hidden state's tokens in windows, each of them a row, and perhaps padding."""
+        rows, own = value.shape[0], self.hidden.shape
+        wide = value.dim() > 2 and self.rows_first and not self.streams and value.shape[-1] == own[-1]
+        return wide and rows > own[0] and rows % own[0] == 0 and value.numel() >= self.hidden.numel()
+
+    def from_windows(self, value: Tensor, source: Tensor) -> Tensor | None:
+        """A tensor in windows with its tokens in the order of the hidden state; None where that is not seen.
+
+        Args:
+            value: What was made of `source`, window by window.
+            source: In windows too: what a module of the layer returned, or the hidden state, in another order.
+        """
+        width = source.shape[-1]
+        tokens = source.reshape(-1, width)
+        for one in (self.base.hidden, *(call.output for call in self.base.calls)):
+            if one.shape != self.hidden.shape:
+                continue
+            other = one.reshape(-1, width)
+            known, order = tokens[:, 0].sort()
+            after = torch.searchsorted(known, other[:, 0].contiguous()).clamp(1, len(known) - 1)
+            nearer = (known[after] - other[:, 0]).abs() < (known[after - 1] - other[:, 0]).abs()
+            places = order[torch.where(nearer, after, after - 1)]
+            if same(other, tokens[places]):
+                return value.reshape(-1, width)[places].reshape(self.hidden.shape)
+        return None
+
     def positions(self, one: Tensor, other: Tensor) -> set[int]:
         """The token positions at which two tensors differ."""
         first, second = self.rows(one), self.rows(other)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from ..linears import is_linear
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _FEWEST_LINEARS = 3
 
 
-def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
     """Module lists whose members are of one class and hold linears, the innermost whole ones.
 
-    At least three in each; where a model has no such list, fewer (state spaces, mixing without weights).
+    At least three in each; where a model has no such list, fewer (state spaces, mixing without weights). Sequences of
+    such layers (CvT's) are lists too.
 
     Where a list's members hold all their linears in a list of their own (ALBERT's groups of layers), the inner one
     counts; where they hold only a part of them there (T5's sub-layers), the outer one does.
@@ -21,9 +27,29 @@ def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     return _lists(model, _FEWEST_LINEARS) or _lists(model, 1)
 
 
-def _lists(model: nn.Module, fewest: int) -> dict[str, nn.ModuleList]:
+def inner_lists(model: nn.Module, outer: Iterable[str]) -> dict[str, nn.ModuleList]:
+    """The lists inside the members of others, for stages that do not run like layers (LeViT's).
+
+    Args:
+        model: Any.
+        outer: Paths of lists.
+    """
+    starts = tuple(f"{path}." for path in outer)
+    named = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and _count(one)}
+    inside = [name for name in named if name.startswith(starts)]
+    return {name: named[name] for name in inside if not any(name.startswith(f"{other}.") for other in inside)}
+
+
+def _lists(model: nn.Module, fewest: int) -> dict[str, nn.ModuleList | nn.Sequential]:
+    named: list[tuple[str, nn.ModuleList | nn.Sequential]]
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     named = [(name, module) for name, module in named if all(isinstance(one, nn.Module) for one in module)]
+    named += [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Sequential) and len(module) and _count(module[0]) >= _FEWEST_LINEARS
+    ]
+    lists: dict[str, nn.ModuleList | nn.Sequential]
     lists = {
         name: module
         for name, module in named

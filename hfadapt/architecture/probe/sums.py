@@ -35,12 +35,24 @@ def norms_of(replay: Replay) -> list[Call]:
     return [call for call in replay.base.calls if is_norm(call.path, call.module) and call.input.numel() == size]
 
 
-def added_by(replay: Replay, found: Residual, part: str, last: str, norms: list[Call]) -> Tensor | None:
+def read_by(replay: Replay, end: Ends) -> Tensor:
+    """What a sub-layer reads, its tokens in the order of the layer's where it reads them in windows."""
+    source = replay.base[end.first].input
+    found = replay.from_windows(source, source) if replay.windows(source) else None
+    return source if found is None else found
+
+
+def added_by(replay: Replay, found: Residual, part: str, end: Ends, norms: list[Call]) -> Tensor | None:
     """What a sub-layer adds, in the shape of the layer's input, behind the norm and the leaves that `found` then names.
 
     None where it is of another size.
     """
-    base = replay.base
+    base, last = replay.base, end.last
+    source = base[end.first].input
+    windows = replay.windows(source) and source.shape == base[last].output.shape
+    value = replay.from_windows(base[last].output, source) if windows else None
+    if value is not None:
+        return value
     if base[last].output.numel() != base.hidden.numel():
         return None
     value = base[last].output.reshape(base.hidden.shape)

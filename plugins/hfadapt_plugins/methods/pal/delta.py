@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from hfadapt import ArchitectureMap, Delta, Rows, Site, Weights
+from hfadapt import Delta, Rows, Site, Weights
+from hfadapt.architecture import LayerMap
 from hfadapt_kernels import draw_seed, get_activation, pal_attention, row_linear, rowwise
 
 from ..shared import change_rows, init_projection
@@ -36,24 +37,36 @@ def _add_ends(module: nn.Module, config: PAL, width: int) -> None:
 
 
 class SharedEnds(nn.Module):
-    """V_E and V_D of one task: one pair for each stack of the model, shared by the layers of the stack."""
+    """V_E and V_D of one task: one pair for each stack of the model, shared by the layers of the stack.
 
-    def __init__(self, config: PAL, arch: ArchitectureMap, stacks: Sequence[str]) -> None:
+    A stack whose layers are of several widths (LeViT's stages) has a pair for each.
+    """
+
+    def __init__(self, config: PAL, layers: Sequence[LayerMap]) -> None:
         super().__init__()
         self.stacks = nn.ModuleDict()
-        for stack in arch.stacks:
-            if stack.path in stacks:
+        usual: dict[str, int] = {}
+        for layer in layers:
+            path, width = layer.stack.path, layer.stack.hidden_size
+            key = _key(path) if usual.setdefault(path, width) == width else _key_of_width(path, width)
+            if key not in self.stacks:
                 ends = nn.Module()
-                _add_ends(ends, config, stack.hidden_size)
-                self.stacks[_key(stack.path)] = ends
+                _add_ends(ends, config, width)
+                self.stacks[key] = ends
 
     def weights_of(self, site: Site) -> nn.Module:
         """Return the pair that serves ``site``."""
-        return self.stacks[_key(site.stack)]
+        other = _key_of_width(site.stack, site.width)
+        return self.stacks[other if other in self.stacks else _key(site.stack)]
 
 
 def _key(path: str) -> str:
     return path.replace(".", "_")
+
+
+def _key_of_width(path: str, width: int) -> str:
+    """Of layers that are not as wide as the first of their stack."""
+    return f"{_key(path)}__{width}"
 
 
 class _PALDelta(Delta):
@@ -85,7 +98,9 @@ class _PALDelta(Delta):
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
         config: PAL = self.config(rows.names[0])
-        change = self.task_function(source, rows, config)
+        # The parts of an image [B, height, width, D] are its tokens.
+        tokens = source.flatten(1, -2) if source.dim() > 3 else source
+        change = self.task_function(tokens, rows, config).view(source.shape)
         if config.lhuc:
             change = change * over_tokens(2 * torch.sigmoid(rows.gather(self.weights("lhuc", rows.names), 0.0)), change)
         if config.position != "serial":

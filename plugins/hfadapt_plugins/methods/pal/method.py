@@ -51,8 +51,7 @@ class PALMethod(Method):
     def shared(self, config: PAL, arch: ArchitectureMap, model: PreTrainedModel) -> nn.Module | None:
         if not config.share:
             return None
-        stacks = tuple(dict.fromkeys(layer.stack.path for layer in self._layers(config, arch)))
-        return SharedEnds(config, arch, stacks)
+        return SharedEnds(config, self._layers(config, arch))
 
     def _layers(self, config: PAL, arch: ArchitectureMap) -> list[LayerMap]:
         """The chosen layers in which a row's tokens are known apart from those of other rows, which attention needs.
