@@ -14,22 +14,35 @@ if TYPE_CHECKING:
     from .maps import StackMap
 
 
-def uses_interface(model: nn.Module, stacks: Sequence[StackMap]) -> bool:
-    """Whether the attention modules of all stacks look their function up in ``AttentionInterface``.
+def through_interface(model: nn.Module, stacks: Sequence[StackMap]) -> tuple[bool, tuple[str, ...]]:
+    """Whether any stack's attention is a function of ``AttentionInterface``, and the stacks that compute it themselves.
 
     What stands in the place of attention without heads (a state space) has no such function, and is not asked.
+
+    Returns:
+        Whether there is one, and the paths of the others.
+    """
+    own, through = [], False
+    for stack in stacks:
+        answer = _uses_interface(model, stack)
+        through |= bool(answer)
+        own += [stack.path] if answer is False else []
+    return through, tuple(own)
+
+
+def _uses_interface(model: nn.Module, stack: StackMap) -> bool | None:
+    """Whether all attention modules of a stack look their function up; None where it has none with heads.
 
     The code of the module, or of one around it, says so by the name of transformers' table of functions; and
     transformers must agree that the function of this model may be changed, which older releases refuse ModernBERT.
     """
     found = [
         _looks_up(model, path, attention.module)
-        for stack in stacks
         for path, kind in _kinds(stack)
         for attention in (kind.attention, kind.cross_attention)
         if attention is not None and kind.num_heads
     ]
-    return bool(found) and all(found) and all(_may_change(model, stack.path) for stack in stacks)
+    return all(found) and _may_change(model, stack.path) if found else None
 
 
 def _kinds(stack: StackMap) -> list[tuple[str, StackMap]]:
@@ -49,7 +62,8 @@ def _looks_up(model: nn.Module, layer: str, module: str) -> bool:
 
 
 def _may_change(model: nn.Module, path: str) -> bool:
-    """What transformers itself says of the models around a stack; yes where a release has no such question."""
+    """What transformers itself says of the innermost model around a stack; yes where a release has no such question."""
     parts = path.split(".")
-    owners = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
-    return all(getattr(owner, "_can_set_attn_implementation", lambda: True)() for owner in owners)
+    owners = (model.get_submodule(".".join(parts[:end])) for end in reversed(range(len(parts))))
+    asked = (getattr(owner, "_can_set_attn_implementation", None) for owner in owners)
+    return next((may() for may in asked if may is not None), True)

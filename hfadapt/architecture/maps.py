@@ -292,7 +292,8 @@ class ArchitectureMap:
     Attributes:
         model_type: transformers' name of the family.
         attention_interface: Whether attention goes through ``transformers.AttentionInterface``, which prefixes
-            need; read off the model's code, since it differs between releases of transformers.
+            need, in any stack; read off the model's code, since it differs between releases of transformers.
+        own_attention: Paths of the stacks where it does not.
         pooler: The module that pools the last hidden state, where the model has one.
         rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
             convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.
@@ -312,10 +313,11 @@ class ArchitectureMap:
     left_out: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
     lists: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
     unmapped: str = field(default="", compare=False)
+    own_attention: tuple[str, ...] = ()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # As of StackMap.
-        vars(self).update({"lists": {}, "left_out": {}} | state)
+        vars(self).update({"lists": {}, "left_out": {}, "own_attention": ()} | state)
 
     @property
     def depths(self) -> dict[str, int]:
@@ -394,4 +396,5 @@ class ArchitectureMap:
         pooler = None if self.pooler is None else join(prefix, self.pooler)
         left_out = {join(prefix, path): why for path, why in self.left_out.items()}
         stacks = tuple(stack.under(prefix) for stack in self.stacks)
-        return replace(self, stacks=stacks, pooler=pooler, left_out=left_out)
+        own = tuple(join(prefix, path) for path in self.own_attention)
+        return replace(self, stacks=stacks, pooler=pooler, left_out=left_out, own_attention=own)

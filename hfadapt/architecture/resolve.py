@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import ArchitectureError
-from .interface import uses_interface
+from .interface import through_interface
 from .maps import ArchitectureMap, StackMap, join
 from .replaced import WITHOUT, replaced
 
@@ -63,7 +63,8 @@ def table_map(
         for arch in (registered,) if isinstance(registered, ArchitectureMap) else registered:
             placed = place(arch, names, _base_prefix(model))
             if placed is not None:
-                return replace(placed, attention_interface=uses_interface(model, placed.stacks))
+                through, own = through_interface(model, placed.stacks)
+                return replace(placed, attention_interface=through, own_attention=own)
         logger.warning("the registered map of %r does not fit this %s", model_type, type(model).__name__)
         return None
     parts = [(prefix, table_map(part, table)) for prefix, part in _inner_models(model)]
@@ -73,7 +74,8 @@ def table_map(
     return ArchitectureMap(
         model_type or maps[0].model_type,
         tuple(stack for arch in maps for stack in arch.stacks),
-        attention_interface=all(arch.attention_interface for arch in maps),
+        attention_interface=any(arch.attention_interface for arch in maps),
+        own_attention=tuple(path for arch in maps for path in arch.own_attention),
         pooler=maps[0].pooler if len(maps) == 1 else None,
         rereads_input=any(arch.rereads_input for arch in maps),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -213,30 +214,57 @@ def enable(model: PreTrainedModel) -> str:
             try_="from_pretrained(..., attn_implementation='sdpa')",
         )
     name = _twin(before)
-    configs = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
-    earlier = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+    earlier = [(config, getattr(config, "_attn_implementation", None)) for config in _configs(model)]
+    refused = ""
     try:
         model.set_attn_implementation(name)
     except ValueError as error:
-        for config, implementation in earlier:
-            if implementation is not None:
-                _set(config, implementation)
-        raise AttachError(
-            "a part of this model takes no attention implementation but its own",
-            where=type(model).__name__,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
-            allowed="models whose attention is a function that from_pretrained can choose in all their parts",
-            try_="a method that does not change attention's core (lora, bottleneck, pal); or the text part alone",
-        ) from error
-    if model.config._attn_implementation != name:
+        refused = f"{type(error).__name__}: {str(error)[:200]}"
+    if not refused and model.config._attn_implementation == name:
+        return before
+    for config, implementation in earlier:
+        if implementation is not None:
+            _set(config, implementation)
+    if not _enable_parts(model):
+        got = f"attn_implementation={model.config._attn_implementation!r} after {name!r} was set"
         raise AttachError(
             "this model computes attention by itself, not through transformers' AttentionInterface",
             where=type(model).__name__,
-            got=f"attn_implementation={model.config._attn_implementation!r} after {name!r} was set",
-            allowed="models whose attention is a function that from_pretrained can choose",
+            got=refused or got,
+            allowed="models whose attention is a function that from_pretrained can choose, in any of their parts",
             try_="a method that does not change attention's core: lora, bottleneck, pal",
         )
     return before
+
+
+def _enable_parts(model: PreTrainedModel) -> bool:
+    """Switch the parts that take an attention function, each to the twin of its own; whether there are any.
+
+    A part takes none where its code computes attention by itself; its neighbours may stand in a model that does.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    fixed = {id(part.config) for part in parts if not _takes_functions(part)}
+    chosen = {id(part.config): part.config for part in parts if id(part.config) not in fixed}
+    for config in chosen.values():
+        _set(config, _twin(str(config._attn_implementation).removeprefix(_PREFIX)))
+    return bool(chosen)
+
+
+def _takes_functions(part: PreTrainedModel) -> bool:
+    """Whether transformers lets the attention function of a model of its own be changed to the twin of what it has."""
+    current = str(part.config._attn_implementation).removeprefix(_PREFIX)
+    if current not in SUPPORTED or not part._can_set_attn_implementation():
+        return False
+    try:
+        return part.get_correct_attn_implementation(_twin(current)) == _twin(current)
+    except ValueError:
+        return False
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configs of a model and its parts, each once."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in found if config is not None}.values())
 
 
 def follow(configs: Sequence[Any], where: str) -> list[str]:
@@ -270,6 +298,11 @@ def _set(config: Any, name: str) -> None:
 
 
 def disable(model: PreTrainedModel, before: str) -> None:
-    """Put back the attention implementation ``before``, unless another was chosen since."""
+    """Put back the attention implementation ``before``, unless another was chosen since; each part's own in parts."""
     if str(model.config._attn_implementation).startswith(_PREFIX):
-        model.set_attn_implementation(before)
+        with suppress(ValueError):  # of a part that takes none but its own, which it has
+            model.set_attn_implementation(before)
+    for config in _configs(model):
+        name = str(getattr(config, "_attn_implementation", ""))
+        if name.startswith(_PREFIX):
+            _set(config, name.removeprefix(_PREFIX))

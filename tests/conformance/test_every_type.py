@@ -57,6 +57,9 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("longformer", "pal"),
         ("swin", "bottleneck"),
         ("swin", "prefix"),
+        ("granite_speech", "prefix"),
+        ("got_ocr2", "prefix"),
+        ("apertus1p5", "prefix"),
         ("sam_vision_model", "pal"),
         ("levit", "pal"),
         ("cvt", "low_rank"),
@@ -69,7 +72,7 @@ def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method
     """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention.
 
     Layers that have time before the batch, those that keep several streams, and attention in windows of an image, in
-    stages of layers, too.
+    stages of layers, too; and models of which a part computes attention by itself.
     """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())

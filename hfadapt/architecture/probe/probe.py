@@ -14,7 +14,7 @@ from torch import nn
 from ...errors import ArchitectureError
 from ...errors.inside import require_itself
 from ..inputs import first_that_runs
-from ..interface import uses_interface
+from ..interface import through_interface
 from ..linears import linear_sizes
 from ..maps import ArchitectureMap, StackMap
 from ..modes import evaluating
@@ -120,10 +120,12 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
     left_out |= {path: "it did not run on the inputs of the probe" for path in lists if path not in ran}
     for path, why in left_out.items():
         logger.warning("%s: %s is not mapped, and methods leave it out: %s", type(model).__name__, path, why)
-    interface = uses_interface(root, stacks)
+    interface, own = through_interface(root, stacks)
     pooler = "pooler" if isinstance(getattr(root, "pooler", None), nn.Module) else None
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    return ArchitectureMap(model_type, tuple(stacks), interface, pooler, source="probe", left_out=left_out)
+    return ArchitectureMap(
+        model_type, tuple(stacks), interface, pooler, source="probe", left_out=left_out, own_attention=own
+    )
 
 
 _Found = tuple[Mapping[str, Any], Forward, list[StackMap], dict[str, str]]

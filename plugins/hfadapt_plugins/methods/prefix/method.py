@@ -94,13 +94,25 @@ def prefix_places(
     parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, behind, more)
     variant = "_".join(p for p in parts if p)
     chosen = select_layers(config, arch)
+    own = [layer for layer in chosen if layer.stack.path in arch.own_attention]
+    if own:
+        stacks = ", ".join(dict.fromkeys(layer.stack.path for layer in own))
+        if len(own) == len(chosen):
+            raise method.refuse(
+                "prefixes need layers that call attention through transformers' AttentionInterface",
+                arch,
+                got=f"{stacks}, whose attention is computed by itself",
+                try_="stack='all'; or lora, bottleneck, parallel or pal, which change no attention core",
+            )
+        logger.warning("%s leaves out %s, which computes attention by itself", method.name, stacks)
+        chosen = [layer for layer in chosen if layer.stack.path not in arch.own_attention]
     layers = [layer for layer in chosen if attentions_of(config, layer)]
     if without := [layer.path for layer in chosen if not layer.stack.num_heads]:
         shown = ", ".join(without)
         logger.warning("%s: no attention, and so no prefix, in %s", method.name, shown)
     if behind:
-        stacks = list({layer.stack.path: layer.stack for layer in layers}.values())
-        yield from behind_places(method, config, stacks, arch, model)
+        behind_stacks = list({layer.stack.path: layer.stack for layer in layers}.values())
+        yield from behind_places(method, config, behind_stacks, arch, model)
     for layer in layers:
         for cross in attentions_of(config, layer):
             attention = layer.cross_attention if cross else layer.attention
