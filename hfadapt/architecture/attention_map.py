@@ -7,7 +7,14 @@ from typing import Any
 
 
 def join(prefix: str, path: str) -> str:
-    """Two module paths, of which either may be empty, as one."""
+    """Two module paths, of which either may be empty, as one.
+
+    Each ``^`` that the second begins with is a step up: of a layer whose norms stand in a list of their own (XLM),
+    ``join("attentions.3", "^^.layer_norm1.3")`` is ``"layer_norm1.3"``.
+    """
+    up = len(path) - len(path.lstrip("^"))
+    if up:
+        prefix, path = ".".join(prefix.split(".")[:-up]), path[up + 1 :]
     return f"{prefix}.{path}" if prefix and path else prefix or path
 
 

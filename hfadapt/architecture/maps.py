@@ -5,8 +5,8 @@ layer 3, which norm closes the feed-forward part, does the norm stand before or 
 data in plugins (``register_architectures``); an unknown model is mapped by watching its data flow
 (:mod:`hfadapt.architecture.probe`).
 
-Paths inside a :class:`StackMap` are relative to one layer; those of a :class:`LayerMap` are absolute, so that
-``model.get_submodule(path)`` works on the model that was given to :func:`hfadapt.architecture.resolve`.
+Paths inside a :class:`StackMap` are relative to one layer (:func:`join` says how); those of a :class:`LayerMap` are
+absolute: ``model.get_submodule(path)`` works on the model that was given to :func:`hfadapt.architecture.resolve`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class StackMap:
         value_dim: Width of a value's head where it is not `head_dim`, that of a query's and a key's (MLA); else 0.
         rows_known: The first axis of the hidden state is the batch's; else the tokens of all rows stand in one list,
             or the axis is something else, which is then tried before rows of several adapters meet.
-        time_first: The hidden state is [T, B, D] (FSMT).
-        listed: The hidden state is [N, D], the tokens of all rows in one list (image towers that pack images).
+        time_first, listed: The hidden state is [T, B, D] (FSMT), or [N, D], the tokens of all rows in one list.
         reads_shared_table: The method of the attention module that gives a table which all rows share (relative
             positions) to the query and key projections (DeBERTa v3), or "".
     """
@@ -291,17 +290,16 @@ class ArchitectureMap:
 
     Attributes:
         model_type: transformers' name of the family.
-        attention_interface: Whether attention goes through ``transformers.AttentionInterface``, which prefixes
-            need, in any stack; read off the model's code, since it differs between releases of transformers.
+        attention_interface: Whether any stack's attention goes through ``transformers.AttentionInterface``, which
+            prefixes need; read off the model's code, for releases differ.
         own_attention: Paths of the stacks where it does not.
         pooler: The module that pools the last hidden state, where the model has one.
         rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
             convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.
-        source: "table" for a shipped or registered map, "probe" for an automatic one, "given" for one that a caller
-            of ``attach`` gave, "names" where nothing is known but the names of modules.
+        source: "table" for a shipped or registered map, "probe" for an automatic one, "given" for one that ``attach``
+            was given, "names" where only names are known.
         left_out: Path of each stack that could not be mapped, or did not run where the map was made, to why.
-        lists: Where no stack is mapped: each list of modules with linears inside, and how many members it has.
-        unmapped: Where no stack is mapped: why not.
+        lists, unmapped: Where no stack is mapped: each list with linears inside and its length; why there is none.
     """
 
     model_type: str
@@ -367,7 +365,9 @@ class ArchitectureMap:
     def linears(self, model: nn.Module) -> tuple[str, ...]:
         """Names of every linear leaf inside the layers, mapped to a role or not, in module order."""
         layers = tuple({f"{path}." for stack in self.stacks for path in stack.layer_paths})
-        return tuple(name for name, module in model.named_modules() if name.startswith(layers) and is_linear(module))
+        mapped = {path for layer in self.layers() for path in layer.linears.values()}
+        found = [name for name, module in model.named_modules() if is_linear(module)]
+        return tuple(name for name in found if name.startswith(layers) or name in mapped)
 
     def paths(self) -> dict[str, str]:
         """Every path the map names, each with a word for what it is."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hfadapt.architecture import resolve
+import hfadapt
+from hfadapt.architecture import is_linear, resolve
 from hfadapt.testing.every_type import tiny_of_type
 from hfadapt.testing.type_checks import METHODS, stock_inputs, try_method
 
@@ -63,6 +64,13 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("sam_vision_model", "pal"),
         ("levit", "pal"),
         ("cvt", "low_rank"),
+        ("mobilebert", "bottleneck"),
+        ("inkling_text", "bottleneck"),
+        ("zaya", "parallel"),
+        ("higgs_audio_v2", "low_rank"),
+        ("xlm", "bottleneck"),
+        ("xlm", "pal"),
+        ("flaubert", "lhuc"),
         ("fsmt", "parallel"),
         ("fsmt", "pal"),
         ("deepseek_v4", "lhuc"),
@@ -72,7 +80,9 @@ def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method
     """Low-rank and gated attention, mixtures, gated convolutions, state spaces alone and beside attention.
 
     Layers that have time before the batch, those that keep several streams, and attention in windows of an image, in
-    stages of layers, too; and models of which a part computes attention by itself.
+    stages of layers, too; and models of which a part computes attention by itself. Layers that are one sum around
+    narrower parts (MobileBERT), add to a stream with a bias (Zaya), convolve over what they add (Inkling), or whose
+    parts stand in lists beside each other (XLM).
     """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
@@ -94,3 +104,11 @@ def test_the_layers_of_stages_are_mapped_and_not_the_stages(model_type: str, lay
     assert len(found) == layers
     if model_type == "swin":
         assert all(layer.stack.num_heads for layer in found), "attention in windows has heads"
+
+
+def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
+    model = tiny_of_type("xlm")
+    count = sum(is_linear(module) for module in model.modules())
+    for names in (("all-linear",), ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")):
+        found = try_method(model, stock_inputs(model), hfadapt.LoRA(target_modules=names))
+        assert (found.verdict, found.places) == ("ok", count), found.reason

@@ -59,6 +59,8 @@ def _pre(replay: Replay, found: Residual, part: str, source: Tensor, value: Tens
     tensors = list(_streams(replay))
     before = next((norm for norm in norms if same(norm.output, source)), None)
     starts = [source] if before is None else [before.input.reshape(value.shape), source]
+    if replay.mixes_behind:  # what is read may be made of several layers' outputs (Inkling 2)
+        starts.append(replay.base.hidden.reshape(value.shape))
     # A sum is neither of its parts.
     pairs = [(stream, start) for start in starts for stream in tensors if not same(stream, value)]
     changes = [stream - start for stream, start in pairs]
@@ -113,10 +115,11 @@ def _grows(change: Tensor, added: Tensor) -> bool:
 
 
 def _blends(stream: Tensor, start: Tensor, added: Tensor) -> bool:
-    """Whether each unit of a tensor is a sum of that of two others, with factors of its own (Gemma 4, Doge)."""
+    """Whether each unit of a tensor is a sum of that of two others, with factors and a bias of its own (Doge, Zaya)."""
     if stream.shape != start.shape:
         return False
     one, two, both = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (start, added, stream))
+    one, two, both = one - one.mean(0), two - two.mean(0), both - both.mean(0)
     if len(both) < _FEWEST:
         return False
     a, b, c = (one * one).sum(0), (one * two).sum(0), (two * two).sum(0)

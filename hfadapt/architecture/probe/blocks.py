@@ -24,7 +24,7 @@ def hidden_blocks(replay: Replay) -> Iterator[Call]:
         call
         for call in replay.base.calls
         if is_block(call.path, call.module)
-        and call.input.numel() == call.output.numel()
+        and call.input.numel() == call.output.numel() > 0
         and call.output.shape[-1] == width
         # a part of the streams, where the layer has several; or more, where windows are filled up
         and (size % call.output.numel() == 0 or replay.windows(call.output))
@@ -111,3 +111,16 @@ def linear_pairs(replay: Replay) -> Iterator[tuple[tuple[str, ...], str]]:
     for first, last in reversed(list(itertools.pairwise(calls))):
         if first.input.numel() == last.output.numel() == size and first.output.numel() == last.input.numel():
             yield (first.path,), last.path
+
+
+def whole_layers(replay: Replay) -> Iterator[AttentionMap]:
+    """Yield what a layer may be as one part: from a linear that reads its input to one near its end."""
+    size = replay.base.hidden.numel()
+    calls = [call for call in replay.base.calls if is_linear(call.module) and replay.base.count(call.path) == 1]
+    if len(calls) < 2:
+        return
+    first = next((call for call in calls if same(call.input, replay.base.hidden)), calls[0])
+    for last in reversed(calls):
+        if last is not first and last.output.numel() == size:
+            width = linear_sizes(last.module)[0]
+            yield AttentionMap(None, None, None, last.path, "", reads=first.path, width=width)

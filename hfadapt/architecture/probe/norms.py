@@ -8,7 +8,16 @@ from torch import Tensor
 from ..maps import AttentionMap
 from .apart import explained_apart
 from .attention import Parts
-from .blocks import as_feed_forward, attentions_of, hidden_blocks, holds_core, is_causal, linear_pairs, mixes
+from .blocks import (
+    as_feed_forward,
+    attentions_of,
+    hidden_blocks,
+    holds_core,
+    is_causal,
+    linear_pairs,
+    mixes,
+    whole_layers,
+)
 from .replay import Call, Replay, same
 from .sums import Ends, Residual, added_by, adds, in_order, norm_of, norms_of, read_by, reads
 
@@ -32,6 +41,9 @@ def find_residual(replay: Replay, parts: Parts) -> Residual:
                 parts.ffn_in, parts.ffn_out = opening, closing
                 return found
     found = _by_blocks(replay, parts)
+    if found is None:
+        replay.mixes_behind = True
+        found = _by_blocks(replay, parts, whole=True)
     if found is not None:
         return found
     found = Residual()
@@ -43,10 +55,11 @@ def find_residual(replay: Replay, parts: Parts) -> Residual:
     return found
 
 
-def _by_blocks(replay: Replay, parts: Parts) -> Residual | None:
+def _by_blocks(replay: Replay, parts: Parts, whole: bool = False) -> Residual | None:
     """Explain the layer by modules that are known by their ends alone; None where that fails, else `parts` says which.
 
-    First with the whole sum, then with each part by itself; first with both parts, then with the one that there is.
+    First with the whole sum, then with each part by itself; first with both parts, then with the one that there is;
+    with ``whole`` then the layer as one part.
     """
     blocks = list(hidden_blocks(replay))
     blocks = blocks[: 4 * _MOST]
@@ -83,6 +96,12 @@ def _by_blocks(replay: Replay, parts: Parts) -> Residual | None:
                 if attention is not None and attention.is_block:
                     parts.causal = is_causal(replay)
                 return found
+    for attention in whole_layers(replay) if whole else ():  # narrow parts within one residual sum (MobileBERT)
+        found = explained(replay, _ends(attention, None, (), ""))
+        if found.style is not None:
+            parts.missing, parts.attention, parts.cross = [], attention, None
+            parts.ffn_in, parts.ffn_out, parts.causal = (), "", is_causal(replay)
+            return found
     return None
 
 

@@ -73,6 +73,8 @@ class Replay:
             for name, value in layer.named_buffers()
         }
         self.hidden = torch.randn(self.captured.shape, device=self.device)
+        # Leaves that mix tokens may stand behind a sub-layer's output.
+        self.mixes_behind = False
         with watched_attention() as self.cores:
             self.base = self.run()
         self.streams = self._streams()

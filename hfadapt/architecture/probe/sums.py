@@ -94,12 +94,15 @@ def norm_of(norms: list[Call], value: Tensor) -> Call | None:
 def _behind(replay: Replay, call: Call) -> Call | None:
     """The last of the leaves that take an output one by one: dropout, and a scale for each hidden unit (DINOv2).
 
+    Where nothing else explains a layer, a convolution over tokens too (Inkling).
+
     A leaf that is shared with another place is none.
     """
     found: Call | None = None
     value, hidden = call.output, replay.base.hidden
     for other in replay.base.calls[replay.base.calls.index(call) + 1 :]:
-        if next(other.module.children(), None) is not None or is_linear(other.module):
+        composed = next(other.module.children(), None) is not None
+        if (composed and not replay.mixes_behind) or is_linear(other.module):
             continue
         drops = isinstance(other.module, nn.Dropout)
         if not (drops or is_block(other.path, other.module)) or not same(other.input, value):
@@ -107,7 +110,7 @@ def _behind(replay: Replay, call: Call) -> Call | None:
         if other.output.numel() != hidden.numel() or replay.base.count(other.path) != 1:
             continue
         before, after = other.input.reshape(hidden.shape), other.output.reshape(hidden.shape)
-        if drops or same(after, ratio(after, before) * before):
+        if drops or replay.mixes_behind or same(after, ratio(after, before) * before):
             found, value = other, other.output
     return found
 

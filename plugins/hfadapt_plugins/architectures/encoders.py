@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfadapt.architecture import ArchitectureMap, AttentionMap, stack_map
@@ -60,6 +61,39 @@ def deberta_v2(config: PretrainedConfig) -> ArchitectureMap:
     # version 2 convolves over the first layer's input
     convolves = bool(getattr(config, "conv_kernel_size", 0))
     return ArchitectureMap(config.model_type, (stack,), rereads_input=convolves)
+
+
+def xlm(config: PretrainedConfig) -> ArchitectureMap | tuple[()]:
+    """XLM and FlauBERT: post-norm layers whose parts stand in four lists beside each other; nothing holds a layer.
+
+    FlauBERT's pre-norm form, whose layers have no module at their end, has no map.
+    """
+    if getattr(config, "pre_norm", False):
+        return ()
+    kinds = [
+        stack_map(
+            config,
+            "attentions",
+            num_layers=config.n_layers,
+            hidden_size=config.emb_dim,
+            num_heads=config.n_heads,
+            num_kv_heads=config.n_heads,
+            head_dim=config.emb_dim // config.n_heads,
+            ffn_size=4 * config.emb_dim,
+            causal=bool(config.causal),
+            kind="decoder" if config.causal else "encoder",
+            style="post",
+            attention=AttentionMap("q_lin", "k_lin", "v_lin", "out_lin", module=""),
+            ffn_in=(f"^^.ffns.{layer}.lin1",),
+            ffn_out=f"^^.ffns.{layer}.lin2",
+            norms={"post_attention": f"^^.layer_norm1.{layer}", "post_ffn": f"^^.layer_norm2.{layer}"},
+            embedding="embeddings",
+        )
+        for layer in range(config.n_layers)
+    ]
+    stack = replace(kinds[0], others=dict(enumerate(kinds)))
+    # Sums stand between the parts, where rows cannot become more on the way.
+    return ArchitectureMap(config.model_type, (stack,), rereads_input=True)
 
 
 def distilbert(config: PretrainedConfig) -> ArchitectureMap:
@@ -145,6 +179,8 @@ ARCHITECTURES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), bert),
     "deberta-v2": deberta_v2,
     "distilbert": distilbert,
+    "xlm": xlm,
+    "flaubert": xlm,
     "albert": albert,
     "mpnet": mpnet,
     "modernbert": modernbert,

@@ -45,7 +45,8 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
     if not arch.stacks:
         return targets_by_name(names, config, arch, model)
     layers = select_layers(config, arch)
-    inside = {layer.path for layer in arch.layers()}
+    # The paths of layers, and of the linears that are theirs and stand elsewhere (XLM).
+    inside = {path for layer in arch.layers() for path in (layer.path, *layer.linears.values())}
     found: dict[tuple[str, int, str, str], Target] = {}
     everywhere = config.layers == "all" and config.stack == "all"
     where = f"{config.method} on {arch.model_type}"
@@ -84,11 +85,13 @@ def _in_layer(name: str, layer: LayerMap, model: nn.Module) -> Iterator[Target]:
             yield _target(layer, leaf, part, model)
         return
     module = model.get_submodule(layer.path)
-    for path, child in module.named_modules():
-        full = f"{layer.path}.{path}" if path else layer.path
+    inside = {f"{layer.path}.{path}" if path else layer.path: child for path, child in module.named_modules()}
+    # A layer's parts may stand in lists of their own (XLM).
+    inside |= {path: model.get_submodule(path) for path in layer.linears.values() if path not in inside}
+    for full, child in inside.items():
         if not is_linear(child) or ".hfadapt." in full:
             continue
-        if matches(full, name) or (name == ALL and path.rpartition(".")[2] not in POSITION_TABLES):
+        if matches(full, name) or (name == ALL and full.rpartition(".")[2] not in POSITION_TABLES):
             yield Target(sites.linear(layer, full, model))
 
 
@@ -160,7 +163,7 @@ def _outside(
     return [
         Target(named_site(model, path))
         for path, _ in leaves(model)
-        if matches(path, name) and not path.startswith(starts)
+        if matches(path, name) and not path.startswith(starts) and path not in layers
     ]
 
 
