@@ -112,3 +112,18 @@ def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
     for names in (("all-linear",), ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")):
         found = try_method(model, stock_inputs(model), hfadapt.LoRA(target_modules=names))
         assert (found.verdict, found.places) == ("ok", count), found.reason
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method", "says"),
+    [
+        ("resnet", "bottleneck", "heads on the frozen model"),
+        ("convnext", "bottleneck", "target_modules='all-linear'"),
+        ("mamba", "prefix", "mixed by MambaMixer"),
+    ],
+)
+def test_refusals_name_what_works_for_the_model(model_type: str, method: str, says: str) -> None:
+    model = tiny_of_type(model_type)
+    found = try_method(model, stock_inputs(model), METHODS[method]())
+    assert (found.verdict, says in found.reason) == ("refused", True), found.reason
+    assert "language model" not in found.reason, "a model without one"

@@ -28,6 +28,7 @@ from .stacks import inner_lists, layer_lists, outermost_list
 from .sums import Residual
 from .surroundings import Forward, after_stack, watch_forward, word_embedding
 from .uniform import differences, kinds_of, linears_of
+from .ways_out import ways_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,10 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 2
-_ADVICE = (
-    "lora with target_modules='all-linear' or names of modules, which needs no map; the inner language model alone; or "
-    "attach(..., arch=...) with a map by hfadapt.probe(model, inputs={...}) or by hand (docs/map-an-architecture.md)"
-)
+_ADVICE = "another map"  # the ways out of the model in question stand in its place when the error leaves
 
 
 def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> ArchitectureMap:
@@ -79,6 +77,11 @@ def probe(model: nn.Module, inputs: dict[str, Any] | None = None) -> Architectur
             return _map(root, model, inputs).under(prefix)
         except _CannotRun as reason:
             error = error or reason
+        except ArchitectureError as reason:
+            if reason.try_ != _ADVICE:
+                raise
+            parts = {"where": reason.where, "got": reason.got, "allowed": reason.allowed}
+            raise ArchitectureError(reason.what, **parts, try_=ways_out(model)) from reason
     assert error is not None
     raise error
 
@@ -196,7 +199,12 @@ def _stacks(root: nn.Module, seen: Forward, found: list[tuple[str, ...]]) -> tup
             refused[paths[0].rpartition(".")[0]] = error
     if refused and not stacks:
         raise next(iter(refused.values()))
-    return stacks, {path: str(error) for path, error in refused.items()}
+    return stacks, {path: _why(error) for path, error in refused.items()}
+
+
+def _why(error: ArchitectureError) -> str:
+    """An error without its advice, for the log."""
+    return f"{error.where}: {error.what}; got: {error.got}"
 
 
 def _nothing() -> None:
@@ -261,7 +269,7 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
         raise max(refused, key=lambda pair: len(pair[0]))[1]
     _, most = max(mapped, key=lambda pair: (len(pair[0]), pair[0]))
     others = {index: stack for kind, stack in mapped if stack != most for index in kind}
-    left_out = {index: str(error) for kind, error in refused for index in kind}
+    left_out = {index: _why(error) for kind, error in refused for index in kind}
     return replace(most, others=others, left_out=left_out)
 
 

@@ -86,7 +86,8 @@ def prefix_places(
         raise method.refuse(
             "prefixes need a model that calls attention through transformers' AttentionInterface",
             arch,
-            got=f"{type(model).__name__}, which computes attention by itself",
+            got=f"{type(model).__name__}, whose tokens are mixed by {_mixers(config, arch, model)}",
+            allowed="layers whose attention is a function that from_pretrained can choose",
             try_="lora, bottleneck, parallel or pal, which change no attention core",
         )
     drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
@@ -121,3 +122,9 @@ def prefix_places(
             reads = config.query_norm or config.gate != "none"
             source = sites.attention_input(layer, cross) if reads else None
             yield Place(sites.attention_core(layer, cross, source), delta, variant)
+
+
+def _mixers(config: PrefixConfig, arch: ArchitectureMap, model: nn.Module) -> str:
+    """The classes of what mixes the tokens in the chosen layers."""
+    modules = [layer.attention.module for layer in select_layers(config, arch) if layer.has("attention")]
+    return ", ".join(dict.fromkeys(type(model.get_submodule(path)).__name__ for path in modules)) or "no module"
