@@ -14,20 +14,28 @@ if TYPE_CHECKING:
     from .maps import StackMap
 
 
-def through_interface(model: nn.Module, stacks: Sequence[StackMap]) -> tuple[bool, tuple[str, ...]]:
+def through_interface(model: nn.Module, stacks: Sequence[StackMap]) -> tuple[bool, dict[str, str]]:
     """Whether any stack's attention is a function of ``AttentionInterface``, and the stacks that compute it themselves.
 
     What stands in the place of attention without heads (a state space) has no such function, and is not asked.
 
     Returns:
-        Whether there is one, and the paths of the others.
+        Whether there is one, and the paths of the others with the class of their attention.
     """
-    own, through = [], False
+    own: dict[str, str] = {}
+    through = False
     for stack in stacks:
         answer = _uses_interface(model, stack)
         through |= bool(answer)
-        own += [stack.path] if answer is False else []
-    return through, tuple(own)
+        if answer is False:
+            modules = (
+                join(path, attention.module)
+                for path, kind in _kinds(stack)
+                for attention in (kind.attention, kind.cross_attention)
+                if attention is not None
+            )
+            own[stack.path] = type(model.get_submodule(next(modules))).__name__
+    return through, own
 
 
 def _uses_interface(model: nn.Module, stack: StackMap) -> bool | None:

@@ -292,7 +292,7 @@ class ArchitectureMap:
         model_type: transformers' name of the family.
         attention_interface: Whether any stack's attention goes through ``transformers.AttentionInterface``, which
             prefixes need; read off the model's code, for releases differ.
-        own_attention: Paths of the stacks where it does not.
+        own_attention: Paths of the stacks where it does not, with the class of their attention.
         pooler: The module that pools the last hidden state, where the model has one.
         rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
             convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.
@@ -311,11 +311,11 @@ class ArchitectureMap:
     left_out: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
     lists: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
     unmapped: str = field(default="", compare=False)
-    own_attention: tuple[str, ...] = ()
+    own_attention: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # As of StackMap.
-        vars(self).update({"lists": {}, "left_out": {}, "own_attention": ()} | state)
+        vars(self).update({"lists": {}, "left_out": {}, "own_attention": {}} | state)
 
     @property
     def depths(self) -> dict[str, int]:
@@ -396,5 +396,5 @@ class ArchitectureMap:
         pooler = None if self.pooler is None else join(prefix, self.pooler)
         left_out = {join(prefix, path): why for path, why in self.left_out.items()}
         stacks = tuple(stack.under(prefix) for stack in self.stacks)
-        own = tuple(join(prefix, path) for path in self.own_attention)
+        own = {join(prefix, path): name for path, name in self.own_attention.items()}
         return replace(self, stacks=stacks, pooler=pooler, left_out=left_out, own_attention=own)

@@ -75,7 +75,7 @@ def table_map(
         model_type or maps[0].model_type,
         tuple(stack for arch in maps for stack in arch.stacks),
         attention_interface=any(arch.attention_interface for arch in maps),
-        own_attention=tuple(path for arch in maps for path in arch.own_attention),
+        own_attention={path: name for arch in maps for path, name in arch.own_attention.items()},
         pooler=maps[0].pooler if len(maps) == 1 else None,
         rereads_input=any(arch.rereads_input for arch in maps),
     )

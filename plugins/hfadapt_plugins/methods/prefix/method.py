@@ -97,7 +97,8 @@ def prefix_places(
     chosen = select_layers(config, arch)
     own = [layer for layer in chosen if layer.stack.path in arch.own_attention]
     if own:
-        stacks = ", ".join(dict.fromkeys(layer.stack.path for layer in own))
+        paths = dict.fromkeys(layer.stack.path for layer in own)
+        stacks = ", ".join(f"{path} ({arch.own_attention[path]})" for path in paths)
         if len(own) == len(chosen):
             raise method.refuse(
                 "prefixes need layers that call attention through transformers' AttentionInterface",
@@ -106,7 +107,7 @@ def prefix_places(
                 try_="stack='all'; or lora, bottleneck, parallel or pal, which change no attention core",
             )
         logger.warning("%s leaves out %s, which computes attention by itself", method.name, stacks)
-        chosen = [layer for layer in chosen if layer.stack.path not in arch.own_attention]
+        chosen = [layer for layer in chosen if layer.stack.path not in paths]
     layers = [layer for layer in chosen if attentions_of(config, layer)]
     if without := [layer.path for layer in chosen if not layer.stack.num_heads]:
         shown = ", ".join(without)
