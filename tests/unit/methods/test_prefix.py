@@ -152,7 +152,12 @@ def test_a_part_that_refuses_our_attention_is_an_error_of_ours_and_leaves_the_mo
         self.config._attn_implementation = name
         raise ValueError("ImageTokenizer does not support this implementation")
 
+    def refuses_alone(self, name, *args, **kwargs):
+        raise ValueError("no part supports this implementation")
+
     monkeypatch.setattr(type(model), "set_attn_implementation", refuses)
+    monkeypatch.setattr(type(model), "get_correct_attn_implementation", refuses_alone)
+    monkeypatch.setattr(type(model.bert), "get_correct_attn_implementation", refuses_alone)
     with pytest.raises(AttachError, match="ImageTokenizer does not support") as raised:
         hfadapt.attach(model, "prefix")
     assert "a method that does not change attention's core" in str(raised.value)
