@@ -115,14 +115,20 @@ def _extremes(result: dict[str, Any]) -> str:
 
 
 def _types(result: dict[str, Any]) -> str:
-    """How many types of transformers' run stock, and on how many of these LoRA does all that it promises."""
+    """How many types of transformers' run stock, and on how many of these LoRA and methods with a map do their all."""
     tried = [one["methods"]["lora"] for one in result["types"].values() if "lora" in one.get("methods", {})]
     whole = sum(one["verdict"] == "ok" for one in tried)
     alone = sum(one["verdict"] == "one adapter a batch" for one in tried)
+    mapped = ("bottleneck", "parallel", "low_rank", "lhuc", "pal")
+    runs = [one["methods"] for one in result["types"].values() if set(mapped) <= set(one.get("methods", {}))]
+    every = sum(all(one[name]["verdict"] in ("ok", "one adapter a batch") for name in mapped) for one in runs)
+    five = (
+        f"bottleneck, parallel, low rank, LHUC and PAL do on {every} of the {len(runs)} that were tried with all five"
+    )
     return _wrapped(
         f"**Models**: of the {len(result['types'])} types of transformers {result['transformers']}, {len(tried)} can "
         f"be built tiny and run stock. On {whole} of these LoRA attaches, mixes rows, trains, saves and loads, and on "
-        f"{alone} more all but mixes rows; [the others are refused, and why](benchmarks/sweep/README.md)."
+        f"{alone} more all but mixes rows; {five}; [the others are refused, and why](benchmarks/sweep/README.md)."
     )
 
 
