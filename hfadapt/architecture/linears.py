@@ -75,6 +75,8 @@ def linear_sizes(module: nn.Module) -> tuple[int, int]:
     """Input and output features; transformers' Conv1D keeps its weight as [in, out], as a table of vectors does."""
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels, module.out_channels
+    if isinstance(module, nn.Embedding):  # whose weight may be made of other parameters at every call
+        return module.num_embeddings, module.embedding_dim
     if isinstance(module, _Sized):
         return module.in_features, module.out_features
     rows, columns = module.get_parameter("weight").shape

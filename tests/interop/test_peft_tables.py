@@ -20,12 +20,15 @@ BASES = {
     "gpt2": ("causal-lm", "wte", "c_attn"),
     "llama": ("causal-lm", "embed_tokens", "q_proj"),
     "t5": ("seq2seq-lm", "embed_tokens", "q"),
+    "bart": ("seq2seq-lm", "embed_tokens", "q_proj"),  # multiplied by a number inside its forward
 }
+
+MORE = {"bart": {"scale_embedding": True}}
 
 
 def base(family="bert"):
     torch.manual_seed(0)
-    return tiny_model(family, BASES[family][0]).eval()
+    return tiny_model(family, BASES[family][0], **MORE.get(family, {})).eval()
 
 
 @torch.no_grad()
@@ -57,7 +60,7 @@ def test_a_lora_of_a_table_is_read_and_written(tmp_path, family):
     torch.testing.assert_close(logits(again, family), want, rtol=1e-5, atol=1e-5)
     hfadapt.save(mine, tmp_path / "own")
     assert torch.equal(logits(hfadapt.load(tmp_path / "own", base(family)), family), logits(mine, family))
-    if family in ("bert", "gpt2", "t5"):
+    if family in ("bert", "gpt2", "t5", "bart"):
         tied = base(family).config.tie_word_embeddings and family != "bert"
         if tied:
             with pytest.raises(AttachError, match="tied"):
@@ -65,6 +68,19 @@ def test_a_lora_of_a_table_is_read_and_written(tmp_path, family):
         else:
             hfadapt.merge(mine)
             torch.testing.assert_close(logits(mine, family), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "table"), [("bert", "position_embeddings"), ("gpt2", "wpe")])
+def test_a_table_of_positions_is_read_and_written_with_ranks_of_its_own(tmp_path, family, table):
+    linear = BASES[family][2]
+    patterns = {"rank_pattern": {table: 2}, "alpha_pattern": {table: 7}}
+    theirs = write(tmp_path / "theirs", family, target_modules=[table, linear], **patterns)
+    mine = hfadapt.load(tmp_path / "theirs", base(family))
+    want = logits(theirs, family)
+    torch.testing.assert_close(logits(mine, family), want, rtol=1e-5, atol=1e-5)
+    hfadapt.export(mine, tmp_path / "mine", format="peft")
+    again = PeftModel.from_pretrained(base(family), tmp_path / "mine")
+    torch.testing.assert_close(logits(again, family), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])

@@ -300,6 +300,23 @@ def test_an_input_without_rows_is_an_error():
         model(torch.randn(3, 5))
 
 
+def test_a_convolution_whose_weight_is_read_and_never_called_is_an_error():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front = nn.Conv1d(3, 8, 3)
+            self.score = nn.Linear(8, 4)
+
+        def forward(self, sound):
+            return self.score(nn.functional.conv1d(sound, self.front.weight).mean(-1))
+
+    model = nn.Sequential(Reads())
+    model.config = SimpleNamespace(model_type="net")
+    with pytest.raises(AttachError, match="would never run.*front"):
+        hfadapt.attach(model, hfadapt.LoRA(target_modules=("front",)), train_head=False)
+        model(torch.randn(4, 3, 7))
+
+
 class Film(nn.Module):
     """Frames of a row, read by one convolution: a row's side by side, or all rows' first frames before the second."""
 

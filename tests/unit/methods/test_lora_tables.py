@@ -228,6 +228,16 @@ def test_a_row_has_the_same_bits_whoever_its_neighbours_are():
     assert all(torch.equal(rows[0], row) for row in rows[1:])
 
 
+def test_time_first_has_the_same_bits_before_and_behind_the_first_mixed_batch():
+    model = Net(nn.Embedding(50, 48), _time_first)
+    for name in ("a", "b"):
+        hfadapt.attach(model, hfadapt.LoRA(5, 3.0, ("words",), init="normal"), name, train_head=False, verify=False)
+    given = torch.randint(0, 50, (3, 7))
+    before = model(given, task_ids="a")
+    mixed = model(given, task_ids=["a", "b", "a"])
+    assert torch.equal(model(given, task_ids="a"), before) and torch.equal(mixed[0], before[0])
+
+
 def test_adapters_of_tables_are_averaged_and_stacked():
     model, given = adapted(), ids()
     stock = net()
@@ -290,6 +300,33 @@ def test_a_forward_of_its_own_runs_updated_by_the_name_of_its_parameter():
     weight = net(lambda: Positions(22, 8)).words.weight
     want = model.score((weight + own.config.scale * (own.lora_b @ own.lora_a)[0])[given + 2]).tanh()
     torch.testing.assert_close(model(given), want, rtol=0, atol=1e-12)
+
+
+def test_a_table_that_was_resized_is_an_error_of_its_own():
+    model = tiny_model("bert", None).eval()
+    hfadapt.attach(model, hfadapt.LoRA(target_modules=("word_embeddings",)))
+    model.resize_token_embeddings(model.config.vocab_size + 5, mean_resizing=False)
+    for call in (lambda: model(**tiny_inputs("bert", None)), lambda: hfadapt.merge(model)):
+        with pytest.raises(AttachError, match="word_embeddings.*another number of vectors.*before attach"):
+            call()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "table", "convolution"])
+def test_an_update_is_not_folded_into_a_weight_that_is_forgotten_with_the_call(kind, dora):
+    made = {"linear": nn.Linear(8, 8), "table": nn.Embedding(20, 8), "convolution": nn.Conv1d(8, 8, 3)}[kind]
+    if dora and kind != "linear":
+        pytest.skip("no DoRA of it")
+    given = ids() if kind == "table" else torch.randn(4, 8, 8).double()
+    model = net(lambda: nn.utils.parametrizations.weight_norm(made))
+    model.score = nn.Identity()
+    hfadapt.attach(model, hfadapt.LoRA(2, 3.0, ("words",), init="normal", dora=dora), train_head=False, verify=False)
+    randomize(model)
+    want = model(given)
+    assert not torch.allclose(want, model(given, task_ids=[None] * 4))
+    with pytest.raises(AttachError, match="words: cannot fold.*made of other parameters at every call"):
+        hfadapt.merge(model)
+    assert torch.equal(model(given), want)
 
 
 def test_a_misspelt_table_is_told_the_near_name():

@@ -15,7 +15,7 @@ from hfadapt.errors import AttachError
 from hfadapt_kernels import draw_seed, drop_rows, row_linear, rowwise
 
 from ..shared.rows import change_rows
-from .delta import LoRADelta
+from .delta import LoRADelta, require_own_weight
 
 __all__ = ["ConvolutionDelta"]
 
@@ -89,15 +89,8 @@ class ConvolutionDelta(LoRADelta):
             AttachError: the weight is made of others at every call (a weight norm), or the base has no bias to take
                 the update's.
         """
-        weight = leaf._parameters.get("weight")
-        if weight is None:
-            raise AttachError(
-                "cannot fold the update into the weight: it is made of other parameters at every call",
-                where=self.site.leaf,
-                got=type(leaf).__name__,
-                allowed="a module whose weight is a parameter of its own",
-                try_="keep the adapter attached, or torch.nn.utils.parametrize.remove_parametrizations first",
-            )
+        require_own_weight(leaf, self.site.leaf)
+        weight = leaf.get_parameter("weight")
         own: Any = self.own(name)
         self.merge_bias(name, leaf)
         # In float64, so that a bfloat16 base is rounded once.

@@ -21,7 +21,7 @@ from .prototype import Prototypes
 if TYPE_CHECKING:
     from .config import LoRA
 
-__all__ = ["LoRADelta", "quantised"]
+__all__ = ["LoRADelta", "quantised", "require_own_weight"]
 
 
 def quantised(place: str, name: str, weight: object) -> AttachError:
@@ -33,6 +33,22 @@ def quantised(place: str, name: str, weight: object) -> AttachError:
         allowed="a weight of float32, float16 or bfloat16",
         try_="load the base without quantization_config and merge there, or keep the adapter attached",
     )
+
+
+def require_own_weight(leaf: nn.Module, place: str) -> None:
+    """Raise where a merge would change a weight that is forgotten with the call.
+
+    Raises:
+        AttachError: the weight is made of other parameters at every call (a weight norm).
+    """
+    if leaf._parameters.get("weight") is None:
+        raise AttachError(
+            "cannot fold the update into the weight: it is made of other parameters at every call",
+            where=place,
+            got=type(leaf).__name__,
+            allowed="a module whose weight is a parameter of its own",
+            try_="keep the adapter attached, or torch.nn.utils.parametrize.remove_parametrizations first",
+        )
 
 
 class LoRADelta(Delta):
@@ -119,7 +135,12 @@ class LoRADelta(Delta):
         return kept.of(name, list(self.own(name).parameters()), self.matrices, self.training)
 
     def merge(self, name: str, leaf: nn.Module) -> None:
-        """Add ``s B A`` to the weight of ``leaf``."""
+        """Add ``s B A`` to the weight of ``leaf``.
+
+        Raises:
+            AttachError: the update is no change of the weight (a gate), or the weight cannot take it: it is quantised,
+                or made of other parameters at every call.
+        """
         config: LoRA = self.config(name)
         weight = getattr(leaf, "weight", None)
         if config.gate != "none":
@@ -132,6 +153,7 @@ class LoRADelta(Delta):
             )
         if weight is None or not weight.is_floating_point():
             raise quantised(self.site.leaf, name, weight)
+        require_own_weight(leaf, self.site.leaf)
         a, b = self.matrices(name, double=True)
         self.merge_bias(name, leaf)
         # In float64, so that a bfloat16 base is rounded once.

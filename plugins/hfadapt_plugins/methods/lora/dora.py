@@ -14,7 +14,7 @@ from hfadapt.method import tensors_of
 from hfadapt_kernels import grouped_lora
 
 from ..shared.norms import keep_without_adapter, over_tokens
-from .delta import LoRADelta
+from .delta import LoRADelta, require_own_weight
 
 if TYPE_CHECKING:
     from .config import LoRA
@@ -91,7 +91,12 @@ class DoRADelta(LoRADelta):
         return "it scales the linear's own output too"
 
     def merge(self, name: str, leaf: nn.Module) -> None:
-        """Replace the weight of ``leaf`` by ``g |W| / |W + s B A| (W + s B A)``."""
+        """Replace the weight of ``leaf`` by ``g |W| / |W + s B A| (W + s B A)``.
+
+        Raises:
+            AttachError: it is quantised, or made of other parameters at every call.
+        """
+        require_own_weight(leaf, self.site.leaf)
         config: LoRA = self.config(name)
         inside, weight = self.own(name), weight_of(leaf).double()
         whole = weight + config.scale * (inside.lora_b.double() @ inside.lora_a.double())

@@ -28,14 +28,14 @@ __all__ = ["LoRAMethod"]
 
 
 class LoRAMethod(Method):
-    """Low-rank updates of linears."""
+    """Low-rank updates of linears, tables of vectors, convolutions and parameters."""
 
     name = "lora"
     config_class = LoRA
     capabilities = Capabilities(mergeable=True, fusable=True, ops=("grouped_lora",))
     family = "unified view"
     paper = "Hu et al. 2021, arXiv:2106.09685"
-    summary = "low-rank update of any linear, also of the slices of a fused one"
+    summary = "low-rank update of any linear (also of the slices of a fused one), table of vectors or convolution"
     tests = "tests/unit/methods/test_lora.py"
     exports: ClassVar[Mapping[str, Any]] = {"save_peft": save_peft}
     foreign: ClassVar[Mapping[str, Mapping[str, Any]]] = {"peft": {"LORA": read_lora}}
@@ -55,7 +55,11 @@ class LoRAMethod(Method):
         return combine_loras(model, weights, how)
 
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
-        """One update at every linear that ``config.target_modules`` names."""
+        """One update at everything that ``config.target_modules`` names.
+
+        Raises:
+            AttachError: a name matches nothing, or means what takes no such update.
+        """
         for target in find_targets(config.target_modules, config, arch, model):
             if target.site.slot == "table":
                 if config.dora or config.bias or config.gate != "none":

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hfadapt import Rows, Weights
-from hfadapt_kernels import row_linear
+from hfadapt.errors import AttachError
+from hfadapt_kernels import TaskBatch, grouped_lora
 
 from ..shared.rows import change_rows
 from .delta import LoRADelta
@@ -33,25 +34,57 @@ class TableDelta(LoRADelta):
         weights.lora_b = self.parameter((self.site.changed_width, config.r), lambda t: nn.init.normal_(t, std=std))
 
     def forward(self, value: Tensor, source: Tensor, rows: Rows) -> Tensor:
-        """Return the changed vectors ``[B, T, D]`` of ids ``source`` ``[B, T]``; there is nothing to drop out."""
+        """Return the changed vectors ``[B, T, D]`` of ids ``source`` ``[B, T]``; there is nothing to drop out.
+
+        Raises:
+            AttachError: the table was resized.
+        """
         each = self.each(rows.names)
         leaf: Any = rows.leaf
+        self._require_size(leaf)
         factor = factor_of(leaf)
 
         def compute(index: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
             one, ids = each[index], pick(source)
-            update = row_linear(torch.nn.functional.embedding(ids, one.lora_a.T), one.lora_b)
+            update = _up(torch.nn.functional.embedding(ids, one.lora_a.T), one.lora_b)
             # One factor after the other: their product would be rounded to the dtype of the base's.
             update = _without_padding(update * one.config.scale * factor, ids, leaf.padding_idx)
             return pick(value) + update.to(value.dtype)
 
         return change_rows(rows.batch, value, compute)
 
+    def merge(self, name: str, leaf: nn.Module) -> None:
+        """Add ``s (B A)^T`` to the weight of ``leaf``.
+
+        Raises:
+            AttachError: as of a linear; or the table was resized.
+        """
+        self._require_size(leaf)
+        super().merge(name, leaf)
+
+    def _require_size(self, leaf: Any) -> None:
+        if leaf.num_embeddings != self.site.read_width:
+            raise AttachError(
+                "a table with a LoRA has another number of vectors than when it was attached",
+                where=self.site.leaf,
+                got=f"{leaf.num_embeddings} vectors",
+                allowed=f"{self.site.read_width}, of which A has a column each",
+                try_="resize_token_embeddings before attach; or hfadapt.detach, and attach on the resized model",
+            )
+
     def cannot_fuse(self, name: str) -> str:
         return "it changes a table, and reads no states"
 
     def cannot_route(self, name: str) -> str:
         return "it changes a table, and reads no states"
+
+
+def _up(inner: Tensor, b: Tensor) -> Tensor:
+    """``inner B^T``: by the op, whose sums are those of one place, whether ids have the batch or time first."""
+    if not inner.shape[0]:
+        return torch.nn.functional.linear(inner, b)
+    same = torch.eye(b.shape[1], dtype=b.dtype, device=b.device)
+    return grouped_lora(inner, [same], [b], 1.0, TaskBatch.single(inner.shape[0], inner.device))
 
 
 def factor_of(leaf: Any) -> Any:
