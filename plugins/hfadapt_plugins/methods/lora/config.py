@@ -72,14 +72,14 @@ class LoRA(LinearUpdate):
     Args:
         r: Rank.
         lora_alpha: Scale of the update, divided by the rank (or its root).
-        target_modules: Which linears, tables, convolutions or parameters: roles (``query``, ``key``, ``value``, ``output``, ``ffn_in``, ``ffn_out``; with
-            ``self_`` or ``cross_`` in front for one of two attentions), names of modules as in their path's end
-            (``q_proj``, ``attention.self.query``), regular expressions for whole paths (``.*layers.[02].*_proj``), or
-            ``"all-linear"``. A name may be that of a table of vectors, such as the word embeddings, and where it is no
-            linear's, of convolutions, and else of parameters that a module reads itself (``experts.gate_up_proj``: one
-            update for each of the matrices that are stacked in it). A role that a fused linear serves (GPT-2's
-            ``c_attn``) gets its own slice of that linear's output. Roles are those of the model's map; in a model
-            without one every entry is a name.
+        target_modules: What is updated: roles of linears (``query``, ``key``, ``value``, ``output``, ``ffn_in``,
+            ``ffn_out``; with ``self_`` or ``cross_`` in front for one of two attentions), names of modules as in their
+            path's end (``q_proj``, ``attention.self.query``), regular expressions for whole paths
+            (``.*layers.[02].*_proj``), or ``"all-linear"``. A name may be that of a table of vectors, such as the word
+            embeddings, and where it is no linear's, of convolutions, and else of parameters that a module reads itself
+            (``experts.gate_up_proj``: one update for each of the matrices that are stacked in it). A role that a fused
+            linear serves (GPT-2's ``c_attn``) gets its own slice of that linear's output. Roles are those of the
+            model's map; in a model without one every entry is a name.
         dropout: Dropout on what the update reads; ids of a table have nothing to drop.
         use_rslora: Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
         gate: ``"none"``, ``"token"``, ``"mean"`` or ``"mean_padded"``: UniPELT's gate on the update.
