@@ -23,7 +23,10 @@
 namespace hfk {
 namespace HFK_NAMESPACE {
 
-#if defined(__AVX512F__)
+// HFK_VECTOR_LENGTH: a test tries another processor's on this one (tests/kernels/emulated).
+#if defined(HFK_VECTOR_LENGTH)
+constexpr int VL = HFK_VECTOR_LENGTH;
+#elif defined(__AVX512F__)
 constexpr int VL = 16;
 #elif defined(__AVX2__)
 constexpr int VL = 8;

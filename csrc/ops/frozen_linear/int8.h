@@ -16,7 +16,7 @@ constexpr float kInt8Least = 0x1p-100f;
 
 // The product as it is rounded to float32: what follows it may not be joined with it.
 static HFK_INLINE V rounded(V v) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(HFK_VECTOR_LENGTH)
   __asm__("" : "+v"(v));
 #else
   __asm__("" : "+m"(v));
@@ -29,7 +29,7 @@ static HFK_INLINE VI nearest(V v) {
   return (VI)_mm512_cvtps_epi32((__m512)v);
 #elif defined(__AVX2__)
   return (VI)_mm256_cvtps_epi32((__m256)v);
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(HFK_VECTOR_LENGTH)
   return (VI)_mm_cvtps_epi32((__m128)v);
 #else
   VI r;

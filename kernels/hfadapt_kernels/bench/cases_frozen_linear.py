@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from ..frozen_linear import PackedLinear, frozen_linear
 from .case import Case, Workload
-from .rivals import gradients, inference, onednn_linear
+from .rivals import gradients, inference, onednn_linear, torch_dynamic_linear
 
 __all__ = ["cases"]
 
@@ -17,7 +19,7 @@ ROWS = 2048
 def _forward(kind: str, inputs: int, outputs: int) -> Workload:
     x, weight, bias = torch.randn(ROWS, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
     packed = PackedLinear(weight, kind)
-    low = kind != "float32"
+    low = kind not in ("float32", "int8_dynamic")
     onednn = onednn_linear(weight.bfloat16() if low else weight, bias.bfloat16() if low else bias)
     given = x.bfloat16() if low else x
     low_weight, low_bias = weight.bfloat16(), bias.bfloat16()
@@ -25,6 +27,8 @@ def _forward(kind: str, inputs: int, outputs: int) -> Workload:
     if low:
         calls["F.linear bfloat16"] = lambda: F.linear(given, low_weight, low_bias)
 
+    if kind == "int8_dynamic":
+        calls["torch, dynamic int8"] = functools.partial(torch_dynamic_linear(weight, bias), x)
     return Workload(
         ours=inference(lambda: frozen_linear(given, packed, bias)),
         rivals={name: inference(call) for name, call in calls.items()},
@@ -36,7 +40,7 @@ def _forward(kind: str, inputs: int, outputs: int) -> Workload:
 
 
 def _both(kind: str) -> Workload:
-    low = kind != "float32"
+    low = kind not in ("float32", "int8_dynamic")
     x, weight, grad = torch.randn(ROWS, 768), torch.randn(768, 768), torch.randn(ROWS, 768)
     given = (x.bfloat16() if low else x).requires_grad_()
     plain = x.clone().requires_grad_()
@@ -54,7 +58,7 @@ def _both(kind: str) -> Workload:
 def cases() -> list[Case]:
     """Square and feed-forward shapes of a hidden size of 768."""
     found = []
-    for kind, goal in (("float32", 2.2), ("bfloat16", 4.2), ("int8", None)):
+    for kind, goal in (("float32", 2.2), ("bfloat16", 4.2), ("int8", None), ("int8_dynamic", None)):
         for inputs, outputs in ((768, 768), (768, 3072), (3072, 768)):
             goals = {"F.linear float32": goal} if goal and inputs == outputs else {}
             found.append(

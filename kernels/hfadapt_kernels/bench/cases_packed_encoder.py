@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..frozen_linear import PackedLinear, frozen_linear
 from .case import Case, Workload
-from .rivals import inference, onednn_linear
+from .rivals import inference, onednn_linear, torch_dynamic_linear
 
 __all__ = ["cases"]
 
@@ -65,6 +65,9 @@ def _forward(kind: str) -> Workload:
     if kind == "float32":
         onednn = _encoder(weights, onednn_linear)
         rivals["oneDNN, packed"] = inference(lambda: onednn(x))
+    elif kind == "int8_dynamic":
+        dynamic = _encoder(weights, torch_dynamic_linear)
+        rivals["torch, dynamic int8"] = inference(lambda: dynamic(x))
     else:
         low = _encoder([[w.bfloat16() for w in layer] for layer in weights], _plain)
         given = x.bfloat16()
@@ -75,14 +78,14 @@ def _forward(kind: str) -> Workload:
         rivals=rivals,
         flops=2.0 * LAYERS * tokens * (per_token + 2 * TOKENS * D),
         bytes=4.0 * LAYERS * (per_token + 12 * tokens * D),
-        dtype="float32" if kind == "float32" else "bfloat16",
+        dtype="float32" if kind in ("float32", "int8_dynamic") else "bfloat16",
         shape={"layers": LAYERS, "rows": ROWS, "tokens": TOKENS, "hidden": D, "weights": kind},
     )
 
 
 def cases() -> list[Case]:
-    """A float32 model whose linears are packed as float32, bfloat16 and int8."""
+    """A float32 model whose linears are packed as float32, bfloat16, int8 and int8 rows too."""
     return [
         Case(f"encoder of {LAYERS} layers packed as {kind}", "frozen_linear", lambda kind=kind: _forward(kind))
-        for kind in ("float32", "bfloat16", "int8")
+        for kind in ("float32", "bfloat16", "int8", "int8_dynamic")
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["compiled", "gradients", "inference", "onednn_linear"]
+__all__ = ["compiled", "gradients", "inference", "onednn_linear", "torch_dynamic_linear"]
 
 
 def onednn_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -20,6 +21,17 @@ def onednn_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tenso
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
     return apply
+
+
+def torch_dynamic_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """torch's int8 product, inputs rounded as they come by one scale for all of them; inference only."""
+    scale = weight.detach().abs().amax(1).double() / 127
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it will be removed some day
+        zero = torch.zeros(len(scale), dtype=torch.int64)
+        rounded = torch.quantize_per_channel(weight.detach(), scale, zero, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, bias)
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)
 
 
 def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
