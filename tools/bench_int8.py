@@ -57,8 +57,8 @@ def task_scores(name: str, models: dict[str, Any], tokenizer: Any, most: int) ->
     from hfadapt.data import bundled
 
     kind, data = bundled.describe(name), bundled.load(name)
-    train = list(data["train"].shuffle(seed=0).select(range(min(most, len(data["train"])))))
-    test = list(data["test"].select(range(min(most, len(data["test"])))))
+    train: Any = list(data["train"].shuffle(seed=0).select(range(min(most, len(data["train"])))))
+    test: Any = list(data["test"].select(range(min(most, len(data["test"])))))
     labels = torch.tensor([row["label"] for row in train])
     regression = kind.kind == "regression"
     target = labels.double()[:, None] if regression else torch.nn.functional.one_hot(labels.long()).double()
