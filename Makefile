@@ -73,7 +73,7 @@ browser: $(VENV)/.test ## the page of hfadapt serve in a headless chromium, whic
 	$(PYTEST) -m browser tests/unit
 
 compile: $(VENV)/.test ## every method compiled on every architecture, forward and back: half an hour
-	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance
+	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance tests/unit/test_capturable.py
 
 thorough: $(VENV)/.test ## hundreds of random cases where the tests take a sample: kernels, rows, damaged folders
 	$(PYTEST) -m thorough -n $(JOBS) --dist worksteal tests

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import composition
 from .composition import Node, steps_of
+from .lookup import looked_up
 
 if TYPE_CHECKING:
     from hfadapt_kernels import TaskBatch
@@ -57,8 +58,7 @@ class Step:
             ids: int64 ``[B]``, a routable id a row, or -1.
             entries: One for each routable id; rows of -1 get -1.
         """
-        # In a traced graph nobody has looked at the ids: -1 must not count from the end of the table.
-        return torch.tensor([-1, *entries], dtype=torch.int64, device=ids.device)[ids + 1]
+        return looked_up(ids, entries)
 
     def used(self, tasks: set[int]) -> tuple[str, ...]:
         """Return the adapters that rows with these ids use."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import RoutingError, did_you_mean
 from .composition import Composition
 from .growth import Reach
+from .lookup import looked_up, require_in_range
 from .routing import all_tasks_take_part
 
 __all__ = ["BASE", "TaskIds", "Together", "parse", "task_number", "task_rows"]
@@ -60,8 +61,8 @@ class TaskIds:
         if self.uniform is not None:
             return TaskIds(entry(self.uniform))
         assert self.ids is not None
-        ids = torch.tensor([-1, *table], dtype=torch.int64, device=self.ids.device)[self.ids + 1]
-        return TaskIds(None, ids, None if self.listed is None else tuple(entry(i) for i in self.listed))
+        listed = None if self.listed is None else tuple(entry(i) for i in self.listed)
+        return TaskIds(None, looked_up(self.ids, table), listed)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def parse(
         if torch.compiler.is_compiling():
             ids = task_ids if task_ids.dim() else task_ids.expand(rows or 1)
             _check_count(ids.shape[0], rows)
-            return TaskIds(None, ids.to(device, torch.int64))
+            ids = ids.to(device, torch.int64)
+            require_in_range(ids, len(names))
+            return TaskIds(None, ids)
         given: Any = _as_list(task_ids)
     else:
         given = task_ids.tolist() if hasattr(task_ids, "tolist") else task_ids  # arrays and numbers of numpy
