@@ -91,6 +91,21 @@ def test_each_part_is_written_as_it_ends_and_a_broken_one_costs_itself_alone(tmp
     assert not (tmp_path / "c_never.json").exists()
 
 
+def test_the_sizes_on_a_card_are_those_that_the_goals_name():
+    from hfadapt_kernels.bench.gpu.neighbours import _CHANGES
+    from hfadapt_kernels.bench.gpu.sizes import CARD
+
+    assert CARD.repeats == 20
+    assert all(size.rows * size.tokens >= 16384 for size in CARD.large)
+    assert [size.tasks for size in CARD.large] == [8, 64, 512]
+    assert CARD.captured.rows * CARD.captured.tokens == 2048
+    assert CARD.encoder[0] == 6 and CARD.encoder[1].tasks == 32
+    assert CARD.dtypes == (torch.float32, torch.bfloat16)
+    # Odd ones: no count of tokens, width or rank that a block divides, and ranks that differ between tasks.
+    assert any(size.tokens % 2 and size.width % 16 and size.rank % 8 for size in CARD.odd)
+    assert len(_CHANGES.keys() - {"committed"}) == 3
+
+
 def test_each_goal_says_where_and_when_it_was_measured_or_not_yet():
     """A card and a date stand beside the files of that run; the goals are those of the ops' pages, all ten."""
     folder = ROOT / "benchmarks" / "gpu"

@@ -14,7 +14,7 @@ from .calls import OPS, Call, make
 from .sizes import Size, Sizes
 from .timing import captured
 
-__all__ = ["correctness", "equal_bits"]
+__all__ = ["correctness", "equal_bits", "replayed"]
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def correctness(sizes: Sizes, device: str) -> Iterator[Row]:
         for size in sizes.odd:
             for dtype in sizes.dtypes:
                 yield _compared(op, size, dtype, device)
-        yield _replayed(op, sizes, device)
+        yield replayed(op, sizes, device)
 
 
 def _compared(op: str, size: Size, dtype: torch.dtype, device: str) -> Row:
@@ -63,7 +63,8 @@ def _compared(op: str, size: Size, dtype: torch.dtype, device: str) -> Row:
     return row
 
 
-def _replayed(op: str, sizes: Sizes, device: str) -> Row:
+def replayed(op: str, sizes: Sizes, device: str) -> Row:
+    """The row of a captured step: whether each replay, with other ids, gave the bits of the same step not captured."""
     call = make(op, sizes.captured, sizes.dtypes[-1], device)
     right = True
     with use_backend("triton"):
