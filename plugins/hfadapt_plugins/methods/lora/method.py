@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hfadapt import Capabilities, Method, Place
 
 from ..shared.gating import gate_variant
-from .combining import combine_loras
 from .config import LoRA
 from .convolution import ConvolutionDelta
 from .delta import LoRADelta
@@ -52,6 +51,8 @@ class LoRAMethod(Method):
 
     def combine(self, model: PreTrainedModel, weights: Mapping[str, float], how: Combination) -> Combined:
         """By any of the methods of ``hfadapt.combine``."""
+        from .combining import combine_loras
+
         return combine_loras(model, weights, how)
 
     def place(self, config: LoRA, arch: ArchitectureMap, model: PreTrainedModel) -> Iterable[Place]:
