@@ -20,7 +20,7 @@ from typing import Any
 
 from bench_path import machine
 
-PACKED = {"lora, packed": "float32", "lora, int8": "int8"}
+PACKED = {"lora, packed": "float32", "lora, int8": "int8", "lora, int8_dynamic": "int8_dynamic"}
 KINDS = ("full fine-tuning", "peft lora", "lora", *PACKED, "bottleneck", "pal")
 RIVAL, WHOLE = "peft lora", "full fine-tuning"
 
