@@ -19,6 +19,7 @@ from hfadapt_kernels import PackedLinear, frozen_linear
 from hfadapt_kernels.frozen_linear.int8_dynamic import DYNAMIC, MOST_INPUTS
 
 from ..errors import ConfigError, did_you_mean
+from ..errors.arguments import require_switches
 from ..errors.inside import require_itself
 from .attachment import uncompiled
 from .fastest import fastest, slowdown
@@ -117,6 +118,7 @@ def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) ->
             allowed=", ".join(_DTYPES),
             try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
         )
+    require_switches(where="hfadapt.pack", keep_outliers=keep_outliers)
     if not keep_outliers and dtype not in (DYNAMIC, "fastest"):
         raise ConfigError(
             f"{dtype} keeps no outliers",

@@ -41,12 +41,13 @@ def require_own_weight(leaf: nn.Module, place: str) -> None:
     Raises:
         AttachError: the weight is made of other parameters at every call (a weight norm).
     """
-    if leaf._parameters.get("weight") is None:
+    # Another module may hold the parameter: peft's layers show that of the linear inside.
+    if not isinstance(getattr(leaf, "weight", None), nn.Parameter):
         raise AttachError(
             "cannot fold the update into the weight: it is made of other parameters at every call",
             where=place,
             got=type(leaf).__name__,
-            allowed="a module whose weight is a parameter of its own",
+            allowed="a module whose weight is a parameter",
             try_="keep the adapter attached, or torch.nn.utils.parametrize.remove_parametrizations first",
         )
 

@@ -52,6 +52,8 @@ def find_targets(names: Sequence[str], config: MethodConfig, arch: ArchitectureM
     where = f"{config.method} on {arch.model_type}"
     for name in names:
         targets = [t for layer in layers for t in _in_layer(name, layer, model)]
+        if not targets and name in ROLES:  # the map has no such role; its layers may have a linear of that name
+            targets = [t for layer in layers for t in _named_in_layer(name, layer, model)]
         # A role is one of the map's own linears, and never a module of that name elsewhere, such as in another tower.
         if name not in ROLES and name != ALL:
             targets += _outside(name, inside, model, linear_leaves) if everywhere else []
@@ -84,6 +86,10 @@ def _in_layer(name: str, layer: LayerMap, model: nn.Module) -> Iterator[Target]:
         for leaf, part in (pair for role, pair in roles.items() if role in ROLES[name]):
             yield _target(layer, leaf, part, model)
         return
+    yield from _named_in_layer(name, layer, model)
+
+
+def _named_in_layer(name: str, layer: LayerMap, model: nn.Module) -> Iterator[Target]:
     module = model.get_submodule(layer.path)
     inside = {f"{layer.path}.{path}" if path else layer.path: child for path, child in module.named_modules()}
     # A layer's parts may stand in lists of their own (XLM).
