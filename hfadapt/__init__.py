@@ -217,11 +217,6 @@ def _plugin_names() -> dict[str, tuple[Any, str]]:
     }
 
 
-def _plugin_exports() -> dict[str, Any]:
-    """What plugins registered, by Python name."""
-    return {name: _exports_of(registry[entry])[name] for name, (registry, entry) in _plugin_names().items()}
-
-
 def _exports_of(entry: Any) -> dict[str, Any]:
     """What one thing that a plugin registered brings, by Python name."""
     exports = dict(getattr(entry, "exports", {}))

@@ -1,6 +1,6 @@
 """What transformers' auto classes call for a folder of ours: it gives the model that was saved, adapters in place.
 
-It is imported with hfadapt wherever transformers is there, so that what opens a folder is imported when one is opened.
+It is imported together with hfadapt, to register its classes; what they need to open a folder is imported inside.
 """
 
 from __future__ import annotations

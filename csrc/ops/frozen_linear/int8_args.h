@@ -4,7 +4,7 @@
 
 namespace hfk {
 
-// How int8 is multiplied (gemm/int8.h). Ordered from slowest to fastest; the names stand in hfadapt_kernels/native.py.
+// How int8 is multiplied (gemm/int8.h). Ordered from slowest to fastest; the names stand in hfadapt_kernels/int8_ways.py.
 enum Int8Way : int { kInt8Pairs = 0, kInt8Bytes = 1, kInt8Tiles = 2 };
 
 struct Int8LinearArgs {

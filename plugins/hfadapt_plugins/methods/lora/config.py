@@ -75,9 +75,10 @@ class LoRA(LinearUpdate):
         target_modules: What is updated: roles of linears (``query``, ``key``, ``value``, ``output``, ``ffn_in``,
             ``ffn_out``; with ``self_`` or ``cross_`` in front for one of two attentions), names of modules as in their
             path's end (``q_proj``, ``attention.self.query``), regular expressions for whole paths
-            (``.*layers.[02].*_proj``), or ``"all-linear"``: the linears of the map's layers (of a model without a map
-            all but those of its output head). A name may be that of a table of vectors, such as the word embeddings,
-            and where it is no linear's, of convolutions, and else of parameters that a module reads itself
+            (``.*layers.[02].*_proj``), or ``"all-linear"``: the linears of the map's layers; of a model without a map
+            those in lists of modules, or without such lists all, its output head left out. A name may be that of a
+            table of vectors, such as the word embeddings, and where it is no linear's, of convolutions, and else of
+            parameters that a module reads itself
             (``experts.gate_up_proj``: one update for each of the matrices that are stacked in it). A role that a fused
             linear serves (GPT-2's ``c_attn``) gets its own slice of that linear's output. Roles are those of the
             model's map; in a model without one every entry is a name.
