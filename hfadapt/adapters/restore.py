@@ -16,7 +16,7 @@ from ..method.delta import Weights
 from ..runtime.attachment import find_attachment
 from ..runtime.leaf_hooks import Hook
 from ..runtime.packing import packed_weights
-from ..runtime.parts import others_weights, parts_of, tensors_in
+from ..runtime.parts import others_shared, others_weights, parts_of, tensors_in
 from ..runtime.watch import watch
 from .detach import detach
 from .edits import restore_attention, restore_chunks, restore_map
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..runtime.attachment import Attachment
 
-__all__ = ["all_or_nothing", "as_described", "meta_copy", "rehearsal"]
+__all__ = ["all_or_nothing", "as_described", "hook_tables", "meta_copy", "rehearsal"]
 
 
 def meta_copy(model: PreTrainedModel, *, joins: bool = True) -> PreTrainedModel:
@@ -50,6 +50,8 @@ def meta_copy(model: PreTrainedModel, *, joins: bool = True) -> PreTrainedModel:
         if known is None:
             known = stand_ins[id(weights.config)] = Weights(weights.config)
         memo[id(weights)] = known
+    for shared in () if joins else others_shared(model):
+        memo[id(shared)] = nn.ModuleDict()
     for tensor in (*model.parameters(), *model.buffers()) if joins else tensors_in(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = (
@@ -58,7 +60,7 @@ def meta_copy(model: PreTrainedModel, *, joins: bool = True) -> PreTrainedModel:
     for tensor in packed_weights(model):  # a transposed one is no parameter itself
         memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
     modules = model.modules() if joins else parts_of(model)
-    tables = [table for module in modules for table in _hook_tables(module)]
+    tables = [table for module in modules for table in hook_tables(module)]
     memo.update((id(table), OrderedDict()) for table in tables)
     try:
         twin = copy.deepcopy(model, memo)
@@ -76,7 +78,8 @@ def meta_copy(model: PreTrainedModel, *, joins: bool = True) -> PreTrainedModel:
     return twin
 
 
-def _hook_tables(module: nn.Module) -> Iterator[Any]:
+def hook_tables(module: nn.Module) -> Iterator[Any]:
+    """Yield the dictionaries in which torch keeps the hooks of a module."""
     for key, value in vars(module).items():
         if key.startswith(("_forward_", "_backward_", "_state_dict_", "_load_state_dict_")) and isinstance(value, dict):
             yield value
@@ -128,7 +131,7 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
     # The data as well as the tensor: a head that is trained in place may become float32.
     tensors = [(t, t.data, t.requires_grad) for t in tensors_in(model)]
     values = [(t.data, t.detach().clone()) for t in overwritten]
-    tables = [table for module in parts_of(model) for table in _hook_tables(module)]
+    tables = [table for module in parts_of(model) for table in hook_tables(module)]
     hooks = {id(table): dict(table) for table in tables if table}  # most are empty, a dozen a module
     try:
         yield
@@ -145,8 +148,11 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
             _reset(model, found, before)
         with torch.no_grad():
             for tensor, data, trains in tensors:
-                tensor.data = data
-                tensor.requires_grad_(trains)
+                # Only where something changed: a copy of the model may be running on the same tensors.
+                if tensor.dtype != data.dtype or tensor.data_ptr() != data.data_ptr():
+                    tensor.data = data
+                if tensor.requires_grad != trains:
+                    tensor.requires_grad_(trains)
             for data, value in values:
                 data.copy_(value)
         raise

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.saved_tensors import require_finite
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..errors.limits import require_number
+from ..multitask.beside import forget_tasks, model_beside, take_over
 from ..runtime.packing import pack, packed_as
 from .answers import readable
-from .batches import PaddedCollator
+from .changes import Change, Served, served_tasks
 from .every_task import EveryTaskAtOnce
 from .folders import Source, add_folder, model_of, named_folders, source_of, tasks_in
 from .isolated import Changed, Planned
@@ -88,9 +89,10 @@ class Engine(EveryTaskAtOnce):
         self._sources: dict[str, Source] = {}
         self._loading: dict[str, Any] = {}
         self._made = 0
+        self._changes = threading.Lock()
         self._start(isolation)
-        self._take_up(model.tasks)
-        self._call({task.name: task.name for task in model.tasks})
+        self._take_up(model, model.tasks)
+        self._serve(self._tasks_of(model, {task.name: task.name for task in model.tasks}))
 
     @classmethod
     def from_pretrained(
@@ -208,14 +210,15 @@ class Engine(EveryTaskAtOnce):
                 engine is as it was.
             TaskError: a name is taken, or the folder has no head that answers.
         """
-        source = source_of(folder)
-        with self._lock.alone():
+        with self._changes:
+            source = source_of(folder)
             for one in (called, name if called is None else None):
                 if one is not None and one in self._inner:
                     raise name_taken(one, folder, self._inner)
-            added = self._added(source, name, called, task)
-            self._call({**self._inner, **{one: one for one in added}})
-            self._sources |= dict.fromkeys(added, source)
+            with self._changed() as change:
+                added = self._added(change.model, source, name, called, task)
+                change.inner |= {one: one for one in added}
+                change.sources |= dict.fromkeys(added, source)
             return added
 
     def replace(
@@ -234,22 +237,17 @@ class Engine(EveryTaskAtOnce):
             TaskError: as of `add`.
             DataError: there is no such task.
         """
-        source = source_of(folder)
-        with self._lock.alone():
-            old = self._of(task)
+        with self._changes:
+            old, source = self._of(task), source_of(folder)
             self._made += 1
             inner = f"{task}_{self._made}"
             while inner in self._inner.values():
                 inner += "_"
             wanted = task if name is None and task in tasks_in(source.folder) else name
-            (new,) = self._added(source, wanted, inner, head)
-            try:
-                self.model.remove_task(old)
-            except BaseException:
-                self.model.remove_task(new)
-                raise
-            self._call({**self._inner, task: new})
-            self._sources[task] = source
+            with self._changed() as change:
+                (change.inner[task],) = self._added(change.model, source, wanted, inner, head)
+                change.model.remove_task(old)
+                change.sources[task] = source
 
     def remove(self, task: str) -> None:
         """Take a task off; texts that wait for it get the error of an unknown task.
@@ -258,10 +256,12 @@ class Engine(EveryTaskAtOnce):
             DataError: there is no such task.
             TaskError: it is the last one, or others go through its adapter.
         """
-        with self._lock.alone():
-            self.model.remove_task(self._of(task))
-            self._call({name: inner for name, inner in self._inner.items() if name != task})
-            self._sources.pop(task, None)
+        with self._changes:
+            inner = self._of(task)
+            with self._changed() as change:
+                change.model.remove_task(inner)
+                del change.inner[task]
+                change.sources.pop(task, None)
 
     def changed(self) -> tuple[str, ...]:
         """Return the tasks whose folders no longer hold what is served: the engine serves what it has read.
@@ -281,15 +281,30 @@ class Engine(EveryTaskAtOnce):
             raise no_such_task(task, self._inner, "Engine")
         return self._inner[task]
 
-    def _call(self, inner: dict[str, str]) -> None:
-        """Say what the tasks are called here, each with its name in the model."""
-        outer = {name: task for task, name in inner.items()}
-        self._inner = inner
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[Change]:
+        """Change the tasks on a copy of the model beside the rows that are served; of the changes each has its turn.
+
+        What takes time happens beside them: reading and checking a folder, building its adapter. They wait while what
+        is ready is put in the place of what was served, and no longer. Where anything fails, nothing has changed.
+        """
+        change = Change(model_beside(self.model), dict(self._inner), dict(self._sources))
+        yield change
+        served = self._tasks_of(change.model, change.inner)
+        base, heads = self.model.base, self.model.heads
+        gone = {*self._inner.values()} - {*change.inner.values()}
+        with self._lock.alone():
+            take_over(self.model, change.model)
+            self._serve(served)
+            self._sources = change.sources
+        forget_tasks(base, heads, gone)
+
+    def _tasks_of(self, model: MultiTaskModel, inner: dict[str, str]) -> Served:
+        return served_tasks(model, inner, self.tokenizer, self._limit)
+
+    def _serve(self, served: Served) -> None:
+        self._inner, self._named, self._collates = served.inner, served.named, served.collates
         self._known_reaches = {}
-        self._named = tuple(
-            task if outer[task.name] == task.name else dataclasses.replace(task, name=outer[task.name])
-            for task in self.model.tasks
-        )
 
     def _call_only(self, name: str, folder: Path) -> None:
         names = [task.name for task in self.model.tasks]
@@ -297,43 +312,38 @@ class Engine(EveryTaskAtOnce):
             return
         if len(names) > 1:
             raise which_task(name, folder, names)
-        self._call({name: names[0]})
+        self._serve(self._tasks_of(self.model, {name: names[0]}))
 
-    def _added(self, source: Source, name: str | None, called: str | None, task: Task | None) -> list[str]:
-        """Add a folder's tasks to the model, ready to be served, and return their names in it.
+    def _added(
+        self, model: MultiTaskModel, source: Source, name: str | None, called: str | None, task: Task | None
+    ) -> list[str]:
+        """Add a folder's tasks to a model, ready to be served, and return their names in it.
 
         Raises:
             CheckpointError: as of `add`; or somebody wrote the folder while it was read.
         """
-        added = add_folder(self.model, source.folder, name, called, task, self._loading)
-        try:
-            if not source.holds():
-                raise CheckpointError(
-                    "the folder changed while it was read",
-                    where=str(source.folder),
-                    got="files that were written meanwhile",
-                    allowed="a folder that is whole",
-                    try_="write a new folder beside it, and rename that one when it is whole",
-                )
-            self._take_up(added)
-        except BaseException:
-            for one in added:
-                self.model.remove_task(one.name)
-            raise
+        added = add_folder(model, source.folder, name, called, task, self._loading)
+        if not source.holds():
+            raise CheckpointError(
+                "the folder changed while it was read",
+                where=str(source.folder),
+                got="files that were written meanwhile",
+                allowed="a folder that is whole",
+                try_="write a new folder beside it, and rename that one when it is whole",
+            )
+        self._take_up(model, added)
         return [one.name for one in added]
 
-    def _take_up(self, tasks: Sequence[Task]) -> None:
+    def _take_up(self, model: MultiTaskModel, tasks: Sequence[Task]) -> None:
         """Freeze and pack what tasks brought along.
 
         Raises:
             TaskError: nobody can read the answer of one.
         """
         for task in tasks:
-            if readable(task, self.model) is None and not writes(task, self.model):
-                got = f"head {task.head.kind!r} on {type(self.model.base).__name__}"
+            if readable(task, model) is None and not writes(task, model):
+                got = f"head {task.head.kind!r} on {type(model.base).__name__}"
                 raise nobody_reads(task.name, got)
-        self.model.requires_grad_(False).eval()
-        pack(self.model, self.dtype)
-        self.dtype = packed_as(self.model) or self.dtype  # "fastest" is measured once
-        heads = [(readable(task, self.model) or task).head for task in self.model.tasks]
-        self._collates = PaddedCollator([head.label_place for head in heads], self.tokenizer, self._limit)
+        model.requires_grad_(False).eval()
+        pack(model, self.dtype)
+        self.dtype = packed_as(model) or self.dtype  # "fastest" is measured once

@@ -27,7 +27,7 @@ from .own_forward import RoutedForward
 from .parts import parts_of
 from .shards import refuse_sharded
 
-__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_weights", "unpack"]
+__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_in", "packed_weights", "unpack"]
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +160,19 @@ def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) ->
     return model
 
 
-def packed_weights(model: nn.Module) -> Iterator[Tensor]:
-    """Yield what each packed linear was packed from."""
+def packed_in(model: nn.Module) -> Iterator[PackedLinear]:
+    """Yield what each packed linear runs from."""
     for module in parts_of(model):
         own = module.__dict__.get("forward")
         own = own.stock if isinstance(own, RoutedForward) else own
         if isinstance(own, PackedForward):
-            yield own.packed.weight
+            yield own.packed
+
+
+def packed_weights(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what each packed linear was packed from."""
+    for packed in packed_in(model):
+        yield packed.weight
 
 
 def packed_as(model: nn.Module) -> str | None:

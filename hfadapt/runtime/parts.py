@@ -7,13 +7,22 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ..method.delta import Delta, Weights
+from .attachment import find_attachment
 
-__all__ = ["others_weights", "parts_of", "tensors_in"]
+__all__ = ["others_shared", "others_weights", "parts_of", "tensors_in"]
 
 
 def parts_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module once, without the weights of adapters in deltas whose method ties none to another."""
-    seen, left = set[int](), [model]
+    """Yield every module once, without those that are one adapter's alone.
+
+    These are the weights of adapters in deltas whose method ties none to another, and what the layers of an adapter
+    share.
+
+    Args:
+        model: An adapted model, or one as it came.
+    """
+    left: list[nn.Module] = [model]
+    seen = {id(module) for module in others_shared(model)}
     while left:
         module = left.pop()
         if id(module) in seen:
@@ -43,3 +52,15 @@ def others_weights(model: nn.Module) -> Iterator[Weights]:
             for weights in module.adapters.values():
                 assert isinstance(weights, Weights)
                 yield weights
+
+
+def others_shared(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield what the layers of each adapter share: a table by method, and the modules in it."""
+    state = find_attachment(model)
+    table = model._modules.get("hfadapt_shared")
+    if state is None or table is None:
+        return
+    for name, shared in table._modules.items():
+        if shared is not None and name in state.adapters:
+            yield shared
+            yield from shared.children()

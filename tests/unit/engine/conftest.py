@@ -35,6 +35,12 @@ def further(base_folder):
 
 
 @pytest.fixture(scope="module")
+def new(base_folder):
+    """A task of LoRA in a folder of its own."""
+    return saved(base_folder, base_folder.parent / "new", [Task("new", Classification(3))], hfadapt.LoRA(r=2), 5)
+
+
+@pytest.fixture(scope="module")
 def model(folder):
     return MultiTaskModel.from_pretrained(folder)
 

@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfadapt
 from hfadapt import Classification, Engine, MultiTaskModel, Task
 from hfadapt.adapters.restore import meta_copy
-from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
-from tests.unit.engine.case import saved
-
-# Whose layers share nothing: what an adapter's layers share stands at the root, and is still looked through.
-METHODS = (hfadapt.LoRA(r=2), hfadapt.Pfeiffer(reduction_factor=8), hfadapt.LoRA(r=4, layers=(1,)))
+from tests.unit.engine.case import saved, text
+from tests.unit.engine.many import FAMILIES, METHODS, engine_of, held, model_of, ops_of
 
 
-class Ops(TorchDispatchMode):
-    """Counts what torch runs, empty tensors and copies among it."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def ops_of(call):
-    with Ops() as ops:
-        found = call()
-    return ops.count, found
-
-
-def engine_of(count):
-    """An engine of ``count`` tasks, of each method in turn."""
-    base = tiny_model("bert")
-    tasks = [Task(f"t{number}", Classification(2)) for number in range(count)]
-    for number, task in enumerate(tasks):
-        hfadapt.attach(base, METHODS[number % len(METHODS)], task.name, verify=False, train_head=False)
-    config = MultiTaskModel.from_base(tiny_model("bert"), tasks).config
-    model = MultiTaskModel(config, base, tasks)
-    torch.manual_seed(3)
-    randomize(base)
-    return Engine(model, tiny_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def new(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("many")
-    tiny_model("bert").save_pretrained(folder / "base")
-    tiny_tokenizer().save_pretrained(folder / "base")
-    return saved(folder / "base", folder / "new", [Task("new", Classification(3))], hfadapt.LoRA(r=2), 5)
-
-
-def test_a_task_costs_as_many_ops_beside_a_hundred_others_as_beside_ten(new):
+def _costs_the_same(new, methods):
     counts = {}
     for count in (12, 102):
-        engine = engine_of(count)
+        engine = engine_of(count, methods)
         names = [f"t{number}" for number in range(6)]
         before = engine.predict(["w1 w2 w3"] * 6, names)
         engine.predict("w1 w2", "t1")
@@ -74,6 +32,16 @@ def test_a_task_costs_as_many_ops_beside_a_hundred_others_as_beside_ten(new):
         # What a step costs for each of ninety tasks more is less than one op.
         assert counts[what, 102] - counts[what, 12] < 90, counts
     assert counts["add", 12] > 50
+
+
+def test_a_task_costs_as_many_ops_beside_a_hundred_others_as_beside_ten(new):
+    _costs_the_same(new, METHODS)
+
+
+@pytest.mark.parametrize("method", ["prefix", "pal"])
+def test_a_task_whose_layers_share_parameters_costs_as_many_ops_too(base_folder, tmp_path, method):
+    folder = saved(base_folder, tmp_path / method, [Task("new", Classification(3))], method, 5)
+    _costs_the_same(folder, (method,))
 
 
 def test_a_trial_copy_has_the_names_of_other_adapters_and_none_of_their_tensors():
@@ -95,16 +63,33 @@ def test_a_trial_copy_for_what_joins_adapters_has_all_of_them():
     assert all(parameter.is_meta for parameter in twin.parameters())
 
 
-def test_a_task_takes_the_memory_of_its_own_parameters(new):
-    def held(engine):
-        model = engine.model
-        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        return sum(t.nbytes for t in tensors.values())
-
-    engine = engine_of(9)
-    before = held(engine)
-    engine.add(new)
+@pytest.mark.parametrize("family", range(len(FAMILIES)))
+def test_a_task_takes_the_memory_of_its_own_parameters(base_folder, tmp_path, family):
+    engine, method = engine_of(7, FAMILIES), FAMILIES[family]
+    folder = saved(base_folder, tmp_path / "new", [Task("new", Classification(3))], method, 5)
+    before = held(engine.model)
+    engine.add(folder)
     own = hfadapt.parameters_of(engine.model.base, "new").values()
-    assert held(engine) - before == sum(p.nbytes for p in (*own, *engine.model.heads["new"].parameters()))
+    assert held(engine.model) - before == sum(p.nbytes for p in (*own, *engine.model.heads["new"].parameters()))
     engine.remove("new")
-    assert held(engine) == before
+    assert held(engine.model) == before
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.thorough)])
+def test_many_tasks_of_six_families_answer_as_each_does_alone_and_take_their_own_memory(count):
+    """Beside the others, in one batch with them, and in an engine of its own."""
+    model, bare = model_of(count, FAMILIES), held(tiny_model("bert"))
+    engine, names = Engine(model, tiny_tokenizer()), [f"t{number}" for number in range(count)]
+    own = {id(p): p for name in names for p in hfadapt.parameters_of(engine.model.base, name).values()}
+    assert held(engine.model) == bare + sum(p.nbytes for p in (*own.values(), *engine.model.heads.parameters()))
+    texts = [text(3 + number % 2, number) for number in range(count)]
+    together = engine.predict(texts, names)
+    assert together == [engine.predict(one, name)[0] for one, name in zip(texts, names, strict=True)]
+    assert len({str(one.scores) for one in together}) == count
+    for number in range(len(FAMILIES)):
+        base, task = copy.deepcopy(engine.model.base), engine.tasks[number]
+        hfadapt.detach(base, [name for name in names if name != task.name])
+        single = MultiTaskModel(engine.model.config, base, [task])
+        single.heads[task.name] = engine.model.heads[task.name]
+        one = Engine(single, tiny_tokenizer())
+        assert one.predict(texts[number], names[number]) == [together[number]]
