@@ -40,12 +40,13 @@ def beside(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         CheckpointError: the model holds something that cannot be copied.
     """
-    for attempt in range(_ATTEMPTS):
+    left = _ATTEMPTS
+    while True:
         try:
             return _copied(model)
         except Exception as error:
-            changed = isinstance(error, RuntimeError) and "changed" in str(error)
-            if changed and attempt < _ATTEMPTS - 1:
+            left -= 1
+            if left and isinstance(error, RuntimeError) and "changed" in str(error):
                 continue
             raise CheckpointError(
                 "the model cannot be copied, and tasks are added to and taken off a copy while it runs",
@@ -54,7 +55,6 @@ def beside(model: PreTrainedModel) -> PreTrainedModel:
                 allowed="a model that copy.deepcopy copies",
                 try_="an engine before the model is given what cannot be copied",
             ) from error
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _copied(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,12 +90,11 @@ def forget(model: PreTrainedModel, names: Iterable[str]) -> None:
     gone, state = [*names], find_attachment(model)
     if state is None or not gone:
         return
-    for module in parts_of(model):
-        for name in gone if isinstance(module, Delta) else ():
-            if module.has(name):
-                module.remove(name)
-    for name in gone if state.shared is not None else ():
-        if name in state.shared:
+    for delta in [module for module in parts_of(model) if isinstance(module, Delta)]:
+        for name in filter(delta.has, gone):
+            delta.remove(name)
+    for name in gone:
+        if state.shared is not None and name in state.shared:
             unpack(state.shared[name])  # a packed linear and its forward refer to one another
             del state.shared[name]
 
