@@ -25,6 +25,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError
+from ..errors.full_disk import FullDiskError, is_full, writing
 
 __all__ = ["atomic_folder", "replace_folder", "settle", "target_folder", "write_json", "write_whole"]
 
@@ -119,10 +120,13 @@ class atomic_folder:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
+        found = f"{type(error).__name__}: {error}"
+        if isinstance(error, FullDiskError):
+            found = f"{Path(str(error.where)).name}: {error.got}"
         return CheckpointError(
-            "saving failed; nothing was changed",
+            f"saving failed{', as the disk is full' if is_full(error) else ''}; nothing was changed",
             where=str(self.folder),
-            got=f"{type(error).__name__}: {error}",
+            got=found,
             allowed="a disk with room, and a folder that this process may write to",
             try_="free some space, or save to another folder",
         )
@@ -133,7 +137,9 @@ class atomic_folder:
         self.temporary.chmod(0o777 & ~umask)
         written = sorted(p.relative_to(self.temporary) for p in self.temporary.rglob("*") if not p.is_dir())
         for path in written:
-            _sync(self.temporary / path)
+            # Where a file gets its place on the disk only now, this is where room is lacking.
+            with writing(self.temporary / path, (self.temporary / path).stat().st_size):
+                _sync(self.temporary / path)
         if not self.folder.exists():
             _sync_folders(self.temporary)
             try:
@@ -234,8 +240,13 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        OSError: it cannot be written; an older one is as it was.
+        OSError: it cannot be written; an older one is as it was. Where the disk is full, a ``FullDiskError``.
     """
+    with writing(path, len(data)):
+        _write_whole(path, data)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     _remove_leftovers(path.parent, path.name)
     handle, name = tempfile.mkstemp(prefix=_prefix(path.name), dir=path.parent)
     _running.add(name)

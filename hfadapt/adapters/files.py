@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..errors.full_disk import writing
 from .atomic import settle
 from .saved_tensors import apart
 
@@ -69,10 +70,12 @@ def write_files(
         weights_file: ``WEIGHTS_FILE``, or ``TRAINER_FILE`` where Trainer resumes from the very same tensors.
     """
     weights = folder / weights_file
-    save_file(apart(tensors), str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
+    with writing(weights, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(apart(tensors), str(weights), metadata={"format": "pt", "hfadapt": str(config["format_version"])})
     described = json.loads(json.dumps({**config, "weights_sha256": _digest(weights)}, default=str))
     text = json.dumps({**described, _CONFIG_DIGEST: _digest_of_config(described)}, indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    with writing(folder / CONFIG_FILE, len(text)):
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _digest_of_config(data: Mapping[str, Any]) -> str:

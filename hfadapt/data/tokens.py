@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from ..errors.full_disk import writing
 from ..errors.rows import RowPlace
 from ..multitask.heads import IGNORE, Span, TokenClassification
 from .arrays import Arrays
@@ -332,14 +333,15 @@ def _write(path: Path, table: TokenTable) -> None:
     ragged = {name: field for name, field in table.fields.items() if isinstance(field, Ragged)}
     tensors = {f"{n}.flat": r.flat for n, r in ragged.items()}
     tensors |= {f"{n}.offsets": r.offsets for n, r in ragged.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # several ranks may write the same file: each writes its own and renames it
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        notes = json.dumps({"truncated": table.truncated, "longest": table.longest})
-        save_file(tensors, temporary, metadata={"notes": notes})
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with writing(path, sum(tensor.nbytes for tensor in tensors.values())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # several ranks may write the same file: each writes its own and renames it
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(handle)
+        try:
+            notes = json.dumps({"truncated": table.truncated, "longest": table.longest})
+            save_file(tensors, temporary, metadata={"notes": notes})
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)

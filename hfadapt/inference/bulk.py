@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.atomic import write_whole
 from ..errors import ConfigError, DataError, HFAdaptError, did_you_mean
 from ..errors.limits import require_number
 from ..errors.names import names_of
@@ -26,7 +27,7 @@ from .tables import FORMATS, format_of, read_parts, write_part
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Bulk", "Done", "answer_files", "open_run"]
+__all__ = ["Bulk", "Done", "Part", "answer_files", "answered", "open_run", "parts_of", "tasks_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,23 @@ class Done:
     before: int = 0
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows of a file that are answered together.
+
+    Args:
+        path: The file, as it was named.
+        first: The number of the first of the rows in it.
+        rows: What the columns hold.
+        target: The file of the answers.
+    """
+
+    path: str
+    first: int
+    rows: list[dict[str, Any]]
+    target: Path
+
+
 def open_run(bulk: Bulk) -> None:
     """Begin, or go on with what was begun.
 
@@ -132,9 +150,7 @@ def open_run(bulk: Bulk) -> None:
                     allowed=f"an empty folder, or one whose {_PLAN} says what was answered",
                     try_="another --output",
                 )
-            temporary = output / f".{_PLAN}.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-            os.replace(temporary, output / _PLAN)
+            write_whole(output / _PLAN, json.dumps(plan, indent=2).encode())
             return
         before = json.loads((output / _PLAN).read_text("utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -218,6 +234,30 @@ def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None) -> Done:
     from .engine import Engine
 
     engine = engine or Engine.from_pretrained(bulk.folder, base=bulk.base)
+    tasks = tasks_of(bulk, engine)
+    parts = rows = before = 0
+    for turn, part in enumerate(parts_of(bulk, tasks)):
+        if turn % workers != index:
+            continue
+        if part.target.exists():
+            before += 1
+            continue
+        write_part(part.target, answered(bulk, engine, tasks, part))
+        parts, rows = parts + 1, rows + len(part.rows)
+        logger.info("%s: %d rows", part.target.name, len(part.rows))
+    return Done(parts, rows, before)
+
+
+def tasks_of(bulk: Bulk, engine: Engine) -> dict[str, bool]:
+    """Return the tasks that answer, and whether each reads pairs of texts.
+
+    Args:
+        bulk: Names them, or means all.
+        engine: Which has them.
+
+    Raises:
+        DataError: an unknown task, or one whose name is that of another column of the answers.
+    """
     known = {task.name: takes_pairs(task) for task in engine.tasks}
     for name in bulk.tasks:
         if name not in known:
@@ -233,31 +273,41 @@ def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None) -> Done:
             allowed="names of tasks beside file, row and the scores of others",
             try_="serve the task otherwise named",
         )
+    return tasks
+
+
+def parts_of(bulk: Bulk, tasks: dict[str, bool]) -> Iterator[Part]:
+    """Yield all parts of the input in order, one in memory at a time.
+
+    Args:
+        bulk: Names the files.
+        tasks: As of ``tasks_of``.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     columns = [bulk.text_column, *([bulk.pair_column] if any(tasks.values()) else [])]
-    parts = rows = before = turn = 0
     for file, path in enumerate(bulk.inputs):
-        for number, part in enumerate(read_parts(Path(path), columns, bulk.rows_per_part)):
-            target, mine = bulk.part(file, number), turn % workers == index
-            turn += 1
-            if not mine:
-                continue
-            if target.exists():
-                before += 1
-                continue
-            write_part(target, _answered(bulk, engine, tasks, path, number * bulk.rows_per_part, part))
-            parts, rows = parts + 1, rows + len(part)
-            logger.info("%s: %d rows", target.name, len(part))
-    return Done(parts, rows, before)
+        for number, rows in enumerate(read_parts(Path(path), columns, bulk.rows_per_part)):
+            yield Part(path, number * bulk.rows_per_part, rows, bulk.part(file, number))
 
 
-def _answered(
-    bulk: Bulk, engine: Engine, tasks: dict[str, bool], path: str, first: int, part: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the rows of a part's answers; ``first`` is the number of its first row in the file."""
-    for number, row in enumerate(part, first):
+def answered(bulk: Bulk, engine: Engine, tasks: dict[str, bool], part: Part) -> list[dict[str, Any]]:
+    """Return the rows of a part's answers, in order.
+
+    Args:
+        bulk: Names the columns.
+        engine: Which answers.
+        tasks: As of ``tasks_of``.
+        part: What is answered.
+
+    Raises:
+        DataError: a row is no text, with its file and number.
+    """
+    for number, row in enumerate(part.rows, part.first):
         bad = next((column for column, value in row.items() if not isinstance(value, str)), None)
         if bad is not None:
-            where = f"{path}, row {number}, column {bad!r}"
+            where = f"{part.path}, row {number}, column {bad!r}"
             raise DataError(
                 "not a text",
                 where=where,
@@ -265,11 +315,12 @@ def _answered(
                 allowed="a string",
                 try_="--text-column and --pair-column with columns of texts, or mend that row",
             )
-    texts = [row[bulk.text_column] for row in part]
-    answers: list[dict[str, Any]] = [{"file": path, "row": number} for number in range(first, first + len(part))]
+    count = len(part.rows)
+    texts = [row[bulk.text_column] for row in part.rows]
+    answers: list[dict[str, Any]] = [{"file": part.path, "row": part.first + i} for i in range(count)]
     # All tasks at once, so that rows of one length share a forward, whichever task they are for.
-    asked = [(i, task) for task in tasks for i in range(len(part))]
-    pairs = [part[i][bulk.pair_column] if tasks[task] else None for i, task in asked]
+    asked = [(i, task) for task in tasks for i in range(count)]
+    pairs = [part.rows[i][bulk.pair_column] if tasks[task] else None for i, task in asked]
     found = engine.predict([texts[i] for i, _ in asked], [task for _, task in asked], pairs)
     for (i, task), one in zip(asked, found, strict=True):
         answers[i] |= {task: one.label, f"{task}_score": one.score}

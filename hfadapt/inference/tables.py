@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError, did_you_mean
+from ..errors.full_disk import FullDiskError, writing
 
-__all__ = ["FORMATS", "format_of", "read_parts", "write_part"]
+__all__ = ["FORMATS", "encoded", "format_of", "read_parts", "write_encoded", "write_part"]
 
 FORMATS = ("parquet", "csv", "jsonl")
 _ENDINGS = {
@@ -177,19 +178,33 @@ def write_part(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         DataError: it cannot be written, say because the disk is full; nothing is left of it then.
     """
-    handle, temporary = -1, ""
+    write_encoded(path, encoded(format_of(path), rows))
+
+
+def write_encoded(path: Path, data: bytes) -> None:
+    """Write the bytes of a table whole or not at all.
+
+    Args:
+        path: The file.
+        data: What ``encoded`` made of the rows.
+
+    Raises:
+        DataError: as of ``write_part``.
+    """
+    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(_bytes(format_of(path), rows))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path, len(data)):
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise DataError(
             "a part of the answers cannot be written",
             where=str(path),
-            got=str(error),
+            got=error.got if isinstance(error, FullDiskError) else str(error),
             allowed="a folder with room, which this process may write to",
             try_="make room and run the same again: what is written already stays and is not done twice",
         ) from error
@@ -198,7 +213,13 @@ def write_part(path: Path, rows: Sequence[Row]) -> None:
             os.unlink(temporary)
 
 
-def _bytes(kind: str, rows: Sequence[Row]) -> bytes:
+def encoded(kind: str, rows: Sequence[Row]) -> bytes:
+    """Return a table as the bytes of its file.
+
+    Args:
+        kind: One of ``FORMATS``.
+        rows: With the same fields each.
+    """
     if kind == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     # Lists of labels and words have no column type that both formats know.

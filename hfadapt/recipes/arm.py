@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import DataError
+from ..errors.full_disk import writing
 from ..training import macro_of, regularize, task_optimizer
 from .progress import ProgressLines
 from .results import ArmResult
@@ -109,7 +110,8 @@ def train_arm(
     drop_printer(trainer)
     if regularizer:
         regularize(trainer, regularizer)
-    trainer.train(resume_from_checkpoint=resume)
+    with writing(str(arguments.output_dir), again="train again with --resume: what was saved before is whole"):
+        trainer.train(resume_from_checkpoint=resume)
     scores: dict[str, dict[str, float]] = {}
     for found, names in by_split(mixture, split).items():
         of_these = [task for task in mixture.tasks if task.name in names]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.atomic import write_json
+from ..errors.full_disk import writing
 from .config import Recipe
 from .results import FORMAT_VERSION, ArmResult
 
@@ -57,7 +58,8 @@ class EndedArms:
 
     def keep(self, key: str, result: ArmResult, changes: Mapping[str, Any] | None = None, **beside: Any) -> ArmResult:
         """Write an arm's result, whole or not at all, and return it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{key}.json"
         write_json(path, {"settings": self._digest(changes), "result": dataclasses.asdict(result), "beside": beside})
         return result

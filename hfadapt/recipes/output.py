@@ -16,6 +16,7 @@ from typing import IO
 
 from ..adapters.atomic import replace_folder
 from ..errors import ConfigError
+from ..errors.full_disk import FullDiskError
 from .config import Recipe
 from .written import (
     MARKER,
@@ -200,7 +201,7 @@ class OutputFolder:
             raise ConfigError(
                 "the output folder cannot be made",
                 where=str(self.place),
-                got=error.strerror,
+                got=error.got if isinstance(error, FullDiskError) else error.strerror,
                 allowed="a place where this process may make a folder",
                 try_=ELSEWHERE,
             ) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...adapters.atomic import write_whole
 from ...errors import HFAdaptError
+from ...errors.full_disk import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,8 @@ def write_plots(result: RunResult, folder: Path) -> dict[str, Path]:
         HFAdaptError: matplotlib is not installed.
     """
     require_matplotlib()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     plots = {
         "Learning curves (validation)": ("learning_curves.png", _learning_curves),
         "Sampling probability of each task": ("sampling.png", _sampling),

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ...errors.full_disk import writing
 
 __all__ = ["FILE", "Proximal", "Teacher", "momentum_at"]
 
@@ -103,8 +104,12 @@ class Teacher:
         told = {"steps_seen": self.steps_seen, "updates": self.updates}
         tensors = {name: one.contiguous() for name, one in self.tensors.items()}
         part = folder / f"{FILE}.part"
-        save_file(tensors, str(part), metadata={"teacher": json.dumps(told)})
-        part.replace(folder / FILE)
+        try:
+            with writing(folder / FILE, sum(tensor.nbytes for tensor in tensors.values())):
+                save_file(tensors, str(part), metadata={"teacher": json.dumps(told)})
+            part.replace(folder / FILE)
+        finally:
+            part.unlink(missing_ok=True)
 
     def load(self, folder: Path) -> None:
         """Read a teacher that ``save`` wrote.
