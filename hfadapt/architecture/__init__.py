@@ -17,7 +17,7 @@ from .linears import (
 )
 from .maps import KINDS, NORM_ROLES, STYLES, ArchitectureMap, AttentionMap, LayerMap, StackMap, join
 from .resolve import resolve
-from .structure import convolution_leaves, linear_leaves, place_in_list, structure, table_leaves
+from .structure import convolution_leaves, convolution_names, linear_leaves, place_in_list, structure, table_leaves
 
 __all__ = [
     "CONVOLUTIONS",
@@ -29,6 +29,7 @@ __all__ = [
     "LayerMap",
     "StackMap",
     "convolution_leaves",
+    "convolution_names",
     "convolves_at_once",
     "explain",
     "is_convolution",

@@ -35,6 +35,9 @@ class AttentionMap:
         fused_layout: How a fused linear orders its outputs: "blocks" is [all q | all k | all v]; "heads" is
             q, k, v of head 0, then of head 1, and so on; "groups" is, for each key-value head, its queries,
             then its key, then its value; "unknown" must not be sliced.
+        inside: Of a block, the linears that make the queries, the keys or the values of its attention function alone,
+            the last where one reads another (MLA's ``q_b_proj``): role, path, and the outputs that do,
+            ``(blocks, start, stop)``, start to stop in each of equal blocks, or () for all of them.
     """
 
     query: str | None
@@ -46,6 +49,7 @@ class AttentionMap:
     fused_layout: str = "blocks"
     reads: str = ""
     width: int = 0
+    inside: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
     @property
     def first(self) -> str:
@@ -57,13 +61,20 @@ class AttentionMap:
         """No linear of it alone makes queries, keys or values: it has an input and an output."""
         return (self.query or self.fused) is None
 
+    @property
+    def linears(self) -> dict[str, str]:
+        """Role to path of the linears that it names, in the order they run."""
+        roles = {role: path for role in ("query", "key", "value", "fused") if (path := getattr(self, role)) is not None}
+        return roles | {role: path for role, path, _ in self.inside} | {"output": self.output}
+
     def under(self, prefix: str) -> AttentionMap:
         """The same attention inside a module that holds the layer as `prefix`."""
         names = ("query", "key", "value", "fused", "output", "module", "reads")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         paths = {name: join(prefix, value) for name, value in given.items() if value or name == "module"}
-        return replace(self, **paths)
+        inside = tuple((role, join(prefix, path), part) for role, path, part in self.inside)
+        return replace(self, inside=inside, **paths)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of an earlier version lacks what came later.
-        vars(self).update({"reads": "", "width": 0} | state)
+        vars(self).update({"reads": "", "width": 0, "inside": ()} | state)

@@ -75,7 +75,8 @@ class StackMap:
         value_dim: Width of a value's head where it is not `head_dim`, that of a query's and a key's (MLA); else 0.
         rows_known: The first axis of the hidden state is the batch's; else the tokens of all rows stand in one list,
             or the axis is something else, which is then tried before rows of several adapters meet.
-        time_first, listed: The hidden state is [T, B, D] (FSMT), or [N, D], the tokens of all rows in one list.
+        time_first, listed, channels_first: The hidden state is [T, B, D] (FSMT), [N, D], the tokens of all rows in one
+            list (or tokens that never see another, of any rows), or [B, D, height, width] (ViTDet).
         reads_shared_table: The method of the attention module that gives a table which all rows share (relative
             positions) to the query and key projections (DeBERTa v3), or "".
     """
@@ -110,11 +111,12 @@ class StackMap:
     rows_known: bool = True
     time_first: bool = False
     listed: bool = False
+    channels_first: bool = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of an earlier version lacks what came later.
-        new = {"others": {}, "left_out": {}, "value_dim": 0, "rows_known": True, "time_first": False, "listed": False}
-        vars(self).update(new | state)
+        flags = dict.fromkeys(("time_first", "listed", "channels_first"), False)
+        vars(self).update({"others": {}, "left_out": {}, "value_dim": 0, "rows_known": True} | flags | state)
 
     @property
     def ffn_is_block(self) -> bool:
@@ -165,10 +167,8 @@ class StackMap:
         """The same stack inside a model that holds this one as `prefix`."""
         if not prefix:
             return self
-        absolute = {
-            name: join(prefix, value) if (value := getattr(self, name)) is not None else None
-            for name in ("final_norm", "projection_out", "embedding")
-        }
+        named = {name: getattr(self, name) for name in ("final_norm", "projection_out", "embedding")}
+        absolute = {name: path and join(prefix, path) for name, path in named.items()}
         paths = tuple(join(prefix, path) for path in self.layer_paths)
         others = {index: other.under(prefix) for index, other in self.others.items()}
         return replace(self, path=join(prefix, self.path), layer_paths=paths, others=others, **absolute)
@@ -276,8 +276,8 @@ class LayerMap:
         """Role to absolute path of every mapped linear, in the order they run."""
         roles: dict[str, str | None] = {}
         for prefix, attention in (("", self.stack.attention), ("cross_", self.stack.cross_attention)):
-            for role in ("query", "key", "value", "fused", "output") if attention is not None else ():
-                roles[prefix + role] = self.absolute(getattr(attention, role))
+            found = {} if attention is None else attention.linears
+            roles.update({prefix + role: self.absolute(path) for role, path in found.items()})
         for number, path in enumerate(self.ffn_in if self.has("ffn") else ()):
             roles["ffn_in" if number == 0 else f"ffn_in_{number}"] = path
         roles["ffn_out"] = self.ffn_out if self.has("ffn") else None

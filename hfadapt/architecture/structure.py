@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .linears import is_convolution, is_linear, is_table
+from .linears import CONVOLUTIONS, is_convolution, is_linear, is_table
 from .maps import ArchitectureMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["convolution_leaves", "linear_leaves", "place_in_list", "structure", "table_leaves"]
+__all__ = ["convolution_leaves", "convolution_names", "linear_leaves", "place_in_list", "structure", "table_leaves"]
 
 
 def structure(model: nn.Module, unmapped: str = "") -> ArchitectureMap:
@@ -59,6 +59,29 @@ def convolution_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if path and not f".{path}".count(".hfadapt") and is_convolution(module):
             yield path, module
+
+
+def convolution_names(model: nn.Module) -> list[str]:
+    """Return the shortest ends of paths that mean all convolutions of a model that take an update, and nothing else.
+
+    Args:
+        model: Any; in a mobile net, say, names leave out the convolutions of single channels.
+    """
+    fit = [path for path, _ in convolution_leaves(model)]
+    others = {
+        f".{path}"
+        for path, module in model.named_modules()
+        if (isinstance(module, CONVOLUTIONS) or is_linear(module) or isinstance(module, nn.Embedding))
+        and path not in fit
+    }
+    names: dict[str, None] = {}
+    for path in fit:
+        parts = path.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        end = next((one for one in ends if not any(other.endswith(f".{one}") for other in others)), None)
+        if end is not None:
+            names[end] = None
+    return list(names)
 
 
 def place_in_list(model: nn.Module, path: str) -> tuple[str, int] | None:

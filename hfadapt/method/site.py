@@ -57,6 +57,7 @@ class Site:
         rows_known: The first axis of the tensor is the batch's, as a map says. Otherwise it is tried before rows of
             several adapters meet there.
         row_axis: Where the rows are; 1 in a stack whose hidden state is [T, B, D].
+        channels_first: The tensor is [B, D, height, width], and D is what counts as its last axis.
         optional: Chosen with everything else and not by its name: where it never runs, that is said and no error.
         parameter: Name of the leaf's own parameter that changes, where that is what changes.
         stacked: How many matrices that parameter holds; each has ``width`` outputs and ``source_width`` inputs.
@@ -82,6 +83,7 @@ class Site:
     value_width: int = 0
     rows_known: bool = True
     row_axis: int = 0
+    channels_first: bool = False
     optional: bool = False
     window: tuple[int, ...] = ()
     parameter: str = ""

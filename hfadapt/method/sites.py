@@ -44,6 +44,7 @@ def _site(layer: LayerMap, slot: str, leaf: str, side: str, width: int, **more: 
     stack = layer.stack
     shared = {"shared_layer": layer.path, "call": layer.call} if stack.layer_paths.count(layer.path) > 1 else {}
     more = {"rows_known": stack.rows_known, "row_axis": int(stack.time_first), **more}
+    more |= {"channels_first": True} if stack.channels_first and leaf == layer.path else {}
     return Site(slot, stack.path, layer.index, leaf, side, width, causal=stack.causal, **shared, **more)
 
 

@@ -196,7 +196,10 @@ class Forward:
             weigh_rows(attachment, routing)
             attachment.prepare(routing)
         for key in attachment.call_counters:
-            if not self.path or key.startswith(self.path + "."):
+            # A part that runs several times in one pass (HRM's modules) goes on counting until all depths ran.
+            depths = sum(stack.layer_paths.count(key) for stack in attachment.arch.stacks)
+            inside = not self.path or key.startswith(self.path + ".")
+            if inside and not (inherits and 0 < routing.state.calls.get(key, 0) < depths):
                 routing.state.calls[key] = 0
         return routing
 

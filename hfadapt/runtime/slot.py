@@ -34,6 +34,8 @@ class Slot(nn.Module):
     by_row: bool | None = True
     # The axis of the rows: 1 where the leaf was seen to read time before the batch, as speech and older models hand on.
     row_axis: int = 0
+    # What the leaf reads and returns is [B, D, height, width].
+    channels_first: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class Slot(nn.Module):
         )
         if not site.rows_known and self.by_row:
             self.by_row, self.row_axis = None, site.row_axis
+        self.channels_first |= site.channels_first
         if key not in self.deltas:
             self.deltas[key] = made = place.delta(site)
             made.place = f"{site.leaf} {key}"
@@ -133,6 +136,9 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
     if not deltas:
         return value
     device = value.device
+    if slot.channels_first:
+        value = value.movedim(1, -1)
+        leaf_input = leaf_input if leaf_input is None else leaf_input.movedim(1, -1)
     if slot.row_axis:
         value = value.transpose(0, 1)
         leaf_input = leaf_input if leaf_input is None else leaf_input.transpose(0, 1)
@@ -153,6 +159,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
                 routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value
             value = apply_rows(delta, value, source, rows)
+    if slot.channels_first:
+        return value.movedim(-1, 1).contiguous()
     return value.transpose(0, 1).contiguous() if slot.row_axis else value
 
 

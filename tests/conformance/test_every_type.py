@@ -74,6 +74,14 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("fsmt", "parallel"),
         ("fsmt", "pal"),
         ("deepseek_v4", "lhuc"),
+        ("vitdet", "bottleneck"),
+        ("vitdet", "lhuc"),
+        ("sam3_vision_model", "prefix"),
+        ("hrm_text", "bottleneck"),
+        ("xclip", "pal"),
+        ("fastspeech2_conformer", "parallel"),
+        ("falcon_h1", "lora by role"),
+        ("deepseek_v3", "lora by role"),
     ],
 )
 def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method: str) -> None:
@@ -82,7 +90,8 @@ def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method
     Layers that have time before the batch, those that keep several streams, and attention in windows of an image, in
     stages of layers, too; and models of which a part computes attention by itself. Layers that are one sum around
     narrower parts (MobileBERT), add to a stream with a bias (Zaya), convolve over what they add (Inkling), or whose
-    parts stand in lists beside each other (XLM).
+    parts stand in lists beside each other (XLM). Images with the channels first (ViTDet), windows as large as the image
+    and its padding (SAM 3), modules that run several times in a pass (HRM), captions beside every video (X-CLIP).
     """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
@@ -106,6 +115,12 @@ def test_the_layers_of_stages_are_mapped_and_not_the_stages(model_type: str, lay
         assert all(layer.stack.num_heads for layer in found), "attention in windows has heads"
 
 
+def test_rows_that_a_layer_mixes_by_itself_have_one_adapter_a_batch() -> None:
+    """Autoformer's attention rolls values by delays of other rows, in evaluation."""
+    model = tiny_of_type("autoformer")
+    assert try_method(model, stock_inputs(model), METHODS["lhuc"]()).verdict == "one adapter a batch"
+
+
 def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
     model = tiny_of_type("xlm")
     count = sum(is_linear(module) for module in model.modules())
@@ -118,6 +133,7 @@ def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
     ("model_type", "method", "says"),
     [
         ("resnet", "bottleneck", "heads on the frozen model"),
+        ("resnet", "lora", "target_modules=('convolution',)"),
         ("convnext", "bottleneck", "target_modules='all-linear'"),
         ("mamba", "prefix", "mixed by MambaMixer"),
     ],

@@ -121,11 +121,15 @@ MAPPED = {
 
 # Family: settings, words that the refusal must hold, and a way out that works for the model.
 REFUSED = {
-    "vitdet": (IMAGE, "attention: no linear sees more than its own position", "map-an-architecture"),
+    "convnext": (
+        {"hidden_sizes": [HIDDEN] * 4, "depths": [1] * 4, "image_size": 32},
+        "attention: no linear sees more than its own position",
+        "map-an-architecture",
+    ),
     "resnet": (
         {"embedding_size": HIDDEN, "hidden_sizes": [HIDDEN] * 4, "depths": [1] * 4},
         "no stack of equal layers",
-        "lora with names of convolutions",
+        "lora with target_modules=('convolution',), convolutions",
     ),
 }
 

@@ -8,18 +8,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Core:
-    """One call of an attention function: the module that it was given, heads, and widths of their keys and values."""
+    """One call of an attention function.
+
+    Attributes:
+        module: The module that it was given.
+        given: Queries, keys and values: ``[B, heads, T, width]``.
+    """
 
     module: nn.Module
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
+    given: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def heads(self) -> int:
+        """Heads of the queries."""
+        return self.given[0].shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the keys."""
+        return self.given[1].shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a key's head."""
+        return self.given[1].shape[3]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value's head."""
+        return self.given[2].shape[3]
 
 
 @contextmanager
@@ -42,7 +64,7 @@ def watched_attention() -> Iterator[list[Core]]:
 
         def noting(module: nn.Module, query: Any, key: Any, value: Any, *more: Any, **options: Any) -> Any:
             if query.dim() == key.dim() == value.dim() == 4:
-                seen.append(Core(module, query.shape[1], key.shape[1], key.shape[3], value.shape[3]))
+                seen.append(Core(module, (query, key, value)))
             return function(module, query, key, value, *more, **options)
 
         return noting

@@ -20,6 +20,7 @@ from ..maps import ArchitectureMap, StackMap
 from ..modes import evaluating
 from .attention import Parts, find_parts, with_layout
 from .blocks import block_around
+from .inside import with_inside
 from .norms import find_residual
 from .replay import Replay
 from .sizes import sizes_of, stack_kind
@@ -267,6 +268,8 @@ def _stack(root: nn.Module, seen: Forward, paths: tuple[str, ...]) -> StackMap:
             refused.append((kind, error))
     if not mapped:
         raise max(refused, key=lambda pair: len(pair[0]))[1]
+    if not all(stack.listed for _, stack in mapped):
+        mapped = [(kind, replace(stack, listed=False)) for kind, stack in mapped]
     _, most = max(mapped, key=lambda pair: (len(pair[0]), pair[0]))
     others = {index: stack for kind, stack in mapped if stack != most for index in kind}
     left_out = {index: _why(error) for kind, error in refused for index in kind}
@@ -309,6 +312,8 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         heads = sizes_of(layer, attention, replay)
     if heads is None:
         missing.append("the number of heads: no size of the attention module divides its linears' widths")
+    elif attention is not None and attention.is_block:
+        attention = with_inside(layer, replay, attention)
     elif attention is not None and attention.fused is not None:
         attention = with_layout(replay, attention, heads.heads, heads.kv_heads, heads.head_dim)
     linears = linears_of((attention, parts.cross), (*parts.ffn_in, parts.ffn_out))
@@ -340,9 +345,10 @@ def _one_kind(root: nn.Module, seen: Forward, paths: tuple[str, ...], alike: tup
         num_kv_heads=heads.kv_heads,
         head_dim=heads.head_dim,
         value_dim=heads.value_dim if heads.value_dim != heads.head_dim else 0,
-        rows_known=replay.hidden.dim() == 3 and not replay.time_first,
+        rows_known=replay.hidden.dim() == 3 and replay.rows_first and replay.keeps_rows_apart(),
         time_first=replay.time_first,
-        listed=replay.hidden.dim() == 2,
+        listed=replay.listed,
+        channels_first=replay.channels_first,
         ffn_size=ffn_size,
         ffn_gated_in_one=not is_block and linear_sizes(layer.get_submodule(parts.ffn_in[0]))[1] == 2 * ffn_size,
         flat_ffn=bool(ffn_out) and replay.rows_first and replay.base[ffn_out].input.dim() == 2,

@@ -53,7 +53,8 @@ class Replay:
     Args:
         layer: The layer module.
         args, kwargs: Of the model's own call; the first float tensor in them is the hidden state: [B, T, D], [T, B, D],
-            the tokens of all rows in one list [N, D], or of an image [B, height, width, D].
+            the tokens of all rows in one list [N, D] or [1, N, D], or of an image [B, height, width, D], or
+            [B, D, height, width] where the layer works on the other form.
         rows: B of the model's call.
     """
 
@@ -64,7 +65,7 @@ class Replay:
             raise ValueError("the layer is not called with a hidden state of two to four axes")
         shape = self.captured.shape
         self.rows_first = len(shape) > 2 and (not rows or shape[0] == rows)
-        self.time_first = len(shape) == 3 and not self.rows_first and shape[1] == rows
+        self.time_first = len(shape) == 3 and not self.rows_first and shape[1] == rows and shape[0] > 1
         self.args, self.kwargs = args, kwargs
         self.device = self.captured.device
         self.weights = {name: self._random(value) for name, value in layer.named_parameters()} | {
@@ -73,10 +74,16 @@ class Replay:
             for name, value in layer.named_buffers()
         }
         self.hidden = torch.randn(self.captured.shape, device=self.device)
+        # The layer is given [B, D, height, width]; here stands [B, height, width, D], as its parts see it.
+        self.channels_first = False
         # Leaves that mix tokens may stand behind a sub-layer's output.
         self.mixes_behind = False
         with watched_attention() as self.cores:
             self.base = self.run()
+            if len(shape) == 4 and self._reads_channels_last():
+                self.channels_first, self.hidden = True, self.hidden.permute(0, 2, 3, 1).contiguous()
+                self.cores.clear()
+                self.base = self.run()
         self.streams = self._streams()
 
     def _streams(self) -> str:
@@ -89,10 +96,25 @@ class Replay:
             (w for w, own in (("last", shape[:2]), ("first", shape[1:3])) if any(o[:2] == own for o in read)), ""
         )
 
+    def _reads_channels_last(self) -> bool:
+        """Whether a leaf reads the hidden state with its second axis as the last one, as linears and norms need it."""
+        turned = self.hidden.permute(0, 2, 3, 1)
+        return any(one.input.shape == turned.shape and same(one.input, turned) for one in self.base.calls)
+
     @property
     def batch(self) -> int:
         """B; 1 where the tokens of all rows stand in one list."""
         return 1 if self.hidden.dim() == 2 else self.hidden.shape[int(self.time_first or self.streams == "first")]
+
+    @property
+    def listed(self) -> bool:
+        """Tokens beside each other need not be one row's.
+
+        Those of all rows stand in one list, [N, D], or [1, N, D] of several rows; or none sees another, as the captions
+        of a batch beside every video do not (X-CLIP).
+        """
+        one = self.hidden.dim() == 3 and self.hidden.shape[0] == 1 and not self.time_first and not self.rows_first
+        return self.hidden.dim() == 2 or one or not self.positions(self.moved(0).output, self.base.output) - {0}
 
     @property
     def tokens(self) -> int:
@@ -148,12 +170,14 @@ class Replay:
         if edit is not None and side == "input":
             handles.append(self.layer.get_submodule(edit).register_forward_pre_hook(change, with_kwargs=True))
         try:
-            args, kwargs = self._real(self.args, hidden), self._real(self.kwargs, hidden)
+            given = hidden.permute(0, 3, 1, 2) if self.channels_first else hidden
+            args, kwargs = self._real(self.args, given), self._real(self.kwargs, given)
             output = functional_call(self.layer, self.weights, args, kwargs)
         finally:
             for handle in handles:
                 handle.remove()
         result = first_tensor(output)
+        result = result.permute(0, 2, 3, 1) if self.channels_first and result is not None else result
         if result is None or result.shape != hidden.shape:
             raise ValueError("the layer does not return a hidden state of its input's shape")
         return Trace(tuple(calls), hidden, result)
@@ -161,6 +185,14 @@ class Replay:
     def moved(self, position: int | None) -> Trace:
         """A run whose hidden state differs at one position, or everywhere for None."""
         return self.run(hidden=self.shifted(self.hidden, slice(None) if position is None else position))
+
+    def keeps_rows_apart(self) -> bool:
+        """Whether the first row of the output is what it was where all other rows of the input are others."""
+        if self.batch < 2 or not self.rows_first:
+            return True
+        others = self.hidden.clone()
+        others[1:] = torch.randn_like(others[1:])
+        return same(self.run(hidden=others).output[0], self.base.output[0])
 
     def shifted(self, value: Tensor, where: int | slice) -> Tensor:
         """A copy of a tensor with noise added at some positions of all rows."""
@@ -188,7 +220,8 @@ class Replay:
         """Whether a tensor holds the hidden state's tokens in windows, each of them a row, and perhaps padding."""
         rows, own = value.shape[0], self.hidden.shape
         wide = value.dim() > 2 and self.rows_first and not self.streams and value.shape[-1] == own[-1]
-        return wide and rows > own[0] and rows % own[0] == 0 and value.numel() >= self.hidden.numel()
+        more = value.numel() - self.hidden.numel()
+        return wide and rows % own[0] == 0 and (more > 0 or (more == 0 and rows > own[0]))
 
     def from_windows(self, value: Tensor, source: Tensor) -> Tensor | None:
         """A tensor in windows with its tokens in the order of the hidden state; None where that is not seen.

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def linears_of(attentions: Iterable[AttentionMap | None], ffn: Iterable[str | None]) -> list[str]:
     """Paths of the mapped linears, relative to the layer."""
     names = ("query", "key", "value", "fused", "output", "reads")
-    paths = [getattr(one, name) for one in attentions if one is not None for name in names]
+    known = [one for one in attentions if one is not None]
+    paths = [getattr(one, name) for one in known for name in names]
+    paths += [path for one in known for _, path, _ in one.inside]
     return list(dict.fromkeys(path for path in (*paths, *ffn) if path))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..structure import convolution_leaves, linear_leaves
+from ..structure import convolution_names, linear_leaves
 from .stacks import layer_lists
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["ways_out"]
+
+_SHOWN = 4
 
 
 def ways_out(model: nn.Module) -> str:
@@ -19,13 +21,12 @@ def ways_out(model: nn.Module) -> str:
     Args:
         model: Any.
     """
-    linears, convolutions = list(linear_leaves(model)), list(convolution_leaves(model))
+    linears, convolutions = list(linear_leaves(model)), convolution_names(model)
     ways: list[str] = []
     if linears:
         ways.append("lora with target_modules='all-linear' or names of modules, which needs no map")
     elif convolutions:
-        name = convolutions[0][0].rpartition(".")[2]
-        ways.append(f"lora with names of convolutions, such as target_modules=({name!r},), which needs no map")
+        ways.append(f"lora with target_modules={tuple(convolutions[:_SHOWN])!r}, convolutions, which needs no map")
     inner = _inner_model(model)
     if inner:
         ways.append(f"the inner model alone: attach(model.{inner}, ...)")

@@ -15,6 +15,7 @@ from hfadapt import Site
 from hfadapt.architecture import (
     CONVOLUTIONS,
     convolution_leaves,
+    convolution_names,
     convolves_at_once,
     is_convolution,
     is_linear,
@@ -226,7 +227,7 @@ def targets_by_name(
             if sites:
                 continue
         if not hits and not leaves:
-            raise _no_linears(model, where, {"convolutions": convolutions, "tables": tables})
+            raise _no_linears(name, model, where, {"convolutions": convolutions, "tables": tables})
         if not hits:
             raise _no_match(name, where, arch, leaves, {"tables": tables, "convolutions": convolutions}, config)
         found.update({path: Target(named_site(model, path, name == ALL)) for path in hits if path not in found})
@@ -307,18 +308,18 @@ def _ends(paths: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
-def _no_linears(model: nn.Module, where: str, others: Mapping[str, Sequence[str]]) -> AttachError:
-    names = [path for paths in others.values() for path in paths]
+def _no_linears(name: str, model: nn.Module, where: str, others: Mapping[str, Sequence[str]]) -> AttachError:
     kinds = Counter(type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+    ends = {kind: _ends(paths) for kind, paths in others.items() if paths}
+    working = (convolution_names(model) or [path for paths in others.values() for path in paths])[:_SHOWN]
     return AttachError(
-        "the model has no linears, and nothing else that takes an update of low rank has that name",
+        f"the model has no linears, and nothing else that takes an update of low rank is meant by {name!r}",
         where=where,
         got=", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)),
-        allowed="; ".join(f"names of {kind}: {', '.join(paths[:_SHOWN])}" for kind, paths in others.items() if paths)
-        if names
-        else "a model with linears, tables of vectors, or convolutions that mix all their channels (groups=1)",
-        try_=f"target_modules=({names[-1]!r},)"
-        if names
+        allowed="; ".join(f"names of {kind}: {', '.join(found[:_SHOWN])}" for kind, found in ends.items())
+        or "a model with linears, tables of vectors, or convolutions that mix all their channels (groups=1)",
+        try_=f"target_modules={tuple(working)!r}"
+        if working
         else "heads on the frozen model (hfadapt.MultiTaskModel), or modules_to_save for the last blocks",
     )
 

@@ -128,6 +128,7 @@ def _roles(layer: LayerMap) -> Iterator[tuple[str, tuple[str, str]]]:
                 yield f"{prefix}_{role}", (leaf, "")
             elif attention.fused is not None:
                 yield f"{prefix}_{role}", (attention.fused, role)
+        yield from ((f"{prefix}_{role}", (path, role if part else "")) for role, path, part in attention.inside)
     if layer.stack.ffn_is_block or not layer.has("ffn"):  # a mixture of experts, or nothing
         return
     yield from (("ffn_in", (leaf, "")) for leaf in layer.ffn_in[:1])
@@ -139,7 +140,12 @@ def _target(layer: LayerMap, leaf: str, part: str, model: nn.Module) -> Target:
     site = sites.linear(layer, leaf, model)
     if not part:
         return Target(site)
-    attention = next(a for a in (layer.attention, layer.cross_attention) if a is not None and a.fused == leaf)
+    own = layer.attention if layer.has("attention") else None
+    for role, path, bounds in own.inside if own is not None else ():
+        if (role, path) == (part, leaf):
+            blocks, start, stop = bounds
+            return Target(replace(site, part=(blocks, start, stop)), part)
+    attention = next(a for a in (own, layer.cross_attention) if a is not None and a.fused == leaf)
     return Target(replace(site, part=_part(layer, attention, part, site.width)), part)
 
 

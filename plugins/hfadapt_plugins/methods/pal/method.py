@@ -69,12 +69,12 @@ class PALMethod(Method):
                 "attention beside a layer needs to know which tokens are one row's, and these layers have those of all "
                 "rows, or images, in one list",
                 arch,
-                got=f"hidden states [N, D] in {listed}",
+                got=f"hidden states [N, D], or tokens that never see another, in {listed}",
                 allowed="layers whose hidden states have an axis of rows",
                 try_="g='ffn', whose tokens do not see one another; or lora, bottleneck or parallel",
             )
         if listed:
-            logger.warning("pal leaves out %s, whose hidden states [N, D] have no axis of rows", listed)
+            logger.warning("pal leaves out %s, where tokens beside each other need not be one row's", listed)
         return fit
 
     def starts_as_base(self, config: PAL) -> bool:
