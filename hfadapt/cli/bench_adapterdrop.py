@@ -63,7 +63,10 @@ def adapterdrop(
     from ..recipes.results import machine
 
     sizes = Sizes(layers, hidden, rows, tokens)
+    # Refused before the first table is measured, which takes minutes.
     depths = _depths(drops, layers)
+    shared = _positive(tasks or tuple(_TABLE_2), "--tasks")
+    counts = _positive(fused or tuple(_TABLE_3), "--fused")
     wanted = methods or _METHODS
     result: dict[str, Any] = {
         "machine": {**machine(), "simd": torch.backends.cpu.get_cpu_capability()},
@@ -71,8 +74,8 @@ def adapterdrop(
     }
     for table, make in {
         "1": lambda: _speed(sizes, wanted, depths, repeats),
-        "2": lambda: _shared(sizes, wanted, depths, _positive(tasks or tuple(_TABLE_2), "--tasks"), repeats),
-        "3": lambda: _fusion(sizes, depths, _positive(fused or tuple(_TABLE_3), "--fused"), repeats),
+        "2": lambda: _shared(sizes, wanted, depths, shared, repeats),
+        "3": lambda: _fusion(sizes, depths, counts, repeats),
     }.items():
         if not tables or table in tables:
             result[f"table {table}"] = make()

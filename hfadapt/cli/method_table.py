@@ -107,7 +107,8 @@ def _added(configs: tuple[Any, ...] | None, model: PreTrainedModel) -> str:
     base = model.num_parameters()
     try:
         trained = _count(configs, model)
-        kept = _count(tuple(plugins.methods()[config.method].kept(config) for config in configs), model)
+        left = tuple(plugins.methods()[config.method].kept(config) for config in configs)
+        kept = trained if left == configs else _count(left, model)
     except AttachError:
         return "-"
     return f"{kept / base:.2%}" + (f", +{(trained - kept) / base:.2%} in training" if trained != kept else "")

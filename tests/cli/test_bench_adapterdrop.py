@@ -34,6 +34,7 @@ def test_its_three_tables_stand_beside_the_papers_figures(hfadapt, tmp_path) -> 
 def test_depths_and_numbers_that_make_no_table_are_refused(hfadapt, option, number, allowed) -> None:
     result = hfadapt("bench", "adapterdrop", *SMALL, option, number, status=2)
     assert allowed in result.output and str(number) in result.output
+    assert "Table" not in result.output, "a table was measured before"
 
 
 def test_backpropagation_enters_no_layer_below_the_lowest_delta() -> None:
