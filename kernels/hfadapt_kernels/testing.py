@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "assert_as_good_as_eager", "assert_as_good_as_eager_nearby", "launches", "leaves", "nan_poisoned", "rel_error",
-    "repair_interpreter_bfloat16", "threads",
+    "assert_as_good_as_eager", "assert_as_good_as_eager_nearby", "launches", "leaves", "nan_poisoned",
+    "patch_interpreter_once", "rel_error", "repair_interpreter_bfloat16", "threads",
 ]  # fmt: skip
 
 
@@ -159,6 +159,31 @@ def launches(
     finally:
         for kind, run in zip(kinds, before, strict=True):
             kind.run = run
+
+
+def patch_interpreter_once() -> None:
+    """Let Triton's interpreter change Triton's language once. Call once, in a process with TRITON_INTERPRET=1.
+
+    The interpreter looks through every name of the language at each launch, and again at each call of a function inside
+    a kernel, which takes most of the time of small kernels. In such a process nothing else needs it as it was.
+    """
+    from triton.runtime import interpreter
+
+    patch, seen = interpreter._patch_lang, {}
+
+    class Kept:
+        def restore(self) -> None:
+            """Nothing is put back."""
+
+    def once(function: Any) -> Kept:
+        # Which parts of the language are changed hangs on what the module of a function imports.
+        names = function.__globals__
+        if id(names) not in seen:
+            seen[id(names)] = names
+            patch(function)
+        return Kept()
+
+    interpreter._patch_lang = once
 
 
 def repair_interpreter_bfloat16() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from hfadapt_kernels.testing import repair_interpreter_bfloat16
+from hfadapt_kernels.testing import patch_interpreter_once, repair_interpreter_bfloat16
 
 HERE = Path(__file__).parent
 
@@ -27,6 +27,7 @@ if __name__ == "__main__":
     # The case files import this module by its name, not as __main__.
     sys.modules["run_cases"] = sys.modules["__main__"]
     repair_interpreter_bfloat16()
+    patch_interpreter_once()
     for op in sys.argv[1:]:
         print(f"{op}:", flush=True)
         runpy.run_path(str(HERE / f"{op}_case.py"))

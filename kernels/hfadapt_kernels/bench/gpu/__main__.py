@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cpu":
         # Read when a kernel is decorated, which is when it is first launched.
         os.environ["TRITON_INTERPRET"] = "1"
+        from ...testing import patch_interpreter_once
+
+        patch_interpreter_once()
     import torch
 
     from .sizes import CARD, INTERPRETER
