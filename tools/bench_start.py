@@ -56,14 +56,14 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def measure(layers: int, hidden: int, turns: int) -> dict[str, Any]:
-    """Medians of processes that take turns, and the ratio of both parts together."""
+def measure(layers: int, hidden: int, turns: int, before: int) -> dict[str, Any]:
+    """Medians of processes that take turns behind ``before`` uncounted ones, and the ratio of both parts together."""
     command = [sys.executable, __file__, "--layers", str(layers), "--hidden", str(hidden), "--measure"]
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    for turn in range(turns + 1):
+    for turn in range(-before, turns):
         for name in NAMES:
             done = subprocess.run([*command, name], check=True, capture_output=True, text=True, env=_environment())
-            if turn > 0:
+            if turn >= 0:
                 taken[name].append(json.loads(done.stdout.splitlines()[-1]))
     found: dict[str, Any] = {
         name: {part: round(1e3 * statistics.median(one[part] for one in all_), 1) for part in all_[0]}
@@ -72,19 +72,19 @@ def measure(layers: int, hidden: int, turns: int) -> dict[str, Any]:
     return {"milliseconds": found, "times peft": round(found["hfadapt"]["both"] / found["peft"]["both"], 3)}
 
 
-def commands(turns: int) -> dict[str, float]:
-    """Medians of seconds, the process itself counted; ``import torch`` to tell what the machine does."""
+def commands(turns: int, before: int) -> dict[str, float]:
+    """Medians of seconds as of ``measure``, with the process itself; ``import torch`` tells what the machine does."""
     run = {
         "import hfadapt": "import hfadapt",
         "hfadapt --help": "from hfadapt.cli.group import cli; cli(['--help'])",
         "import torch": "import torch",
     }
     taken: dict[str, list[float]] = {name: [] for name in run}
-    for turn in range(turns + 1):
+    for turn in range(-before, turns):
         for name, code in run.items():
             begin = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=_environment())
-            if turn > 0:
+            if turn >= 0:
                 taken[name].append(time.perf_counter() - begin)
     return {name: round(statistics.median(times), 3) for name, times in taken.items()}
 
@@ -92,6 +92,7 @@ def commands(turns: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="processes of each")
+    parser.add_argument("--before", type=int, default=1, help="processes of each that are not counted")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--out", type=Path, help="folder for start.json")
@@ -106,8 +107,8 @@ def main() -> None:
         "machine": {**machine(), "peft": version("peft")},
         "shapes": f"{options.layers} layers of {options.hidden}, {ROWS} x {TOKENS} tokens, LoRA r = 8",
         "load average": round(os.getloadavg()[0], 1),
-        "seconds": commands(options.turns),
-        **measure(options.layers, options.hidden, options.turns),
+        "seconds": commands(options.turns, options.before),
+        **measure(options.layers, options.hidden, options.turns, options.before),
     }
     text = json.dumps(result, indent=1) + "\n"
     if options.out is not None:

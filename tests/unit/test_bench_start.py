@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_both_are_adapted_and_make_a_step(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "bench_start.py", "--layers", "1", "--hidden", "24", "--turns", "1"]
+    sizes = ["--layers", "1", "--hidden", "24", "--turns", "1", "--before", "0"]
+    command = [sys.executable, ROOT / "tools" / "bench_start.py", *sizes]
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "plugins"))
     done = subprocess.run(
         [*command, "--out", tmp_path], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
