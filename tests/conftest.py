@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,23 @@ def pytest_collection_finish() -> None:
     # third of the time of what makes many objects, such as tracing a model.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.callbacks.append(KeepImports())
+
+
+class KeepImports:
+    """Freezes what tests import on their way: Trainer collects all garbage once a training, a third of a tiny one."""
+
+    def __init__(self) -> None:
+        self.imported = len(sys.modules)
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        # Right after a collection of everything, which leaves no garbage to be kept; what lives of tests is little.
+        if phase == "stop" and info["generation"] == 2 and len(sys.modules) > self.imported + 50:
+            self.imported = len(sys.modules)
+            gc.freeze()
 
 
 def pytest_unconfigure() -> None:
+    gc.callbacks[:] = [one for one in gc.callbacks if not isinstance(one, KeepImports)]
     gc.unfreeze()  # what is never collected, some libraries report as leaked
