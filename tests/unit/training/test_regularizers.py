@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import tempfile
 import warnings
 
 import pytest
@@ -14,7 +16,7 @@ from hfadapt import plugins
 from hfadapt.errors import ArchitectureError, CheckpointError, ConfigError, RoutingError
 from hfadapt.testing.regularizers import tiny_batch, tiny_classifier
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
-from hfadapt.testing.toy import tiny_tokenizer, toy_model, toy_tasks
+from hfadapt.testing.toy import toy_model, toy_tasks
 from tests.unit.releases import older
 
 NAMES = list(plugins.regularizers())
@@ -54,6 +56,13 @@ def trained(folder, name, model=None, **changes):
     return {key: p.detach().clone() for key, p in model.named_parameters()}
 
 
+@functools.cache
+def plainly(name):
+    """What a training ends with whose settings are all as they are; many tests compare with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(folder, name)
+
+
 def largest_difference(left, right):
     return max(float((left[key].double() - right[key].double()).abs().max()) for key in left)
 
@@ -64,7 +73,7 @@ def same(left, right):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_and_moves_only_what_trains(tmp_path, name):
-    plain, with_it = trained(tmp_path, None), trained(tmp_path, name)
+    plain, with_it = plainly(None), trained(tmp_path, name)
     assert largest_difference(plain, with_it) > 1e-6
     start = dict(tiny_classifier().named_parameters())
     frozen = [key for key, p in start.items() if not p.requires_grad]
@@ -94,7 +103,7 @@ def test_activation_checkpointing_of_both_forms_changes_nothing(tmp_path, name, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer releases have another word for it
         got = trained(tmp_path, name, **changed)
-    assert largest_difference(got, trained(tmp_path, name)) <= 1e-9
+    assert largest_difference(got, plainly(name)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", ["smart", "freelb", "sam"])
@@ -225,7 +234,7 @@ def test_remove_takes_it_out_again(tmp_path):
     trainer = trainer_of(model, tmp_path)
     hfadapt.regularize(trainer, "smart", **LARGE["smart"]).remove()
     trainer.train()
-    assert same({key: p.detach() for key, p in model.named_parameters()}, trained(tmp_path, None))
+    assert same({key: p.detach() for key, p in model.named_parameters()}, plainly(None))
 
 
 @pytest.mark.parametrize("proximal", ["momentum", "vanilla"])
@@ -278,58 +287,6 @@ def test_checkpoints_without_or_with_another_teacher_are_refused_before_training
     stolen.write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="the teacher cannot be read"):
         again.train(resume_from_checkpoint=str(tmp_path / "without" / "checkpoint-1"))
-
-
-@pytest.mark.parametrize("batch", ["one_task", "mixed"])
-@pytest.mark.parametrize("name", NAMES)
-def test_multi_task_models(tmp_path, name, batch):
-    tasks = toy_tasks((16, 8, 8))
-
-    def run(regularizer):
-        set_seed(0)
-        model = toy_model(tasks, "lora")
-        trainer = toy_trainer(tmp_path, model, tasks, batch)
-        if regularizer is not None:
-            hfadapt.regularize(trainer, regularizer)
-        trainer.train()
-        return {key: p.detach().clone() for key, p in model.named_parameters()}
-
-    one = plugins.regularizers()[name](**LARGE.get(name, {}))
-    assert largest_difference(run(None), run(one)) > 1e-7
-    if not one.repeats_updates:
-        names = [task.name for task in tasks]
-        assert all(p.isfinite().all() for p in run({names[0]: one, names[1]: "r3f"}).values())
-        assert same(run(None), run({names[0]: None, names[1]: {"name": "smart", "weight": 0}}))
-
-
-def toy_trainer(folder, model, tasks, batch):
-    mix = hfadapt.TaskMixture(tasks, tiny_tokenizer(), batch=batch)
-    args = TrainingArguments(
-        str(folder),
-        max_steps=2,
-        per_device_train_batch_size=6,
-        learning_rate=1e-2,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    return Trainer(model=model, args=args, train_dataset=mix.train, data_collator=mix.collator, callbacks=mix.callbacks)
-
-
-def test_only_the_rows_of_a_task_are_regularised(tmp_path):
-    tasks = toy_tasks((16, 8, 8))
-    trainer = toy_trainer(tmp_path, toy_model(tasks, "lora"), tasks, "mixed")
-    seen = []
-
-    class Spy(hfadapt.R3F):
-        def loss(self, step):
-            seen.append(step.inputs["task_ids"])
-            return super().loss(step)
-
-    hfadapt.regularize(trainer, {tasks[0].name: Spy()})
-    trainer.train()
-    assert seen and all(set(torch.as_tensor(ids).tolist()) == {0} for ids in seen)
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path):
