@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .bench_adapterdrop import adapterdrop
+from .bench_engine import engine
 from .bench_ops import ops
 from .bench_regularizers import regularizers
 from .bench_static import triton_static
@@ -18,6 +19,7 @@ def bench() -> None:
 
 
 bench.add_command(adapterdrop)
+bench.add_command(engine)
 bench.add_command(ops)
 bench.add_command(regularizers)
 bench.add_command(triton_static)

@@ -1,0 +1,134 @@
+"""What runs in the rivals' own environment, which knows no hfadapt: builds one of them, and then times a call a line.
+
+The first line that comes in says what to build, as JSON; the answer says the versions. Each further line is a turn; the
+answer says its seconds. Where something is missing the answer is an error, in words.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def bert(layers: int, hidden: int, tokens: int) -> Any:
+    """A BERT with random weights, of the sizes that hfadapt's cases have."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max(64, tokens),
+    )
+    return BertModel(config).eval()
+
+
+def parallel(layers: int, hidden: int, rows: int, tokens: int, tasks: int, drop: int) -> Callable[[], Any]:
+    """AdapterHub's ``Parallel`` over bottleneck adapters on one batch, the lowest layers without any."""
+    import adapters
+    import torch
+    from adapters import SeqBnConfig
+    from adapters.composition import Parallel
+
+    model = bert(layers, hidden, tokens)
+    adapters.init(model)
+    names = [f"t{number}" for number in range(tasks)]
+    for name in names:
+        model.add_adapter(name, config=SeqBnConfig(reduction_factor=16, leave_out=list(range(drop))))
+    model.set_active_adapters(Parallel(*names))
+    ids = torch.randint(4, 1000, (rows, tokens))
+    return lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def fusion(layers: int, hidden: int, rows: int, tokens: int, tasks: int) -> Callable[[], Any]:
+    """AdapterHub's ``Fuse`` over bottleneck adapters."""
+    import adapters
+    import torch
+    from adapters import SeqBnConfig
+    from adapters.composition import Fuse
+
+    model = bert(layers, hidden, tokens)
+    adapters.init(model)
+    names = [f"t{number}" for number in range(tasks)]
+    for name in names:
+        model.add_adapter(name, config=SeqBnConfig(reduction_factor=16))
+    model.add_adapter_fusion(Fuse(*names))
+    model.set_active_adapters(Fuse(*names))
+    model.eval()
+    ids = torch.randint(4, 1000, (rows, tokens))
+    return lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def openvino(layers: int, hidden: int, rows: int, tokens: int, threads: int) -> Callable[[], Any]:
+    """The bare base in OpenVINO, weights and activations int8 as NNCF's calibration for transformers makes them."""
+    import nncf
+    import numpy as np
+    import openvino
+    import torch
+
+    model = bert(layers, hidden, tokens)
+    ids = torch.randint(4, 1000, (rows, tokens))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    made = openvino.convert_model(model, example_input=example)
+    made.reshape({one: [rows, tokens] for one in made.inputs})
+    numbers = np.random.default_rng(0)
+    calibration = [
+        {"input_ids": numbers.integers(4, 1000, (rows, tokens)), "attention_mask": np.ones((rows, tokens), np.int64)}
+        for _ in range(4)
+    ]
+    small = nncf.quantize(
+        made, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
+    )
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(small, "CPU", options)
+    feed = {one.get_any_name(): example[_name(one)].numpy() for one in compiled.inputs}
+    request = compiled.create_infer_request()
+    return lambda: request.infer(feed)
+
+
+def _name(port: Any) -> str:
+    return next(name for name in port.get_names() if name in ("input_ids", "attention_mask"))
+
+
+def main() -> None:
+    """Build, and take turns until the other end closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(**said: Any) -> None:
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+    told = json.loads(sys.stdin.readline())
+    what, threads = told.pop("what"), told.pop("threads")
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        given = {**told, "threads": threads} if what == "openvino" else told
+        call = {"parallel": parallel, "fusion": fusion, "openvino": openvino}[what](**given)
+        with torch.no_grad():
+            call()
+    except Exception as error:
+        answer(error=f"{type(error).__name__}: {error}"[:200])
+        return
+    packages = ("openvino", "nncf", "torch") if what == "openvino" else ("adapters", "transformers", "torch")
+    answer(versions={f"{what}: {name}": importlib.metadata.version(name) for name in packages})
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        with torch.no_grad():
+            call()
+        answer(seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

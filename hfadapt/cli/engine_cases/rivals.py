@@ -1,0 +1,128 @@
+"""Libraries that need other packages than hfadapt, each in a process of its own that takes turns with this one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import HFAdaptError
+
+__all__ = ["PACKAGES", "Rivals", "make_environment"]
+
+#: What an environment gets; adapters has not kept up with transformers, and says which release it needs.
+PACKAGES = ("torch", "adapters", "openvino", "nncf")
+_PROGRAM = Path(__file__).with_name("rival_program.py")
+
+
+def make_environment(folder: Path) -> None:
+    """Make a virtual environment with the rivals in it, unless it is there.
+
+    Raises:
+        HFAdaptError: it cannot be made, or pip installs none of it.
+    """
+    import venv
+
+    if _python(folder).is_file():
+        return
+    venv.create(folder, with_pip=True)
+    command = [str(_python(folder)), "-m", "pip", "install", "--quiet", *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HFAdaptError(
+            "pip could not install the rivals",
+            where=str(folder),
+            got=done.stderr.strip()[-300:],
+            allowed=", ".join(PACKAGES),
+            try_="--adapters-env FOLDER, an environment that has them; or no such option, and those cells stay empty",
+        )
+
+
+def _python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+class Rivals:
+    """Processes of rivals, each started by the first case that needs it.
+
+    Args:
+        folder: Their virtual environment; without one they are not measured.
+        threads: Of torch and of OpenVINO.
+    """
+
+    def __init__(self, folder: Path | None, threads: int) -> None:
+        self.folder = folder
+        self.threads = threads
+        self.versions: dict[str, str] = {}
+        self._running: list[subprocess.Popen[str]] = []
+
+    def call(self, what: str, **sizes: Any) -> Any:
+        """Return a call that runs a rival once and returns its seconds, or why it is not measured.
+
+        Args:
+            what: One of the functions of ``rival_program.py``.
+            sizes: Its arguments.
+        """
+        if self.folder is None:
+            return "not measured: no --adapters-env"
+        if not _python(self.folder).is_file():
+            return f"not measured: no environment at {self.folder}"
+        process = subprocess.Popen(
+            [str(_python(self.folder)), str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+        self._running.append(process)
+        told = _ask(process, {"what": what, "threads": self.threads, **sizes})
+        if "error" in told:
+            return f"not measured: {told['error']}"
+        self.versions |= told["versions"]
+
+        def run() -> float:
+            answer = _ask(process, {})
+            if "error" in answer:
+                raise HFAdaptError(
+                    "a rival stopped", where=what, got=answer["error"], allowed="seconds", try_="--cases without it"
+                )
+            return float(answer["seconds"])
+
+        return run
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._running:
+            assert process.stdin is not None and process.stdout is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.wait(30)
+            process.stdout.close()
+        self._running.clear()
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[Rivals]:
+        """End the processes on every way out."""
+        try:
+            yield self
+        finally:
+            self.close()
+
+
+def _ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except OSError as error:
+        line, said = "", str(error)
+    else:
+        said = f"the process ended with status {process.poll()}"
+    return json.loads(line) if line else {"error": f"{sys.platform}: {said}"}
