@@ -79,15 +79,15 @@ def openvino(layers: int, hidden: int, rows: int, tokens: int, threads: int) -> 
     ids = torch.randint(4, 1000, (rows, tokens))
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     made = openvino.convert_model(model, example_input=example)
-    made.reshape({one: [rows, tokens] for one in made.inputs})
     numbers = np.random.default_rng(0)
     calibration = [
-        {"input_ids": numbers.integers(4, 1000, (rows, tokens)), "attention_mask": np.ones((rows, tokens), np.int64)}
+        {"input_ids": numbers.integers(4, 1000, (2, tokens)), "attention_mask": np.ones((2, tokens), np.int64)}
         for _ in range(4)
     ]
     small = nncf.quantize(
         made, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
     )
+    small.reshape({one: [rows, tokens] for one in small.inputs})
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(small, "CPU", options)
     feed = {one.get_any_name(): example[_name(one)].numpy() for one in compiled.inputs}
