@@ -69,7 +69,8 @@ def calls_before_op(method: dict[str, Any], tasks: int) -> dict[str, int]:
         if code.co_name in OPS and code.co_filename.endswith("op.py"):
             found["before_op"] = state["calls"]
         if code.co_name == "__call__" and code.co_filename.endswith(os.path.join("torch", "_ops.py")):
-            name = getattr(frame.f_locals["self"], "_qualified_op_name", "")
+            called = frame.f_locals["self"]  # an op or one of its overloads
+            name = getattr(called, "_qualified_op_name", "") or getattr(called, "_name", "").partition(".")[0]
             if name in KERNELS:
                 found["before_kernel"], state["calls"] = state["calls"], -1
                 return

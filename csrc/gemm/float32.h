@@ -7,20 +7,8 @@
 namespace hfk {
 namespace HFK_NAMESPACE {
 
-// Memory that a product asks for along the way, evenly over its steps, so that it is in the second-level cache for what
-// follows: the processor can only wait for some lines at a time, and while it multiplies it waits for none. Where nothing
-// is named, a product asks for the panel that comes next. (A hint cannot fault, whatever lies there.)
-struct Ahead {
-  const char* at = nullptr;
-  int64_t bytes = 0;
-  HFK_INLINE Ahead part(int64_t i, int64_t count) const { return {at + bytes / count * i, bytes / count}; }
-};
-template <class T>
-static HFK_INLINE Ahead ahead_of(const T* p, int64_t count) {
-  return {reinterpret_cast<const char*>(p), p ? count * int64_t(sizeof(T)) : 0};
-}
-
-// The same for the steps of one panel, one after the other. Its rows are ldb apart; when that is PW, another may follow it.
+// What it asks for in the steps of one panel, one after the other. Its rows are ldb apart; when that is PW, another may
+// follow it.
 struct AheadSteps {
   const char* at;
   int64_t step;
@@ -74,6 +62,8 @@ static void panel_product(int64_t M, int64_t n0, int64_t K, const float* A, int6
   for (; m + MR <= M; m += MR) tile<side, MR, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
   if constexpr (MR == 12)
     for (; m + 6 <= M; m += 6) tile<side, 6, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
+  // Fewer rows than four do not keep the multipliers busy: each sum waits for its own last step.
+  for (; m + 4 <= M; m += 4) tile<side, 4, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
   for (; m + 2 <= M; m += 2) tile<side, 2, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
   for (; m < M; m++) tile<side, 1, NV>(K, A + m * am, as, B, ldb, ahead, m, n0, epi);
 }

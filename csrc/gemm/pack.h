@@ -52,6 +52,55 @@ static HFK_INLINE int64_t pair_index(int64_t Kp, int64_t k, int64_t n) {
   return ((n / 32) * (Kp / 2) + k / 2) * 64 + (n % 32) * 2 + (k & 1);
 }
 
+// Memory that a product or a packing asks for along the way, evenly over its steps, so that it is in the second-level cache
+// for what follows: the processor can only wait for some lines at a time, and while it multiplies it waits for none. Where
+// nothing is named, a product asks for the panel that comes next. (A hint cannot fault, whatever lies there.)
+struct Ahead {
+  const char* at = nullptr;
+  int64_t bytes = 0;
+  HFK_INLINE Ahead part(int64_t i, int64_t count) const { return {at + bytes / count * i, bytes / count}; }
+};
+template <class T>
+static HFK_INLINE Ahead ahead_of(const T* p, int64_t count) {
+  return {reinterpret_cast<const char*>(p), p ? count * int64_t(sizeof(T)) : 0};
+}
+
+// Rows and columns of the blocks of floats that are transposed.
+constexpr int64_t kBlock = VL == 16 ? 16 : 8;
+// The same for the blocks that a packing transposes, one after the other.
+struct AheadLines {
+  const char* at;
+  int64_t lines;
+  HFK_INLINE AheadLines(Ahead more, int64_t blocks) : at(more.at), lines(ceil_div(more.bytes, 64 * imax(1, blocks))) {}
+  HFK_INLINE void operator()() {
+    for (int64_t i = 0; i < lines; i++) prefetch_l2(at + 64 * i);
+    at += 64 * lines;
+  }
+};
+
+// What is asked for while the two operands of a task are packed, one behind the other: what is read some steps later, of
+// this task and then of the next. Not more than that, or it is gone from the cache again when its turn comes.
+struct TaskAhead {
+  static constexpr int64_t kSoon = 65536;  // bytes
+  Ahead down, up, next_down, next_up;
+  bool down_asks;  // while `down` is packed; else `up` asks for both of the next task, which are small
+  // While `count` bytes from `first` on are packed.
+  Ahead at(int64_t first, int64_t count) const {
+    const int64_t both = down.bytes + up.bytes;
+    int64_t from = first + imin(kSoon, both);
+    if (!down_asks) {
+      const int64_t times = ceil_div(both, imax(1, up.bytes));
+      from = both + (first - down.bytes) * times, count *= times;
+    }
+    const Ahead order[] = {down, up, next_down, next_up};
+    for (const Ahead& part : order) {
+      if (from < part.bytes) return {part.at + from, imin(count, part.bytes - from)};
+      from -= part.bytes;
+    }
+    return {};
+  }
+};
+
 #if defined(__AVX512F__)
 // Transposes 16 x 16 dwords; rows at or beyond `rows`, and with `part` bytes of a row at or beyond `bytes`, count as 0.
 template <bool part = false>
@@ -120,14 +169,17 @@ static HFK_INLINE void transpose8(V* r) {
 }
 #endif
 
-// One panel of floats. scale (or null) multiplies row k by scale[k].
+// One panel of floats. scale (or null) multiplies row k by scale[k]. Every block that is transposed asks for a share of
+// `more`.
 template <class T>
-static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, float* d) {
+static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, float* d,
+                       Ahead more = {}) {
+  AheadLines ask(more, ceil_div(K, kBlock) * (PW / kBlock));
   int64_t k = 0;
 #if defined(__AVX512F__)
   if (sizeof(T) == 4 && sk == 1 && scale == nullptr) {
     for (; k + 16 <= K; k += 16)
-      for (int64_t n = 0; n < PW; n += 16)
+      for (int64_t n = 0; n < PW; n += 16, ask())
         transpose16(s + n * sn + k, sn * 4, d + k * PW + n, PW * 4, int(imax(0, imin(16, columns - n))));
     if (k < K) {
       // Only the rows that are left: the memory behind them is the next panel's.
@@ -142,7 +194,7 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
 #elif defined(__AVX2__)
   if (sk == 1 && scale == nullptr) {
     for (; k < K; k += VL)
-      for (int64_t n = 0; n < PW; n += VL) {
+      for (int64_t n = 0; n < PW; n += VL, ask()) {
         V r[VL];
         for (int64_t i = 0; i < VL; i++) r[i] = n + i < columns ? load_first(s + (n + i) * sn + k, K - k) : zero();
         transpose8(r);
@@ -184,14 +236,16 @@ static HFK_INLINE void pack_pair(int64_t Kp, int64_t columns, bool second, const
 
 // One panel of bf16 pairs.
 template <class T>
-static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, bf16* d) {
+static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64_t sn, const float* scale, bf16* d,
+                       Ahead more = {}) {
   const int64_t Kp = padded_k<bf16>(K);
   int64_t k = 0;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 2) {
     if (scale == nullptr && sk == 1) {
+      AheadLines ask(more, ceil_div(K, 32) * (PW / 16));
       for (; k + 32 <= K; k += 32)
-        for (int64_t n = 0; n < PW; n += 16)
+        for (int64_t n = 0; n < PW; n += 16, ask())
           transpose16(s + n * sn + k, sn * 2, d + pair_index(Kp, k, n), 128, int(imax(0, imin(16, columns - n))));
       if (k < K) {
         for (int64_t n = 0; n < PW; n += 16)
@@ -214,14 +268,14 @@ static void pack_panel(int64_t K, int64_t columns, const T* s, int64_t sk, int64
     }
 }
 
-// Panels [first, last) of a K x N operand given by its strides.
+// Panels [first, last) of a K x N operand given by its strides. `more` is asked for where blocks are transposed.
 template <class E, class T>
 static void pack(int64_t K, int64_t N, const T* s, int64_t sk, int64_t sn, E* d, int64_t first, int64_t last,
-                 const float* scale = nullptr) {
+                 const float* scale = nullptr, Ahead more = {}) {
   for (int64_t p = first; p < last; p++) {
     const int64_t columns = imin(PW, N - p * PW);
     E* panel = d + p * panel_size<E>(K);
-    pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel);
+    pack_panel(K, columns, s + p * PW * sn, sk, sn, scale, panel, more.part(p - first, last - first));
   }
 }
 

@@ -53,9 +53,12 @@ struct Call {
     a.max_rank = 1;
     for (size_t t = 0; t < L; t++) {
       AdapterTask task = {};
-      HFK_CHECK(down[t].dim() == 2, kOp, "down: expected [R, Dh]");
+      HFK_CHECK(down[t].dim() == 2 && down[t].size(1) == a.Dh, kOp, "down: expected [R, Dh]");
       task.rank = down[t].size(0);
       HFK_CHECK(task.rank >= 1, kOp, "down: expected a rank of at least 1");
+      HFK_CHECK(up[t].dim() == 2 && up[t].size(0) == a.D, kOp, "up: expected [D, R]");
+      HFK_CHECK((down_bias.empty() || down_bias[t].dim() == 1) && (up_bias.empty() || up_bias[t].dim() == 1), kOp,
+                "biases: expected one axis");
       a.max_rank = imax(a.max_rank, task.rank);
       check_like(down[t], like, task.rank * a.Dh, "down");
       check_like(up[t], like, task.rank * a.D, "up");

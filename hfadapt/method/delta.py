@@ -168,10 +168,7 @@ class Delta(nn.Module):
         """Return ``own`` of several adapters."""
         # From the dictionaries: an attribute or an item of a module takes a call of Python's, and every slot asks.
         adapters: Any = self._modules["adapters"]
-        found, every = [], adapters._modules
-        for name in names:
-            found.append(every[name])
-        return found
+        return list(map(adapters._modules.__getitem__, names))
 
     def config(self, name: str) -> Any:
         """Return the config of the adapter ``name``."""

@@ -84,9 +84,12 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
         shaped, read = shaped.to(dtype), read.to(dtype) if read.is_floating_point() else read
     draws = rows.routing.state.draws
     if draws is None:
-        return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
-    with draws.at(f"{delta.place} {rows.step}", rows.routing.state.calls):
-        return delta(shaped, read, rows, **norm).to(value.dtype).view(value.shape)
+        changed = delta(shaped, read, rows, **norm)
+    else:
+        with draws.at(f"{delta.place} {rows.step}", rows.routing.state.calls):
+            changed = delta(shaped, read, rows, **norm)
+    same = shaped is value and changed.dtype == value.dtype
+    return changed if same else changed.to(value.dtype).view(value.shape)
 
 
 def _repeated(rows: Rows, batch_size: int) -> Rows:

@@ -40,7 +40,7 @@ static void lora_backward_tile(const LoraBackward<T, E>& run, int64_t i, typenam
   float* C = run.g + t.first * gs;
   int64_t xs, ls;
   const E* G = lora_rows<E, T>(a, t, a.grad, a.O, a.grad_stride, false, &xs);
-  const E* weights = run.packs.of(t.task, mine);
+  const E* weights = run.packs.of(t.task, -1, mine);
   const LoraRows<T> next(a, i, a.grad, a.grad_stride);
   lora_down<E>(t.rows, a.O, w.R, G, xs, run.packs.down_of(t.task, weights), C, gs, next.ahead());
   V sum = zero();

@@ -254,21 +254,47 @@ struct LoraPacks {
     else if (needs_up)
       pack<E>(w.R, N, wb, w.b_sr, w.b_so, to, 0, ceil_div(N, PW));
   }
+  static Ahead whole(const void* weight, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    return column == 1 && row == columns ? ahead_of(static_cast<const T*>(weight), rows * columns) : Ahead{};
+  }
+  // Both operands of a forward. What comes next is asked for in the meantime: of a few rows the products are too short.
+  void fill_both(const LoraTask& w, const LoraTask& next, E* to, E* up) const {
+    const bool dots = lora_uses_dots<E>(w.R);
+    const TaskAhead ahead = {whole(w.a, w.R, K, w.a_sr, w.a_sk), whole(w.b, N, w.R, w.b_so, w.b_sr),
+                             whole(next.a, next.R, K, next.a_sr, next.a_sk), whole(next.b, N, next.R, next.b_so, next.b_sr),
+                             !dots};
+    const int64_t down_panels = ceil_div(w.R, PW), up_panels = ceil_div(N, PW);
+    if (dots) fill(w, false, to);
+    for (int64_t p = 0, bytes = ahead.down.bytes / down_panels; !dots && p < down_panels; p++)
+      pack<E>(K, w.R, static_cast<const T*>(w.a), w.a_sk, w.a_sr, to, p, p + 1, nullptr, ahead.at(p * bytes, bytes));
+    for (int64_t p = 0, bytes = ahead.up.bytes / up_panels; p < up_panels; p++)
+      pack<E>(w.R, N, static_cast<const T*>(w.b), w.b_sr, w.b_so, up, p, p + 1, nullptr,
+              ahead.at(ahead.down.bytes + p * bytes, bytes));
+  }
   // What a thread has packed.
   struct Own {
     int64_t task;
     E* weights;
   };
-  // The operands of a task for the calling thread.
-  const E* of(int64_t task, Own& mine) const {
+  // The operands of a task for the calling thread, which comes to `next` after it (-1: to none).
+  const E* of(int64_t task, int64_t next, Own& mine) const {
     if (!own) return packed + down[task];
     if (mine.weights == nullptr) mine.weights = scratch<E>(5, largest);
-    if (mine.task != task) {
+    E* up = mine.weights + up_offset(task);
+    if (mine.task != task && !backward) {
+      fill_both(a.task[task], a.task[next < 0 ? task : next], mine.weights, up);
+    } else if (mine.task != task) {
       fill(a.task[task], false, mine.weights);
-      fill(a.task[task], true, mine.weights + up_offset(task));
+      fill(a.task[task], true, up);
     }
     mine.task = task;
     return mine.weights;
+  }
+  // The next task of a thread that has the tiles [tile, last).
+  int64_t task_after(int64_t tile, int64_t last) const {
+    const int64_t task = a.tile[tile].task;
+    while (tile < last && a.tile[tile].task == task) tile++;
+    return tile < last ? a.tile[tile].task : -1;
   }
   int64_t up_offset(int64_t task) const { return up[task] - down[task]; }
   // A weight of a full rank whose rows are whole vectors is read where it stands: a copy would have the same bits.
@@ -295,7 +321,7 @@ static void grouped_lora_forward_t(const LoraArgs& a) {
       const LoraTask& w = a.task[t.task];
       int64_t xs, ls;
       const E* X = lora_rows<E, T>(a, t, a.x, a.Din, a.x_stride, a.dropout > 0, &xs);
-      const E* weights = packs.of(t.task, mine);
+      const E* weights = packs.of(t.task, packs.task_after(i, i1), mine);
       const LoraRows<T> next(a, i, a.x, a.x_stride);
       lora_down<E>(t.rows, a.Din, w.R, X, xs, packs.down_of(t.task, weights), C, ldc, next.ahead());
       if (a.low)

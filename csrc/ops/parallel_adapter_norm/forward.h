@@ -186,7 +186,7 @@ static void parallel_adapter_norm_forward_t(const AdapterNormArgs& a) {
           adapter_rows<T, false, true>(a, b, next, m, imin(b.count, m + step), {}, norm, C, Dp);
         continue;
       }
-      const AdapterPack<E>& p = weights.of(b.task, mine);
+      const AdapterPack<E>& p = weights.of(b.task, weights.task_after(i, b1), mine);
       const int64_t rank = a.tasks[b.task].rank;
       const int64_t ld = p.down_rows ? imax(round_up(rank, VL), kDotRank) : round_up(rank, VL);
       const T* h = static_cast<const T*>(a.h) + (b.index ? 0 : b.first * a.Dh);

@@ -109,29 +109,46 @@ struct AdapterWeights {
     return p;
   }
   // One panel: those of W_d^T, then those of W_u^T.
-  void pack_one(const AdapterTask& task, const AdapterPack<E>& p, int64_t panel) const {
+  void pack_one(const AdapterTask& task, const AdapterPack<E>& p, int64_t panel, Ahead more = {}) const {
     const int64_t down_panels = ceil_div(task.rank, PW), up_panel = panel - down_panels;
     if (up_panel >= 0)
-      pack<E>(task.rank, a.D, static_cast<const T*>(task.up), 1, task.rank, p.up, up_panel, up_panel + 1);
+      pack<E>(task.rank, a.D, static_cast<const T*>(task.up), 1, task.rank, p.up, up_panel, up_panel + 1, nullptr, more);
     else if (!p.down_rows)
-      pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, p.down, panel, panel + 1);
+      pack<E>(a.Dh, task.rank, static_cast<const T*>(task.down), 1, a.Dh, p.down, panel, panel + 1, nullptr, more);
+  }
+  // All panels of a task. What comes next is asked for in the meantime: of a few rows the products are too short for that.
+  void pack_all(const AdapterTask& task, const AdapterPack<E>& p, const AdapterTask& next) const {
+    auto whole = [](const void* weight, int64_t count) { return ahead_of(static_cast<const T*>(weight), count); };
+    const TaskAhead ahead = {whole(task.down, task.rank * a.Dh), whole(task.up, task.rank * a.D),
+                             whole(next.down, next.rank * a.Dh), whole(next.up, next.rank * a.D), !uses_dots(task)};
+    const int64_t down_panels = ceil_div(task.rank, PW), up_panels = ceil_div(a.D, PW);
+    for (int64_t i = 0, bytes = ahead.down.bytes / down_panels; i < down_panels; i++)
+      pack_one(task, p, i, ahead.at(i * bytes, bytes));
+    for (int64_t i = 0, bytes = ahead.up.bytes / up_panels; i < up_panels; i++)
+      pack_one(task, p, down_panels + i, ahead.at(ahead.down.bytes + i * bytes, bytes));
   }
   // What a thread has packed.
   struct Own {
     int64_t task = -1;
     AdapterPack<E> pack;
   };
-  // The weights of a task for the calling thread.
-  const AdapterPack<E>& of(int64_t t, Own& mine) const {
+  // The weights of a task for the calling thread, which comes to `next` after it (-1: to none).
+  const AdapterPack<E>& of(int64_t t, int64_t next, Own& mine) const {
     if (!own) return packs[t];
     if (mine.task != t) {
       const AdapterTask& task = a.tasks[t];
       mine.pack =
           place(task, scratch<E>(4, panel_elements(task, a.D, a.Dh)), scratch<float>(5, float_elements(task, a.D, a.Dh)));
-      for (int64_t p = 0; p < ceil_div(task.rank, PW) + ceil_div(a.D, PW); p++) pack_one(task, mine.pack, p);
+      pack_all(task, mine.pack, a.tasks[next < 0 ? t : next]);
     }
     mine.task = t;
     return mine.pack;
+  }
+  // The next task of a thread that has the blocks [block, last).
+  int64_t task_after(int64_t block, int64_t last) const {
+    const int64_t task = a.plan->blocks[block].task;
+    while (block < last && a.plan->blocks[block].task == task) block++;
+    return block < last ? a.plan->blocks[block].task : -1;
   }
 };
 

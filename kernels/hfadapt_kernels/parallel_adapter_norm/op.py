@@ -14,6 +14,7 @@ from ..batch import TaskBatch
 from ..dropout import check_probability, choose_dropout
 from ..opaque import autocast_inputs
 from . import cpu, fallback, triton
+from .at_once import at_once
 from .checks import NAME, NORMS, check, split_scale, unknown_norm
 from .reference import parallel_adapter_norm_reference
 from .schema import OP, Forward, forward_op
@@ -82,6 +83,10 @@ def parallel_adapter_norm(
         UnsupportedError: Unknown activation or norm, or a mixed ``scale``.
         BackendError: A backend asked for by name cannot run.
     """
+    if residual is None and norm is None and norm_weight is None and norm_bias is None and not (training and dropout):
+        done = at_once(x, h, down, up, batch, down_bias, up_bias, activation, scale)
+        if done is not None:
+            return done
     names = ("x", "h", "down", "up", "batch", "down_bias?", "up_bias?", "residual?", "norm_weight?", "norm_bias?")
     require_tensors(NAME, names, x, h, down, up, batch, down_bias, up_bias, residual, norm_weight, norm_bias)
     require_finite(NAME, "eps or norm_offset", eps, norm_offset)
