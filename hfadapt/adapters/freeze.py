@@ -20,10 +20,13 @@ __all__ = ["freeze", "freeze_base", "head_modules", "is_adapter", "trainable_par
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the modules that stand on top of the pretrained base and are new for a task.
 
-    A model with output embeddings (a language model) has a pretrained head, which counts as base.
+    A model with output embeddings (a language model) has a pretrained head, which counts as base. What transformers
+    calls a base itself has none, whatever part of it bears its prefix (WavTokenizer's encoder).
     """
     base = getattr(model, "base_model", model)
-    if base is model or not isinstance(base, nn.Module):
+    kind = type(model)
+    is_base = kind.__module__.startswith("transformers.models.") and kind.__name__.endswith("Model")
+    if base is model or not isinstance(base, nn.Module) or (is_base and not kind.__name__.endswith("HeadsModel")):
         return {}
     if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
         return {}

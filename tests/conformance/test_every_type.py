@@ -22,7 +22,7 @@ TYPES = (
     # images, sound, and both beside text
     "beit", "convnext", "dinov2", "segformer", "swin", "videomae",
     "audio-spectrogram-transformer", "hubert", "wav2vec2-conformer",
-    "gemma3", "llava", "qwen2_5_vl", "clipseg", "git",
+    "gemma3", "llava", "qwen2_5_vl", "clipseg", "git", "wavtokenizer",
 )  # fmt: skip
 
 
@@ -134,6 +134,7 @@ def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
     [
         ("resnet", "bottleneck", "heads on the frozen model"),
         ("resnet", "lora", "target_modules=('convolution',)"),
+        ("squeezebert", "bottleneck", "no linears in encoder.layers (SqueezeBertModule)"),
         ("convnext", "bottleneck", "target_modules='all-linear'"),
         ("mamba", "prefix", "mixed by MambaMixer"),
     ],

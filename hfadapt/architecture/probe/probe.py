@@ -25,7 +25,7 @@ from .norms import find_residual
 from .replay import Replay
 from .sizes import sizes_of, stack_kind
 from .skeleton import probe_skeleton
-from .stacks import inner_lists, layer_lists, outermost_list
+from .stacks import inner_lists, layer_lists, outermost_list, without_linears
 from .sums import Residual
 from .surroundings import Forward, after_stack, watch_forward, word_embedding
 from .uniform import differences, kinds_of, linears_of
@@ -104,10 +104,11 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
     """The map of ``root``, which is ``model`` or a base inside."""
     lists = layer_lists(root)
     if not lists:
+        names = ", ".join([name for name, _ in root.named_children()][:6]) or "none"
         raise ArchitectureError(
             "no stack of equal layers was found",
             where=type(model).__name__,
-            got=f"modules {', '.join([name for name, _ in root.named_children()][:6]) or 'none'}",
+            got=f"modules {names}{without_linears(root)}",
             allowed="layers of one class in an nn.ModuleList or nn.Sequential",
             try_=_ADVICE,
         )

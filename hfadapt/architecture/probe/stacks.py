@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FEWEST_LINEARS = 3
+_SHOWN = 3
 
 
 def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
@@ -38,6 +39,17 @@ def inner_lists(model: nn.Module, outer: Iterable[str]) -> dict[str, nn.ModuleLi
     named = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and _count(one)}
     inside = [name for name in named if name.startswith(starts)]
     return {name: named[name] for name in inside if not any(name.startswith(f"{other}.") for other in inside)}
+
+
+def without_linears(model: nn.Module) -> str:
+    """Say which lists hold no linears, so that none of their members is a layer that the probe knows; "" for none."""
+    lists = {
+        name: type(module[0]).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not _count(module)
+    }
+    outer = [f"{name} ({kind})" for name, kind in lists.items() if not any(name.startswith(f"{one}.") for one in lists)]
+    return f"; no linears in {', '.join(outer[:_SHOWN])}" if outer else ""
 
 
 def _lists(model: nn.Module, fewest: int) -> dict[str, nn.ModuleList | nn.Sequential]:
