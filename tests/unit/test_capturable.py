@@ -74,14 +74,15 @@ def of_the_host(found):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_is_one_graph_each_way_and_takes_nothing_from_the_host(method):
     assert plugins.methods()[method]
-    model = adapted(method)
+    # A trace takes its time for each layer; a second one shows more where layers share parameters.
+    model = adapted(method, num_hidden_layers=2 if method == "pal" else 1)
     graphs, found = traced(model, lambda run: step(model, run, IDS))
     assert len(graphs) == 2 and not of_the_host(found), (method, of_the_host(found))
 
 
 def test_compositions_and_places_that_some_adapters_lack_take_nothing_either():
     """Here an id is not the number of its adapter: the table is arithmetic."""
-    model = adapted("lora")
+    model = adapted("lora", num_hidden_layers=1)
     hfadapt.attach(model, hfadapt.LoRA(r=2, target_modules=["key"]), "c", train_head=False)
     hfadapt.compose(model, "mean", hfadapt.Average("a", "c"))
     graphs, found = traced(model, lambda run: step(model, run, torch.tensor([0, 3, -1, 2])))
@@ -114,7 +115,7 @@ def test_entries_are_those_of_a_table_traced_or_not(monkeypatch):
 
 
 def test_ids_out_of_range_are_asserted_in_the_graph():
-    model = adapted("lhuc")
+    model = adapted("lhuc", num_hidden_layers=1)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
