@@ -18,8 +18,8 @@ INPUTS = tiny_inputs("bert", padding="right")
 BASE_FORMS = {"none": None, "name": "__base__", "number": -1}
 
 
-def adapted(model_type="bert", head="", method="lora", names=("one", "two")):
-    model = tiny_model(model_type, head) if head else tiny_model(model_type)
+def adapted(model_type="bert", head="", method="lora", names=("one", "two"), **changes):
+    model = tiny_model(model_type, head or None, **changes)
     hfadapt.attach(model, method, names=names, seed=0)
     randomize(model)
     return model.eval()
@@ -136,7 +136,7 @@ def test_rows_without_an_adapter_stand_in_any_batch(model_type, method, form):
 
 
 def test_rows_without_an_adapter_compile():
-    model = adapted()
+    model = adapted(num_hidden_layers=1)  # a trace takes its time for each layer
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for ids in ([0, -1, 1], [-1, -1, -1], [1, 1, 0]):
         ids = torch.tensor(ids)
@@ -144,7 +144,7 @@ def test_rows_without_an_adapter_compile():
 
 
 def test_choices_of_a_thread_are_seen_by_a_compiled_model():
-    model = adapted()
+    model = adapted(num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for name in ("one", "two", "one", None):
         with hfadapt.active(model, name):
