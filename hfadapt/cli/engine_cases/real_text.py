@@ -45,7 +45,7 @@ def real_texts(count: int) -> list[str]:
     """Texts of the bundled data sets in turn, each in its own order."""
     from ...data import bundled
 
-    each = [iter(bundled.load(name)["test"]) for name in bundled.BUNDLED]
+    each: list[Any] = [iter(bundled.load(name)["test"]) for name in bundled.BUNDLED]
     return [str(next(each[number % len(each)])["text"]) for number in range(count)]
 
 

@@ -4,6 +4,7 @@ The first line that comes in says what to build, as JSON; the answer says the ve
 answer says its seconds. Where something is missing the answer is an error, in words.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import importlib.metadata
