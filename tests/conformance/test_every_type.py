@@ -106,7 +106,7 @@ def test_attention_beside_a_layer_is_refused_where_a_list_holds_the_tokens_of_al
     assert try_method(model, stock_inputs(model), beside).verdict == "one adapter a batch"
 
 
-@pytest.mark.parametrize(("model_type", "layers"), [("swin", 4), ("cvt", 13), ("levit", 7)])
+@pytest.mark.parametrize(("model_type", "layers"), [("swin", 4), ("cvt", 13), ("levit", 8)])
 def test_the_layers_of_stages_are_mapped_and_not_the_stages(model_type: str, layers: int) -> None:
     arch = resolve(tiny_of_type(model_type))
     found = [layer for layer in arch.layers() if layer.has("attention") or layer.has("ffn")]

@@ -63,10 +63,13 @@ def test_an_unknown_family_is_described_through_the_probe():
 
 
 def test_a_model_that_cannot_be_mapped_is_described_with_the_reason():
-    config = AutoConfig.for_model("vitdet", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32)
-    report = describe(skeleton(config))
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    report = describe(skeleton(AutoConfig.for_model("squeezebert", num_hidden_layers=2, **sizes)))
     assert report.stacks == ()
-    assert "missing attention" in report.refusal and "target_modules='all-linear'" in report.refusal
+    assert (
+        "no linears in encoder.layers (SqueezeBertModule)" in report.refusal
+        and "target_modules='all-linear'" in report.refusal
+    )
 
 
 def test_a_block_of_experts_has_no_hidden_units_to_show():

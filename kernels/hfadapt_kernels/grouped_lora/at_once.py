@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..cpu_tensors import as_rows, empty_result
-from ..direct import kernel_alone
 from ..namespace import cpu_ops
+from ..unchecked import kernel_alone
 from .schema import OP
 
 __all__ = ["at_once"]

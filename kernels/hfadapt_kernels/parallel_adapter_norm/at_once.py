@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..activations import get_activation
 from ..cpu_tensors import as_rows, empty_result
-from ..direct import kernel_alone
 from ..namespace import cpu_ops
+from ..unchecked import kernel_alone
 from .checks import NAME
 from .schema import OP
 
