@@ -14,7 +14,7 @@ INSTALL = $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser compile thorough oldest newest \
+.PHONY: help demo test check headers lint imports types packaging plugin sanitize triton gpu browser ray compile thorough oldest newest \
 	readme changelog hooks sweep evidence kernel-hub wheels clean
 
 help: ## what can be made, which is this list
@@ -71,6 +71,10 @@ gpu: ## the Triton kernels on this machine's card, in four minutes: right, stabl
 # Debian: apt-get install chromium chromium-driver
 browser: $(VENV)/.test ## the page of hfadapt serve in a headless chromium, which must be there with its chromedriver
 	$(PYTEST) -m browser tests/unit
+
+ray: $(VENV)/.test ## files answered on a Ray cluster of this machine, workers killed on the way; installs Ray
+	$(INSTALL) 'ray>=2.50'
+	$(PYTEST) tests/unit/test_bulk_ray.py
 
 compile: $(VENV)/.test ## every method compiled on every architecture, forward and back: half an hour
 	$(PYTEST) -m compile -n $(JOBS) --dist worksteal tests/conformance tests/unit/test_capturable.py

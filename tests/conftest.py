@@ -25,6 +25,7 @@ LONGEST = (
     "cli/test_train.py",
     "cli/test_commands.py",
     "unit/test_multitask_folder.py",
+    "unit/test_full_disk.py",
 )
 
 

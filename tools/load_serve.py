@@ -3,24 +3,27 @@
 Usage: python tools/load_serve.py [--seconds 60] [--clients 100] [--kill] [--out FOLDER]
 
 Many clients ask a server in a process of its own for texts of mixed tasks. All the while a task is added, replaced and
-removed over HTTP, one client stops reading, and another sends what is malformed or too large. With --kill the server is
+removed over HTTP, clients stop reading, and another sends what is malformed or too large. With --kill the server is
 killed half way and started again; what clients sent meanwhile, they send once more. The base is tiny and random, with
 the adapters of two methods: what is loaded is the server, not the matrix product.
 
 Printed, and with --out written: requests and texts, wrong answers, requests that were lost without an error, seconds at
-the median and the 99th percentile, and the server's resident memory along the way. Exit status 1 where an answer is
-wrong or a request was lost.
+the median and the 99th percentile, and the server's resident memory along the way, with how much it grew from the
+second quarter of each life of the server to its last. Exit status 1 where an answer is wrong, a request was lost, the
+memory grew by more than a tenth, or the server did not end well when it was told to.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import platform
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,8 @@ TASKS = [
 ]
 GUEST = "guest"
 ROWS = 120
+LOOKS = 60  # at the memory
+MAY_GROW = 0.10
 TOKEN = secrets.token_urlsafe()
 
 
@@ -106,7 +112,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Ask on a connection of its own; return the status, and what came as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         content = body if isinstance(body, bytes) or body is None else json.dumps(body)
         try:
@@ -143,8 +149,9 @@ class Load:
     def client(self, seed: int) -> None:
         """Ask for some rows at a time, until the end."""
         chosen = random.Random(seed)
+        some: list[Any] = []
         while not self.end.is_set():
-            some = chosen.sample(self.rows, chosen.randrange(1, 9))
+            some = some or chosen.sample(self.rows, chosen.randrange(1, 9))
             texts, tasks, pairs = zip(*(row for row, _ in some), strict=True)
             started, was_down = time.monotonic(), self.down.is_set()
             try:
@@ -156,8 +163,10 @@ class Load:
                     time.sleep(0.2)
                 else:
                     self.note("lost", f"{type(error).__name__}: {error}")
+                    some = []
                 continue
             self.see(status, found, [task for task in tasks], [answer for _, answer in some], started)
+            some = []
 
     def see(self, status: int, found: Any, tasks: list[str], wanted: list[Any], started: float) -> None:
         """Compare what came."""
@@ -191,20 +200,20 @@ class Load:
                     break
                 if status in (200, 201):
                     self.note("changes of tasks")
-                elif not self.count["kills"]:
+                elif not self.down.is_set():
                     self.note("wrong", f"{method} {path}: {status}: {found}")
                 time.sleep(0.2)
 
     def nuisance(self) -> None:
-        """Send what is malformed or too large; and ask for much on a connection that nobody reads."""
+        """Send what is malformed or too large; and ask for much on connections that nobody reads."""
         bad = (b"{", b"[" * 100_000, b'{"texts": [3], "tasks": "score"}', b" " * (5 << 20), b'{"texts": ["\\ud800"]}')
         asked = json.dumps({"texts": ["w1 w2"] * 256, "tasks": "topic0"}).encode()
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(asked)}"
+        page = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
         while not self.end.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as deaf:
-                    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                    deaf.sendall(head.encode() + b"\r\n\r\n" + asked)
+                # Pages are cheap: what is tried is who reads them, and not the engine.
+                with self.deaf(head.encode() + b"\r\n\r\n" + asked + page * 300):
                     for content in bad:
                         status, found = self.server.ask("POST", "/predict", content)
                         right = 400 <= status < 500 and len(found["error"]) == 6
@@ -214,6 +223,17 @@ class Load:
                 # A body that is too large may be refused while it is still being sent.
                 time.sleep(0.2)
 
+    @contextlib.contextmanager
+    def deaf(self, request: bytes) -> Iterator[None]:
+        """A connection that asks and reads nothing."""
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(2)
+            connection.connect(("127.0.0.1", self.server.port))
+            with contextlib.suppress(TimeoutError):  # the server takes no more of who does not read
+                connection.sendall(request)
+            yield
+
     def note(self, what: str, problem: str = "") -> None:
         """Count what happened."""
         with self.lock:
@@ -221,17 +241,18 @@ class Load:
             if problem:
                 self.problems.append(f"{what}: {problem}"[:500])
 
-    def run(self, seconds: float, clients: int, kill: bool) -> list[int]:
-        """Let them ask for so long; return the server's memory at ten times."""
+    def run(self, seconds: float, clients: int, kill: bool) -> list[list[int]]:
+        """Let them ask for so long; return the memory along the way, a list for each life of the server."""
         threads = [threading.Thread(target=self.client, args=(seed,)) for seed in range(clients)]
         threads += [threading.Thread(target=self.changes), threading.Thread(target=self.nuisance)]
         for thread in threads:
             thread.start()
-        memory = []
-        for part in range(10):
-            time.sleep(seconds / 10)
-            memory.append(self.server.memory())
-            if kill and part == 4:
+        memory: list[list[int]] = [[]]
+        for look in range(LOOKS):
+            time.sleep(seconds / LOOKS)
+            memory[-1].append(self.server.memory())
+            if kill and look == LOOKS // 2 - 1:
+                memory.append([])
                 self.down.set()
                 self.note("kills")
                 self.server.process.kill()
@@ -241,8 +262,15 @@ class Load:
                 self.down.clear()
         self.end.set()
         for thread in threads:
-            thread.join(90)
+            thread.join(330)
         return memory
+
+
+def growth(memory: list[int]) -> float:
+    """By which part the memory of the last quarter of a life is above that of the second."""
+    quarter = max(1, len(memory) // 4)
+    second, last = memory[quarter : 2 * quarter] or memory, memory[-quarter:]
+    return sum(last) / len(last) / (sum(second) / len(second)) - 1
 
 
 def main() -> None:
@@ -265,10 +293,16 @@ def main() -> None:
         server.start()
         try:
             memory = load.run(options.seconds, options.clients, options.kill)
-            server.process.terminate()
-            ended = server.process.wait(60)
+            with load.deaf(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"):
+                server.process.terminate()
+                ended = server.process.wait(60)
         finally:
             server.process.kill()
+    for life in memory:
+        if growth(life) > MAY_GROW:
+            load.note("memory grew", f"by {growth(life):.0%}: {life}")
+    if ended not in (0, -signal.SIGTERM):  # uvicorn raises the signal again once everything is answered
+        load.note("wrong", f"told to stop, the server ended with exit status {ended}")
     seconds = sorted(load.seconds) or [float("nan")]
     report = {
         "seconds": options.seconds,
@@ -277,6 +311,7 @@ def main() -> None:
         "p50_seconds": round(seconds[len(seconds) // 2], 4),
         "p99_seconds": round(seconds[len(seconds) * 99 // 100], 4),
         "server_memory_kib": memory,
+        "memory_grew_by": [round(growth(life), 4) for life in memory],
         "exit_status": ended,
         "problems": load.problems[:10],
         "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs",

@@ -30,6 +30,13 @@ __all__ = ["predict"]
     "--rows-per-part", default=1024, show_default=True, help="Rows of --input answered and written at a time."
 )
 @click.option("--workers", default=1, show_default=True, help="Processes that share --input.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Workers on a Ray cluster: 'auto', HOST:PORT, ray://HOST:PORT; without an address one is started here.",
+)
 @json_option
 def predict(
     folder: Path,
@@ -45,6 +52,7 @@ def predict(
     form: str,
     rows_per_part: int,
     workers: int,
+    ray: str | None,
     as_json: bool,
 ) -> None:
     """Predict TEXTS with the adapter in FOLDER; texts come from standard input, one a line, where none are given.
@@ -53,12 +61,12 @@ def predict(
 
     With --input whole files are answered into --output, in parts; the same command goes on where a run stopped.
     """
-    if inputs or output or listed:
+    if inputs or output or listed or ray:
         if texts or pairs or not inputs or output is None:
-            raise click.UsageError("--input and --output go together, with --tasks and without TEXTS and --pair")
+            raise click.UsageError("--input and --output go together, with --tasks, --ray, and without TEXTS, --pair")
         named = (*tasks, *(name.strip() for name in (listed or "").split(",") if name.strip()))
         said = (inputs, str(output), named, text_column, pair_column, form, rows_per_part, base)
-        _predict_files(folder, said, workers, as_json)
+        _predict_files(folder, said, workers, ray, as_json)
         return
     from ..inference.predict import Predictor, to_dict
     from ..recipes.finished_run import adapter_of
@@ -109,11 +117,13 @@ def _shown(label: Any) -> Any:
     return label
 
 
-def _predict_files(folder: Path, said: tuple[Any, ...], workers: int, as_json: bool) -> None:
+def _predict_files(folder: Path, said: tuple[Any, ...], workers: int, ray: str | None, as_json: bool) -> None:
     from ..inference.bulk import Bulk, answer_files
+    from ..inference.on_ray import answer_files_on_ray
     from ..recipes.finished_run import adapter_of
 
-    done = answer_files(Bulk(str(adapter_of(folder)), *said), workers)
+    bulk = Bulk(str(adapter_of(folder)), *said)
+    done = answer_files(bulk, workers) if ray is None else answer_files_on_ray(bulk, ray, workers)
     if as_json:
         print_json({"parts": done.parts, "rows": done.rows, "parts_before": done.before})
     else:
