@@ -118,6 +118,17 @@ def as_described(folder: Any) -> Iterator[None]:
         ) from error
 
 
+def _same_memory(tensor: Tensor, data: Tensor) -> bool:
+    """Whether a tensor still holds ``data``; it is left alone then, for a copy of the model may be running on it.
+
+    Of kinds that do not tell where they stand (shards, sparse tensors) nobody knows.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    form = (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.data_ptr())
+    return form == (data.dtype, data.device, data.shape, data.stride(), data.data_ptr())
+
+
 @contextlib.contextmanager
 def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -> Iterator[None]:
     """Put ``model`` back as it was if what happens inside fails or is interrupted.
@@ -148,8 +159,7 @@ def all_or_nothing(model: PreTrainedModel, overwritten: Iterable[Tensor] = ()) -
             _reset(model, found, before)
         with torch.no_grad():
             for tensor, data, trains in tensors:
-                # Only where something changed: a copy of the model may be running on the same tensors.
-                if tensor.dtype != data.dtype or tensor.data_ptr() != data.data_ptr():
+                if not _same_memory(tensor, data):
                     tensor.data = data
                 if tensor.requires_grad != trains:
                     tensor.requires_grad_(trains)
