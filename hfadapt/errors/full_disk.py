@@ -30,13 +30,17 @@ class FullDiskError(HFAdaptError, OSError):
 
 def is_full(error: BaseException | None) -> bool:
     """Say whether an error, or one that led to it, is of a disk without room."""
+    return any(
+        (isinstance(one, OSError) and one.errno in _NUMBERS) or any(words in str(one) for words in _WORDS)
+        for one in _led_to(error)
+    )
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those behind it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NUMBERS:
-            return True
-        if any(words in str(error) for words in _WORDS):
-            return True
-        error = error.__cause__
-    return False
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager
@@ -57,7 +61,8 @@ def writing(path: str | os.PathLike[str], size: int | None = None, again: str = 
         raise
     except Exception as error:
         free = _free(Path(path))
-        if not is_full(error) and not (free < _LITTLE and any(words in str(error) for words in _OF_TORCH)):
+        of_torch = any(words in str(one) for one in _led_to(error) for words in _OF_TORCH)
+        if not is_full(error) and not (free < _LITTLE and of_torch):
             raise
         raise _told(path, size, free, again) from error
 

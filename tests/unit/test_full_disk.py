@@ -177,6 +177,15 @@ def test_a_file_that_finds_no_room_says_how_much_it_needed_and_leaves_the_older_
     assert want == b"new" and last > 4
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which stands for a disk without room")
+def test_what_torch_says_of_a_full_disk_is_known_by_what_led_to_it(monkeypatch):
+    """torch 2.13's zip writer names neither the disk nor errno: findings/torch-save-full-disk.sh."""
+    monkeypatch.setattr("hfadapt.errors.full_disk._free", lambda path: 0)
+    said = "the disk is full.*4,000,000 bytes were to be written, 0 are free"
+    with pytest.raises(FullDiskError, match=said), writing("/dev/full", 4_000_000):
+        torch.save({"weight": torch.ones(1_000_000)}, "/dev/full")
+
+
 def test_errors_of_other_libraries_are_known_by_their_words(monkeypatch):
     words = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (words, OSError(errno.EDQUOT, "quota")):
