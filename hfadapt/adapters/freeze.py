@@ -25,8 +25,9 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """
     base = getattr(model, "base_model", model)
     kind = type(model)
-    is_base = kind.__module__.startswith("transformers.models.") and kind.__name__.endswith("Model")
-    if base is model or not isinstance(base, nn.Module) or (is_base and not kind.__name__.endswith("HeadsModel")):
+    named = kind.__name__.endswith("Model") and "Head" not in kind.__name__  # GPT2DoubleHeadsModel has two
+    is_base = named and kind.__module__.startswith("transformers.models.")
+    if base is model or not isinstance(base, nn.Module) or is_base:
         return {}
     if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
         return {}

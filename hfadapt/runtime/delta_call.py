@@ -88,7 +88,7 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     else:
         with draws.at(f"{delta.place} {rows.step}", rows.routing.state.calls):
             changed = delta(shaped, read, rows, **norm)
-    same = shaped is value and changed.dtype == value.dtype
+    same = changed.dtype == value.dtype and changed.shape == value.shape
     return changed if same else changed.to(value.dtype).view(value.shape)
 
 

@@ -154,7 +154,8 @@ def run_slot(leaf: nn.Module, side: str, value: Tensor, leaf_input: Tensor | Non
                 raise rows_unknown(delta, value, slot.by_row)
             source = source_of(delta, value, leaf_input, routing)
             rows = Rows(*found, routing, leaf, index)
-            fuses = slot.fuses_norm and not slot.row_axis and side == "input" and delta is deltas[-1]
+            turned = slot.row_axis or slot.channels_first
+            fuses = slot.fuses_norm and not turned and side == "input" and delta is deltas[-1]
             if fuses and _defers(delta, index, value, routing):
                 routing.state.deferred[delta.site.leaf] = (delta, source, rows)
                 return value

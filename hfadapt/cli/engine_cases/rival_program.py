@@ -46,6 +46,7 @@ def parallel(layers: int, hidden: int, rows: int, tokens: int, tasks: int, drop:
     for name in names:
         model.add_adapter(name, config=SeqBnConfig(reduction_factor=16, leave_out=list(range(drop))))
     model.set_active_adapters(Parallel(*names))
+    model.eval()
     ids = torch.randint(4, 1000, (rows, tokens))
     return lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
