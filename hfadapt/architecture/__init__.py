@@ -6,6 +6,7 @@ model: in the registry by ``config.model_type``, else by watching the model's da
 
 from .build import stack_map
 from .explain import explain
+from .interface import looks_up_attention
 from .linears import (
     CONVOLUTIONS,
     convolves_at_once,
@@ -38,6 +39,7 @@ __all__ = [
     "join",
     "linear_leaves",
     "linear_sizes",
+    "looks_up_attention",
     "place_in_list",
     "resolve",
     "stack_map",

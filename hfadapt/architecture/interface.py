@@ -11,7 +11,7 @@ from .maps import join
 if TYPE_CHECKING:
     from torch import nn
 
-    from .maps import StackMap
+    from .maps import AttentionMap, StackMap
 
 
 def through_interface(model: nn.Module, stacks: Sequence[StackMap]) -> tuple[bool, dict[str, str]]:
@@ -20,49 +20,56 @@ def through_interface(model: nn.Module, stacks: Sequence[StackMap]) -> tuple[boo
     What stands in the place of attention without heads (a state space) has no such function, and is not asked.
 
     Returns:
-        Whether there is one, and the paths of the others with the class of their attention.
+        Whether there is one, and the paths of the others, and of other layers of a stack that has some, with the class
+        of their attention.
     """
     own: dict[str, str] = {}
     through = False
     for stack in stacks:
-        answer = _uses_interface(model, stack)
-        through |= bool(answer)
-        if answer is False:
-            modules = (
-                join(path, attention.module)
-                for path, kind in _kinds(stack)
-                for attention in (kind.attention, kind.cross_attention)
-                if attention is not None
-            )
-            own[stack.path] = type(model.get_submodule(next(modules))).__name__
+        if not _may_change(model, stack.path):
+            answers = {index: False for index in range(stack.num_layers) if _attentions(stack, index)}
+        else:
+            answers = {
+                index: all(found) for index in range(stack.num_layers) if (found := _looked_up(model, stack, index))
+            }
+        through |= any(answers.values())
+        if answers and not any(answers.values()):
+            own[stack.path] = _class_of(model, stack, next(iter(answers)))
+            continue
+        own |= {stack.layer_paths[i]: _class_of(model, stack, i) for i, answer in answers.items() if not answer}
     return through, own
 
 
-def _uses_interface(model: nn.Module, stack: StackMap) -> bool | None:
-    """Whether all attention modules of a stack look their function up; None where it has none with heads.
+def _attentions(stack: StackMap, index: int) -> list[AttentionMap]:
+    """The attentions with heads of one layer."""
+    kind = stack.others.get(index, stack)
+    if index in stack.left_out or not kind.num_heads:
+        return []
+    return [one for one in (kind.attention, kind.cross_attention) if one is not None]
+
+
+def _looked_up(model: nn.Module, stack: StackMap, index: int) -> list[bool]:
+    """Whether the attentions of a layer look their function up.
 
     The code of the module, or of one around it, says so by the name of transformers' table of functions; and
     transformers must agree that the function of this model may be changed, which older releases refuse ModernBERT.
     """
-    found = [
-        _looks_up(model, path, attention.module)
-        for path, kind in _kinds(stack)
-        for attention in (kind.attention, kind.cross_attention)
-        if attention is not None and kind.num_heads
-    ]
-    return all(found) and _may_change(model, stack.path) if found else None
+    return [_looks_up(model, stack.layer_paths[index], one.module) for one in _attentions(stack, index)]
 
 
-def _kinds(stack: StackMap) -> list[tuple[str, StackMap]]:
-    """One layer of each kind that a stack has, and the stack as such a layer has it."""
-    usual = [i for i in range(stack.num_layers) if i not in stack.others and i not in stack.left_out]
-    return [(stack.layer_paths[i], stack.others.get(i, stack)) for i in (*usual[-1:], *stack.others)]
+def _class_of(model: nn.Module, stack: StackMap, index: int) -> str:
+    return type(model.get_submodule(join(stack.layer_paths[index], _attentions(stack, index)[0].module))).__name__
+
+
+def looks_up_attention(module: nn.Module) -> bool:
+    """Whether the code of a module asks transformers' table for its attention function."""
+    forward = inspect.unwrap(type(module).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
 def _looks_up(model: nn.Module, layer: str, module: str) -> bool:
     while True:
-        forward = inspect.unwrap(type(model.get_submodule(join(layer, module))).forward)
-        if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ()):
+        if looks_up_attention(model.get_submodule(join(layer, module))):
             return True
         if not module:
             return False

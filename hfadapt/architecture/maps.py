@@ -292,7 +292,7 @@ class ArchitectureMap:
         model_type: transformers' name of the family.
         attention_interface: Whether any stack's attention goes through ``transformers.AttentionInterface``, which
             prefixes need; read off the model's code, for releases differ.
-        own_attention: Paths of the stacks where it does not, with the class of their attention.
+        own_attention: Paths of the stacks where it does not, and of layers of others, with their attention's class.
         pooler: The module that pools the last hidden state, where the model has one.
         rereads_input: The model looks at its input's rows again behind its layers (the last token of each, a
             convolution over the embeddings), so that they cannot become more on the way. The probe does not see it.

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hfadapt_kernels import TaskBatch
 
+from ..architecture.interface import looks_up_attention
 from ..errors import AttachError
 from ..method.delta import Delta
 from ..routing.context import current
@@ -221,6 +222,10 @@ def enable(model: PreTrainedModel) -> str:
     except ValueError as error:
         refused = f"{type(error).__name__}: {str(error)[:200]}"
     if not refused and model.config._attn_implementation == name:
+        for config, own in earlier:  # a part may have another one than the model around it (MaskFormer's decoder)
+            if own != before and own in SUPPORTED:
+                _set(config, _twin(own))
+        _enable_copies(model)
         return before
     for config, implementation in earlier:
         if implementation is not None:
@@ -235,6 +240,15 @@ def enable(model: PreTrainedModel) -> str:
             try_="a method that does not change attention's core: lora, bottleneck, pal",
         )
     return before
+
+
+def _enable_copies(model: nn.Module) -> None:
+    """Switch the modules whose config is a copy that transformers does not know of (X-CLIP's second tower)."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        chosen = str(getattr(config, "_attn_implementation", ""))
+        if chosen in SUPPORTED and looks_up_attention(module):
+            _set(config, _twin(chosen))
 
 
 def _enable_parts(model: PreTrainedModel) -> bool:
@@ -299,10 +313,10 @@ def _set(config: Any, name: str) -> None:
 
 def disable(model: PreTrainedModel, before: str) -> None:
     """Put back the attention implementation ``before``, unless another was chosen since; each part's own in parts."""
+    chosen = [(config, str(getattr(config, "_attn_implementation", ""))) for config in _configs(model)]
     if str(model.config._attn_implementation).startswith(_PREFIX):
         with suppress(ValueError):  # of a part that takes none but its own, which it has
             model.set_attn_implementation(before)
-    for config in _configs(model):
-        name = str(getattr(config, "_attn_implementation", ""))
+    for config, name in chosen:
         if name.startswith(_PREFIX):
             _set(config, name.removeprefix(_PREFIX))

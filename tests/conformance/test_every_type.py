@@ -77,6 +77,12 @@ def test_methods_that_need_a_map_take_what_the_probe_maps(model_type: str, metho
         ("vitdet", "bottleneck"),
         ("vitdet", "lhuc"),
         ("sam3_vision_model", "prefix"),
+        ("doge", "prefix"),
+        ("maskformer", "prefix"),
+        ("nemo_speechlm", "prefix"),
+        ("xclip", "prefix"),
+        ("zamba", "prefix"),
+        ("mobilevit", "lhuc"),
         ("hrm_text", "bottleneck"),
         ("xclip", "pal"),
         ("fastspeech2_conformer", "parallel"),
@@ -91,7 +97,10 @@ def test_methods_take_parts_that_are_known_by_their_ends(model_type: str, method
     stages of layers, too; and models of which a part computes attention by itself. Layers that are one sum around
     narrower parts (MobileBERT), add to a stream with a bias (Zaya), convolve over what they add (Inkling), or whose
     parts stand in lists beside each other (XLM). Images with the channels first (ViTDet), windows as large as the image
-    and its padding (SAM 3), modules that run several times in a pass (HRM), captions beside every video (X-CLIP).
+    and its padding (SAM 3), modules that run several times in a pass (HRM), captions beside every video (X-CLIP). Text
+    beside a tower of stages and parts with another attention function than the model around them (MaskFormer) or a
+    config that transformers does not know of (X-CLIP), layers of which some compute attention themselves (Zamba), and
+    a language model alone, for the towers beside it have nothing to read (Nemotron).
     """
     model = tiny_of_type(model_type)
     found = try_method(model, stock_inputs(model), METHODS[method]())
@@ -137,6 +146,7 @@ def test_lora_takes_the_linears_of_layers_that_no_module_holds() -> None:
         ("squeezebert", "bottleneck", "no linears in encoder.layers (SqueezeBertModule)"),
         ("convnext", "bottleneck", "target_modules='all-linear'"),
         ("mamba", "prefix", "mixed by MambaMixer"),
+        ("mobilebert", "prefix", "attention.self (MobileBertSelfAttention) calls it, and the map does not know it"),
     ],
 )
 def test_refusals_name_what_works_for_the_model(model_type: str, method: str, says: str) -> None:

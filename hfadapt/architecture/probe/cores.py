@@ -51,10 +51,10 @@ def watched_attention() -> Iterator[list[Core]]:
     Attention that a model computes by itself is not seen, and with releases whose layers look their function up in
     another way none is.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as FUNCTIONS
+    from transformers import AttentionInterface
 
     seen: list[Core] = []
-    stock = getattr(FUNCTIONS, "get_interface", None)
+    stock = getattr(AttentionInterface, "get_interface", None)
     if stock is None:
         yield seen
         return
@@ -69,8 +69,13 @@ def watched_attention() -> Iterator[list[Core]]:
 
         return noting
 
-    FUNCTIONS.__dict__["get_interface"] = look_up
+    # In the class: a model may keep a table of its own, with functions of its own beside transformers' (Doge).
+    own = vars(AttentionInterface).get("get_interface")
+    AttentionInterface.get_interface = look_up
     try:
         yield seen
     finally:
-        del FUNCTIONS.__dict__["get_interface"]
+        if own is None:
+            del AttentionInterface.get_interface
+        else:
+            AttentionInterface.get_interface = own

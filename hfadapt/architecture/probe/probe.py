@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,6 +113,9 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
             try_=_ADVICE,
         )
     lists, seen, stacks, left_out = _best(root, lists, inputs)
+    if not stacks and (few := layer_lists(root, 1)).keys() != lists.keys():
+        # Only lists of layers with fewer linears ran: a hybrid's, beside towers that had nothing to read.
+        lists, seen, stacks, left_out = _best(root, few, inputs)
     if not stacks:
         raise ArchitectureError(
             "no stack of layers ran in a forward",
@@ -133,10 +136,11 @@ def _map(root: nn.Module, model: nn.Module, inputs: dict[str, Any] | None) -> Ar
     )
 
 
-_Found = tuple[Mapping[str, Any], Forward, list[StackMap], dict[str, str]]
+_Lists = Mapping[str, nn.ModuleList | nn.Sequential]
+_Found = tuple[_Lists, Forward, list[StackMap], dict[str, str]]
 
 
-def _best(root: nn.Module, lists: Mapping[str, Iterable[nn.Module]], inputs: dict[str, Any] | None) -> _Found:
+def _best(root: nn.Module, lists: _Lists, inputs: dict[str, Any] | None) -> _Found:
     """What `_of_lists` says of these lists, or of those inside their members where more of their layers are mapped.
 
     What was taken for layers may be stages of them, which return other widths (Swin, LeViT).
@@ -173,7 +177,7 @@ def _mapped(found: _Found) -> int:
     return sum(stack.num_layers - len(stack.left_out) for stack in found[2])
 
 
-def _of_lists(root: nn.Module, lists: Mapping[str, Iterable[nn.Module]], inputs: dict[str, Any] | None) -> _Found:
+def _of_lists(root: nn.Module, lists: _Lists, inputs: dict[str, Any] | None) -> _Found:
     """These lists of layers, one forward of the model, and what `_stacks` says of those that ran in it.
 
     Raises:

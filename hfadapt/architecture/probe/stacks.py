@@ -10,35 +10,44 @@ from torch import nn
 from ..linears import is_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
 _FEWEST_LINEARS = 3
 _SHOWN = 3
 
 
-def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+def layer_lists(model: nn.Module, fewest: int = _FEWEST_LINEARS) -> dict[str, nn.ModuleList | nn.Sequential]:
     """Module lists whose members are of one class and hold linears, the innermost whole ones.
 
-    At least three in each; where a model has no such list, fewer (state spaces, mixing without weights). Sequences of
-    such layers (CvT's) are lists too.
+    At least `fewest` in each; where a model has no such list, fewer (state spaces, mixing without weights). Sequences
+    of such layers (CvT's) are lists too.
 
     Where a list's members hold all their linears in a list of their own (ALBERT's groups of layers), the inner one
     counts; where they hold only a part of them there (T5's sub-layers), the outer one does.
     """
-    return _lists(model, _FEWEST_LINEARS) or _lists(model, 1)
+    return _lists(model, fewest) or _lists(model, 1)
 
 
-def inner_lists(model: nn.Module, outer: Iterable[str]) -> dict[str, nn.ModuleList]:
-    """The lists inside the members of others, for stages that do not run like layers (LeViT's).
+def inner_lists(
+    model: nn.Module, outer: Mapping[str, nn.ModuleList | nn.Sequential]
+) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """The lists inside the members of others, for stages that do not run like layers (LeViT's); {} for none.
+
+    Lists whose members hold none are among them: the text layers beside a tower of stages (CLAP).
 
     Args:
         model: Any.
-        outer: Paths of lists.
+        outer: By their paths.
     """
     starts = tuple(f"{path}." for path in outer)
     named = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and _count(one)}
     inside = [name for name in named if name.startswith(starts)]
-    return {name: named[name] for name in inside if not any(name.startswith(f"{other}.") for other in inside)}
+    inside = [name for name in inside if not any(name.startswith(f"{other}.") for other in inside)]
+    if not inside:
+        return {}
+    without = {path for path in outer if not any(name.startswith(f"{path}.") for name in inside)}
+    both = {name: outer.get(name, named.get(name)) for name, _ in model.named_modules()}
+    return {name: one for name, one in both.items() if one is not None and (name in inside or name in without)}
 
 
 def without_linears(model: nn.Module) -> str:

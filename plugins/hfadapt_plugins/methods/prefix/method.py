@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfadapt import Capabilities, Method, Place, select_layers
+from hfadapt.architecture import looks_up_attention
 from hfadapt.method import sites
 
 from ..shared.gating import gate_variant
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfadapt import ArchitectureMap
+    from hfadapt.architecture import LayerMap
 
 logger = logging.getLogger(__name__)
 
@@ -83,21 +85,25 @@ def prefix_places(
         AttachError: the model computes attention by itself, or a norm is wanted for queries of a fused projection.
     """
     if not arch.attention_interface:
+        mixers, unmapped = _mixers(config, arch, model), _unmapped(arch, model)
+        by = f", whose tokens are mixed by {mixers}" if mixers else ""
+        and_ = f"; {unmapped} calls it, and the map does not know it as attention with heads" if unmapped else ""
+        by_hand = "arch= with a map by hand that has it (docs/map-an-architecture.md); " if unmapped else ""
         raise method.refuse(
             "prefixes need a model that calls attention through transformers' AttentionInterface",
             arch,
-            got=f"{type(model).__name__}, whose tokens are mixed by {_mixers(config, arch, model)}",
+            got=f"{type(model).__name__}{by}{and_}",
             allowed="layers whose attention is a function that from_pretrained can choose",
-            try_="lora, bottleneck, parallel or pal, which change no attention core",
+            try_=f"{by_hand}lora, bottleneck, parallel or pal, which change no attention core",
         )
     drop = f"p{config.dropout:g}".replace(".", "_") if config.dropout else ""
     behind = {"apart": "", "keys_behind": "keys"}.get(config.tokens, "behind")
     parts = (config.form, "norm" if config.query_norm else "", gate_variant(config), drop, behind, more)
     variant = "_".join(p for p in parts if p)
     chosen = select_layers(config, arch)
-    own = [layer for layer in chosen if layer.stack.path in arch.own_attention]
+    own = {layer.path: path for layer in chosen if (path := _computes_itself(layer, arch))}
     if own:
-        paths = dict.fromkeys(layer.stack.path for layer in own)
+        paths = dict.fromkeys(own.values())
         stacks = ", ".join(f"{path} ({arch.own_attention[path]})" for path in paths)
         if len(own) == len(chosen):
             raise method.refuse(
@@ -107,7 +113,7 @@ def prefix_places(
                 try_="stack='all'; or lora, bottleneck, parallel or pal, which change no attention core",
             )
         logger.warning("%s leaves out %s, which computes attention by itself", method.name, stacks)
-        chosen = [layer for layer in chosen if layer.stack.path not in paths]
+        chosen = [layer for layer in chosen if layer.path not in own]
     layers = [layer for layer in chosen if attentions_of(config, layer)]
     if without := [layer.path for layer in chosen if not layer.stack.num_heads]:
         shown = ", ".join(without)
@@ -125,7 +131,22 @@ def prefix_places(
             yield Place(sites.attention_core(layer, cross, source), delta, variant)
 
 
+def _computes_itself(layer: LayerMap, arch: ArchitectureMap) -> str:
+    """The path by which the map says that a layer's attention is not transformers' function; "" where it is."""
+    return next((path for path in (layer.stack.path, layer.path) if path in arch.own_attention), "")
+
+
 def _mixers(config: PrefixConfig, arch: ArchitectureMap, model: nn.Module) -> str:
     """The classes of what mixes the tokens in the chosen layers."""
     modules = [layer.attention.module for layer in select_layers(config, arch) if layer.has("attention")]
-    return ", ".join(dict.fromkeys(type(model.get_submodule(path)).__name__ for path in modules)) or "no module"
+    return ", ".join(dict.fromkeys(type(model.get_submodule(path)).__name__ for path in modules))
+
+
+def _unmapped(arch: ArchitectureMap, model: nn.Module) -> str:
+    """The first module that takes its attention function from transformers and is no attention of the map's; or ""."""
+    parts = [
+        part for layer in arch.layers() if layer.stack.num_heads for part in (layer.attention, layer.cross_attention)
+    ]
+    known = {part.module for part in parts if part is not None}
+    others = {path: one for path, one in model.named_modules() if looks_up_attention(one) and path not in known}
+    return next((f"{path} ({type(one).__name__})" for path, one in others.items()), "")
