@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..architecture.inputs import first_that_runs
 from ..errors import HFAdaptError
@@ -24,6 +25,7 @@ HEADS = 4
 _INNER = 2 * HIDDEN
 _MOST_PARAMETERS = 30_000_000
 _MOST_KINDS = 4
+_HEARD = 1e-4
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _DEPTH = (
     r"(num_)?(hidden_|encoder_|decoder_|text_|vision_)*layers|n_layers?|depth|num_blocks|.*num_hidden_layers|.*_layers"
@@ -117,6 +119,8 @@ def tiny_of_type(model_type: str, seed: int = 0) -> PreTrainedModel:
         except Exception as error:  # every config and every model has conditions of its own
             failures.append(str(error) if isinstance(error, CannotBuild) else f"{type(error).__name__}: {error}"[:220])
             continue
+        if grouped and _values_have_all_heads(model):
+            continue
         if _runs(model):
             return model
         built = built or model
@@ -141,7 +145,62 @@ def _build(model_type: str, strength: int, grouped: bool, seed: int) -> PreTrain
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model.float().eval()
+        model = model.float().eval()
+        _settle(model)
+    return model
+
+
+def _settle(model: PreTrainedModel) -> None:
+    """Give batch norms the statistics of what they read, as a trained model has them, where nothing passes without.
+
+    Those of a model that never ran let every stage make its input smaller, until nothing of it is left (MobileViT).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        inputs = first_that_runs(model, 2, lambda given: model(**given))[0]
+        if _hears(model, inputs):
+            return
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train()
+        model(**inputs)
+        settled = _hears(model.eval(), inputs)
+    except Exception:  # a model may refuse anything, such as statistics of a single value
+        settled = False
+    for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+        if not settled:
+            for name, buffer in buffers.items():
+                norm.get_buffer(name).copy_(buffer)
+
+
+def _hears(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    """Whether another input gives another output, by more than float32 rounds."""
+    other = {k: v + 0.5 if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    one, two = (model(**given)[0] for given in (inputs, other))
+    return not torch.is_tensor(one) or bool((one - two).abs().max() > _HEARD * one.abs().max())
+
+
+def _values_have_all_heads(model: PreTrainedModel) -> bool:
+    """Whether an attention has fewer heads for keys than for values, which eager attention cannot take (Nemotron 3)."""
+    return any(
+        getattr(module, "num_key_value_groups", 1) != 1
+        and hasattr(module, "k_proj")
+        and hasattr(module, "v_proj")
+        and hasattr(module, "q_proj")
+        and _width(module.q_proj) == _width(module.v_proj) != _width(module.k_proj)
+        for module in model.modules()
+    )
+
+
+def _width(module: Any) -> int:
+    return getattr(module, "out_features", 0)
 
 
 def _runs(model: PreTrainedModel) -> bool:
