@@ -2,8 +2,12 @@
 
     python tools/bench_path.py --before ../old-checkout --out benchmarks/path
 
-Every checkout is measured by this same file, in a process of its own. Calls are exact; times are medians of forwards
-that take turns in one process, and say little while other work runs on the machine.
+Every checkout is measured by this same file, in processes of its own that take turns with the other's. Calls are exact.
+Forwards take turns in a process, in an order that is drawn anew for every turn: each finds the caches as the one before
+it left them. A ratio is the median of the turns' own ratios, since a machine that others share changes its speed in
+steps of a fifth, and the medians of two kinds may then come from different steps. Processes differ by some 3 % for
+good, by where their memory lies, so there are several. While other work runs here times say little; the interval of
+95 % beside each ratio (processes and turns drawn with replacement) says how little.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +112,7 @@ def peft_batch(ids: Any) -> Callable[[], Any]:
     return lambda: adapted(input_ids=ids, adapter_names=names)
 
 
-def seconds(repeats: int, rival: bool) -> dict[str, Any]:
+def seconds(repeats: int, rival: bool) -> dict[str, list[float]]:
     """Time forwards in turn: the bare base, a mixed batch of LoRAs, one of bottlenecks, and peft's of LoRAs."""
     import torch
 
@@ -125,18 +131,46 @@ def seconds(repeats: int, rival: bool) -> dict[str, Any]:
     if rival:
         run["peft lora"] = peft_batch(ids)
     taken: dict[str, list[float]] = {name: [] for name in run}
+    drawn, order = random.Random(0), list(run)
     with torch.no_grad():
         for turn in range(repeats + 3):
-            for name, forward in run.items():
+            drawn.shuffle(order)
+            for name in order:
                 start = time.perf_counter()
-                forward()
+                run[name]()
                 if turn >= 3:
                     taken[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in taken.items()}
+    return taken
+
+
+def summary(processes: list[dict[str, list[float]]]) -> dict[str, Any]:
+    """Pool what several processes measured."""
+    pairs: dict[str, list[list[float]]] = {}
+    for taken in processes:
+        for name, times in taken.items():
+            pairs.setdefault(name, []).append([one / bare for one, bare in zip(times, taken["base"], strict=True)])
     return {
-        "milliseconds": {name: round(1e3 * one, 2) for name, one in medians.items()},
-        "times the base": {name: round(one / medians["base"], 3) for name, one in medians.items()},
+        "processes": len(processes),
+        "turns of each": len(processes[0]["base"]),
+        "milliseconds": {
+            name: round(1e3 * statistics.median(one for taken in processes for one in taken[name]), 2) for name in pairs
+        },
+        "times the base": {name: round(statistics.median(chain(*each)), 3) for name, each in pairs.items()},
+        "times the base, each process": {
+            name: [round(statistics.median(one), 3) for one in each] for name, each in pairs.items() if name != "base"
+        },
+        "times the base, interval of 95 %": {name: interval(each) for name, each in pairs.items() if name != "base"},
     }
+
+
+def interval(processes: list[list[float]], draws: int = 1000) -> list[float]:
+    """Bootstrap the median ratio: processes are drawn, and turns of each."""
+    drawn, found = random.Random(1), []
+    for _ in range(draws):
+        chosen = drawn.choices(processes, k=len(processes))
+        found.append(statistics.median(one for each in chosen for one in drawn.choices(each, k=len(each))))
+    found.sort()
+    return [round(found[int(draws * share)], 3) for share in (0.025, 0.975)]
 
 
 def machine() -> dict[str, Any]:
@@ -171,24 +205,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="another checkout, with its C++ library built, to compare with")
     parser.add_argument("--repeats", type=int, default=40, help="timed forwards of each kind; 0 counts calls only")
+    parser.add_argument("--processes", type=int, default=6, help="of each checkout; each times its own forwards")
     parser.add_argument("--out", type=Path, help="folder for path.json")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        found: dict[str, Any] = {"python calls": count()}
+        found: dict[str, Any] = {} if options.repeats else {"python calls": count()}
         if options.repeats:
-            found["forward"] = seconds(options.repeats, options.rival)
+            found["seconds"] = seconds(options.repeats, options.rival)
         print(json.dumps(found))
         return
+    checkouts = {"now": ROOT} if options.before is None else {"before": options.before.resolve(), "now": ROOT}
     result: dict[str, Any] = {"machine": machine()}
+    for name, checkout in checkouts.items():
+        result[name] = measure(checkout, ["--repeats", "0"])
     if options.repeats:
         result["shapes"] = f"{ROWS} x {TOKENS} tokens, {TASKS} tasks mixed, {LAYERS} layers of BERT-base, 2 threads"
         result["load average"] = round(os.getloadavg()[0], 1)
-    repeats = ["--repeats", str(options.repeats)]
-    if options.before is not None:
-        result["before"] = measure(options.before.resolve(), repeats)
-    result["now"] = measure(ROOT, [*repeats, "--rival"])
+        taken: dict[str, list[Any]] = {name: [] for name in checkouts}
+        for _ in range(options.processes):
+            for name, checkout in checkouts.items():
+                rival = ["--rival"] if name == "now" else []
+                taken[name].append(measure(checkout, ["--repeats", str(options.repeats), *rival])["seconds"])
+        for name, processes in taken.items():
+            result[name]["forward"] = summary(processes)
     text = json.dumps(result, indent=1) + "\n"
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
