@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bench_bert import bert_config
+
 __all__ = ["Sizes", "Subject"]
 
 
@@ -38,19 +40,12 @@ class Subject:
 
     def __init__(self, sizes: Sizes, method: str | None, names: Sequence[str] = ("one",), fused: bool = False) -> None:
         import torch
-        from transformers import BertConfig, BertForSequenceClassification, set_seed
+        from transformers import BertForSequenceClassification, set_seed
 
         import hfadapt
 
         set_seed(0)
-        config = BertConfig(
-            vocab_size=1000,
-            hidden_size=sizes.hidden,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=max(1, sizes.hidden // 64),
-            intermediate_size=4 * sizes.hidden,
-            max_position_embeddings=max(64, sizes.tokens),
-        )
+        config = bert_config(sizes.layers, sizes.hidden, max(64, sizes.tokens))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = BertForSequenceClassification(config).to(self.device)  # pyright: ignore[reportArgumentType]
         self.names = tuple(names)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..adapters.atomic import write_json
+from .bench_bert import bert_config
 from .output import json_option, print_json, print_table
 from .timing import medians_in_turn
 
@@ -93,20 +94,14 @@ class _Steps:
 
     def __init__(self, name: str, method: str, layers: int, rows: int, tokens: int, hidden: int) -> None:
         import torch
-        from transformers import BertConfig, BertForSequenceClassification, set_seed
+        from transformers import BertForSequenceClassification, set_seed
 
         import hfadapt
 
         from ..training.regularizers import Teacher, make_regularizer, word_embeddings
 
         set_seed(0)
-        config = BertConfig(
-            vocab_size=1000,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, hidden // 64),
-            intermediate_size=4 * hidden,
-        )
+        config = bert_config(layers, hidden)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = BertForSequenceClassification(config).to(self.device)  # pyright: ignore[reportArgumentType]
         if method != "none":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Case", "Rival", "Sizes", "figures_of", "median_seconds"]
+from ..timing import medians_in_turn
+
+__all__ = ["Case", "Rival", "Sizes", "figures_of"]
 
 Call = Callable[[], Any]
 """Runs once; returns the seconds that it took where another process knows them better, else what is not counted."""
@@ -79,24 +79,11 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def median_seconds(calls: dict[str, Call], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each call; all take turns, and a first turn, which is not counted, warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            told = call()
-            taken = told if isinstance(told, float) else time.perf_counter() - start
-            if turn:
-                times[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in times.items()}
-
-
 def figures_of(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Time a case; return a row for each of its rivals."""
     calls: dict[str, Call] = {"": case.ours}
     calls |= {rival.name: rival.call for rival in case.rivals if not isinstance(rival.call, str)}
-    seconds = median_seconds(calls, repeats)
+    seconds = medians_in_turn(calls, repeats)
     ours = seconds[""]
     rows = []
     for rival in case.rivals:

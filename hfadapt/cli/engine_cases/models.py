@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..bench_bert import bert_config
 from .case import Sizes
 
 if TYPE_CHECKING:
@@ -19,17 +20,10 @@ BOTTLENECK = {"method": "bottleneck", "reduction_factor": 16}
 def bert(sizes: Sizes, tokens: int | None = None) -> Any:
     """A BERT, frozen, that reads rows of up to ``tokens`` tokens (those of the sizes by default)."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=1000,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=max(1, sizes.hidden // 64),
-        intermediate_size=4 * sizes.hidden,
-        max_position_embeddings=max(64, tokens or sizes.tokens),
-    )
+    config = bert_config(sizes.layers, sizes.hidden, max(64, tokens or sizes.tokens))
     return BertModel(config).eval().requires_grad_(False)
 
 
