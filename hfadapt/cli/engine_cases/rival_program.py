@@ -1,7 +1,7 @@
 """What runs in the rivals' own environment, which knows no hfadapt: builds one of them, and then times a call a line.
 
 The first line that comes in says what to build, as JSON; the answer says the versions. Each further line is a turn; the
-answer says its seconds. Where something is missing the answer is an error, in words.
+answer says its seconds, and what training steps need. Where something is missing the answer is an error, in words.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
@@ -13,13 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def bert(layers: int, hidden: int, tokens: int) -> Any:
+def bert(layers: int, hidden: int, tokens: int, classifier: bool = False) -> Any:
     """A BERT with random weights, of the sizes that hfadapt's cases have."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     torch.manual_seed(0)
     config = BertConfig(
@@ -30,7 +31,58 @@ def bert(layers: int, hidden: int, tokens: int) -> Any:
         intermediate_size=4 * hidden,
         max_position_embeddings=max(64, tokens),
     )
-    return BertModel(config).eval()
+    return (BertForSequenceClassification if classifier else BertModel)(config).eval()
+
+
+def held_from_now() -> Callable[[], float | None]:
+    """What says how many MiB this process has held at most since now, beyond the present; None but on Linux."""
+
+    def kibibytes(name: str) -> int:
+        status = Path("/proc/self/status").read_text("ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far, that of making the model
+    except OSError:
+        return lambda: None
+    before = kibibytes("VmRSS")
+    return lambda: round((kibibytes("VmHWM") - before) / 1024, 1)
+
+
+def step(layers: int, hidden: int, rows: int, tokens: int, method: str, tasks: int) -> Callable[[], dict[str, Any]]:
+    """A training step of a classifier over a frozen base: ``lora``, ``bottleneck``, or ``fusion`` of several of these.
+
+    Each call tells the parameters that are trained and the MiB that steps have held beside the model so far.
+    """
+    import adapters
+    import torch
+    from adapters import LoRAConfig, SeqBnConfig
+    from adapters.composition import Fuse
+
+    model = bert(layers, hidden, 512, classifier=True)
+    adapters.init(model)
+    names = [f"t{number}" for number in range(tasks if method == "fusion" else 1)]
+    for name in names:
+        model.add_adapter(name, config=LoRAConfig(r=8) if method == "lora" else SeqBnConfig(reduction_factor=16))
+    if method == "fusion":
+        model.add_adapter_fusion(Fuse(*names))
+        model.train_adapter_fusion(Fuse(*names))
+    else:
+        model.train_adapter(names)
+    model.train()
+    ids, labels = torch.randint(4, 1000, (rows, tokens)), torch.randint(0, 2, (rows,))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    held = held_from_now()
+
+    def run() -> dict[str, Any]:
+        with torch.enable_grad():
+            model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"trained": sum(p.numel() for p in trained), "MiB": held()}
+
+    return run
 
 
 def parallel(layers: int, hidden: int, rows: int, tokens: int, tasks: int, drop: int) -> Callable[[], Any]:
@@ -117,7 +169,7 @@ def main() -> None:
 
         torch.set_num_threads(threads)
         given = {**told, "threads": threads} if what == "openvino" else told
-        call = {"parallel": parallel, "fusion": fusion, "openvino": openvino}[what](**given)
+        call = {"parallel": parallel, "fusion": fusion, "openvino": openvino, "step": step}[what](**given)
         with torch.no_grad():
             call()
     except Exception as error:
@@ -128,8 +180,8 @@ def main() -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         with torch.no_grad():
-            call()
-        answer(seconds=time.perf_counter() - start)
+            told = call()
+        answer(seconds=time.perf_counter() - start, **(told if what == "step" else {}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class Rivals:
             what: One of the functions of ``rival_program.py``.
             sizes: Its arguments.
         """
+        ask = self.ask(what, **sizes)
+        return ask if isinstance(ask, str) else lambda: float(ask()["seconds"])
+
+    def ask(self, what: str, **sizes: Any) -> Callable[[], dict[str, Any]] | str:
+        """As `call`, but the call returns all that the rival tells of its turn."""
         if self.folder is None:
             return "not measured: no --adapters-env"
         if not _python(self.folder).is_file():
@@ -86,13 +91,13 @@ class Rivals:
             return f"not measured: {told['error']}"
         self.versions |= told["versions"]
 
-        def run() -> float:
+        def run() -> dict[str, Any]:
             answer = _ask(process, {})
             if "error" in answer:
                 raise HFAdaptError(
                     "a rival stopped", where=what, got=answer["error"], allowed="seconds", try_="--cases without it"
                 )
-            return float(answer["seconds"])
+            return answer
 
         return run
 
@@ -102,7 +107,11 @@ class Rivals:
             assert process.stdin is not None and process.stdout is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # a loaded machine; its answers are all there
+                process.kill()
+                process.wait()
             process.stdout.close()
         self._running.clear()
 
