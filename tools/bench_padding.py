@@ -1,10 +1,13 @@
-"""Padded tokens for each real one in training batches of the demo's tasks, and what they cost in time.
+"""Padded tokens for each real one in training batches of the demo's tasks, and what they cost in time and in scores.
 
     python tools/bench_padding.py --before ../old-checkout --out benchmarks/padding
 
 Tokens are counted, exactly; every checkout is counted by this same file, in a process of its own. An epoch's time is
 that of steps spread evenly over it, in mixed batches, those of random order (``bucket_steps=1``, as mixed batches were
-before they were sorted) and of the default in turn; ratios of such times mean something on a busy machine too.
+before they were sorted) and of the default in turn; ratios of such times mean something on a busy machine too. Scores
+are the macro averages on the test splits after the demo's fast training in mixed batches of either order, by seed: each
+is kept as it ends, and a run that was cut off goes on with those that it lacks. Each part (``--only``) keeps what the
+file says of the others.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +32,12 @@ from bench_path import machine
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "examples" / "minisuite-pals.yaml"
 EPOCHS = 3
+PARTS = ("count", "time", "scores")
+# Steps whose rows are sorted by length together.
+ORDERS = {"random": 1, "sorted": 128}
 
 
-def mixture(batch: str, pair: str, size: int, **options: Any) -> Any:
+def mixture(batch: Any, pair: str, size: int, **options: Any) -> Any:
     """The demo's tasks, tokenised, in one form of batches."""
     from hfadapt.adapters.model_source import model_path
     from hfadapt.data import Layout
@@ -81,7 +90,7 @@ def seconds(size: int, steps: int) -> dict[str, Any]:
 
     torch.set_num_threads(2)
     recipe = load_recipe(RECIPE)
-    mixes = {"random": mixture("mixed", "separate", size, bucket_steps=1), "sorted": mixture("mixed", "separate", size)}
+    mixes = {name: mixture("mixed", "separate", size, bucket_steps=among) for name, among in ORDERS.items()}
     torch.manual_seed(0)
     base = AutoModel.from_pretrained(model_path(recipe.model))
     model = MultiTaskModel.from_base(base, mixes["sorted"].tasks, recipe.method).train()
@@ -105,6 +114,37 @@ def seconds(size: int, steps: int) -> dict[str, Any]:
     }
 
 
+def macro(order: str, seed: int) -> float:
+    """The macro average on the test splits, in per cent, of the demo's fast training in mixed batches."""
+    from hfadapt.recipes.config import load_recipe
+    from hfadapt.recipes.run import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        changes = ["mixing.batch=mixed", f"mixing.bucket_steps={ORDERS[order]}", f"seed={seed}", f"output={folder}"]
+        return round(100 * Run(load_recipe(RECIPE, changes, fast=True)).train_adapted().result.macro, 2)
+
+
+def scores(found: dict[str, dict[str, float]], seeds: list[int], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Train with the seeds that ``found``, order to seed to macro average, lacks, and keep each as it ends."""
+    found = {order: {**found.get(order, {})} for order in ORDERS}
+    for seed in seeds:
+        for order in ORDERS:
+            if str(seed) not in found[order]:
+                found[order][str(seed)] = macro(order, seed)
+                keep(_summed(found))
+    keep(_summed(found))
+
+
+def _summed(found: dict[str, dict[str, float]]) -> dict[str, Any]:
+    both = sorted(found["random"].keys() & found["sorted"].keys(), key=int)
+    told: dict[str, Any] = {"macro, by seed": found}
+    if both:
+        gains = [found["sorted"][seed] - found["random"][seed] for seed in both]
+        told["sorted less random, by seed"] = [round(one, 2) for one in gains]
+        told["mean"] = round(statistics.mean(gains), 2)
+    return told
+
+
 def measure(checkout: Path, size: int) -> dict[str, float]:
     """Count in one checkout, in a process of its own."""
     paths = os.pathsep.join(str(checkout / part) for part in (".", "kernels", "plugins"))
@@ -117,26 +157,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="another checkout to count in too")
     parser.add_argument("--rows", type=int, default=32, help="rows of a batch")
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of each order; 0 counts only")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of each order")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings that are scored")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure; all")
     parser.add_argument("--out", type=Path, help="folder for padding.json")
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
         print(json.dumps(count(options.rows)))
         return
-    result: dict[str, Any] = {"machine": machine(), "tasks": "wn_relation, sms_spam, tweet_valence"}
-    result["rows"] = options.rows
-    if options.before is not None:
-        result["padded tokens a real one, before"] = measure(options.before.resolve(), options.rows)
-    result["padded tokens a real one"] = measure(ROOT, options.rows)
-    if options.steps:
-        result["load average"] = round(os.getloadavg()[0], 1)
-        result["mixed epoch"] = seconds(options.rows, options.steps)
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "padding.json").write_text(text, "utf-8")
-    print(text, end="")
+    file = None if options.out is None else options.out / "padding.json"
+    result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}
+    result["tasks"] = "wn_relation, sms_spam, tweet_valence"
+
+    def keep(part: str, found: dict[str, Any]) -> None:
+        result[part] = {"machine": machine(), **found}
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+    if "count" in options.only:
+        found: dict[str, Any] = {"rows": options.rows}
+        if options.before is not None:
+            found["before"] = measure(options.before.resolve(), options.rows)
+        keep("padded tokens a real one", {**found, "now": measure(ROOT, options.rows)})
+    if "time" in options.only:
+        load = round(os.getloadavg()[0], 1)
+        keep("mixed epoch", {"rows": options.rows, "load average": load, **seconds(options.rows, options.steps)})
+    if "scores" in options.only:
+        before = result.get("scores", {}).get("macro, by seed", {})
+        scores(before, options.seeds, lambda found: keep("scores", found))
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
