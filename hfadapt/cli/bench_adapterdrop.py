@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,20 @@ import click
 
 from ..adapters.atomic import write_json
 from .adapterdrop_runs import Sizes, Subject
-from .output import json_option, print_json, print_table
+from .output import json_option, print_json, print_table, read_table
 from .timing import medians_in_turn
 
 __all__ = ["adapterdrop"]
 
-# Rücklé et al. 2021 (arXiv:2010.11918), on GPUs. Table 1 (batches of 16 rows of 128 tokens): times as fast as full
+# Rücklé et al. 2021 (arXiv:2010.11918), on GPUs. Table 1, by tokens a row and rows a batch: times as fast as full
 # fine-tuning, training and inference. Table 2: part of the time saved for each layer that tasks share. Table 3: speed
-# as a part of full fine-tuning's, training and inference.
-_TABLE_1 = {"houlsby": (1.48, 0.94), "bottleneck": (1.57, 0.95)}
+# as a part of full fine-tuning's, training and inference, and as a part of a single adapter's.
+_TABLE_1 = {
+    "houlsby": {(128, 16): (1.48, 0.94), (128, 32): (1.53, 0.94), (512, 16): (1.36, 0.96), (512, 32): (1.33, 0.96)},
+    "bottleneck": {(128, 16): (1.57, 0.95), (128, 32): (1.60, 0.95), (512, 16): (1.41, 0.96), (512, 32): (1.37, 0.96)},
+}
 _TABLE_2 = {2: 0.043, 4: 0.066, 8: 0.078, 16: 0.084}
-_TABLE_3 = {2: (0.92, 0.64), 8: (0.53, 0.38), 16: (0.33, 0.24)}
+_TABLE_3 = {2: (0.92, 0.64, 0.57, 0.68), 8: (0.53, 0.38, 0.33, 0.40), 16: (0.33, 0.24, 0.21, 0.26)}
 _METHODS = ("bottleneck", "houlsby", "pal", "lora", "prefix")
 
 
@@ -35,8 +40,10 @@ _METHODS = ("bottleneck", "houlsby", "pal", "lora", "prefix")
 @click.option("--hidden", default=768, show_default=True, help="Width; heads of 64, feed-forward four times.")
 @click.option("--rows", default=16, show_default=True, help="Rows a batch.")
 @click.option("--tokens", default=128, show_default=True, help="Tokens a row.")
-@click.option("--repeats", default=3, show_default=True, help="Turns measured, all calls of a table in turn.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this JSON.")
+@click.option("--repeats", default=3, show_default=True, help="Turns measured, all calls of a part in turn.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this JSON, as each part ends.")
+@click.option("--resume", is_flag=True, help="Keep the parts that --output has: a method of a table, or a fusion.")
+@click.option("--minutes", type=float, help="Begin no further part after so many; --resume goes on.")
 @json_option
 def adapterdrop(
     tables: tuple[str, ...],
@@ -50,6 +57,8 @@ def adapterdrop(
     tokens: int,
     repeats: int,
     output: Path | None,
+    resume: bool,
+    minutes: float | None,
     as_json: bool,
 ) -> None:
     """Time training and inference against the number of layers that run without adapters.
@@ -58,36 +67,79 @@ def adapterdrop(
     graph: below the lowest delta there is none. Table 2: several tasks on the same text, whose lowest layers run once.
     Table 3: AdapterFusion beside full fine-tuning and beside a single adapter.
     """
-    import torch
-
-    from ..recipes.results import machine
-
     sizes = Sizes(layers, hidden, rows, tokens)
     # Refused before the first table is measured, which takes minutes.
     depths = _depths(drops, layers)
     shared = _positive(tasks or tuple(_TABLE_2), "--tasks")
     counts = _positive(fused or tuple(_TABLE_3), "--fused")
-    wanted = methods or _METHODS
-    result: dict[str, Any] = {
-        "machine": {**machine(), "simd": torch.backends.cpu.get_cpu_capability()},
-        "sizes": {"layers": layers, "hidden": hidden, "rows": rows, "tokens": tokens, "repeats": repeats},
-    }
-    for table, make in {
-        "1": lambda: _speed(sizes, wanted, depths, repeats),
-        "2": lambda: _shared(sizes, wanted, depths, shared, repeats),
-        "3": lambda: _fusion(sizes, depths, counts, repeats),
-    }.items():
-        if not tables or table in tables:
-            result[f"table {table}"] = make()
-            if not as_json:
-                click.echo(f"Table {table}")
-                figures = result[f"table {table}"]
-                heads = list(dict.fromkeys(key for row in figures for key in row))
-                print_table(heads, [[_shown(row.get(key)) for key in heads] for row in figures])
-    if output is not None:
-        write_json(output, result)
+    if resume and output is None:
+        raise click.BadParameter("it goes on with a file; give --output", param_hint="--resume")
+    of = {**asdict(sizes), "repeats": repeats, "depths": depths}
+    result: dict[str, Any] = {"machine": _machine(), "sizes": of, "tables": {"1": {}, "2": {}, "3": {}}}
+    if resume and output is not None:
+        result["tables"] = _before(output, result) or result["tables"]
+    full = functools.cache(lambda: Subject(sizes, None))
+    parts: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {}
+    for method in methods or _METHODS:
+        parts["1", method] = functools.partial(_speed, sizes, method, depths, repeats, full)
+        parts["2", method] = functools.partial(_shared, sizes, method, depths, shared, repeats)
+    for count in counts:
+        parts["3", str(count)] = functools.partial(_fusion, sizes, depths, count, repeats, full)
+    wanted = {key: parts[key] for key in sorted(parts, key=lambda key: key[0]) if not tables or key[0] in tables}
+    start = time.monotonic()
+    left = []
+    for (table, name), make in wanted.items():
+        if name in result["tables"][table]:
+            continue
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            left.append(f"table {table}, {name}")
+            continue
+        result["tables"][table][name] = make()
+        if output is not None:
+            write_json(output, result)
     if as_json:
         print_json(result)
+        return
+    for table, measured in result["tables"].items():
+        figures = [row for name, rows in measured.items() if (table, name) in wanted for row in rows]
+        if figures:
+            click.echo(f"Table {table}")
+            heads = list(dict.fromkeys(key for row in figures for key in row))
+            print_table(heads, [[_shown(row.get(key)) for key in heads] for row in figures])
+    if left:
+        click.echo(f"Not begun: {'; '.join(left)}")
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    from ..recipes.results import machine
+
+    return {**machine(), "simd": torch.backends.cpu.get_cpu_capability()}
+
+
+def _before(output: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tables of a file, if they are of this machine and of these sizes; None without the file."""
+    from ..errors import ConfigError
+
+    found = read_table(output, ("machine", "sizes", "tables"), "bench adapterdrop")
+    if found is None:
+        return None
+    others = [
+        f"{key}: {found[part].get(key)} there, {now[part].get(key)} here"
+        for part in ("machine", "sizes")
+        for key in {**found[part], **now[part]}
+        if found[part].get(key) != now[part].get(key)
+    ]
+    if others:
+        raise ConfigError(
+            "figures of another machine or of other sizes are no part of one table",
+            where=f"bench adapterdrop, {output}",
+            got="; ".join(others),
+            allowed="the machine, versions and sizes that the file names",
+            try_="--output another.json, or no --resume",
+        )
+    return found["tables"]
 
 
 def _depths(drops: Sequence[int], layers: int) -> list[int]:
@@ -108,95 +160,83 @@ def _positive(numbers: Sequence[int], option: str) -> Sequence[int]:
     return numbers
 
 
-def _speed(sizes: Sizes, methods: Sequence[str], depths: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Table 1: training and inference of each method and depth, as times full fine-tuning's speed."""
-    full = Subject(sizes, None)
-    whole, flops = _times(full, [0], repeats), full.count()["flops"]
+def _speed(
+    sizes: Sizes, method: str, depths: Sequence[int], repeats: int, full: Callable[[], Subject]
+) -> list[dict[str, Any]]:
+    """Table 1: training and inference of a method at each depth, as times full fine-tuning's speed."""
+    subject = Subject(sizes, method)
+    seconds = _times({"": subject, "full": full()}, depths, repeats)
+    flops = full().count()["flops"]
     found = []
-    for method in methods:
-        subject = Subject(sizes, method)
-        seconds = _times(subject, depths, repeats, beside=full)
-        for drop in depths:
-            train, infer = (seconds[kind, drop] for kind in ("train", "infer"))
-            counted = subject.count(drop)
-            row = {
-                "method": method,
-                "dropped": drop,
-                "train, times full": seconds["train", "full"] / train,
-                "infer, times full": seconds["infer", "full"] / infer,
-                "train, times none dropped": seconds["train", 0] / train,
-                "products of full": counted["flops"] / flops,
-                "layers with graph": counted["with_graph"],
-                "train ms": 1e3 * train,
-                "infer ms": 1e3 * infer,
-            }
-            if not drop and method in _TABLE_1:
-                row["paper, train"], row["paper, infer"] = _TABLE_1[method]
-            found.append(row)
-        del subject
-    found.append({"method": "full", **{f"{kind} ms": 1e3 * whole[kind, 0] for kind in ("train", "infer")}})
+    for drop in depths:
+        train, infer = (seconds[kind, "", drop] for kind in ("train", "infer"))
+        counted = subject.count(drop)
+        row = {
+            "method": method,
+            "dropped": drop,
+            "train, times full": seconds["train", "full", 0] / train,
+            "infer, times full": seconds["infer", "full", 0] / infer,
+            "train, times none dropped": seconds["train", "", 0] / train,
+            "products of full": counted["flops"] / flops,
+            "layers with graph": counted["with_graph"],
+            "train ms": 1e3 * train,
+            "infer ms": 1e3 * infer,
+        }
+        paper = _TABLE_1.get(method, {}).get((sizes.tokens, sizes.rows))
+        if not drop and paper:
+            row["paper, train"], row["paper, infer"] = paper
+        found.append(row)
     return found
 
 
-def _times(
-    subject: Subject, depths: Sequence[int], repeats: int, beside: Subject | None = None
-) -> dict[tuple[str, Any], float]:
-    """Seconds of a training step and of a pass at every depth, and of another model's in the same turns."""
-    calls: dict[Any, Callable[[], Any]] = {}
-    for drop in depths:
-        calls["train", drop] = functools.partial(subject.train, drop)
-        calls["infer", drop] = functools.partial(subject.infer, drop)
-    if beside is not None:
-        calls["train", "full"], calls["infer", "full"] = beside.train, beside.infer
+def _times(subjects: Mapping[str, Subject], depths: Sequence[int], repeats: int) -> dict[tuple[str, str, int], float]:
+    """Seconds of a training step and of a pass of each model, all in turn; the first alone at every depth."""
+    calls: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    for number, (name, subject) in enumerate(subjects.items()):
+        for drop in [0] if number else depths:
+            calls["train", name, drop] = functools.partial(subject.train, drop)
+            calls["infer", name, drop] = functools.partial(subject.infer, drop)
     return medians_in_turn(calls, repeats)
 
 
 def _shared(
-    sizes: Sizes, methods: Sequence[str], depths: Sequence[int], tasks: Sequence[int], repeats: int
+    sizes: Sizes, method: str, depths: Sequence[int], tasks: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
     """Table 2: the part of the time of several tasks on one text that is saved for each layer they share."""
+    subject = Subject(sizes, method, [f"task{number}" for number in range(max(tasks))])
+    calls = {(count, drop): functools.partial(subject.infer, drop, count) for count in tasks for drop in depths}
+    seconds = medians_in_turn(calls, repeats)
     found = []
-    for method in methods:
-        subject = Subject(sizes, method, [f"task{number}" for number in range(max(tasks))])
-        calls = {(count, drop): functools.partial(subject.infer, drop, count) for count in tasks for drop in depths}
-        seconds = medians_in_turn(calls, repeats)
-        for (count, drop), taken in seconds.items():
-            row: dict[str, Any] = {"method": method, "tasks": count, "shared layers": drop, "ms": 1e3 * taken}
-            if drop:
-                row["saved a layer"] = (1 - taken / seconds[count, 0]) / drop
-                row["at most"] = (1 - 1 / count) / sizes.layers
-                row["paper"] = _TABLE_2.get(count)
-            found.append(row)
+    for (count, drop), taken in seconds.items():
+        row: dict[str, Any] = {"method": method, "tasks": count, "shared layers": drop, "ms": 1e3 * taken}
+        if drop:
+            row["saved a layer"] = (1 - taken / seconds[count, 0]) / drop
+            row["at most"] = (1 - 1 / count) / sizes.layers
+            row["paper"] = _TABLE_2.get(count)
+        found.append(row)
     return found
 
 
-def _fusion(sizes: Sizes, depths: Sequence[int], counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+def _fusion(
+    sizes: Sizes, depths: Sequence[int], count: int, repeats: int, full: Callable[[], Subject]
+) -> list[dict[str, Any]]:
     """Table 3: AdapterFusion's speed as a part of full fine-tuning's and of a single adapter's."""
-    full, single = Subject(sizes, None), Subject(sizes, "bottleneck")
-    subjects = {count: Subject(sizes, "bottleneck", [f"a{i}" for i in range(count)], fused=True) for count in counts}
-    calls: dict[Any, Callable[[], Any]] = {
-        ("train", "full"): full.train,
-        ("infer", "full"): full.infer,
-        ("train", "single"): single.train,
-        ("infer", "single"): single.infer,
-    }
-    for count, subject in subjects.items():
-        for drop in depths:
-            calls["train", count, drop] = functools.partial(subject.train, drop)
-            calls["infer", count, drop] = functools.partial(subject.infer, drop)
-    seconds = medians_in_turn(calls, repeats)
+    fused = Subject(sizes, "bottleneck", [f"a{number}" for number in range(count)], fused=True)
+    seconds = _times({"": fused, "full": full(), "single": Subject(sizes, "bottleneck")}, depths, repeats)
     found = []
-    for count in counts:
-        for drop in depths:
-            row: dict[str, Any] = {"adapters": count, "dropped": drop}
-            for kind in ("train", "infer"):
-                taken = seconds[kind, count, drop]
-                row[f"{kind}, times full"] = seconds[kind, "full"] / taken
-                row[f"{kind}, times single"] = seconds[kind, "single"] / taken
-                row[f"{kind} saved"] = 1 - taken / seconds[kind, count, 0]
-            if not drop and count in _TABLE_3:
-                row["paper, train, full"], row["paper, infer, full"] = _TABLE_3[count]
-            found.append(row)
+    for drop in depths:
+        row: dict[str, Any] = {"adapters": count, "dropped": drop}
+        for kind in ("train", "infer"):
+            taken = seconds[kind, "", drop]
+            row[f"{kind}, times full"] = seconds[kind, "full", 0] / taken
+            row[f"{kind}, times single"] = seconds[kind, "single", 0] / taken
+            row[f"{kind} saved"] = 1 - taken / seconds[kind, "", 0]
+        if not drop and count in _TABLE_3:
+            for name, told in zip(
+                ("train, full", "infer, full", "train, single", "infer, single"), _TABLE_3[count], strict=True
+            ):
+                row[f"paper, {name}"] = told
+        found.append(row)
     return found
 
 
