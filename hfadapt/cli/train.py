@@ -112,6 +112,11 @@ def _show_plan(plan: dict[str, Any], run: Any) -> None:
     )
     memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan["memory_bytes"].items())
     click.echo(f"memory (estimate, longest row {plan['longest_row_tokens']} tokens): {memory}")
+    seconds = plan["seconds"]
+    click.echo(
+        f"time (estimate, of {seconds['updates_timed']} updates made here): {seconds['update']:.2f} s an update, "
+        f"{seconds['training'] / 3600:,.1f} h of training without evaluations and baselines"
+    )
     disk = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan["disk_bytes"].items())
     click.echo(f"disk (estimate): {disk}")
     for split, names in plan["scored"].items():

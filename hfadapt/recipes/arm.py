@@ -30,6 +30,7 @@ __all__ = [
     "count_parameters",
     "drop_printer",
     "macro_average",
+    "make_trainer",
     "merge",
     "pack_frozen",
     "score",
@@ -94,22 +95,16 @@ def train_arm(
         split: Of the scores; falls back to the validation split for data without labelled test rows.
     """
     clock = _StepClock()
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=mixture.train,
-        eval_dataset=mixture.eval,
-        data_collator=mixture.collator,
-        compute_metrics=mixture.metrics,
-        processing_class=tokenizer,
-        callbacks=[*mixture.callbacks, *callbacks, clock, ProgressLines(title)],
-        # Trainer makes the schedule for it; without it, it makes the optimizer too.
-        optimizers=(_optimizer(model, arguments, head_learning_rate, task_rates or {}), None),
+    trainer = make_trainer(
+        model,
+        mixture,
+        arguments,
+        callbacks=[*callbacks, clock, ProgressLines(title)],
+        head_learning_rate=head_learning_rate,
+        task_rates=task_rates,
+        regularizer=regularizer,
+        tokenizer=tokenizer,
     )
-    # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
-    drop_printer(trainer)
-    if regularizer:
-        regularize(trainer, regularizer)
     with writing(str(arguments.output_dir), again="train again with --resume: what was saved before is whole"):
         trainer.train(resume_from_checkpoint=resume)
     scores: dict[str, dict[str, float]] = {}
@@ -132,6 +127,37 @@ def train_arm(
         history=tuple(trainer.state.log_history),
     )
     return Trained(result, model)
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    mixture: TaskMixture,
+    arguments: TrainingArguments,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    head_learning_rate: float | None = None,
+    task_rates: Mapping[str, Mapping[str, float]] | None = None,
+    regularizer: Any = None,
+    tokenizer: Any = None,
+) -> Trainer:
+    """The stock Trainer of an arm; arguments as of `train_arm`."""
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=mixture.train,
+        eval_dataset=mixture.eval,
+        data_collator=mixture.collator,
+        compute_metrics=mixture.metrics,
+        processing_class=tokenizer,
+        callbacks=[*mixture.callbacks, *callbacks],
+        # Trainer makes the schedule for it; without it, it makes the optimizer too.
+        optimizers=(_optimizer(model, arguments, head_learning_rate, task_rates or {}), None),
+    )
+    # Trainer prints its logs when its own progress bar is off; ProgressLines shows them.
+    drop_printer(trainer)
+    if regularizer:
+        regularize(trainer, regularizer)
+    return trainer
 
 
 def _optimizer(

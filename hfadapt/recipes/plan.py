@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .arm import count_parameters
-from .preflight import require_room
+from .pace import Pace, available_bytes, grown, measure_pace, shallow_models
+from .preflight import Disk, estimate_disk, require_room
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,8 @@ __all__ = ["Memory", "decode_batch", "estimate_memory", "plan_of"]
 
 ADAM_BYTES = 8
 """AdamW keeps two float32 numbers for each trained parameter."""
+
+_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -91,34 +94,83 @@ def decode_batch(mixture: TaskMixture, tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def plan_of(run: Run) -> dict[str, Any]:
-    """The plan of a run as data: sizes, memory, disk, schedule, first batch. Nothing is trained or written.
+    """The plan of a run as data: sizes, memory, disk, time, schedule, first batch. Nothing is written.
+
+    The time is that of a few updates which are made and thrown away.
 
     Raises:
         DataError: a task has no labelled rows to score it on.
         ConfigError: the disk is too full.
     """
     scored = run.scored
-    model = run.build_model()
-    disk = require_room(run, model)
     longest = int(max(lengths.sum(1).max() for lengths in run.mixture.schedule.lengths or ()))
-    memory = estimate_memory(model, run.recipe.mixing.batch_size, longest)
-    preview = run.mixture.preview()
-    base, total = run.base_parameters, count_parameters(model)
+    preview, first_batch = run.mixture.preview(), decode_batch(run.mixture, run.tokenizer)
+    needs = _needs(run, longest)
+    memory, disk, pace = needs.memory, needs.disk, needs.pace
+    base, total = run.base_parameters, needs.parameters
+    steps = preview.schedule.steps * run.epochs
     return {
         "model": run.recipe.model,
         "base_parameters": base,
         "added_parameters": total - base,
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": needs.trained,
         "multiple_of_base": total / base,
-        "steps": preview.schedule.steps * run.epochs,
+        "steps": steps,
+        "seconds": {"update": pace.update, "training": pace.update * steps, "updates_timed": pace.updates},
+        "fits_in_memory": needs.fits,
         "longest_row_tokens": longest,
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
         "disk_bytes": {**dataclasses.asdict(disk), "total": disk.total},
         "scored": scored,
-        "notes": [*run.stand_ins, *_asked(run)],
+        "notes": [*run.stand_ins, *_asked(run), *needs.notes],
         "schedule": preview.to_dict(),
-        "first_batch": decode_batch(run.mixture, run.tokenizer),
+        "first_batch": first_batch,
     }
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a run needs of a machine."""
+
+    memory: Memory
+    disk: Disk
+    pace: Pace
+    parameters: int
+    trained: int
+    fits: bool
+    notes: tuple[str, ...]
+
+
+def _needs(run: Run, longest: int) -> _Needs:
+    """Ask of the model itself, or of its first layers where the base alone is more than memory has room for."""
+    room = available_bytes()
+    whole = run.base_parameters * _FLOAT < room
+    models = (run.build_model(),) if whole else shallow_models(run)
+    rows, layers = run.recipe.mixing.batch_size, run.config.get_text_config().num_hidden_layers
+
+    def of(one: Any) -> Any:
+        return one(models[0]) if whole else grown([one(model) for model in models], layers)
+
+    def each(kind: Any, estimate: Any) -> Any:
+        parts = [dataclasses.asdict(estimate(model)) for model in models]
+        if whole:
+            return kind(**parts[0])
+        return kind(**{name: grown([part[name] for part in parts], layers) for name in parts[0]})
+
+    memory = each(Memory, lambda model: estimate_memory(model, rows, longest))
+    disk = each(Disk, lambda model: estimate_disk(run, model))
+    require_room(run, disk)
+    parameters = of(count_parameters)
+    trained = of(lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad))
+    # last, for it trains them
+    paces = [measure_pace(run, model) for model in models]
+    pace = paces[0] if whole else Pace(grown([one.update for one in paces], layers), paces[0].updates)
+    notes = []
+    if memory.total > room:
+        notes.append(f"the memory has room for {room / 2**30:,.1f} GiB; training needs {memory.total / 2**30:,.1f}")
+    if not whole:
+        notes.append(f"measured on the first layer and the first two of {layers}, with random weights")
+    return _Needs(memory, disk, pace, parameters, trained, memory.total <= room, tuple(notes))
 
 
 def _asked(run: Run) -> list[str]:

@@ -172,13 +172,12 @@ def _there(folder: Path) -> Path:
     return place
 
 
-def require_room(run: Planned, model: nn.Module) -> Disk:
-    """Estimate what the run will write.
+def require_room(run: Planned, disk: Disk) -> None:
+    """Refuse a run that will write more than is free, by what `estimate_disk` found.
 
     Raises:
         ConfigError: less than that is free.
     """
-    disk = estimate_disk(run, model)
     if disk.total > disk.free:
         raise ConfigError(
             "the disk is too full for what the run will write",
@@ -188,7 +187,6 @@ def require_room(run: Planned, model: nn.Module) -> Disk:
             + ", ".join(f"{f.name} {getattr(disk, f.name) / 2**20:,.0f}" for f in dataclasses.fields(disk)[:3]),
             try_="--output on another disk, or training.save_total_limit",
         )
-    return disk
 
 
 def estimate_disk(run: Planned, model: nn.Module) -> Disk:

@@ -23,7 +23,7 @@ from .finished_arms import EndedArms
 from .finished_run import ADAPTER_FOLDER
 from .from_plugins import callbacks_of_plugins, card_sections
 from .output import OutputFolder
-from .preflight import no_checkpoint, require_room, require_services
+from .preflight import estimate_disk, no_checkpoint, require_room, require_services
 from .results import ArmResult, RunResult, directions, machine
 from .search import require_search, run_search
 
@@ -243,7 +243,7 @@ class Run:
 
         checkpoint = self._checkpoint() if resume else None
         model = self.build_model()
-        require_room(self, model)
+        require_room(self, estimate_disk(self, model))
         method = " + ".join(config.method for config in self.recipe.method)
         pack_frozen(model)
         self.say(f"Training {len(self.tasks)} tasks together with {method}")

@@ -179,8 +179,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe: Path, hfadapt, tmp_
     assert shapes["input_ids"][0] == len(rows) == 4 and {"task_ids", "labels", "attention_mask"} <= set(shapes)
     assert all(row["text"].startswith("[CLS]") for row in rows) and len({row["task"] for row in rows}) == 1
     assert len(plan["schedule"]["probabilities"]) == 2
+    assert plan["seconds"]["update"] > 0 and plan["seconds"]["training"] == 6 * plan["seconds"]["update"]
     assert not output.exists()
-    assert "First batch: input_ids 4x" in hfadapt("train", recipe, "--dry-run", "--output", output).output
+    printed = hfadapt("train", recipe, "--dry-run", "--output", output).output
+    assert "First batch: input_ids 4x" in printed and "time (estimate, of 3 updates made here): 0." in printed
 
 
 def test_an_output_folder_in_use_is_not_overwritten_unasked(recipe: Path, finished: Path, hfadapt) -> None:
