@@ -77,6 +77,7 @@ class Bulk:
             )
         for one in self.inputs:
             format_of(Path(one))
+            _require_readable_name(one)
             if not Path(one).is_file():
                 raise DataError(
                     "no such file",
@@ -130,8 +131,25 @@ class Part:
     target: Path
 
 
-def open_run(bulk: Bulk) -> None:
+def _require_readable_name(name: str) -> None:
+    """Raise where a file's name cannot stand in its answers."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "the name of a file is no text",
+            where="Bulk",
+            got=repr(name),
+            allowed="a name in UTF-8, which stands beside every answer",
+            try_="rename the file",
+        ) from error
+
+
+def open_run(bulk: Bulk) -> str:
     """Begin, or go on with what was begun.
+
+    Returns:
+        The digest of the adapters that answer.
 
     Raises:
         DataError: the folder of answers holds those of other inputs, tasks or adapters, or cannot be written.
@@ -151,7 +169,7 @@ def open_run(bulk: Bulk) -> None:
                     try_="another --output",
                 )
             write_whole(output / _PLAN, json.dumps(plan, indent=2).encode())
-            return
+            return str(plan["adapters"])
         before = json.loads((output / _PLAN).read_text("utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(
@@ -169,6 +187,20 @@ def open_run(bulk: Bulk) -> None:
             got="; ".join(f"{key}: {before.get(key)!r}, now {plan.get(key)!r}" for key in changed)[:500],
             allowed="the files, tasks and adapters that the run began with",
             try_="another --output, or the same arguments as before",
+        )
+    return str(plan["adapters"])
+
+
+def _require_same_adapters(bulk: Bulk, adapters: str) -> None:
+    """Raise unless the folder of adapters holds what `open_run` found in it."""
+    found = digest_of(bulk.folder)
+    if found != adapters:
+        raise DataError(
+            "the folder of adapters changed since the run began",
+            where=bulk.folder,
+            got=f"sha256 {found} of its files" if Path(bulk.folder).is_dir() else "no such folder",
+            allowed=f"sha256 {adapters}",
+            try_="the folder as it was; or another --output, for answers of what is there now",
         )
 
 
@@ -188,12 +220,12 @@ def answer_files(bulk: Bulk, workers: int = 1, engine: Engine | None = None) -> 
             written, or a worker that was killed. What is written stays, and the next run goes on behind it.
     """
     require_number("workers", workers, where="answer_files", whole=True, least=1)
-    open_run(bulk)
+    adapters = open_run(bulk)
     if workers == 1:
-        return _work(bulk, 0, 1, engine)
+        return _work(bulk, 0, 1, engine, adapters)
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    started = [context.Process(target=_worker, args=(bulk, i, workers, queue)) for i in range(workers)]
+    started = [context.Process(target=_worker, args=(bulk, i, workers, queue, adapters)) for i in range(workers)]
     for process in started:
         process.start()
     for process in started:
@@ -222,18 +254,21 @@ def answer_files(bulk: Bulk, workers: int = 1, engine: Engine | None = None) -> 
     return Done(sum(d.parts for d in said), sum(d.rows for d in said), sum(d.before for d in said))
 
 
-def _worker(bulk: Bulk, index: int, workers: int, queue: Any) -> None:
+def _worker(bulk: Bulk, index: int, workers: int, queue: Any, adapters: str) -> None:
     try:
-        queue.put(_work(bulk, index, workers, None))
+        queue.put(_work(bulk, index, workers, None, adapters))
     except HFAdaptError as error:
         queue.put(str(error))
 
 
-def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None) -> Done:
+def _work(bulk: Bulk, index: int, workers: int, engine: Engine | None, adapters: str | None = None) -> Done:
     """Answer the parts whose turn is a worker's."""
     from .engine import Engine
 
     engine = engine or Engine.from_pretrained(bulk.folder, base=bulk.base)
+    # Behind the reading: a folder that was written meanwhile, or before, would be answered with under the old name.
+    if adapters is not None:
+        _require_same_adapters(bulk, adapters)
     tasks = tasks_of(bulk, engine)
     parts = rows = before = 0
     for turn, part in enumerate(parts_of(bulk, tasks)):
@@ -302,7 +337,7 @@ def answered(bulk: Bulk, engine: Engine, tasks: dict[str, bool], part: Part) -> 
         part: What is answered.
 
     Raises:
-        DataError: a row is no text, with its file and number.
+        DataError: a row that no task can answer, with its file and number.
     """
     for number, row in enumerate(part.rows, part.first):
         bad = next((column for column, value in row.items() if not isinstance(value, str)), None)
@@ -321,7 +356,25 @@ def answered(bulk: Bulk, engine: Engine, tasks: dict[str, bool], part: Part) -> 
     # All tasks at once, so that rows of one length share a forward, whichever task they are for.
     asked = [(i, task) for task in tasks for i in range(count)]
     pairs = [part.rows[i][bulk.pair_column] if tasks[task] else None for i, task in asked]
-    found = engine.predict([texts[i] for i, _ in asked], [task for _, task in asked], pairs)
+    try:
+        found = engine.predict([texts[i] for i, _ in asked], [task for _, task in asked], pairs)
+    except DataError as error:
+        _name_the_row(engine, part, [(i, task, texts[i], pair) for (i, task), pair in zip(asked, pairs, strict=True)])
+        last = part.first + count - 1
+        raise _elsewhere(error, f"{part.path}, rows {part.first} to {last}, {error.where}") from error
     for (i, task), one in zip(asked, found, strict=True):
         answers[i] |= {task: one.label, f"{task}_score": one.score}
     return answers
+
+
+def _name_the_row(engine: Engine, part: Part, asked: list[tuple[int, str, str, str | None]]) -> None:
+    """Raise what the engine says of the first row that it refuses, with the row in place of the place in a batch."""
+    for i, task, text, pair in asked:
+        try:
+            engine.check([text], [task], [pair])
+        except DataError as error:
+            raise _elsewhere(error, f"{part.path}, row {part.first + i}, task {task!r}") from error
+
+
+def _elsewhere(error: DataError, where: str) -> DataError:
+    return DataError(error.what, where=where, got=error.got, allowed=error.allowed, try_=error.try_)

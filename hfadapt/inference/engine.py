@@ -20,9 +20,11 @@ from .answers import readable
 from .changes import Change, Served, served_tasks
 from .every_task import EveryTaskAtOnce
 from .folders import Source, add_folder, model_of, named_folders, source_of, tasks_in
+from .given import require_names
 from .isolated import Changed, Planned
 from .predict import MAX_CHARACTERS, Prediction, Request, tokenizer_of
 from .refused import name_taken, no_such_task, nobody_reads, tasks_keep_changing, which_task
+from .same_base import require_same_base
 from .writing import writes
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Engine(EveryTaskAtOnce):
         self._sources: dict[str, Source] = {}
         self._loading: dict[str, Any] = {}
         self._made = 0
+        self._compares_bases = True
         self._changes = threading.Lock()
         self._start(isolation)
         self._take_up(model, model.tasks)
@@ -127,6 +130,7 @@ class Engine(EveryTaskAtOnce):
         if name is not None:
             engine._call_only(name, first)
         engine._loading = loading
+        engine._compares_bases = base is None  # what the caller names is what the caller wants
         engine._sources = dict.fromkeys(engine._inner, source)
         for called, folder in rest:
             engine.add(folder, called=called)
@@ -210,6 +214,7 @@ class Engine(EveryTaskAtOnce):
                 engine is as it was.
             TaskError: a name is taken, or the folder has no head that answers.
         """
+        require_names("Engine.add", name=name, called=called)
         with self._changes:
             source = source_of(folder)
             for one in (called, name if called is None else None):
@@ -237,6 +242,7 @@ class Engine(EveryTaskAtOnce):
             TaskError: as of `add`.
             DataError: there is no such task.
         """
+        require_names("Engine.replace", name=name)
         with self._changes:
             old, source = self._of(task), source_of(folder)
             self._made += 1
@@ -277,7 +283,7 @@ class Engine(EveryTaskAtOnce):
         return [{**one, "writes": bool(text)} for text, proof in enumerate(self._proofs) for one in proof.shown()]
 
     def _of(self, task: str) -> str:
-        if task not in self._inner:
+        if not isinstance(task, str) or task not in self._inner:
             raise no_such_task(task, self._inner, "Engine")
         return self._inner[task]
 
@@ -331,6 +337,8 @@ class Engine(EveryTaskAtOnce):
                 allowed="a folder that is whole",
                 try_="write a new folder beside it, and rename that one when it is whole",
             )
+        if self._compares_bases:
+            require_same_base(source.folder, model.base)
         self._take_up(model, added)
         return [one.name for one in added]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from ..adapters import files as adapter_files
 from ..adapters.folder_config import HFAdaptConfig
 from ..adapters.foreign import find_format
 from ..errors import CheckpointError
+from ..errors.arguments import require_folder
 from ..multitask.heads import OwnHead
 from ..multitask.load import load
 from ..multitask.model import MultiTaskModel
@@ -51,7 +52,7 @@ class Source:
 
 def source_of(folder: Folder) -> Source:
     """Return what a folder holds now."""
-    path = Path(folder)
+    path = require_folder(folder, where="Engine.add")
     stamp = _stamp(path)  # before the files are read: one that changes meanwhile has another one then
     return Source(path, digest_of(path), stamp)
 
@@ -83,15 +84,17 @@ def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> 
     Raises:
         CheckpointError: there is none, or one is no folder.
     """
+    where = "Engine.from_pretrained"
     if isinstance(folders, Mapping):
-        found: list[tuple[str | None, Path]] = [(name, Path(folder)) for name, folder in folders.items()]
+        given: list[tuple[str | None, object]] = [*folders.items()]
     else:
-        given = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
-        found = [(None, Path(folder)) for folder in given]
+        one = isinstance(folders, (str, bytes, os.PathLike)) or not isinstance(folders, Iterable)
+        given = [(None, folder) for folder in ([folders] if one else folders)]
+    found = [(name, require_folder(folder, where=where)) for name, folder in given]
     if not found:
         raise CheckpointError(
             "no folder to serve",
-            where="Engine.from_pretrained",
+            where=where,
             got=repr(folders),
             allowed="one folder or more",
             try_="Engine.from_pretrained('adapter')",
@@ -100,7 +103,7 @@ def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> 
         if not folder.is_dir():
             raise CheckpointError(
                 "no such folder",
-                where="Engine.from_pretrained",
+                where=where,
                 got=str(folder),
                 allowed="a folder that is there",
                 try_="hfadapt.save(model, folder), or the path from here",

@@ -61,12 +61,12 @@ def answer_files_on_ray(
     require_number("workers", workers, where="answer_files_on_ray", whole=True, least=1)
     require_number("tries", tries, where="answer_files_on_ray", whole=True, least=1)
     ray = _ray()
-    open_run(bulk)
+    adapters = open_run(bulk)
     import torch
 
     threads = torch.get_num_threads()
     with _cluster(ray, address, workers * threads):
-        crew = _Crew(ray, bulk, threads, tries)
+        crew = _Crew(ray, bulk, adapters, threads, tries)
         try:
             return crew.work(workers, patience)
         finally:
@@ -151,6 +151,7 @@ class Worker:
         try:
             self._require_same_adapters()
             self.engine = Engine.from_pretrained(self.bulk.folder, base=self.bulk.base)
+            self._require_same_adapters()  # a folder that was written while it was read
             self.tasks = tasks_of(self.bulk, self.engine)
         except HFAdaptError as error:
             return _told(error)
@@ -193,12 +194,12 @@ class _Job:
 class _Crew:
     """The workers, and what each is busy with: one part at a time, so that it is known which one a death belongs to."""
 
-    def __init__(self, ray: Any, bulk: Bulk, threads: int, tries: int) -> None:
+    def __init__(self, ray: Any, bulk: Bulk, adapters: str, threads: int, tries: int) -> None:
         self.ray, self.bulk, self.tries = ray, bulk, tries
         # A machine's worker does not stand in the folder that this process stands in.
         there = {"folder": bulk.folder, **({"base": bulk.base} if bulk.base else {})}
         there = {key: os.path.abspath(name) for key, name in there.items() if os.path.exists(name)}
-        self.told = (replace(bulk, **there), digest_of(bulk.folder), threads)
+        self.told = (replace(bulk, **there), adapters, threads)
         self.kind = ray.remote(Worker).options(num_cpus=threads, max_restarts=0, scheduling_strategy="SPREAD")
         self.busy: dict[Any, _Job] = {}
         self.idle: list[Any] = []

@@ -15,10 +15,11 @@ from ..data import MultiTaskCollator
 from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, did_you_mean
 from ..errors.limits import require_number
-from ..errors.names import names_of
 from ..multitask.heads import IGNORE
 from .answers import answer_of, columns_of, readable
+from .given import listed, require_text
 from .proof import Outputs
+from .refused import not_finite
 from .writing import prompt_of, write, writes
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Predictor:
         self, text: str, tasks: str | Sequence[str] | None, pair: str | None
     ) -> tuple[list[str], Sequence[str], list[str | None] | None]:
         """Return texts, tasks and second texts of one text for several tasks."""
-        chosen = names_of(tasks or [task.name for task in self.tasks])
+        chosen = [task.name for task in self.tasks] if tasks is None else listed(tasks, "tasks")
         alone = {task.name for task in self.tasks if self._reads_one(task)}
         pairs = None if pair is None else [None if name in alone else pair for name in chosen]
         return [text] * len(chosen), chosen, pairs
@@ -191,7 +192,8 @@ class Predictor:
         self, texts: str | Sequence[str], tasks: str | Sequence[str], pairs: str | Sequence[str | None] | None
     ) -> list[Request]:
         """Return checked and tokenised texts; see `predict`."""
-        texts, tasks, pairs = names_of(texts), names_of(tasks), (pairs,) if isinstance(pairs, str) else pairs
+        texts, tasks = listed(texts, "texts"), listed(tasks, "tasks")
+        pairs = None if pairs is None else listed(pairs, "pairs")
         if len(texts) != len(tasks) or (pairs is not None and len(pairs) != len(texts)):
             got = f"{len(texts)} texts, {len(tasks)} tasks, {len(pairs) if pairs is not None else 'no'} pairs"
             raise DataError(
@@ -216,27 +218,9 @@ class Predictor:
                     try_=near,
                 )
             for one in (text,) if pair is None else (text, pair):
-                self._check_text(one, number)
+                require_text(one, number, self.max_characters)
             found.append(self._request(known[places[name]], places[name], text, pair))
         return found
-
-    def _check_text(self, text: Any, number: int) -> None:
-        where = f"text {number}"
-        if not isinstance(text, str):
-            raise DataError("not a text", where=where, got=repr(text)[:80], allowed="a string", try_="str(text)")
-        if len(text) > self.max_characters:
-            got, allowed = f"{len(text):,} characters", f"at most {self.max_characters:,}"
-            raise DataError("the text is too long", where=where, got=got, allowed=allowed, try_="cut it into parts")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                "not a text",
-                where=where,
-                got=f"half a character: {error}",
-                allowed="Unicode",
-                try_="text.encode('utf-8', 'replace').decode()",
-            ) from error
 
     def _request(self, task: Task, place: int, text: str, pair: str | None) -> Request:
         from ..data.tokens import tokenize
@@ -312,6 +296,8 @@ class Predictor:
             own = outputs[start:][: len(request.rows)]
             start += len(own)
             name, text, pair = request.task.name, request.text, request.pair
+            if not all(np.isfinite(logits).all() for logits, _ in own):
+                raise not_finite(name)
             if request.reader is None:
                 written = self.tokenizer.decode(own[0][0].tolist(), skip_special_tokens=True)
                 found.append(Prediction(name, text, pair, written))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError, TaskError, did_you_mean
 
-__all__ = ["name_taken", "no_such_task", "nobody_reads", "tasks_keep_changing", "which_task"]
+__all__ = ["name_taken", "no_such_task", "nobody_reads", "not_finite", "tasks_keep_changing", "which_task"]
 
 
 def tasks_keep_changing(times: int) -> DataError:
@@ -41,6 +41,17 @@ def no_such_task(name: object, names: Collection[str], where: str) -> DataError:
         got=repr(name),
         allowed=", ".join(names),
         try_=did_you_mean(name, names) or "leave the tasks out, or add() the folder that has it",
+    )
+
+
+def not_finite(name: str) -> DataError:
+    """A model gave no numbers for a text: an answer read from them would be chance."""
+    return DataError(
+        "the answer is not a number",
+        where=f"task {name!r}",
+        got="logits that are NaN or infinite",
+        allowed="finite numbers",
+        try_="weights from before the training diverged; or dtype='float32', where a smaller format overflows",
     )
 
 

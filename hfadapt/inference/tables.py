@@ -106,7 +106,7 @@ def _csv(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
     with _opened(path, newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=True)
         _require(columns, rows.fieldnames or (), path)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(_numbered_errors(rows, path)):
             if any(row[column] is None for column in columns):
                 raise DataError(
                     "a row has too few fields",
@@ -118,6 +118,23 @@ def _csv(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
             yield {column: row[column] for column in columns}
 
 
+def _numbered_errors(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    """Yield rows of a CSV; an error says which row it is of."""
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except csv.Error as error:
+        raise DataError(
+            "a row cannot be read",
+            where=f"{path}, row {number}",
+            got=str(error),
+            allowed=f"quotes that are closed, and texts of at most {csv.field_size_limit():,} characters",
+            try_="the missing quote; or JSON lines or parquet, for longer texts",
+        ) from error
+
+
 def _jsonl(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
     with _opened(path) as file:
         number = 0
@@ -126,11 +143,12 @@ def _jsonl(path: Path, columns: Sequence[str], size: int) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            # ValueError: of numbers that are too long as well; the other of too many brackets.
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     "not JSON",
                     where=f"{path}, row {number}",
-                    got=str(error),
+                    got=str(error)[:200],
                     allowed="one JSON object a line",
                     try_="write each row by json.dumps(row), and a line end behind it",
                 ) from error

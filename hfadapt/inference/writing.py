@@ -13,6 +13,7 @@ from ..errors import DataError
 from ..multitask.generate import can_write
 from ..multitask.heads import OwnHead
 from ..runtime.attachment import find_attachment
+from .refused import not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def write(
         options["task_ids"] = list(adapters)
     place = next(base.parameters()).device
     inputs = {"input_ids": torch.from_numpy(ids).to(place), "attention_mask": torch.from_numpy(mask).to(place)}
-    made = base.generate(**inputs, **options)
+    made = base.generate(**inputs, **options, logits_processor=_only_numbers(adapters))
     nothing = np.zeros(0, np.float32)
     if probe:
         logits = torch.stack(made.logits, 1).float().cpu().numpy()
@@ -115,6 +116,21 @@ def write(
     tokens = made.cpu().numpy()
     tokens = tokens[:, 1:] if two else tokens[:, width:]
     return [(_up_to_end(one, base.generation_config.eos_token_id), nothing) for one in tokens]
+
+
+def _only_numbers(names: Sequence[str]) -> Any:
+    """Raise where a row of these names has no numbers for its next token: the likeliest would be chance."""
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    class OnlyNumbers(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            # minus infinity stands for what may not be written
+            bad = (scores.isnan() | scores.isposinf()).any(-1)
+            if bad.any():
+                raise not_finite(names[int(bad.nonzero()[0])])
+            return scores
+
+    return LogitsProcessorList([OnlyNumbers()])
 
 
 def _up_to_end(tokens: np.ndarray, ends: Any) -> np.ndarray:

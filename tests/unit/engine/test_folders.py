@@ -115,6 +115,8 @@ def test_bad_folders_are_refused_by_name_and_the_engine_goes_on(engine, alone, f
     tensors = load_file(nan / "model.safetensors")
     next(iter(tensors.values())).fill_(float("nan"))
     save_file(tensors, nan / "model.safetensors", {"format": "pt", "hfadapt": "1"})
+    with pytest.raises(CheckpointError, match="not the file that was saved"):
+        engine.add(nan)
     for bad in (tmp_path / "other", nan, tmp_path / "nowhere", base_folder):
         with pytest.raises(CheckpointError):
             engine.add(bad)
