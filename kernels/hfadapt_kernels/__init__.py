@@ -6,7 +6,7 @@ Every op takes a `TaskBatch`, which says the task of each row, and one tensor a 
 
 from . import layers
 from .activations import ACTIVATIONS, get_activation
-from .adapter_fusion import adapter_fusion
+from .adapter_fusion import KeptProducts, adapter_fusion
 from .backend import explain, requested_backend, use_backend
 from .batch import TaskBatch
 from .dropout import draw_seed
@@ -30,6 +30,7 @@ __all__ = [
     "ACTIVATIONS",
     "BackendError",
     "DoubleBackwardError",
+    "KeptProducts",
     "KernelError",
     "PackedLinear",
     "RowIdError",

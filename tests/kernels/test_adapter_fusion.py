@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfadapt_kernels import ShapeError, native, use_backend
+from hfadapt_kernels import KeptProducts, ShapeError, native, use_backend
 from hfadapt_kernels.adapter_fusion import adapter_fusion, adapter_fusion_reference
 from hfadapt_kernels.testing import (
     assert_as_good_as_eager,
@@ -21,6 +22,7 @@ from hfadapt_kernels.testing import (
     threads,
 )
 
+op_module = importlib.import_module("hfadapt_kernels.adapter_fusion.op")
 needs_cpp = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_cpp)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -313,3 +315,57 @@ def test_wrong_temperature_and_dropout_are_refused():
         adapter_fusion(*case.arguments(case.tensors), temperature=0.0)
     with pytest.raises(ShapeError, match="dropout"):
         adapter_fusion(*case.arguments(case.tensors), dropout=1.0)
+
+
+def parameters(case):
+    """The case's arguments with its weights as parameters, as a layer has them."""
+    return case.arguments([torch.nn.Parameter(one, requires_grad=False) for one in case.tensors])
+
+
+def test_kept_products_change_no_bit_and_are_worked_out_once(monkeypatch):
+    made, stock = [], op_module.weight_products
+    monkeypatch.setattr(op_module, "weight_products", lambda *all_of: [made.append(1), stock(*all_of)][1])
+    case = Case(rows=4, tokens=16)
+    call, kept = parameters(case), KeptProducts()
+    with torch.no_grad():
+        want = adapter_fusion(*call)
+        assert not made
+        for _ in range(3):
+            assert torch.equal(adapter_fusion(*call, kept=kept), want)
+    with torch.inference_mode():
+        assert torch.equal(adapter_fusion(*call, kept=kept), want)
+    assert made == [1]
+    adapter_fusion(*call, kept=kept)  # where a gradient may be asked for
+    with torch.no_grad():
+        adapter_fusion(*call, kept=kept)
+    assert made == [1, 1]
+
+
+def test_kept_products_are_worked_out_anew_for_weights_that_changed():
+    call, kept = parameters(Case(rows=4, tokens=16)), KeptProducts()
+    weights = [*call[2], *(call[3] or ()), *call[5:10]]
+
+    def same():
+        with torch.no_grad():
+            return torch.equal(adapter_fusion(*call, kept=kept), adapter_fusion(*call))
+
+    assert same()
+    for weight in weights:
+        if weight is not call[8]:  # the key's bias moves all scores alike
+            weight.mul_(1.5)  # which torch counts
+            assert same()
+            weight.data.mul_(1.5)  # and which it does not
+            assert same()
+    moved = list(call)
+    moved[5] = torch.nn.Parameter(call[5] * 2, requires_grad=False)
+    with torch.no_grad():
+        assert torch.equal(adapter_fusion(*moved, kept=kept), adapter_fusion(*moved))
+        moved[4] = [2.0 for _ in call[4]]
+        assert torch.equal(adapter_fusion(*moved, kept=kept), adapter_fusion(*moved))
+
+
+def test_products_of_what_is_no_parameter_are_not_kept():
+    case, kept = Case(rows=4, tokens=16), KeptProducts()
+    with torch.no_grad():
+        adapter_fusion(*case.arguments(case.tensors), kept=kept)
+    assert kept._last is None

@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .. import opaque
 from ..arguments import require_finite, require_tensors
 from ..dropout import check_probability, choose_dropout
 from . import cpu, fallback, triton
 from .checks import check_arguments
-from .rank_space import CoreInputs, fusion_core_reference, join_up_projections, mix, score_products
+from .kept import KeptProducts
+from .rank_space import (
+    CoreInputs,
+    form_on_weights,
+    fusion_core_reference,
+    join_up_projections,
+    mix,
+    score_products,
+    weight_products,
+)
 from .schema import OP, forward_op, select
 
 if TYPE_CHECKING:
@@ -53,6 +63,7 @@ def adapter_fusion(
     training: bool = False,
     seed: Int[Tensor, " 1"] | None = None,
     return_weights: bool = False,
+    kept: KeptProducts | None = None,
 ) -> Float[Tensor, "B T D"] | tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
     """AdapterFusion: ``sum_n p_n V u_n`` over the outputs ``u_n = s_n (U_n z_n + b_n)`` of N adapters.
 
@@ -75,6 +86,7 @@ def adapter_fusion(
         training: Whether dropout is on.
         seed: int64 [1] that fixes the dropout mask; drawn from torch's generator when needed and ``None``.
         return_weights: Return p too.
+        kept: Where products of weights alone are kept for the next call, while no gradient is asked for.
 
     Returns:
         [B, T, D] in the query's dtype, and with ``return_weights`` p [B, T, N], float32 or float64.
@@ -102,8 +114,19 @@ def adapter_fusion(
     dropout, seed = choose_dropout("adapter_fusion", dropout, training, seed, x.device)
 
     tokens = x.reshape(-1, x.shape[-1])
-    columns = join_up_projections(up, up_bias, scale)
-    products = score_products(tokens, columns, qw, qb, kw)
+    width = sum(u.shape[1] for u in up) + (0 if up_bias is None else len(up))
+    made = None
+    if kept is not None and form_on_weights(len(tokens), width):
+        made = kept.of(
+            (*up, *(up_bias or ()), qw, qb, kw, vw),
+            scale,
+            lambda: weight_products(join_up_projections(up, up_bias, scale), qw, qb, kw, vw),
+        )
+    if made is None:
+        columns = join_up_projections(up, up_bias, scale)
+        products = score_products(tokens, columns, qw, qb, kw)
+    else:
+        products = linear(tokens, made.scores, made.shift)
     shift = None
     if seed is not None and kb is not None:
         shift = tokens @ (kb @ qw)
@@ -117,7 +140,7 @@ def adapter_fusion(
         weighted, weights = fusion_core_reference(core)
     else:
         weighted, weights = OP.run(chosen, forward_op, *core)
-    out = mix(weighted, columns, vw).reshape(query.shape)
+    out = (mix(weighted, columns, vw) if made is None else linear(weighted, made.values)).reshape(query.shape)
     if query.dtype == torch.float16 and out.dtype == torch.float32:
         out = out.half()
     return (out, weights.reshape(*query.shape[:-1], len(hidden))) if return_weights else out

@@ -23,7 +23,16 @@ from torch.nn.functional import linear
 
 from ..dropout import keep_scale
 
-__all__ = ["CoreInputs", "form_on_weights", "fusion_core_reference", "join_up_projections", "mix", "score_products"]
+__all__ = [
+    "CoreInputs",
+    "WeightProducts",
+    "form_on_weights",
+    "fusion_core_reference",
+    "join_up_projections",
+    "mix",
+    "score_products",
+    "weight_products",
+]
 
 
 def join_up_projections(
@@ -45,6 +54,29 @@ def join_up_projections(
 def form_on_weights(tokens: int, columns: int) -> bool:
     """Whether three [D, D] products with the weights' columns cost less than three with the tokens."""
     return tokens > columns
+
+
+class WeightProducts(NamedTuple):
+    """What is formed of weights alone where there are more tokens than columns.
+
+    Attributes:
+        scores: ``(K U)^T Q``, [M, D].
+        shift: ``b_q^T K U``, [M]; None without b_q.
+        values: ``V U``, [D, M].
+    """
+
+    scores: Tensor
+    shift: Tensor | None
+    values: Tensor
+
+
+def weight_products(
+    up: Tensor, query_weight: Tensor, query_bias: Tensor | None, key_weight: Tensor, value_weight: Tensor
+) -> WeightProducts:
+    """Form them; `score_products` and `mix` do so in every call."""
+    keys = key_weight @ up
+    shift = None if query_bias is None else query_bias @ keys
+    return WeightProducts(keys.t() @ query_weight, shift, value_weight @ up)
 
 
 def score_products(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from ..backend import requested_backend
 from ..errors import UnsupportedError
 from ..misfits import input_misfit, nearest
 from ..namespace import cpu_ops
+from ..weight_words import Words, words_of
 from .int8_dynamic import DYNAMIC, MOST_INPUTS, outlier_columns, quantised
 from .reference import int8_scale
 
 __all__ = ["WEIGHT_TYPES", "PackedLinear"]
 
-_WORD, _PARTS = 8, 3
 WEIGHT_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, DYNAMIC: 3}
 
 
@@ -63,7 +62,7 @@ class PackedLinear:
         self.dtype = dtype
         self.keep_outliers = keep_outliers
         self._made_for: tuple[Any, ...] | None = None
-        self._words: tuple[int | None, tuple[ctypes.c_uint64, ...]] = (None, ())
+        self._words: tuple[int | None, Words] = (None, ())
         self._panels: Tensor | None = None
         self._panels_t: Tensor | None = None
         self._scale: Tensor | None = None
@@ -98,7 +97,7 @@ class PackedLinear:
         version = None if self.weight.is_inference() else self.weight._version
         at = self.weight.data_ptr()
         if self._words[0] != at:
-            self._words = (at, _words_of(self.weight))
+            self._words = (at, words_of(self.weight))
         return (at, version, [word.value for word in self._words[1]], "triton" if triton else native.isa())
 
     def _packable(self, triton: bool) -> bool:
@@ -179,16 +178,3 @@ class PackedLinear:
 
     def __repr__(self) -> str:
         return f"PackedLinear({self.weight.shape[0]}x{self.weight.shape[1]}, {self.dtype})"
-
-
-def _words_of(weight: Tensor) -> tuple[ctypes.c_uint64, ...]:
-    """Some of the bytes of a weight where they stand in memory, from its first number to its last.
-
-    What is written through ``weight.data``, as peft's merge does, changes neither the address nor torch's version. An
-    update of the whole weight is seen by these; one of a few numbers need not be.
-    """
-    last = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
-    room, at = (last + 1) * weight.itemsize - _WORD, weight.data_ptr()
-    if weight.device.type != "cpu" or not weight.numel() or room < 0 or not at:
-        return ()
-    return tuple(ctypes.c_uint64.from_address(at + room * part // _PARTS) for part in range(_PARTS + 1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hfadapt.method import Tap
 from hfadapt.runtime import applies, ask_loss_term, shape_like_batch, source_of
-from hfadapt_kernels import TaskBatch, adapter_fusion
+from hfadapt_kernels import KeptProducts, TaskBatch, adapter_fusion
 
 if TYPE_CHECKING:
     from hfadapt import Delta
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FusionLayer"]
 
 _START, _STEPS = 50.0, 1000.0
+_KEPT: WeakKeyDictionary[FusionLayer, KeptProducts] = WeakKeyDictionary()
 
 
 class FusionLayer(nn.Module):
@@ -115,6 +117,7 @@ class FusionLayer(nn.Module):
             dropout=self.config.dropout,
             training=self.training,
             return_weights=True,
+            kept=self._kept(),
         )
         if self.config.residual_before and self.config.value:
             mixed = mixed + nn.functional.linear(residual, value_weight) - residual
@@ -156,6 +159,12 @@ class FusionLayer(nn.Module):
             self.width, dtype=self.value_weight.dtype, device=self.value_weight.device
         )
         return self.config.regularization_weight * difference.square().sum()
+
+    def _kept(self) -> KeptProducts | None:
+        """Where products of this layer's weights are kept; they follow no copy of it and stand in no file."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        return _KEPT.setdefault(self, KeptProducts())
 
     def _identity(self, like: Tensor) -> Tensor:
         if self.config.query and self.config.key and self.config.value:
