@@ -319,7 +319,8 @@ def _add(
             )
         device, dtype = device_and_dtype(leaf, model, state.autocast_dtype)
         delta.add(name, config, shared, device, dtype)
-        delta.train(leaf.training)
+        # The others are as the model is already, and of a thousand nobody wants to be asked a thousand times.
+        (delta if len(delta.names) == 1 else delta.adapters[name]).train(leaf.training)
         _connect(model, state, place)
         if place.site.side == "input":
             fuse_norm(leaf, delta)

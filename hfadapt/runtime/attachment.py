@@ -379,9 +379,20 @@ def device_and_dtype(module: nn.Module, model: nn.Module, autocast: bool) -> tup
         model: The base, asked where ``module`` has no parameters of its own.
         autocast: float32 in place of a dtype of lower precision.
     """
-    for source in (module, model):
-        for name, parameter in source.named_parameters():
-            if parameter.is_floating_point() and ".hfadapt" not in f".{name}":
-                narrow = autocast and parameter.dtype.itemsize < torch.float32.itemsize
-                return parameter.device, torch.float32 if narrow else parameter.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
+    parameter = _first_of_the_base(module)
+    parameter = _first_of_the_base(model) if parameter is None else parameter
+    if parameter is None:
+        return torch.device("cpu"), torch.get_default_dtype()
+    narrow = autocast and parameter.dtype.itemsize < torch.float32.itemsize
+    return parameter.device, torch.float32 if narrow else parameter.dtype
+
+
+def _first_of_the_base(module: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter that is no adapter's, of which there may be a thousand."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter
+    for name, child in module.named_children():
+        if not name.startswith("hfadapt") and (found := _first_of_the_base(child)) is not None:
+            return found
+    return None
