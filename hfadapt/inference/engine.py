@@ -15,7 +15,7 @@ from ..adapters.saved_tensors import require_finite
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..errors.limits import require_number
 from ..multitask.beside import forget_tasks, model_beside, take_over
-from ..runtime.packing import pack, packed_as
+from ..runtime.packing import pack_served, packed_as
 from .answers import readable
 from .changes import Change, Served, served_tasks
 from .every_task import EveryTaskAtOnce
@@ -353,5 +353,5 @@ class Engine(EveryTaskAtOnce):
                 got = f"head {task.head.kind!r} on {type(model.base).__name__}"
                 raise nobody_reads(task.name, got)
         model.requires_grad_(False).eval()
-        pack(model, self.dtype)
+        pack_served(model, model.base, self.dtype)
         self.dtype = packed_as(model) or self.dtype  # "fastest" is measured once

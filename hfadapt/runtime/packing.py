@@ -21,13 +21,13 @@ from hfadapt_kernels.frozen_linear.int8_dynamic import DYNAMIC, MOST_INPUTS
 from ..errors import ConfigError, did_you_mean
 from ..errors.arguments import require_switches
 from ..errors.inside import require_itself
-from .attachment import uncompiled
+from .attachment import Prepared, uncompiled
 from .fastest import fastest, slowdown
 from .own_forward import RoutedForward
 from .parts import parts_of
 from .shards import refuse_sharded
 
-__all__ = ["PackedForward", "is_packed", "pack", "packed_as", "packed_in", "packed_weights", "unpack"]
+__all__ = ["PackedForward", "is_packed", "pack", "pack_served", "packed_as", "packed_in", "packed_weights", "unpack"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +44,23 @@ class PackedForward:
         leaf: An ``nn.Linear`` or transformers' ``Conv1D`` (whose weight is stored transposed).
         dtype: What the product multiplies with.
         keep_outliers: As `pack` has it.
+        keeps: Whether what is packed is kept, beside the weight; else every call packs anew.
     """
 
     source: Tensor | None = None  # what older pickles lack is found anew
-    keep_outliers = True
+    keep_outliers = keeps = True
 
-    def __init__(self, leaf: nn.Module, dtype: str, keep_outliers: bool = True) -> None:
+    def __init__(self, leaf: nn.Module, dtype: str, keep_outliers: bool = True, keeps: bool = True) -> None:
         self.leaf = leaf
         self.keep_outliers = keep_outliers
+        self.keeps = keeps
         self._take(dtype)
 
     def _take(self, dtype: str) -> None:
         self.source = self.leaf.get_parameter("weight")
         self.packed = PackedLinear.pack(_weight(self.leaf), dtype, keep_outliers=self.keep_outliers)
+        if not self.keeps:
+            self.packed.forget()
 
     @property
     def asked(self) -> tuple[str, bool]:
@@ -66,7 +70,8 @@ class PackedForward:
     def __call__(self, input: Tensor) -> Tensor:
         if self.leaf._parameters["weight"] is not self.source:
             self._take(self.packed.dtype)
-        return frozen_linear(input, self.packed, getattr(self.leaf, "bias", None))
+        packed = self.packed if self.keeps else PackedLinear.pack(_weight(self.leaf), self.packed.dtype)
+        return frozen_linear(input, packed, getattr(self.leaf, "bias", None))
 
 
 def _weight(leaf: nn.Module) -> Tensor:
@@ -110,14 +115,43 @@ def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) ->
         ConfigError: the dtype is unknown, or has no outliers to keep or not; no linear of the model is frozen; the
             model is sharded; or a linear has more inputs than ``"int8_dynamic"`` can sum.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(
-            "bad dtype",
-            where="hfadapt.pack",
-            got=repr(dtype),
-            allowed=", ".join(_DTYPES),
-            try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
-        )
+    _check_dtype(dtype)
+    return _pack(model, dtype, keep_outliers)
+
+
+def pack_served(model: nn.Module, base: nn.Module, dtype: str) -> None:
+    """Pack a model that answers for many tasks, each of which takes no more memory than its parameters.
+
+    Kept is what the base is packed into. Linears of tasks that read rows (heads, for one) are packed in each call, in
+    float32, so that their bits hang on no other row; those that read none (what makes a prefix) are torch's.
+
+    Args:
+        model: With the tasks; nothing of it trains.
+        base: Of it.
+        dtype: As of `pack`.
+
+    Raises:
+        ConfigError: as of `pack`.
+    """
+    _check_dtype(dtype)
+    own: list[nn.Module] = [*_without_adapters(base)]
+    _pack(model, dtype, True, own)
+    of_the_base = {id(module) for module in own}
+    prepared = {id(part) for module in model.modules() if isinstance(module, Prepared) for part in module.modules()}
+    for leaf in model.modules():
+        if id(leaf) not in of_the_base and id(leaf) not in prepared and _can_pack(leaf):
+            leaf.__dict__["forward"] = PackedForward(leaf, "float32", keeps=False)
+
+
+def _without_adapters(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    for name, child in module.named_children():
+        if not name.startswith("hfadapt"):
+            yield from _without_adapters(child)
+
+
+def _pack(model: Model, dtype: str, keep_outliers: bool, modules: list[nn.Module] | None = None) -> Model:
+    """Pack the linears among some modules, of a model; all of its own by default."""
     require_switches(where="hfadapt.pack", keep_outliers=keep_outliers)
     if not keep_outliers and dtype not in (DYNAMIC, "fastest"):
         raise ConfigError(
@@ -135,7 +169,7 @@ def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) ->
         try_="pack a model that is not sharded; fully_shard is for training, and gathers weights itself",
         error=ConfigError,
     )
-    modules = list(uncompiled(model).modules())
+    modules = list(uncompiled(model).modules()) if modules is None else modules
     leaves = [m for m in modules if _can_pack(m) or is_packed(m)]
     if not leaves:
         raise ConfigError(
@@ -158,6 +192,17 @@ def pack(model: Model, dtype: str = "float32", *, keep_outliers: bool = True) ->
         leaf.__dict__["forward"] = PackedForward(leaf, *wanted)
     logger.info("packed %d linears as %s", len(changed), dtype)
     return model
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise ConfigError(
+            "bad dtype",
+            where="hfadapt.pack",
+            got=repr(dtype),
+            allowed=", ".join(_DTYPES),
+            try_=did_you_mean(dtype, _DTYPES) or "dtype='float32', the same sums as before",
+        )
 
 
 def packed_in(model: nn.Module) -> Iterator[PackedLinear]:

@@ -73,6 +73,10 @@ class PackedLinear:
         """Pack ``weight`` [O, Din]; the same as the constructor."""
         return cls(weight, dtype, keep_outliers=keep_outliers)
 
+    def forget(self) -> None:
+        """Drop the panels; they are made again when they are needed."""
+        self._panels, self._panels_t, self._made_for = None, None, None
+
     def unpack(self) -> Tensor:
         """The weight, bit for bit as it was given (the same tensor)."""
         return self.weight

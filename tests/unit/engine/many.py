@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfadapt
 from hfadapt import Classification, Engine, MultiTaskModel, Task
+from hfadapt.runtime.packing import packed_in
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
@@ -53,5 +54,6 @@ def engine_of(count, methods=METHODS):
 
 
 def held(model):
-    """Bytes of a model's tensors."""
-    return sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
+    """Bytes of a model's tensors, and of what its linears were packed into."""
+    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(tensors.values()) + sum({id(one): one.nbytes for one in packed_in(model)}.values())

@@ -106,7 +106,7 @@ def test_a_change_that_fails_at_any_point_leaves_everything_as_it_was(engine, al
     where = {
         "read": (engine_file, "add_folder"),
         "held": (engine_file.Source, "holds"),
-        "taken up": (engine_file, "pack"),
+        "taken up": (engine_file, "pack_served"),
         "old one removed": (MultiTaskModel, "remove_task"),
         "swap worked out": (engine_file, "served_tasks"),
     }

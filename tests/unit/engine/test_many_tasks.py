@@ -9,6 +9,7 @@ import pytest
 import hfadapt
 from hfadapt import Classification, Engine, MultiTaskModel, Task
 from hfadapt.adapters.restore import meta_copy
+from hfadapt.runtime.packing import packed_in
 from hfadapt.testing.tiny import tiny_model
 from hfadapt.testing.toy import tiny_tokenizer
 from tests.unit.engine.case import saved, text
@@ -63,12 +64,19 @@ def test_a_trial_copy_for_what_joins_adapters_has_all_of_them():
     assert all(parameter.is_meta for parameter in twin.parameters())
 
 
+def ask(engine, numbers):
+    engine.predict(["w1 w2 w3"] * len(numbers), [f"t{number}" for number in numbers])
+
+
 @pytest.mark.parametrize("family", range(len(FAMILIES)))
 def test_a_task_takes_the_memory_of_its_own_parameters(base_folder, tmp_path, family):
     engine, method = engine_of(7, FAMILIES), FAMILIES[family]
     folder = saved(base_folder, tmp_path / "new", [Task("new", Classification(3))], method, 5)
+    ask(engine, range(7))  # panels are made when they are first needed
     before = held(engine.model)
     engine.add(folder)
+    engine.predict(["w1 w2", "w3"], ["new", "t0"])
+    engine.predict_all("w1 w2", ["new", "t1"])
     own = hfadapt.parameters_of(engine.model.base, "new").values()
     assert held(engine.model) - before == sum(p.nbytes for p in (*own, *engine.model.heads["new"].parameters()))
     engine.remove("new")
@@ -80,6 +88,10 @@ def test_many_tasks_of_six_families_answer_as_each_does_alone_and_take_their_own
     """Beside the others, in one batch with them, and in an engine of its own."""
     model, bare = model_of(count, FAMILIES), held(tiny_model("bert"))
     engine, names = Engine(model, tiny_tokenizer()), [f"t{number}" for number in range(count)]
+    ask(engine, range(12))
+    here = dict(engine.model.base.named_parameters())
+    of_the_base = {id(here[name]) for name, _ in tiny_model("bert").named_parameters()}
+    bare += sum(one.nbytes for one in packed_in(engine.model) if id(one.weight) in of_the_base)
     own = {id(p): p for name in names for p in hfadapt.parameters_of(engine.model.base, name).values()}
     assert held(engine.model) == bare + sum(p.nbytes for p in (*own.values(), *engine.model.heads.parameters()))
     texts = [text(3 + number % 2, number) for number in range(count)]
