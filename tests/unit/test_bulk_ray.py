@@ -13,6 +13,7 @@ import pytest
 
 from hfadapt import MultiTaskModel
 from hfadapt.errors import ConfigError, DataError
+from hfadapt.inference import bulk as bulk_module
 from hfadapt.inference import on_ray
 from hfadapt.inference.bulk import Bulk, Done, answer_files
 from hfadapt.inference.on_ray import Worker, answer_files_on_ray
@@ -177,7 +178,7 @@ def test_what_is_wrong_with_rows_tasks_and_adapters_is_told_as_in_the_local_form
     with pytest.raises(DataError, match="row 1, column 'text': not a text"):
         answer_files_on_ray(Bulk(str(folder), str(bad), str(tmp_path / "b"), tasks=("topic",)))
     # Stands for a machine whose folder of that name holds something else.
-    monkeypatch.setattr(on_ray, "digest_of", lambda folder: "0123")
+    monkeypatch.setattr(bulk_module, "digest_of", lambda folder: "0123")
     with pytest.raises(DataError, match=r"a machine of the cluster has other adapters.*sha256 0123"):
         answer_files_on_ray(of(folder, tmp_path / "c"))
 

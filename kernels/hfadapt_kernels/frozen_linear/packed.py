@@ -116,6 +116,8 @@ class PackedLinear:
             backward: Whether those of the gradient are needed.
             wanted: The backend asked for, where the caller knows it.
         """
+        if self.weight.is_meta:  # of a copy on which something is tried; it holds no numbers
+            return
         triton = self.weight.device.type == "cuda" or (wanted or requested_backend()) == "triton"
         packable = self._packable(triton)
         if not packable and self.kind != DYNAMIC:

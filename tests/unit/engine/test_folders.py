@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 
@@ -34,6 +35,17 @@ def test_tasks_come_and_go_and_the_others_keep_their_bits(engine, alone, further
     left = [(request, want) for request, want in zip(REQUESTS, alone, strict=True) if request[1] != "kind"]
     assert ask(engine, [request for request, _ in left]) == [want for _, want in left]
     assert engine.predict("w1 w2", "again")[0].scores == one.scores
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8_dynamic"])
+def test_tasks_come_and_go_on_a_base_of_other_numbers(model, further, dtype):
+    engine = Engine(copy.deepcopy(model), tiny_tokenizer(), dtype=dtype)
+    before = ask(engine, REQUESTS[:7])
+    engine.add(further)
+    engine.replace("more", further)
+    assert engine.predict("w1 w2", "more")[0].scores and ask(engine, REQUESTS[:7]) == before
+    engine.remove("more")
+    assert ask(engine, REQUESTS[:7]) == before and engine.dtype == dtype
 
 
 def test_a_task_is_replaced_whole_or_not_at_all(engine, base_folder, tmp_path, alone):
