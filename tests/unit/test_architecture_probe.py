@@ -11,6 +11,7 @@ import hfadapt
 from hfadapt.architecture import resolve
 from hfadapt.architecture.probe import probe
 from hfadapt.errors import ArchitectureError, AttachError
+from hfadapt.testing.every_type import tiny_of_type
 from hfadapt.testing.tiny import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, VOCABULARY, tiny_inputs, tiny_model
 from tests.unit.releases import older
 
@@ -339,3 +340,15 @@ def test_a_dense_layer_among_mixtures_of_experts_keeps_slots_of_its_own():
     stack = resolve(build("qwen3_moe", {**LLAMA, "mlp_only_layers": [0], "head_dim": 8})).stacks[0]
     dense, experts = stack.layer(0), stack.layer(1)
     assert dense.ffn_out == "layers.0.mlp.down_proj" and experts.ffn_out == "layers.1.mlp"
+
+
+def test_trained_statistics_of_batch_norms_leave_the_map_as_it_is():
+    """Small variances, as training leaves them: with noise on them they would be negative, and no number pass."""
+    model = tiny_of_type("levit")
+    found = probe(model)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.running_var.uniform_(0.001, 0.1)
+            norm.running_mean.uniform_(-5, 5)
+    assert probe(model) == found
+    assert [stack.path for stack in found.stacks] == [f"encoder.stages.{i}.layers" for i in range(3)]

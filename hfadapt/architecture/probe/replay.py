@@ -70,7 +70,7 @@ class Replay:
         self.device = self.captured.device
         self.weights = {name: self._random(value) for name, value in layer.named_parameters()} | {
             # Tables (a decay for every pair of positions) say what a layer is; scales are numbers like weights.
-            name: self._random(value) if value.dim() < 2 else value
+            name: self._random(_usual(name, value)) if value.dim() < 2 else value
             for name, value in layer.named_buffers()
         }
         self.hidden = torch.randn(self.captured.shape, device=self.device)
@@ -257,7 +257,7 @@ class Replay:
         if not value.is_floating_point():
             return value
         noise = torch.randn(value.shape, device=self.device)
-        return noise * value.shape[-1] ** -0.5 if value.dim() >= 2 else value.float() + 0.3 * noise
+        return noise * value.shape[-1] ** -0.5 if value.dim() >= 2 else value.float() + 0.3 * noise.clamp(-3, 3)
 
     def _real(self, value: Any, hidden: Tensor) -> Any:
         """An argument with the hidden state put in, float tensors in float32 and no cache."""
@@ -297,3 +297,13 @@ def same(one: Tensor | None, other: Tensor | None) -> bool:
         return False
     first, second = one.reshape(-1), other.reshape(-1)
     return bool((first - second).abs().max() <= _TOLERANCE * (1 + second.abs().max()))
+
+
+def _usual(name: str, buffer: Tensor) -> Tensor:
+    """A buffer, or what a batch norm has before training.
+
+    A trained one's statistics are of what its own weights make, not random ones; and noise makes small variances
+    negative, so that no number passes.
+    """
+    usual = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}.get(name.rpartition(".")[2])
+    return buffer if usual is None else usual(buffer)
