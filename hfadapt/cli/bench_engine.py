@@ -10,6 +10,7 @@ import click
 
 from ..adapters.atomic import write_json
 from .engine_cases import CASES, Rivals, Sizes, cases_of, figures_of
+from .engine_cases.progress import say
 from .engine_cases.rivals import make_environment
 from .output import json_option, print_json, print_table, read_table
 
@@ -27,6 +28,7 @@ COLUMNS = ("case", "dtype", "shape", "rival", "ms", "rival ms", "times as fast",
 @click.option("--many", default=1000, show_default=True, help="Tasks of the case with many.")
 @click.option("--texts", default=128, show_default=True, help="Texts of the case with real text.")
 @click.option("--repeats", default=5, show_default=True, help="Turns measured, a case and its rivals in turn.")
+@click.option("--seconds", default=120.0, show_default=True, help="For the turns of a case; one counts in any case.")
 @click.option("--threads", default=2, show_default=True, help="Threads of every library.")
 @click.option(
     "--adapters-env",
@@ -46,6 +48,7 @@ def engine(
     many: int,
     texts: int,
     repeats: int,
+    seconds: float,
     threads: int,
     adapters_env: Path | None,
     out: Path | None,
@@ -64,6 +67,7 @@ def engine(
     counts = {"layers": layers, "hidden": hidden, "rows": rows, "tokens": tokens, "many": many, "texts": texts}
     for name, number in {**counts, "repeats": repeats, "threads": threads}.items():
         require_number(name, number, where="bench engine", whole=True, least=1, error=ConfigError)
+    require_number("seconds", seconds, where="bench engine", above=0, error=ConfigError)
     table: dict[str, Any] = {}
     if out is not None:
         # before minutes of timing, not after them
@@ -78,8 +82,10 @@ def engine(
     done: list[dict[str, Any]] = []
     try:
         for name in names or CASES:
+            say(f"{name}: building its models")
             with Rivals(adapters_env, threads).closing() as rivals:
-                figures = [row for case in cases_of(name, sizes, rivals) for row in figures_of(case, repeats)]
+                cases = cases_of(name, sizes, rivals)
+                figures = [row for case in cases for row in figures_of(case, repeats, seconds / len(cases))]
                 result[name] = {
                     "machine": _machine(),
                     "rivals": rivals.versions,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..timing import medians_in_turn
+from ..timing import times_in_turn
+from .progress import say
 
 __all__ = ["Case", "Rival", "Sizes", "figures_of"]
 
@@ -79,18 +82,27 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def figures_of(case: Case, repeats: int) -> list[dict[str, Any]]:
-    """Time a case; return a row for each of its rivals."""
+def figures_of(case: Case, repeats: int, within: float = math.inf) -> list[dict[str, Any]]:
+    """Time a case; return a row for each of its rivals.
+
+    Args:
+        case: With its rivals.
+        repeats: As of `hfadapt.cli.timing.times_in_turn`.
+        within: As of `hfadapt.cli.timing.times_in_turn`.
+    """
+    say(f"{case.name}, {case.dtype}, {case.shape}: taking turns")
     calls: dict[str, Call] = {"": case.ours}
     calls |= {rival.name: rival.call for rival in case.rivals if not isinstance(rival.call, str)}
-    seconds = medians_in_turn(calls, repeats)
+    times = times_in_turn(calls, repeats, within, say)
+    seconds, turns = {name: statistics.median(taken) for name, taken in times.items()}, len(times[""])
     ours = seconds[""]
     rows = []
     for rival in case.rivals:
         row: dict[str, Any] = {
             "case": case.name, "rival": rival.name, "dtype": case.dtype, "shape": case.shape,
             "ms": 1e3 * ours, "rival ms": None, "times as fast": None, "goal": rival.goal, "at most": rival.most,
-            "met": None, "not measured": rival.call if isinstance(rival.call, str) else None, **case.notes,
+            "met": None, "not measured": rival.call if isinstance(rival.call, str) else None, "turns": turns,
+            **case.notes,
         }  # fmt: skip
         if case.unit:
             row[f"{case.per} a second"] = case.unit / ours

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,17 @@ BOTTLENECK = {"method": "bottleneck", "reduction_factor": 16}
 
 def bert(sizes: Sizes, tokens: int | None = None) -> Any:
     """A BERT, frozen, that reads rows of up to ``tokens`` tokens (those of the sizes by default)."""
+    # Random numbers take longer than a copy of them.
+    return copy.deepcopy(_bert(sizes.layers, sizes.hidden, max(64, tokens or sizes.tokens)))
+
+
+@functools.lru_cache(maxsize=1)
+def _bert(layers: int, hidden: int, tokens: int) -> Any:
     import torch
     from transformers import BertModel
 
     torch.manual_seed(0)
-    config = bert_config(sizes.layers, sizes.hidden, max(64, tokens or sizes.tokens))
+    config = bert_config(layers, hidden, tokens)
     return BertModel(config).eval().requires_grad_(False)
 
 

@@ -124,29 +124,43 @@ def fusion(layers: int, hidden: int, rows: int, tokens: int, tasks: int) -> Call
 
 def openvino(layers: int, hidden: int, rows: int, tokens: int, threads: int) -> Callable[[], Any]:
     """The bare base in OpenVINO, weights and activations int8 as NNCF's calibration for transformers makes them."""
-    import nncf
-    import numpy as np
     import openvino
     import torch
 
-    model = bert(layers, hidden, tokens)
     ids = torch.randint(4, 1000, (rows, tokens))
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    made = openvino.convert_model(model, example_input=example)
-    numbers = np.random.default_rng(0)
-    calibration = [
-        {"input_ids": numbers.integers(4, 1000, (2, tokens)), "attention_mask": np.ones((2, tokens), np.int64)}
-        for _ in range(4)
-    ]
-    small = nncf.quantize(
-        made, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
-    )
+    # Calibrating takes a minute and more; the environment keeps what came of it.
+    version = importlib.metadata.version("openvino")
+    kept = Path(sys.prefix) / f"bert-int8-{layers}-{hidden}-{tokens}-openvino-{version}.xml"
+    if kept.is_file():
+        small = openvino.Core().read_model(kept)
+    else:
+        small = _calibrated(bert(layers, hidden, tokens), example, tokens)
+        openvino.save_model(small, kept.with_suffix(".part.xml"), compress_to_fp16=False)
+        os.replace(kept.with_suffix(".part.bin"), kept.with_suffix(".bin"))
+        os.replace(kept.with_suffix(".part.xml"), kept)
     small.reshape({one: [rows, tokens] for one in small.inputs})
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(small, "CPU", options)
     feed = {one.get_any_name(): example[_name(one)].numpy() for one in compiled.inputs}
     request = compiled.create_infer_request()
     return lambda: request.infer(feed)
+
+
+def _calibrated(model: Any, example: dict[str, Any], tokens: int) -> Any:
+    import nncf
+    import numpy as np
+    import openvino
+
+    made = openvino.convert_model(model, example_input=example)
+    numbers = np.random.default_rng(0)
+    calibration = [
+        {"input_ids": numbers.integers(4, 1000, (2, tokens)), "attention_mask": np.ones((2, tokens), np.int64)}
+        for _ in range(4)
+    ]
+    return nncf.quantize(
+        made, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
+    )
 
 
 def _name(port: Any) -> str:

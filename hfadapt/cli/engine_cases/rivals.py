@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import HFAdaptError
+from .progress import say
 
 __all__ = ["PACKAGES", "Rivals", "make_environment"]
 
@@ -53,11 +55,13 @@ class Rivals:
     Args:
         folder: Their virtual environment; without one they are not measured.
         threads: Of torch and of OpenVINO.
+        patience: Seconds that one may take to be built, and for a turn.
     """
 
-    def __init__(self, folder: Path | None, threads: int) -> None:
+    def __init__(self, folder: Path | None, threads: int, patience: float = 600.0) -> None:
         self.folder = folder
         self.threads = threads
+        self.patience = patience
         self.versions: dict[str, str] = {}
         self._running: list[subprocess.Popen[str]] = []
 
@@ -77,6 +81,7 @@ class Rivals:
             return "not measured: no --adapters-env"
         if not _python(self.folder).is_file():
             return f"not measured: no environment at {self.folder}"
+        say(f"{what}: building it in {self.folder}")
         process = subprocess.Popen(
             [str(_python(self.folder)), str(_PROGRAM)],
             stdin=subprocess.PIPE,
@@ -86,13 +91,13 @@ class Rivals:
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         )
         self._running.append(process)
-        told = _ask(process, {"what": what, "threads": self.threads, **sizes})
+        told = _ask(process, {"what": what, "threads": self.threads, **sizes}, self.patience)
         if "error" in told:
             return f"not measured: {told['error']}"
         self.versions |= told["versions"]
 
         def run() -> dict[str, Any]:
-            answer = _ask(process, {})
+            answer = _ask(process, {}, self.patience)
             if "error" in answer:
                 raise HFAdaptError(
                     "a rival stopped", where=what, got=answer["error"], allowed="seconds", try_="--cases without it"
@@ -124,8 +129,16 @@ class Rivals:
             self.close()
 
 
-def _ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, Any]:
+def _ask(process: subprocess.Popen[str], question: dict[str, Any], patience: float) -> dict[str, Any]:
     assert process.stdin is not None and process.stdout is not None
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(patience, end)
+    timer.start()
     try:
         process.stdin.write(json.dumps(question) + "\n")
         process.stdin.flush()
@@ -134,4 +147,8 @@ def _ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, 
         line, said = "", str(error)
     else:
         said = f"the process ended with status {process.poll()}"
+    finally:
+        timer.cancel()
+    if late.is_set():
+        return {"error": f"no answer in {patience:g} seconds"}
     return json.loads(line) if line else {"error": f"{sys.platform}: {said}"}
