@@ -356,12 +356,23 @@ def test_kept_products_are_worked_out_anew_for_weights_that_changed():
             assert same()
             weight.data.mul_(1.5)  # and which it does not
             assert same()
+    for weight in call[5:8:2]:  # one number alone, and rows that change places
+        weight.data[1, 2] += 1
+        assert same()
+        weight.data.copy_(weight.data.flip(0))
+        assert same()
+        weight.data.copy_(weight.data.flip(1))
+        assert same()
     moved = list(call)
     moved[5] = torch.nn.Parameter(call[5] * 2, requires_grad=False)
     with torch.no_grad():
         assert torch.equal(adapter_fusion(*moved, kept=kept), adapter_fusion(*moved))
         moved[4] = [2.0 for _ in call[4]]
         assert torch.equal(adapter_fusion(*moved, kept=kept), adapter_fusion(*moved))
+        moved[4] = [torch.nn.Parameter(torch.tensor(2.0), requires_grad=False) for _ in call[4]]
+        for _ in range(2):
+            assert torch.equal(adapter_fusion(*moved, kept=kept), adapter_fusion(*moved))
+            moved[4][0].data.add_(1)
 
 
 def test_products_of_what_is_no_parameter_are_not_kept():

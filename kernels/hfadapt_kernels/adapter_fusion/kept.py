@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..weight_words import Words, words_of
 from .rank_space import WeightProducts
 
 __all__ = ["KeptProducts"]
+
+_WORD = 8
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Weight(NamedTuple):
@@ -20,26 +22,35 @@ class _Weight(NamedTuple):
     tensor: Tensor
     at: int
     version: int
-    words: Words
-    held: list[int]
+    sums: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Weight:
-        words = words_of(tensor)
-        return cls(tensor, tensor.data_ptr(), tensor._version, words, [word.value for word in words])
+        return cls(tensor, tensor.data_ptr(), tensor._version, _sums(tensor))
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether this is the same weight, and nobody has written to it."""
         same = self.tensor is tensor and self.at == tensor.data_ptr() and self.version == tensor._version
-        return same and self.held == [word.value for word in self.words]
+        return same and all(map(torch.equal, self.sums, _sums(tensor)))
+
+
+def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+    """The sums of a weight's bits over each of its axes, which no single change leaves as they are.
+
+    What is written through ``weight.data`` changes neither the address nor torch's version. Whole numbers are summed
+    without rounding, and far faster than the products are formed.
+    """
+    bits = weight.detach() if weight.dim() else weight.detach()[None]
+    words = bits.shape[-1] * bits.itemsize % _WORD == 0 == bits.storage_offset() * bits.itemsize % _WORD
+    bits = bits.view(torch.int64 if words else _INTEGERS[bits.itemsize])
+    return (bits.clone(),) if bits.dim() < 2 else tuple(bits.sum(axis) for axis in range(bits.dim()))
 
 
 class KeptProducts:
     """What was last worked out of the weights of one fusion; worked out anew when one of them is another or changed.
 
     Kept are products of parameters on the CPU, where no gradient is asked for. A change is known by torch's count of
-    what is written in place and, for what is written through ``.data``, by some of the numbers (see
-    ``weight_words.py``).
+    what is written in place and, for what is written through ``.data``, by sums of the bits.
     """
 
     def __init__(self) -> None:
@@ -74,4 +85,6 @@ def _are_still(seen: list[_Weight], tensors: list[Tensor]) -> bool:
 
 
 def _can_be_known(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu" and not tensor.is_inference()
+    """Whether a change would be seen; a tensor that is made anew in every call is no use to keep anything of."""
+    plain = isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu" and not tensor.is_inference()
+    return plain and tensor.is_contiguous() and tensor.is_floating_point() and tensor.itemsize in _INTEGERS
