@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from .limits import Limits
 from .refusals import Refused, TooLarge, TooSlow
 
 __all__ = ["LimitedBody"]
+
+_MOST_DISCARDED = 1 << 26
 
 
 class LimitedBody:
@@ -39,7 +42,7 @@ class LimitedBody:
             )
             await self._refuse(error)(scope, receive, send)
         except TooLarge as error:
-            await self._refuse(error)(scope, receive, send)
+            await self._refuse(error)(scope, receive, self._discarding(receive, send))
         else:
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send)
@@ -58,6 +61,32 @@ class LimitedBody:
             self._check(len(found))
             if not message.get("more_body", False):
                 return bytes(found)
+
+    def _discarding(self, receive: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        """A ``send`` that ends the answer when the rest of the body has come, and is thrown away.
+
+        The answer is on its way before. A connection that is closed while its client still sends is reset, and clients
+        that send everything before they read would never see it. It is closed all the same on one who sends for longer
+        than a body may take, or more than 64 MiB.
+        """
+
+        async def discard() -> None:
+            size, more = 0, True
+            while more and size < _MOST_DISCARDED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+
+        async def sending(message: Any) -> None:
+            if message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(discard(), self._limits.body_seconds)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        return sending
 
     def _check(self, size: int) -> None:
         if size > self._limits.body_bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import math
 import shutil
@@ -33,11 +33,15 @@ def goes_on(client, alone):
 def raw(client, content):
     """What a connection that says this gets back until it is closed, from either side."""
     found = b""
-    with socket.create_connection(client.address, timeout=10) as connection, contextlib.suppress(ConnectionError):
-        connection.sendall(content)
-        connection.shutdown(socket.SHUT_WR)
-        while part := connection.recv(65536):
-            found += part
+    with socket.create_connection(client.address, timeout=10) as connection:
+        try:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65536):
+                found += part
+        except OSError as error:  # a connection that the server has closed already is no error of the kind's own class
+            if not isinstance(error, ConnectionError) and error.errno != errno.ENOTCONN:
+                raise
     return found
 
 

@@ -40,6 +40,21 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(client):
         assert b" 413 " in status_line(connection)
 
 
+def test_who_sends_all_of_a_refused_body_before_reading_gets_the_answer(client, alone):
+    """The server has answered long before, and closes no connection on which somebody still sends."""
+    with raw(client, head(200_000)) as connection:
+        for _ in range(20):
+            time.sleep(0.01)
+            connection.sendall(b" " * 10_000)
+        assert b" 413 " in status_line(connection)
+    assert client.post("/predict", json=body(TEXTS[:1])).json()["answers"] == alone[:1]
+
+
+def test_who_asks_before_sending_is_told_at_once(client):
+    with raw(client, head(10**9).replace(b"Host", b"Expect: 100-continue\r\nHost")) as connection:
+        assert b" 413 " in status_line(connection)
+
+
 def test_a_client_that_sends_too_slowly(client, alone):
     with raw(client, head(100) + b"{") as connection:
         assert client.post("/predict", json=body(TEXTS[:1])).json()["answers"] == alone[:1]
