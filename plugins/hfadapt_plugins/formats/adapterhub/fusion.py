@@ -49,7 +49,9 @@ def describe_fusion(
     known = (*_FLAGS, *_HARMLESS, "temperature", "dropout_prob")
     wrong = [f"{k}={config[k]!r}" for k in _FLAGS if not isinstance(config.get(k, True), bool)]
     wrong += [f"{k}={value!r} (not known here)" for k, value in config.items() if k not in known and value]
-    dropout = config.get("dropout_prob") or 0.0
+    dropout = config.get("dropout_prob")
+    if dropout is None:  # there it is the base's own then
+        dropout = getattr(model.config, "attention_probs_dropout_prob", 0.0)
     if wrong or isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise refused("more than hfadapt's fusion can say", folder, ", ".join(wrong) or f"dropout_prob={dropout!r}")
     if config.get("temperature"):
