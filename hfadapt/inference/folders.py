@@ -87,9 +87,10 @@ def named_folders(folders: Folder | Sequence[Folder] | Mapping[str, Folder]) -> 
     where = "Engine.from_pretrained"
     if isinstance(folders, Mapping):
         given: list[tuple[str | None, object]] = [*folders.items()]
+    elif isinstance(folders, (str, bytes, os.PathLike)) or not isinstance(folders, Iterable):
+        given = [(None, folders)]
     else:
-        one = isinstance(folders, (str, bytes, os.PathLike)) or not isinstance(folders, Iterable)
-        given = [(None, folder) for folder in ([folders] if one else folders)]
+        given = [(None, folder) for folder in folders]
     found = [(name, require_folder(folder, where=where)) for name, folder in given]
     if not found:
         raise CheckpointError(
