@@ -232,3 +232,8 @@ def test_every_refusal_is_an_error_of_ours_with_all_its_parts(engine, goes_on):
             call()
         error = caught.value
         assert all((error.what, error.where, error.got, error.allowed, error.try_))
+
+
+def test_no_task_is_none_and_not_all(engine, goes_on):
+    assert engine.predict_all("w1", []) == []
+    assert len(engine.predict_all("w1", None, "w2")) > 1
