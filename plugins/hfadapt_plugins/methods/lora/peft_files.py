@@ -18,7 +18,7 @@ from hfadapt.architecture import is_linear
 from hfadapt.errors import AttachError, CheckpointError
 from hfadapt.runtime import deltas_of
 
-from ..shared.peft import refuse_own_folder, task_type_of, whole_modules
+from ..shared.peft import refuse_own_folder
 from .config import LinearUpdate, LoRA
 from .delta import LoRADelta
 from .dora import row_norms, weight_of
@@ -35,6 +35,7 @@ from .peft_tensors import (
     refuse_other_padding,
     split_tensors,
 )
+from .peft_whole import described_task, whole_beside
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,7 +98,8 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         if (other.r, other.lora_alpha) != (config.r, config.lora_alpha):
             patterns["rank_pattern"][re.escape(path_of(delta.site))] = other.r
             patterns["alpha_pattern"][re.escape(path_of(delta.site))] = other.lora_alpha
-    whole, own = whole_modules(model, name)
+    changed = [delta.site.leaf for delta in deltas]
+    whole, own = whole_beside(model, name, changed)
     tensors |= {f"{PREFIX}{key}": value for key, value in own.items()}
     leaves = [delta.site.leaf for delta in deltas if not delta.site.parameter]
     linears = [model.get_submodule(delta.site.leaf) for delta in deltas if delta.site.slot == "linear"]
@@ -115,7 +117,7 @@ def save_peft(model: PreTrainedModel, folder: str | os.PathLike[str], name: str 
         # transformers' Conv1D keeps its weight as [in, out]
         fan_in_fan_out=bool(linears) and all(not hasattr(linear, "in_features") for linear in linears),
         modules_to_save=whole or None,
-        task_type=task_type_of(model),
+        task_type=described_task(model, changed),
         base_model_name_or_path=getattr(model.config, "_name_or_path", "") or None,
         inference_mode=True,
     )
@@ -221,7 +223,7 @@ def _own_parts(linear: nn.Module, parts: dict[str, Tensor], form: LoRA, folder: 
                     try_="load it on the base that was adapted",
                 )
             bias = bias + (parts["base_bias"].double() - base.detach().double().cpu()) / form.scale
-        made["lora_bias"] = bias.float()
+        made["lora_bias"] = bias  # as many digits as the parameter that takes it
     if form.dora:
         norms = row_norms(weight_of(linear).double().cpu())
         lengths = parts["magnitude"].flatten().double()
@@ -233,7 +235,7 @@ def _own_parts(linear: nn.Module, parts: dict[str, Tensor], form: LoRA, folder: 
                 allowed=f"{list(norms.shape)}, one length a row of the base's weight",
                 try_="load it on the base that was adapted",
             )
-        made["magnitude"] = (lengths / norms).float()
+        made["magnitude"] = lengths / norms
     return made
 
 

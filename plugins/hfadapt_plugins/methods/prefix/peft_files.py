@@ -221,14 +221,16 @@ def write_prefix(model: PreTrainedModel, folder: Path, name: str) -> None:
     layers = arch.stacks[0].num_layers if both else stack.num_layers
     tables: Any = shared_modules(model, name)
     prepared = {(name, config.method): tables[config.method].prepare()} if config.reparametrization == "mlp" else {}
-    table = torch.zeros(2 * layers, stack.num_kv_heads, config.num_virtual_tokens, stack.head_dim)
+    prefixes = [
+        (delta, delta.prefixes(name, prepared)) for _, delta in deltas_of(model, name) if isinstance(delta, PrefixDelta)
+    ]
+    wide = torch.promote_types(prefixes[0][1][0].dtype, torch.float32)
+    table = torch.zeros(2 * layers, stack.num_kv_heads, config.num_virtual_tokens, stack.head_dim, dtype=wide)
     written: dict[int, int] = {}
-    for _, delta in deltas_of(model, name):
-        if not isinstance(delta, PrefixDelta):
-            continue
-        at, pair = _entry(delta.site.layer, layers, both), delta.prefixes(name, prepared)
+    for delta, pair in prefixes:
+        at = _entry(delta.site.layer, layers, both)
         for step, one in enumerate(pair):
-            if at in written and not torch.equal(table[at + step], one.detach().float().cpu()):
+            if at in written and not torch.equal(table[at + step], one.detach().to(table)):
                 raise AttachError(
                     "peft gives two layers of this encoder-decoder one prefix, and these differ",
                     where=f"adapter {name!r}",
@@ -236,7 +238,7 @@ def write_prefix(model: PreTrainedModel, folder: Path, name: str) -> None:
                     allowed="the same numbers in both",
                     try_="hfadapt.save(model, folder) writes any adapter",
                 )
-            table[at + step] = one.detach().float().cpu()
+            table[at + step] = one.detach().to(table)
         written.setdefault(at, delta.site.layer)
     whole, own = whole_modules(model, name)
     width = stack.num_kv_heads * stack.head_dim
