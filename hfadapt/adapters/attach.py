@@ -29,6 +29,7 @@ from ..runtime.slot import Slot, slot_of
 from ..runtime.updated_forward import update_weights
 from ..runtime.watch import require_intact, watch
 from . import edits
+from .alone import refuse_adapted_parts
 from .delta_proof import check_place
 from .detach import detach
 from .first_calls import wait_for_calls
@@ -116,8 +117,8 @@ def attach(
 
     Raises:
         AttachError: the method does not fit the model, a name is taken, no module is called as ``modules_to_save``
-            says, the model was compiled before, or its adapters have another dtype than ``autocast_adapter_dtype``
-            asks for.
+            says, the model was compiled before, parts of it are adapted as parts of another model, or its adapters
+            have another dtype than ``autocast_adapter_dtype`` asks for.
         ArchitectureError: a method needs a map, and the model's structure cannot be mapped or is another one than
             ``arch`` says.
     """
@@ -149,7 +150,9 @@ def attach(
             allowed="one or more adapter names",
             try_="names=['a']",
         )
-    if state is not None:
+    if state is None:
+        refuse_adapted_parts(model)
+    else:
         _check_dtype(state, autocast_adapter_dtype)
         require_intact(state, state.names)
     found = find_map(model, state, [(_method(config), config) for config in configs], arch)
