@@ -85,7 +85,7 @@ thorough: $(VENV)/.test ## hundreds of random cases where the tests take a sampl
 sweep: $(VENV)/.demo ## every model type of the installed transformers with every method, resumable: an hour and more
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep/sweep.py
 
-evidence: $(VENV)/.demo ## the papers' claims on real data, resumable, for hours; PART=drop one paper, SEEDS="3 4" others
+evidence: $(VENV)/.demo ## the papers' claims on real data, resumable, as many at once as cores; PART=drop one paper, SEEDS="3 4" others
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.evidence $(PART) $(if $(SEEDS),--seeds $(SEEDS))
 
 plugin: $(VENV)/.test ## a third party's distribution installed, tested and trained with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,15 @@ class Arm:
         said = [text, self.changes, self.heads_alone, self.depths, *([self.noise] if self.noise else [])]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
+    def size(self, text: str) -> str:
+        """How much it trains and is scored on, in words."""
+        from hfadapt.recipes.config import read_recipe
+
+        recipe = read_recipe(text, self.changes)
+        steps = recipe.training["num_train_epochs"] * (recipe.mixing.epoch_steps or 0)
+        (tested,) = {task.limit["test"] for task in recipe.tasks}
+        return f"{steps:g} steps of {recipe.mixing.batch_size} rows, scored on {tested} test rows a task"
+
 
 def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
     """The arms of a file, each with what it takes from those that it begins with."""
@@ -61,8 +70,20 @@ def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
     }
 
 
-def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def read_arm(given: Mapping[str, Any]) -> Arm:
+    """An arm out of its fields as JSON has them, where tuples are lists."""
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+    return Arm(**fields)
+
+
+def run_arm(arm: Arm, text: str, seed: int, output: str) -> dict[str, Any]:
     """Train an arm with one seed and score it on the test splits.
+
+    Args:
+        arm: What to train.
+        text: The common recipe.
+        seed: Of the training.
+        output: Folder for what the run writes.
 
     Returns:
         ``macro`` and ``scores`` (task to its metric), in per cent; ``depths`` (layers dropped to macro) and
@@ -74,7 +95,8 @@ def run_arm(arm: Arm, text: str, seed: int, say: Callable[[str], None]) -> dict[
     from hfadapt.recipes.run import Run
 
     start = time.perf_counter()
-    run = Run(read_recipe(text, (*arm.changes, f"seed={seed}"), source=arm.name), say)
+    changes = (*arm.changes, f"seed={seed}", f"output={output}")
+    run = Run(read_recipe(text, changes, source=arm.name), lambda line: None)
     trained = _train_heads(run) if arm.heads_alone else run.train_adapted()
     result = trained.result
     model: Any = trained.model

