@@ -90,6 +90,8 @@ class Generate:
             _check_parallel(prompts, kwargs)
             children = len(choice.parallel.children)
             inputs, kwargs = repeat_rows((inputs, kwargs), prompts, lambda tensor: copies(tensor, children))
+        elif task_ids is None and (outer := _around(attachment, choice, prompts)) is not None:
+            rows = outer.task_ids  # of the same prompts: a draft by the model's own first layers (assistant_early_exit)
         elif (given := choice.task_ids if task_ids is None else task_ids) is not None:
             # A model writes one row where it is given no prompt.
             rows = parse(given, attachment.routable, prompts or 1, getattr(self.model, "device", None))
@@ -103,6 +105,12 @@ class Generate:
             return hand_on(stock, (self.model, *first, *args), kwargs)
         finally:
             _STATE.generation = before
+
+
+def _around(attachment: Attachment, choice: Choice, prompts: int) -> Generation | None:
+    """Return the ``generate`` that calls this one for the same prompts, unless another choice was made inside."""
+    outer = running(attachment)
+    return outer if outer is not None and outer.choice is choice and outer.prompts == prompts else None
 
 
 def install(model: nn.Module) -> None:

@@ -192,3 +192,14 @@ def test_a_prefix_that_no_query_sees_is_the_base(model_type, implementation):
             module.__class__ = HiddenPrefix
     for use_cache in (True, False):
         torch.testing.assert_close(steps(model, inputs, use_cache=use_cache)[1], base, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_a_draft_by_the_models_own_first_layers_uses_the_prompts_adapter(method):
+    model, inputs = generator("llama", method)
+    one = {key: value[:1] for key, value in inputs.items()}
+    for name in ("one", "two"):
+        found = ids(model, one, task_ids=[name], assistant_early_exit=1)
+        assert torch.equal(found, ids(model, one, task_ids=[name]))
+    with hfadapt.active(model, "two"):
+        assert torch.equal(ids(model, one, assistant_early_exit=1), ids(model, one))
