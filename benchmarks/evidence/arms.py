@@ -27,6 +27,9 @@ class Arm:
         heads_alone: Whether there is no adapter, but the heads.
         depths: Numbers of lowest layers without adapters to score it with as well.
         noise: Shares of the test texts' words, in per cent, that are replaced to score it with as well.
+        fusion_steps: Of a fusion over eight adapters (see `run_fusion`); 0 for no fusion.
+        robust_fusion: Whether the fusion is trained with layers dropped.
+        pruned: Numbers of adapters to which the fusion is pruned to score it with as well.
     """
 
     name: str
@@ -34,10 +37,15 @@ class Arm:
     heads_alone: bool = False
     depths: tuple[int, ...] = ()
     noise: tuple[int, ...] = ()
+    fusion_steps: int = 0
+    robust_fusion: bool = False
+    pruned: tuple[int, ...] = ()
 
     def key(self, text: str) -> str:
         """A digest of all that decides its scores but the seed; ``text`` is the common recipe."""
         said = [text, self.changes, self.heads_alone, self.depths, *([self.noise] if self.noise else [])]
+        if self.fusion_steps:
+            said.append([self.fusion_steps, self.robust_fusion, self.pruned])
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def size(self, text: str) -> str:
@@ -47,7 +55,8 @@ class Arm:
         recipe = read_recipe(text, self.changes)
         steps = recipe.training["num_train_epochs"] * (recipe.mixing.epoch_steps or 0)
         (tested,) = {task.limit["test"] for task in recipe.tasks}
-        return f"{steps:g} steps of {recipe.mixing.batch_size} rows, scored on {tested} test rows a task"
+        fused = f", then {self.fusion_steps} for each of three fusions" if self.fusion_steps else ""
+        return f"{steps:g} steps of {recipe.mixing.batch_size} rows{fused}, scored on {tested} test rows a task"
 
 
 def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
@@ -65,6 +74,9 @@ def read_arms(place: Path = HERE / "arms.yaml") -> dict[str, Arm]:
             own.get("train") == "heads",
             tuple(own.get("depths", ())),
             tuple(own.get("noise", ())),
+            own.get("fusion", {}).get("steps", 0),
+            own.get("fusion", {}).get("robust", False),
+            tuple(own.get("fusion", {}).get("pruned", ())),
         )
         for name, own in given.items()
     }
@@ -87,7 +99,8 @@ def run_arm(arm: Arm, text: str, seed: int, output: str) -> dict[str, Any]:
 
     Returns:
         ``macro`` and ``scores`` (task to its metric), in per cent; ``depths`` (layers dropped to macro) and
-        ``noise`` (per cent of words replaced to macro); ``trained`` parameters; ``steps``; ``seconds``.
+        ``noise`` (per cent of words replaced to macro), of a fusion ``pruned`` (adapters a layer to macro) and
+        ``kept`` (which, by task and layer); ``trained`` parameters; ``steps``; ``seconds``.
     """
     import hfadapt
     from hfadapt.recipes.arm import score
@@ -97,6 +110,10 @@ def run_arm(arm: Arm, text: str, seed: int, output: str) -> dict[str, Any]:
     start = time.perf_counter()
     changes = (*arm.changes, f"seed={seed}", f"output={output}")
     run = Run(read_recipe(text, changes, source=arm.name), lambda line: None)
+    if arm.fusion_steps:
+        from .fusion import run_fusion
+
+        return {**run_fusion(arm, run), "seconds": round(time.perf_counter() - start, 1)}
     trained = _train_heads(run) if arm.heads_alone else run.train_adapted()
     result = trained.result
     model: Any = trained.model

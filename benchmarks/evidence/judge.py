@@ -15,7 +15,7 @@ REPRODUCED, NOT, NOT_RUN, NOT_TESTABLE = "reproduced", "not reproduced", "not ru
 LEAST_SEEDS = 3
 
 # What stands between an arm's name and the value at which it is scored besides, and the key of those scores.
-MARKS = (("@", "depths"), ("~", "noise"))
+MARKS = (("@", "depths"), ("~", "noise"), ("^", "pruned"))
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def scores_of(arm: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seed to macro average of an arm; ``arm@3`` with three layers dropped, ``arm~10`` with 10 % of words replaced."""
+    """Seed to macro average of an arm; ``arm@3`` with three layers dropped, ``arm~10`` with 10 % of words replaced, ``arm^2``
+    with a fusion pruned to two adapters."""
     name, key, value = parts_of(arm)
     seeds = results.get(name, {}).get("seeds", {})
     return {seed: found[key][value] if key else found["macro"] for seed, found in seeds.items()}
 
 
 def parts_of(arm: str) -> tuple[str, str, str]:
-    """The arm's own name, and where in a result its score lies: ``depths`` or ``noise``, with the value, or neither."""
+    """The arm's own name, and where in a result its score lies: ``depths``, ``noise`` or ``pruned``, with the value, or none."""
     for mark, key in MARKS:
         name, found, value = arm.partition(mark)
         if found:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from benchmarks.evidence.__main__ import choose
-from benchmarks.evidence.arms import HERE, Arm, read_arms
+from benchmarks.evidence.arms import HERE, Arm, read_arms, run_arm
 from benchmarks.evidence.at_once import train_all
 from benchmarks.evidence.choose import FROZEN, methods_table
+from benchmarks.evidence.fusion import eight_tasks
 from benchmarks.evidence.judge import interval, judge, parts_of, scores_of
 from benchmarks.evidence.noise import noisy_task, noisy_words
 from benchmarks.evidence.pages import all_pages, sizes
@@ -62,7 +63,12 @@ def results(**arms):
     return {
         name: {
             "seeds": {
-                str(seed): {"macro": score, "depths": {"3": score / 2}, "noise": {"10": score / 4}}
+                str(seed): {
+                    "macro": score,
+                    "depths": {"3": score / 2},
+                    "noise": {"10": score / 4},
+                    "pruned": {"2": score / 5},
+                }
                 for seed, score in enumerate(scores)
             }
         }
@@ -92,8 +98,8 @@ def test_a_verdict_follows_from_paired_differences(rule, ours, verdict):
     assert judge(claim, results(a=ours, b=[80.0, 81.0, 80.0])).verdict == verdict
 
 
-@pytest.mark.parametrize(("arm", "times"), [("a@3", 2), ("a~10", 4)])
-def test_a_depth_and_a_share_of_noise_are_scored_for_themselves(arm, times):
+@pytest.mark.parametrize(("arm", "times"), [("a@3", 2), ("a~10", 4), ("a^2", 5)])
+def test_a_depth_a_share_of_noise_and_a_pruned_fusion_are_scored_for_themselves(arm, times):
     claim = {"claim": "c", "theirs": "t", "arm": arm, "than": "b", "rule": "better"}
     ours = [times * score for score in (81.0, 82.1, 80.9)]
     assert judge(claim, results(a=ours, b=[80.0, 81.0, 80.0])).ours.endswith("+1.0 ± 0.2")
@@ -211,5 +217,44 @@ def test_seeds_that_end_at_once_are_all_kept_and_those_kept_are_not_trained_agai
 
 def test_all_arms_of_smart_are_of_one_size_and_its_page_says_it():
     assert sizes("smart") == "150 steps of 8 rows, scored on 200 test rows a task"
-    for paper in ("pals", "unified"):
-        assert sizes(paper) == "200 steps of 16 rows, scored on 400 test rows a task"
+    plain = "200 steps of 16 rows, scored on 400 test rows a task"
+    assert sizes("pals") == sizes("unified") == plain
+    assert sizes("adapterdrop") == (
+        f"{plain}; `drop.fusion` and `drop.fusion_robust`: 240 steps of 16 rows, then 40 for each of three fusions, "
+        "scored on 200 test rows a task"
+    )
+
+
+def test_eight_tasks_are_made_of_the_three_without_touching_their_texts():
+    three = [known_task(name) for name in ("wn_relation", "sms_spam", "tweet_valence")]
+    eight = {task.name: load_splits(task) for task in eight_tasks(three)}
+    assert len(eight) == 8 and list(eight)[:3] == ["wn_relation", "sms_spam", "tweet_valence"]
+    whole, valence = eight["wn_relation"]["train"], eight["tweet_valence"]["train"]
+    for number, name in enumerate(("wn_hypernym", "wn_cohyponym", "wn_neither")):
+        rows = eight[name]["train"]
+        assert rows["text"] == whole["text"] and rows["label"] == [int(label == number) for label in whole["label"]]
+    for name, test in (
+        ("valence_positive", lambda label: label > 0),
+        ("valence_strong", lambda label: abs(label) > 1.5),
+    ):
+        share = sum(eight[name]["train"]["label"]) / len(valence)
+        assert 0.3 < share < 0.7, "neither class is rare"
+        assert eight[name]["train"]["label"] == [int(test(label)) for label in valence["label"]]
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_a_fusion_of_eight_is_trained_for_each_task_and_pruned(tmp_path, robust):
+    limits = tuple(
+        f"tasks.{name}.limit={{train: 40, validation: 8, test: 16}}"
+        for name in ("wn_relation", "sms_spam", "tweet_valence")
+    )
+    changes = (*ARMS["drop.fusion"].changes, *limits, "training.num_train_epochs=1", "mixing.epoch_steps=8")
+    arm = Arm("drop.toy", (*changes, "mixing.batch_size=2"), False, (3,), (), 2, robust, (2,))
+    assert arm.key(TEXT) != Arm("drop.toy", arm.changes, False, (3,)).key(TEXT)
+    found = run_arm(arm, TEXT, 0, str(tmp_path))
+    assert found["steps"] == 8 + 3 * 2 and set(found["depths"]) == {"3"} and set(found["pruned"]) == {"2"}
+    assert found["macro"] == pytest.approx(sum(found["scores"].values()) / 3)
+    # The fusion's three matrices of 384 with two biases a layer, and the head that reads [u, v, |u - v|, u * v].
+    assert found["trained"] == 6 * (3 * 384**2 + 2 * 384) + 4 * 384 * 3 + 3
+    for layers in found["kept"].values():
+        assert len(layers["2"]) == 6 and all(len(set(each.split(" and "))) == 2 for each in layers["2"])
