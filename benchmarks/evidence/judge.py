@@ -36,15 +36,18 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def scores_of(arm: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seed to macro average of an arm; ``arm@3`` with three layers dropped, ``arm~10`` with 10 % of words replaced, ``arm^2``
-    with a fusion pruned to two adapters."""
+    """Seed to macro average of an arm.
+
+    ``arm@3`` is with three layers dropped, ``arm~10`` with 10 % of words replaced, ``arm^2`` with a fusion pruned to
+    two adapters.
+    """
     name, key, value = parts_of(arm)
     seeds = results.get(name, {}).get("seeds", {})
     return {seed: found[key][value] if key else found["macro"] for seed, found in seeds.items()}
 
 
 def parts_of(arm: str) -> tuple[str, str, str]:
-    """The arm's own name, and where in a result its score lies: ``depths``, ``noise`` or ``pruned``, with the value, or none."""
+    """The arm's own name, and where in a result its score lies: a key of `MARKS` with the value, or neither."""
     for mark, key in MARKS:
         name, found, value = arm.partition(mark)
         if found:

@@ -10,11 +10,12 @@ import yaml
 
 from .arms import HERE, read_arms
 from .choose import which_method
+from .cost import cost_page
 from .judge import MARKS, interval, judge, scores_of
 
 MARKED = (
-    "`@n`: the n lowest layers without adapters. `~n`: n % of the test texts' words replaced. `^n`: a fusion pruned to n "
-    "adapters a layer."
+    "`@n`: the n lowest layers without adapters. `~n`: n % of the test texts' words replaced. `^n`: a fusion pruned "
+    "to n adapters a layer."
 )
 PAGES = HERE.parents[1] / "docs" / "evidence"
 WHICH = PAGES.parent / "which-method.md"
@@ -87,4 +88,5 @@ def all_pages(results: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
     """Path to text of every page; of docs/which-method.md, what is made of results."""
     claims = yaml.safe_load((HERE / "claims.yaml").read_text("utf-8"))
     pages = {PAGES / f"{paper}.md": page(paper, about, results) for paper, about in claims.items()}
+    pages[PAGES / "time.md"] = cost_page(list(read_arms()), results)
     return {**pages, WHICH: which_method(WHICH.read_text("utf-8"), claims, results)}
