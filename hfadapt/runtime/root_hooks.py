@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import replace
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +70,11 @@ class Forward:
         self.forms: set[tuple[bool, int, frozenset[str], str]] = set()
         # Read here and not in a call, which torch.compile may be tracing.
         self.parameters = parameters_of(type(module).forward.__get__(module))
+
+    @property
+    def __code__(self) -> CodeType:
+        """The stock method's, whose name and line ``torch.export`` notes without asking whether there are any."""
+        return type(self.module).forward.__code__
 
     @property
     def __signature__(self) -> inspect.Signature:
