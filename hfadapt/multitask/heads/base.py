@@ -181,6 +181,11 @@ def masked_mean(values: Tensor, valid: Tensor, keep: Tensor | None) -> Tensor:
     return total / valid.sum().clamp(min=1)
 
 
+def wide(logits: Tensor) -> Tensor:
+    """Return logits as losses and metrics take them: in float32, or in float64 where the model is in it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def fit_labels(labels: Tensor, width: int) -> Tensor:
     """Cut or pad the label matrix to ``width`` columns: other tasks' labels may be wider, or all of them narrower."""
     if labels.shape[1] >= width:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import DataError, TaskError, did_you_mean
 from ...errors.rows import RowPlace
-from .base import IGNORE, Head, Pooling
+from .base import IGNORE, Head, Pooling, wide
 
 __all__ = ["OwnHead"]
 
@@ -153,11 +153,11 @@ class OwnHead(Head):
             shifted: Token t is predicted from token t - 1 (causal language models).
         """
         if self.labels == "numbers":
-            losses = F.mse_loss(logits.float().reshape(labels.shape), labels, reduction="none")
+            losses = F.mse_loss(wide(logits).reshape(labels.shape), labels.to(wide(logits)), reduction="none")
             return (losses * weights.view(-1, *(1,) * (losses.dim() - 1))).mean()
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORE)
+        losses = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORE)
         each = weights.repeat_interleave(labels.numel() // weights.shape[0])
         return (losses * each).sum() / (labels != IGNORE).sum().clamp_min(1)
 

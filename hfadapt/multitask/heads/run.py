@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import TaskError
 from ...routing.draws import draws_of_pass
 from ...runtime.elsewhere import tensors_elsewhere
-from .base import IGNORE, HeadFeatures
+from .base import IGNORE, HeadFeatures, wide
 from .own import flatten_logits
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def run_heads(
         labels: The label matrix of the batch, or None.
 
     Returns:
-        The weighted loss (None without labels), and float32 logits ``[B, W]``, W the width of the widest head; what a
-        narrower one leaves is filled with ``IGNORE``.
+        The weighted loss (None without labels), and logits ``[B, W]`` in float32 (float64 where the model is in it), W
+        the width of the widest head; what a narrower one leaves is filled with ``IGNORE``.
     """
     size, tokens = features.hidden.shape[:2]
     width = max(t.head.num_outputs * (1 if t.head.per_text else tokens) for t in tasks)
-    logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=torch.float32)
+    logits = torch.full((size, width), float(IGNORE), device=ids.device, dtype=wide(features.hidden).dtype)
     losses: list[Tensor] = []
     draws = draws_of_pass(heads.training, ids.device)
     for index in range(len(tasks)) if present is None else present:
@@ -58,7 +58,7 @@ def run_heads(
         keep = None if present is not None and len(present) == 1 else ids == index
         with nullcontext() if draws is None else draws.at(f"head {task.name}"):
             own = _answer(heads[task.name], features, task.name)
-        flat = flatten_logits(own).float()
+        flat = wide(flatten_logits(own))
         flat = F.pad(flat, (0, width - flat.shape[1]), value=float(IGNORE))
         logits = flat if keep is None else torch.where(keep[:, None], flat, logits)
         if labels is not None:

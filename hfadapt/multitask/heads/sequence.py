@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import DataError, TaskError, did_you_mean
 from ...errors.limits import require_number
 from ...errors.rows import RowPlace
-from .base import IGNORE, Head, Pooling, fit_labels, masked_mean
+from .base import IGNORE, Head, Pooling, fit_labels, masked_mean, wide
 from .label_sets import read_label_sets
 from .pooling import SequenceModule
 
@@ -143,7 +143,7 @@ class Classification(SequenceHead):
             valid = valid & keep
         # rows of other tasks hold other labels: give them class 0, their loss is masked out
         safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        losses = F.cross_entropy(logits.float(), safe, reduction="none", label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(wide(logits), safe, reduction="none", label_smoothing=self.label_smoothing)
         return masked_mean(losses, valid, None)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -202,7 +202,8 @@ class MultiLabel(SequenceHead):
         target = fit_labels(labels, self.num_labels)
         valid = target >= 0
         safe = torch.where(valid, target, torch.zeros_like(target)).clamp(max=1.0)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), safe.float(), reduction="none")
+        scores = wide(logits)
+        loss = F.binary_cross_entropy_with_logits(scores, safe.to(scores), reduction="none")
         return masked_mean(loss, valid, keep)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -283,7 +284,7 @@ class Regression(SequenceHead):
         target = labels[:, 0].float()
         valid = ~target.isnan()
         safe = torch.where(valid, target, torch.zeros_like(target))
-        return masked_mean(((logits[:, 0].float() - safe) / self._span) ** 2, valid, keep)
+        return masked_mean(((wide(logits[:, 0]) - safe) / self._span) ** 2, valid, keep)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Predicted and true numbers."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import DataError, TaskError
 from ...errors.rows import RowPlace
-from .base import Head, Pooling, fit_labels, masked_mean
+from .base import Head, Pooling, fit_labels, masked_mean, wide
 from .token import TokenModule
 
 __all__ = ["WINDOW", "Span", "Window"]
@@ -158,7 +158,7 @@ class Span(Head):
         if keep is not None:
             valid = valid & keep[None, :]
         safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        scores = logits.float().permute(2, 0, 1)
+        scores = wide(logits).permute(2, 0, 1)
         loss = F.cross_entropy(scores.flatten(0, 1), safe.flatten(), reduction="none")
         return masked_mean(loss, valid.flatten(), None)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import DataError, TaskError
 from ...errors.rows import RowPlace
-from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean
+from .base import IGNORE, Head, HeadFeatures, Pooling, fit_labels, masked_mean, wide
 from .sequence import check_smoothing, class_index
 
 __all__ = ["TokenClassification", "TokenModule"]
@@ -106,7 +106,7 @@ class TokenClassification(Head):
         if keep is not None:
             valid = valid & keep[:, None]
         safe = torch.where(valid, target, torch.zeros_like(target)).long()
-        scores = logits.float().transpose(1, 2)
+        scores = wide(logits).transpose(1, 2)
         losses = F.cross_entropy(scores, safe, reduction="none", label_smoothing=self.label_smoothing)
         return masked_mean(losses, valid, None)
 

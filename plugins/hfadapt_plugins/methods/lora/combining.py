@@ -238,6 +238,7 @@ def _weights(model: PreTrainedModel, name: str, made: Mapping[str, Pair]) -> dic
     found: dict[str, Tensor] = {}
     for path, delta in deltas_of(model, name):
         for key, tensor in zip(("lora_a", "lora_b"), made[delta.site.leaf], strict=True):
-            shape = getattr(delta.own(name), key).shape
-            found[f"{path}.adapters.{name}.{key}"] = tensor.to(torch.float32).view(shape)
+            own = getattr(delta.own(name), key)
+            wide = torch.promote_types(own.dtype, torch.float32)
+            found[f"{path}.adapters.{name}.{key}"] = tensor.to(wide).view(own.shape)
     return found
