@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ("grouped_lora", "parallel_adapter_norm")
-KERNELS = {f"hfadapt_cpu::{name}_forward" for name in OPS}
+KERNELS = {"hfadapt_cpu::grouped_lora_add", *(f"hfadapt_cpu::{name}_forward" for name in OPS)}
 ROWS, TOKENS, TASKS, LAYERS = 32, 4, 32, 6
 
 

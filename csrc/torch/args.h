@@ -39,4 +39,9 @@ inline void check_f32(const OptTensor& t, int64_t size, const char* name) {
             ": expected a contiguous float32 tensor of ", size, " elements, got ", t->numel());
 }
 
+// Uninitialised and contiguous, on the processor, in the dtype of `like` (results.cpp); large ones in memory that later
+// results use again.
+inline constexpr int64_t kLargeResult = int64_t(1) << 20;  // as in hfadapt_kernels/cpu_tensors.py
+Tensor empty_result(const Tensor& like, const std::vector<int64_t>& shape);
+
 }  // namespace hfk

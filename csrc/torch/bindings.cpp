@@ -29,6 +29,7 @@ HFK_SCHEMAS(m) {
       "Tensor[] up, Tensor[] up_bias, Tensor[] scale, float[] scale_values, Tensor? norm_weight, Tensor? ids, "
       "Tensor? seed, int activation, int norm, float norm_offset, float dropout, Tensor(a!)? dz, Tensor(b!)? dh, "
       "Tensor(c!)[] grads) -> ()");
+  m.def("grouped_lora_add(Tensor x, Tensor y, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids) -> Tensor");
   m.def(
       "grouped_lora_forward(Tensor x, Tensor? y, Tensor[] a, Tensor[] b, Tensor scale, Tensor? ids, float dropout, "
       "Tensor? seed, Tensor(a!) out, Tensor(b!) low) -> ()");

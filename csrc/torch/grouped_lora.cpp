@@ -69,20 +69,39 @@ void check_rows(const Tensor& t, int64_t rows, int64_t columns, DType type, cons
                 (columns <= 1 || t.stride(1) == 1),
             name, ": expected [", rows, ", ", columns, "] of x's dtype with stride 1 on the last axis");
 }
+// [..., C] as [rows, C] with neighbouring columns: in place where memory allows it, else a copy.
+struct Rows {
+  Tensor kept;
+  int64_t count = 1, columns, stride;
+
+  Rows(const Tensor& given, const char* name) : kept(given) {
+    const int64_t axes = given.dim();
+    HFK_CHECK(axes >= 2, name, ": expected 2 axes or more");
+    columns = given.size(axes - 1);
+    stride = imax(columns, 1);
+    bool plain = columns <= 1 || given.stride(axes - 1) == 1;
+    for (int64_t i = axes - 2; i >= 0; i--) {
+      const int64_t size = given.size(i), step = given.stride(i);
+      if (size > 1 && count == 1) stride = step;  // strides of axes of one element say nothing
+      plain &= size <= 1 || step == stride * count;
+      count *= size;
+    }
+    if (!plain || stride < columns) kept = torch::stable::contiguous(given), stride = imax(columns, 1);
+  }
+};
+
 void check_flat(const Tensor& t, int64_t count, DType type, const char* name) {
   HFK_CHECK(t.numel() == count && t.is_contiguous() && dtype_of(t, name) == type, name, ": expected ", count,
             " contiguous elements of x's dtype, got ", t.numel());
 }
 
 // What forward and backward have in common.
-LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<Tensor>& b, const Tensor& scale,
+LoraArgs read(const Rows& x, const std::vector<Tensor>& a, const std::vector<Tensor>& b, const Tensor& scale,
               const OptTensor& ids, double dropout, const OptTensor& seed, Plan& plan) {
   LoraArgs args = {};
-  args.type = dtype_of(x, "grouped_lora: x");
-  HFK_CHECK(x.dim() == 2, "grouped_lora: x: expected 2 axes");
-  args.Din = x.size(1), args.tasks = int64_t(a.size());
-  check_rows(x, x.size(0), args.Din, args.type, "grouped_lora: x");
-  HFK_CHECK(args.tasks > 0 && b.size() == a.size() && x.size(0) < (int64_t(1) << 31), "grouped_lora: tasks or rows");
+  args.type = dtype_of(x.kept, "grouped_lora: x");
+  args.Din = x.columns, args.tasks = int64_t(a.size());
+  HFK_CHECK(args.tasks > 0 && b.size() == a.size() && x.count < (int64_t(1) << 31), "grouped_lora: tasks or rows");
   check_f32(scale, args.tasks, "grouped_lora: scale");
   args.O = b[0].size(0);
   plan.tasks.resize(a.size());
@@ -98,12 +117,12 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
     w.scale = ptr_of<float>(scale)[t];
     args.max_rank = imax(args.max_rank, w.R);
   }
-  plan.sort(ids, x.size(0));
+  plan.sort(ids, x.count);
   plan.cut();
   args.task = plan.tasks.data(), args.tile = plan.tiles.data(), args.tiles = int64_t(plan.tiles.size());
   args.order = plan.order.data(), args.active = int64_t(plan.order.size());
   args.idle_rows = plan.idle.data(), args.idle = int64_t(plan.idle.size());
-  args.x = x.data_ptr(), args.x_stride = x.stride(0);
+  args.x = x.kept.data_ptr(), args.x_stride = x.stride;
   if (seed.has_value() && dropout > 0) {
     HFK_CHECK(seed->scalar_type() == ScalarType::Long && seed->numel() == 1, "grouped_lora: seed: expected int64 [1]");
     args.dropout = dropout, args.seed = *ptr_of<int64_t>(*seed);
@@ -114,8 +133,9 @@ LoraArgs read(const Tensor& x, const std::vector<Tensor>& a, const std::vector<T
 void forward(const Tensor& x, OptTensor y, std::vector<Tensor> a, std::vector<Tensor> b, const Tensor& scale, OptTensor ids,
              double dropout, OptTensor seed, Tensor out, Tensor low) {
   Plan plan;
-  LoraArgs args = read(x, a, b, scale, ids, dropout, seed, plan);
-  const int64_t rows = x.size(0);
+  const Rows x_rows(x, "grouped_lora: x");
+  LoraArgs args = read(x_rows, a, b, scale, ids, dropout, seed, plan);
+  const int64_t rows = x_rows.count;
   check_flat(out, rows * args.O, args.type, "grouped_lora: out");
   args.out = out.data_ptr();
   if (y.has_value()) {
@@ -130,12 +150,34 @@ void forward(const Tensor& x, OptTensor y, std::vector<Tensor> a, std::vector<Te
   if (rows > 0 && args.O > 0 && args.Din > 0) kernels().grouped_lora_forward(args);
 }
 
+// y plus the update, in a result of its own: what inference asks for, without the calls of Python's that bring rows into
+// shape and make the result. They take longer than a small op, since the products before have emptied the caches.
+Tensor add(const Tensor& x, const Tensor& y, std::vector<Tensor> a, std::vector<Tensor> b, const Tensor& scale,
+           OptTensor ids) {
+  const int64_t axes = y.dim();
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < axes; i++) shape.push_back(y.size(i));
+  HFK_CHECK(x.dim() == axes && y.scalar_type() == x.scalar_type(), "grouped_lora: y: expected axes and dtype of x");
+  for (int64_t i = 0; i + 1 < axes; i++)
+    HFK_CHECK(x.size(i) == shape[size_t(i)], "grouped_lora: y: expected the leading sizes of x");
+  const Rows x_rows(x, "grouped_lora: x"), y_rows(y, "grouped_lora: y");
+  Plan plan;
+  LoraArgs args = read(x_rows, a, b, scale, ids, 0.0, std::nullopt, plan);
+  HFK_CHECK(y_rows.columns == args.O && args.O > 0 && args.Din > 0 && y_rows.count > 0, "grouped_lora: y: expected [.., ",
+            args.O, "] with an element or more");
+  Tensor out = empty_result(y, shape);
+  args.out = out.data_ptr(), args.y = y_rows.kept.data_ptr(), args.y_stride = y_rows.stride;
+  kernels().grouped_lora_forward(args);
+  return out;
+}
+
 void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vector<Tensor> a, std::vector<Tensor> b,
               const Tensor& scale, OptTensor ids, double dropout, OptTensor seed, bool add_to_dx, Tensor dx,
               std::vector<Tensor> da, std::vector<Tensor> db, Tensor dscale) {
   Plan plan;
-  LoraArgs args = read(x, a, b, scale, ids, dropout, seed, plan);
-  const int64_t rows = x.size(0);
+  const Rows x_rows(x, "grouped_lora: x");
+  LoraArgs args = read(x_rows, a, b, scale, ids, dropout, seed, plan);
+  const int64_t rows = x_rows.count;
   check_rows(grad, rows, args.O, args.type, "grouped_lora: grad");
   check_flat(low, rows * args.max_rank, args.type, "grouped_lora: low");
   args.grad = grad.data_ptr(), args.grad_stride = grad.stride(0);
@@ -161,6 +203,7 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& low, std::vecto
 }  // namespace hfk
 
 HFK_KERNELS(CPU, m) {
+  m.impl("grouped_lora_add", TORCH_BOX(&hfk::add));
   m.impl("grouped_lora_forward", TORCH_BOX(&hfk::forward));
   m.impl("grouped_lora_backward", TORCH_BOX(&hfk::backward));
 }

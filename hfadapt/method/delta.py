@@ -34,6 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
 #: Adapters and heads stand in an ``nn.ModuleDict``, which takes no name of its own attributes ("pop", "training").
 #: Asked when a name comes, since transformers gives modules further attributes while it is imported.
 _EMPTY = nn.ModuleDict()
+_last_names: tuple[str, ...] = ()
 
 
 def is_adapter_name(name: object) -> bool:
@@ -65,7 +66,10 @@ def check_adapter_name(name: str) -> None:
 
 
 class Weights(nn.Module):
-    """The parameters of one adapter in one delta, with the config they were made from."""
+    """The parameters of one adapter in one delta, with the config they were made from.
+
+    Configs are frozen, and deltas keep numbers of them: another config comes with `Delta.set_config`.
+    """
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
@@ -132,6 +136,9 @@ class Delta(nn.Module):
         self._shared: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
 
+    # Of the adapters that were asked for last: their names, and the scales of their configs.
+    _scales: tuple[tuple[str, ...], list[float]] | None = None
+
     @property
     def names(self) -> tuple[str, ...]:
         """The adapters that have parameters here."""
@@ -148,13 +155,20 @@ class Delta(nn.Module):
         self.adapters[name] = weights.to(device=device, dtype=dtype)
         if shared is not None:
             self._shared[name] = shared
-        self._names = tuple(self.adapters)
+        self._adapters_changed()
 
     def remove(self, name: str) -> None:
         """Forget the adapter ``name``."""
         del self.adapters[name]
         self._shared.pop(name, None)
-        self._names = tuple(self.adapters)
+        self._adapters_changed()
+
+    def _adapters_changed(self) -> None:
+        global _last_names
+        names = tuple(self.adapters)
+        # One tuple for all deltas of the same adapters: a pass looks rows up by it.
+        self._names = _last_names = _last_names if names == _last_names else names
+        self._scales = None
 
     def shared(self, name: str) -> Any:
         """Return the module that the layers of the adapter ``name`` share, as ``Method.shared`` made it."""
@@ -173,6 +187,30 @@ class Delta(nn.Module):
     def config(self, name: str) -> Any:
         """Return the config of the adapter ``name``."""
         return self.own(name).config
+
+    def set_config(self, name: str, config: Any) -> None:
+        """Give the adapter ``name`` another config here."""
+        self.own(name).config = config
+        self._scales = None
+
+    def scale_of(self, weights: Weights) -> float:
+        """Return the factor of an adapter's update, as its config gives it."""
+        return weights.config.scale
+
+    def scales(self, names: tuple[str, ...]) -> list[float]:
+        """Return `scale_of` of several adapters, in a list that is not to be changed.
+
+        Kept from the last call with the same names: with a task for each row, looking at every config again takes a
+        tenth of a small op's time.
+        """
+        # Before what is kept is looked at: a compiled graph would hang on it.
+        kept = None if torch.compiler.is_compiling() else self._scales
+        if kept is not None and kept[0] == names:
+            return kept[1]
+        scales = [self.scale_of(one) for one in self.each(names)]
+        if not torch.compiler.is_compiling():
+            self.__dict__["_scales"] = (names, scales)  # past nn.Module's own, which looks through all it has
+        return scales
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype in which the adapter ``name`` computes here; None where it has no parameters at all."""

@@ -75,8 +75,9 @@ def apply_rows(delta: Delta, value: Tensor, source: Tensor, rows: Rows, **norm: 
     if shaped.shape[0] != size:
         rows = _repeated(rows, shaped.shape[0])
     dtype = shaped.dtype
-    if not torch.is_autocast_enabled(value.device.type):
-        dtype = delta.dtype(rows.names[0]) or dtype
+    own = delta.dtype(rows.names[0])
+    if own is not None and own != dtype and not torch.is_autocast_enabled(value.device.type):
+        dtype = own
     if norm and dtype != value.dtype:  # adapters in float32 on a base of lower precision
         norm = {key: given.to(dtype) if isinstance(given, Tensor) else given for key, given in norm.items()}
     if dtype != shaped.dtype or dtype != read.dtype:

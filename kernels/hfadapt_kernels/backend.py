@@ -44,6 +44,11 @@ BACKENDS = ("triton", "cpu", "reference")
 _requested: ContextVar[str | None] = ContextVar("hfadapt_backend", default=None)
 _observer: ContextVar[Callable[[str, str], None] | None] = ContextVar("hfadapt_observer", default=None)
 _log = logging.getLogger("hfadapt_kernels")
+_VARIABLE = "HFADAPT_BACKEND"
+# Every op of every slot asks whether the variable is set. The dictionary inside os.environ says so in one step, and as
+# it is now; the mapping itself takes four calls of Python's.
+_ENVIRONMENT: Any = getattr(os.environ, "_data", os.environ)
+_KEY: Any = os.environ.encodekey(_VARIABLE) if hasattr(os.environ, "encodekey") else _VARIABLE
 _OPS: dict[str, FusedOp] = {}
 # Of third parties, in the order in which they came.
 _ADDED: list[str] = []
@@ -68,7 +73,11 @@ def _check_name(name: str) -> str:
 def requested_backend() -> str:
     """The backend asked for: the innermost `use_backend`, else ``HFADAPT_BACKEND``, else ``auto``."""
     inner = _requested.get()
-    return inner if inner is not None else _check_name(os.environ.get("HFADAPT_BACKEND", "auto").strip() or "auto")
+    if inner is not None:
+        return inner
+    if _KEY not in _ENVIRONMENT:
+        return "auto"
+    return _check_name(os.environ.get(_VARIABLE, "auto").strip() or "auto")
 
 
 @contextlib.contextmanager

@@ -80,6 +80,45 @@ def test_weights_that_stand_transposed_in_memory_have_the_same_bits(op: str) -> 
         assert torch.equal(run(op, given), wanted)
 
 
+# How rows may lie in memory, whatever their numbers.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "turned": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels first": lambda t: t.movedim(-1, 1).contiguous().movedim(1, -1),
+    "part of wider rows": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+    "part of longer texts": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
+    "every other column": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+    "expanded": lambda t: t[:, :1].expand(t.shape),
+    "one token": lambda t: t[:, 1:2],
+    "no token axis": lambda t: t[:, 1],
+    "two axes of tokens": lambda t: t[:, :6].unflatten(1, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("which", ["x", "y", "both"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_may_lie_in_memory_as_they_like(layout: str, which: str, looked_at: list[str]) -> None:
+    given = arguments("grouped_lora")
+    for name in ("x", "y"):
+        turned = LAYOUTS[layout](given[name])
+        given[name] = turned if which in (name, "both") else turned.contiguous()
+    wanted = run("grouped_lora", given)
+    looked_at.clear()
+    with torch.no_grad():
+        assert torch.equal(run("grouped_lora", given), wanted)
+    assert not looked_at
+
+
+def test_a_large_result_has_the_same_bits(looked_at: list[str]) -> None:
+    torch.manual_seed(0)
+    given = arguments("grouped_lora")
+    given["x"], given["y"] = torch.randn(5, 5000, DIN), torch.randn(5, 5000, OUT)
+    wanted = run("grouped_lora", given)
+    looked_at.clear()
+    with torch.no_grad():
+        assert torch.equal(run("grouped_lora", given), wanted)
+    assert not looked_at
+
+
 def changed(name: str, task: int, change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], None]:
     def apply(given: dict[str, Any]) -> None:
         given[name] = [change(t) if index == task else t for index, t in enumerate(given[name])]
@@ -125,6 +164,8 @@ MISTAKES: list[tuple[str, str, Callable[[dict[str, Any]], None]]] = [
     *((op, "batch of numbers", replaced("batch", lambda batch: IDS)) for op in MODULES),
     ("grouped_lora", "y too narrow", replaced("y", lambda y: y[..., :-1])),
     ("grouped_lora", "y flat", replaced("y", lambda y: y.reshape(5, -1))),
+    ("grouped_lora", "y of fewer tokens", replaced("y", lambda y: y[:, :6])),
+    ("grouped_lora", "y of another dtype on meta", replaced("y", lambda y: y.double().to("meta"))),
     ("parallel_adapter_norm", "h flat", replaced("h", lambda h: h.reshape(5, -1))),
     ("parallel_adapter_norm", "activation unknown", replaced("activation", lambda name: "gleu")),
 ]

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpu_tensors import as_rows, empty_result
 from ..namespace import cpu_ops
 from ..unchecked import kernel_alone
 from .schema import OP
 
 __all__ = ["at_once"]
-
-_NO_LOW = torch.empty(0)  # drop(x) Aᵀ, which only a backward reads
 
 
 def at_once(x: Any, y: Any, a: Any, b: Any, scale: Any, batch: Any) -> Tensor | None:
@@ -41,16 +38,11 @@ def at_once(x: Any, y: Any, a: Any, b: Any, scale: Any, batch: Any) -> Tensor | 
     if factors is None or not fits:
         return None
     batch.check(OP.name, x.device)
-    ids, out = batch.op_ids, empty_result(x, y.shape)
     with torch._C._AutoDispatchBelowAutograd():
         try:
-            cpu_ops.grouped_lora_forward.default(
-                as_rows(x), as_rows(y), a, b, factors, None if ids is None else ids.contiguous(), 0.0, None, out,
-                _NO_LOW,
-            )  # fmt: skip
+            return cpu_ops.grouped_lora_add.default(x, y, a, b, factors, batch.op_ids)
         except (RuntimeError, TypeError):
             return None
-    return out
 
 
 @functools.lru_cache(maxsize=64)

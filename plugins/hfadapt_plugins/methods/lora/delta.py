@@ -78,7 +78,7 @@ class LoRADelta(Delta):
         each = self.each(rows.names)
         first = each[0].config
         a, b = tensors_of(each, "lora_a"), tensors_of(each, "lora_b")
-        scales = [one.config.scale for one in each]
+        scales = self.scales(rows.names)
         options = {"dropout": first.dropout, "training": self.training}
         # written out: every slot comes through here, and each function costs a call
         if self.site.part is None and first.gate == "none" and not first.bias:

@@ -62,7 +62,7 @@ class DoRADelta(LoRADelta):
         """Return the changed output ``[B, T, O]`` of a linear that read ``source`` ``[B, T, Din]``."""
         each = self.each(rows.names)
         a, b = tensors_of(each, "lora_a"), tensors_of(each, "lora_b")
-        scales = [one.config.scale for one in each]
+        scales = self.scales(rows.names)
         options = {"dropout": each[0].config.dropout, "training": self.training}
         update = grouped_lora(source, a, b, scales, rows.batch, **options)
         factor = over_tokens(rows.gather(self.factors(rows.names, rows.leaf), 1.0), value).to(value.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +189,10 @@ class UpDownDelta(Delta):
                 up, bias, scale = up * scale.unsqueeze(1), None if bias is None else bias * scale, 1.0
         return FusionPart(read if read.shape == value.shape else value, low, up, bias, scale)
 
+    def scale_of(self, weights: Weights) -> float:
+        """The number in the adapter's form."""
+        return cast(float, weights.form.scale)
+
     def project(self, value: Tensor, read: Tensor, rows: Rows, **norm: Any) -> Tensor:
         """Call the kernel."""
         inside = self.all_weights_of(rows.names)
@@ -199,7 +203,7 @@ class UpDownDelta(Delta):
             if form.scale == "lhuc":
                 scale = [2 * torch.sigmoid(c) for c in scale]
         else:
-            scale = [one.form.scale for one in each]
+            scale = self.scales(rows.names)
         # asked for by name only where a subclass keeps them in another form: every slot comes through here
         up = self.weights("up", rows.names) if self.keeps_up_apart else tensors_of(inside, "up")
         return parallel_adapter_norm(
