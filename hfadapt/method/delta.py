@@ -195,7 +195,8 @@ class Delta(nn.Module):
 
     def scale_of(self, weights: Weights) -> float:
         """Return the factor of an adapter's update, as its config gives it."""
-        return weights.config.scale
+        config: Any = weights.config
+        return config.scale
 
     def scales(self, names: tuple[str, ...]) -> list[float]:
         """Return `scale_of` of several adapters, in a list that is not to be changed.
