@@ -84,7 +84,7 @@ LISTS = re.compile(r"\b(Sequence|Iterable|Collection|[Ll]ist|[Tt]uple|[Ss]et)\[(
 # What a delta, a head or a step is handed by hfadapt, and fields of what hfadapt returns or reads from its own files.
 NOT_THE_USERS = {
     *("FusionLayer", "ByHeadDelta.weights"),
-    *(f"Delta.{name}" for name in ("each", "optional_weights", "weights")),
+    *(f"Delta.{name}" for name in ("each", "optional_weights", "scales", "weights")),
     *("Capabilities.ops", "CompositionMethod.restore", "Handle", "FusionMethod.restore", "MultiTaskModel.__init__"),
     *("Rows", "Routing", "Routing.rows", "HFAdaptConfig", "Adapter", "Preview", "tensors_of", "RunResult", "ArmResult"),
     *(
