@@ -74,6 +74,8 @@ class Handle:
         return f"Handle({', '.join(self.names)}: {n:,} parameters, {n / max(base, 1):.2%} of the base)"
 
 
+# A tensor made in inference mode cannot be trained, not even later.
+@torch.inference_mode(False)
 def attach(
     model: PreTrainedModel,
     method: str | MethodConfig | Iterable[Any] | Mapping[str, Any],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..errors import CompositionError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["add_router", "describe_routers", "drop_routers", "restore_routers"]
 
 
+@torch.inference_mode(False)  # as attach
 def add_router(
     model: PreTrainedModel,
     node: Router | str | tuple[str, ...] | list[str],

@@ -41,6 +41,7 @@ from .folder_config import HFAdaptConfig
 from .freeze import trained_base
 from .occupied import refuse_foreign
 from .own_files import describe_own, names_of_own, own_to_save
+from .plain_weights import require_plain
 from .router import describe_routers
 from .saved_tensors import require_finite
 
@@ -104,11 +105,15 @@ def state_of(
         model: An adapted model.
         names: The adapters; all by default.
         weights: Tensors to take in place of the model's, by the model's own names (gathered from shards).
+
+    Raises:
+        CheckpointError: an adapter is pruned or parametrised.
     """
     chosen = _chosen(model, names)
     prefix = prefix_of(model)
     given = {} if weights is None else weights
     require_intact(attachment(model), chosen)
+    require_plain(model, chosen)
     parameters = saved_parameters(model, chosen, own_modules=False)
     tensors = {key.removeprefix(prefix): given.get(key, p).detach() for key, p in parameters.items()}
     return tensors | own_to_save(model, chosen, prefix, given)
@@ -228,7 +233,7 @@ def save(
 
     Raises:
         CheckpointError: the files cannot be written, the folder holds a model or an adapter of another library's,
-            the base trains, or an adapter holds NaN or Inf.
+            the base trains, or an adapter holds NaN or Inf or is pruned or parametrised.
         AttachError: nothing is attached, or an adapter is unknown.
     """
     model = uncompiled(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from hfadapt import Fuse, activate, attachment, freeze
@@ -28,6 +29,7 @@ __all__ = ["add_fusion", "fusion_layers", "make_layers"]
 _SUMS = ("ffn_sum", "attention_sum", "cross_sum", "layer_sum")
 
 
+@torch.inference_mode(False)  # as attach
 def add_fusion(
     model: PreTrainedModel,
     node: Fuse | str | tuple[str, ...] | list[str],
