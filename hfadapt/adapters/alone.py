@@ -22,11 +22,13 @@ def refuse_adapted_parts(model: nn.Module) -> None:
     for path, module in model.named_modules():
         whole = "_hfadapt_of" in module.__dict__
         if whole or isinstance(module, Slot):
-            place = path.removesuffix(".hfadapt") or "the model"
+            place = path.removesuffix("hfadapt").removesuffix(".")
+            kind = type(model.get_submodule(place)).__name__
             raise AttachError(
                 "parts of this model are adapted as parts of another, whose adapters would do nothing here",
                 where=type(model).__name__,
-                got=f"adapters at {place}, a {type(module if whole else model.get_submodule(place)).__name__}",
+                got=f"{place or 'the model'}, a {kind}, {'part of an adapted model' if whole else 'with adapters'}",
                 allowed="all adapters on one model, the outermost that is called",
-                try_="hfadapt.detach of the other first, and all on this model; or copy.deepcopy of what both share",
+                try_="hfadapt.detach of the other model's adapters first, and all on this one; where both are to be "
+                "adapted, copy.deepcopy of the whole other model, hfadapt.detach of that copy's adapters, then its parts",
             )

@@ -66,14 +66,21 @@ def check_adapter_name(name: str) -> None:
 
 
 class Weights(nn.Module):
-    """The parameters of one adapter in one delta, with the config they were made from.
+    """The parameters of one adapter in one delta, with the config they were made from."""
 
-    Configs are frozen, and deltas keep numbers of them: another config comes with `Delta.set_config`.
-    """
+    # Another object whenever any adapter is given a config: what deltas keep of configs holds until then. No copy and
+    # no pickle has the same one.
+    configs_now: object = object()
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
         self.config = config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a config is told to what is kept of configs."""
+        if name == "config":
+            Weights.configs_now = object()
+        super().__setattr__(name, value)
 
     if TYPE_CHECKING:
 
@@ -136,8 +143,8 @@ class Delta(nn.Module):
         self._shared: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
 
-    # Of the adapters that were asked for last: their names, and the scales of their configs.
-    _scales: tuple[tuple[str, ...], list[float]] | None = None
+    # Of the adapters that were asked for last: which configs there were, the names, and the scales.
+    _scales: tuple[object, tuple[str, ...], list[float]] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,7 +175,6 @@ class Delta(nn.Module):
         names = tuple(self.adapters)
         # One tuple for all deltas of the same adapters: a pass looks rows up by it.
         self._names = _last_names = _last_names if names == _last_names else names
-        self._scales = None
 
     def shared(self, name: str) -> Any:
         """Return the module that the layers of the adapter ``name`` share, as ``Method.shared`` made it."""
@@ -188,11 +194,6 @@ class Delta(nn.Module):
         """Return the config of the adapter ``name``."""
         return self.own(name).config
 
-    def set_config(self, name: str, config: Any) -> None:
-        """Give the adapter ``name`` another config here."""
-        self.own(name).config = config
-        self._scales = None
-
     def scale_of(self, weights: Weights) -> float:
         """Return the factor of an adapter's update, as its config gives it."""
         config: Any = weights.config
@@ -201,16 +202,17 @@ class Delta(nn.Module):
     def scales(self, names: tuple[str, ...]) -> list[float]:
         """Return `scale_of` of several adapters, in a list that is not to be changed.
 
-        Kept from the last call with the same names: with a task for each row, looking at every config again takes a
-        tenth of a small op's time.
+        Kept from the last call with the same names and configs: with a task for each row, every slot would look at as
+        many configs.
         """
         # Before what is kept is looked at: a compiled graph would hang on it.
         kept = None if torch.compiler.is_compiling() else self._scales
-        if kept is not None and kept[0] == names:
-            return kept[1]
+        if kept is not None and kept[0] is Weights.configs_now and kept[1] == names:
+            return kept[2]
         scales = [self.scale_of(one) for one in self.each(names)]
         if not torch.compiler.is_compiling():
-            self.__dict__["_scales"] = (names, scales)  # past nn.Module's own, which looks through all it has
+            # past nn.Module's own, which looks through all it has
+            self.__dict__["_scales"] = (Weights.configs_now, names, scales)
         return scales
 
     def dtype(self, name: str) -> torch.dtype | None:

@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import RoutingError
@@ -85,12 +86,14 @@ class Generate:
         attachment: Attachment = self.model.__dict__["_hfadapt"]
         choice = chosen(attachment)
         prompts = prompts_in(inputs, kwargs)
+        text = _text(inputs, kwargs)
         rows = None
         if task_ids is None and choice.parallel is not None:
             _check_parallel(prompts, kwargs)
             children = len(choice.parallel.children)
             inputs, kwargs = repeat_rows((inputs, kwargs), prompts, lambda tensor: copies(tensor, children))
-        elif task_ids is None and (outer := _around(attachment, choice, prompts)) is not None:
+            text = _text(inputs, kwargs)
+        elif task_ids is None and (outer := _around(attachment, choice, text)) is not None:
             rows = outer.task_ids  # of the same prompts: a draft by the model's own first layers (assistant_early_exit)
         elif (given := choice.task_ids if task_ids is None else task_ids) is not None:
             # A model writes one row where it is given no prompt.
@@ -98,7 +101,6 @@ class Generate:
         # Whisper calls its first argument by another name, under which it may be among the others.
         first = () if inputs is None and not args else (inputs,)
         before = getattr(_STATE, "generation", None)
-        text = next((t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
         mask = kwargs.get("attention_mask")
         _STATE.generation = Generation(attachment.token, choice, rows, prompts, text, mask)
         try:
@@ -107,10 +109,26 @@ class Generate:
             _STATE.generation = before
 
 
-def _around(attachment: Attachment, choice: Choice, prompts: int) -> Generation | None:
-    """Return the ``generate`` that calls this one for the same prompts, unless another choice was made inside."""
+def _text(inputs: Tensor | None, kwargs: dict[str, Any]) -> Any:
+    return next((t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
+
+
+def _around(attachment: Attachment, choice: Choice, text: Any) -> Generation | None:
+    """Return the ``generate`` that calls this one to go on with its own prompts, unless another choice was made inside.
+
+    Args:
+        attachment: Of the model.
+        choice: The one that holds here.
+        text: What this call is given to go on with.
+    """
     outer = running(attachment)
-    return outer if outer is not None and outer.choice is choice and outer.prompts == prompts else None
+    if outer is None or outer.choice is not choice:
+        return None
+    before = outer.text
+    if not isinstance(text, Tensor) or not isinstance(before, Tensor) or text.dim() != before.dim():
+        return None
+    begins = text[:, : before.shape[1]]
+    return outer if begins.shape == before.shape and torch.equal(begins, before) else None
 
 
 def install(model: nn.Module) -> None:

@@ -50,3 +50,8 @@ def test_combined_loras_have_the_digits_of_the_model():
     found = model(**inputs, task_ids="ab").last_hidden_state
     with hfadapt.active(model, hfadapt.Average("a", "b", weights=(0.3, -0.7))):
         torch.testing.assert_close(found, model(**inputs).last_hidden_state, rtol=1e-12, atol=1e-12)
+
+
+def test_labels_of_a_number_are_not_rounded():
+    logits, labels = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[0.1]], dtype=torch.float64)
+    assert hfadapt.Regression().loss(logits, labels).item() == 0.1 * 0.1

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hfadapt
+from hfadapt.errors import RoutingError
 from hfadapt.testing.conformance import randomize
 from hfadapt.testing.tiny import tiny_inputs, tiny_model
 from hfadapt_plugins.methods.prefix import PrefixDelta
@@ -203,3 +204,18 @@ def test_a_draft_by_the_models_own_first_layers_uses_the_prompts_adapter(method)
         assert torch.equal(found, ids(model, one, task_ids=[name]))
     with hfadapt.active(model, "two"):
         assert torch.equal(ids(model, one, assistant_early_exit=1), ids(model, one))
+
+
+def test_a_call_inside_of_another_on_other_prompts_says_its_own_adapters():
+    model, inputs = generator("llama", "lora")
+    one, other = ({key: value[row : row + 1] for key, value in inputs.items()} for row in (0, 1))
+    seen = []
+
+    def inside(ids, scores):
+        with pytest.raises(RoutingError):
+            model.generate(**other, max_new_tokens=1)
+        seen.append(model.generate(**other, max_new_tokens=1, task_ids=["two"]))
+        return scores
+
+    model.generate(**one, max_new_tokens=2, task_ids=["one"], logits_processor=[inside])
+    assert seen and torch.equal(seen[0], model.generate(**other, max_new_tokens=1, task_ids=["two"]))

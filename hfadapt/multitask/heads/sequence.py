@@ -281,10 +281,11 @@ class Regression(SequenceHead):
 
     def loss(self, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Squared error of logits [B, 1] against column 0, both divided by ``high - low``."""
-        target = labels[:, 0].float()
+        scores = wide(logits[:, 0])
+        target = labels[:, 0].to(scores.dtype)
         valid = ~target.isnan()
         safe = torch.where(valid, target, torch.zeros_like(target))
-        return masked_mean(((wide(logits[:, 0]) - safe) / self._span) ** 2, valid, keep)
+        return masked_mean(((scores - safe) / self._span) ** 2, valid, keep)
 
     def decode(self, logits: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Predicted and true numbers."""

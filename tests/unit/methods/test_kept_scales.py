@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -56,6 +58,22 @@ def test_batches_of_other_adapters_have_their_scales(method: str) -> None:
         rows = outputs(model, *names)
         for row, name in enumerate(names):
             torch.testing.assert_close(rows[row], alone[name][row])
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_config_that_is_given_anew_counts(method: str, copied: Any) -> None:
+    model = attached(tiny_model("bert").eval(), method, one=2.0, two=3.0)
+    outputs(model, "one", "two", "one")
+    model = copied(model)
+    for delta in model.modules():
+        if isinstance(delta, Delta):
+            weights = delta.own("two")
+            weights.config = dataclasses.replace(weights.config, lora_alpha=7.0)
+    anew = attached(tiny_model("bert").eval(), method, one=2.0, two=7.0)
+    assert torch.equal(outputs(model, "one", "two", "one"), outputs(anew, "one", "two", "one"))
 
 
 def test_a_copy_goes_its_own_way() -> None:

@@ -62,7 +62,7 @@ def flatten_prefix(model: PreTrainedModel, name: str) -> int:
             assert isinstance(delta, PrefixDelta)
             pair = delta.prefixes(name, prepared)
             weights = delta.own(name)
-            delta.set_config(name, flat)
+            weights.config = flat
             for key, tensor in zip(("prefix_key", "prefix_value"), pair, strict=True):
                 trains = next(tables.parameters()).requires_grad
                 setattr(weights, key, torch.nn.Parameter(tensor.clone(), requires_grad=trains))
