@@ -30,5 +30,5 @@ def refuse_adapted_parts(model: nn.Module) -> None:
                 got=f"{place or 'the model'}, a {kind}, {'part of an adapted model' if whole else 'with adapters'}",
                 allowed="all adapters on one model, the outermost that is called",
                 try_="hfadapt.detach of the other model's adapters first, and all on this one; where both are to be "
-                "adapted, copy.deepcopy of the whole other model, hfadapt.detach of that copy's adapters, then its parts",
+                "adapted, copy.deepcopy of that whole model, hfadapt.detach of the copy's adapters, then its parts",
             )
