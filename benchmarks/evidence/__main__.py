@@ -30,12 +30,17 @@ def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _cores() -> int:
+    """Those that this process may use; all, on systems that do not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main() -> int:
     """Run what was asked for, and write the pages; 1 where an arm failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="papers or arms: pals, drop, unified, smart, pals.low_rank; all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="seeds at once; the cores")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="seeds at once; the cores")
     parser.add_argument("--pages", action="store_true", help="write the pages alone")
     given = parser.parse_args()
     arms, text = read_arms(), (HERE / "recipe.yaml").read_text("utf-8")

@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,18 +37,22 @@ def train_all(arms: Sequence[Arm], text: str, seeds: Sequence[int], kept: Kept, 
     """
     missing = [(arm, seed) for seed in seeds for arm in arms if not kept.has(arm, seed)]
     running: set[subprocess.Popen[bytes]] = set()
+    starts, stopped = threading.Lock(), threading.Event()
     failed: list[str] = []
 
     def one(arm: Arm, seed: int, folder: Path) -> None:
         order, answer = folder / f"{arm.name}.{seed}.order", folder / f"{arm.name}.{seed}.json"
         order.write_text(json.dumps({"arm": asdict(arm), "text": text, "seed": seed}), "utf-8")
         print(f"{arm.name}, seed {seed}", flush=True)
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.at_once", str(order), str(answer)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        running.add(process)
+        with starts:  # none comes up behind the one that stops all
+            if stopped.is_set():
+                return
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.at_once", str(order), str(answer)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            running.add(process)
         code = process.wait()
         running.discard(process)
         if code or not answer.is_file():
@@ -67,8 +71,10 @@ def train_all(arms: Sequence[Arm], text: str, seeds: Sequence[int], kept: Kept, 
                 each.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):
-                process.kill()
+            with starts:
+                stopped.set()
+                for process in list(running):
+                    process.kill()
             raise
     return failed
 
@@ -81,7 +87,8 @@ def main(order: str, answer: str) -> None:
     warnings.filterwarnings("ignore")
     given = json.loads(Path(order).read_text("utf-8"))
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:  # of its own: others train at the same time
+    # Of its own, for others train at the same time; in the parent's, which clears up behind a process that was killed.
+    with tempfile.TemporaryDirectory(dir=Path(answer).parent) as folder:
         result = run_arm(read_arm(given["arm"]), given["text"], given["seed"], folder)
     result["cpu_seconds"] = round(time.process_time() - start, 1)
     writing = Path(answer + ".writing")
@@ -90,8 +97,4 @@ def main(order: str, answer: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    main(*sys.argv[1:])

@@ -30,8 +30,9 @@ def cost_page(arms: list[str], results: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "Made by `make evidence` of the seconds in its results; not written by hand. An arm counts with its quickest "
         f"seed, {SEEDS} times: all seeds of an arm do the same work, and here they shared the machine with other "
-        "programs. `as it ran` is the sum of what all seeds took, waiting included. Seeds of one thread each run at "
-        "once, as many as there are cores.",
+        "programs. Seconds are the processor's where the results hold them, and the clock's else. `as it ran` is the "
+        "sum of what all seeds took, waiting included. Seeds of one thread each run at once, as many as there are "
+        "cores.",
         "",
         f"| arms | run | seconds of a seed | minutes, {SEEDS} seeds on {AT_ONCE} cores | as it ran, hours of a core |",
         "|---|---|---|---|---|",

@@ -13,10 +13,11 @@ from .choose import which_method
 from .cost import cost_page
 from .judge import MARKS, interval, judge, scores_of
 
-MARKED = (
-    "`@n`: the n lowest layers without adapters. `~n`: n % of the test texts' words replaced. `^n`: a fusion pruned "
-    "to n adapters a layer."
-)
+MARKED = {
+    "@": "`@n`: the n lowest layers without adapters.",
+    "~": "`~n`: n % of the test texts' words replaced.",
+    "^": "`^n`: a fusion pruned to n adapters a layer.",
+}
 PAGES = HERE.parents[1] / "docs" / "evidence"
 WHICH = PAGES.parent / "which-method.md"
 
@@ -42,8 +43,8 @@ def page(paper: str, about: Mapping[str, Any], results: Mapping[str, Mapping[str
     arms = [name for name in results if name.startswith(_prefix(paper))]
     if arms:
         sides = [claim[side] for claim in about["claims"] if "why" not in claim for side in ("arm", "than")]
-        if any(mark in side for side in sides for mark, _ in MARKS):
-            lines += ["", MARKED]
+        used = [said for mark, said in MARKED.items() if any(mark in side for side in sides)]
+        lines += ["", " ".join(used)] if used else []
         lines += ["", "| arm | trained parameters | macro, each seed | mean |", "|---|---|---|---|"]
         for name in arms:
             for shown in (name, *(f"{name}{mark}{at}" for mark, key in MARKS for at in _scored(results[name], key))):

@@ -69,6 +69,7 @@ void check_rows(const Tensor& t, int64_t rows, int64_t columns, DType type, cons
                 (columns <= 1 || t.stride(1) == 1),
             name, ": expected [", rows, ", ", columns, "] of x's dtype with stride 1 on the last axis");
 }
+
 // [..., C] as [rows, C] with neighbouring columns: in place where memory allows it, else a copy.
 struct Rows {
   Tensor kept;

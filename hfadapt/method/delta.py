@@ -34,7 +34,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
 #: Adapters and heads stand in an ``nn.ModuleDict``, which takes no name of its own attributes ("pop", "training").
 #: Asked when a name comes, since transformers gives modules further attributes while it is imported.
 _EMPTY = nn.ModuleDict()
-_last_names: tuple[str, ...] = ()
 
 
 def is_adapter_name(name: object) -> bool:
@@ -162,19 +161,13 @@ class Delta(nn.Module):
         self.adapters[name] = weights.to(device=device, dtype=dtype)
         if shared is not None:
             self._shared[name] = shared
-        self._adapters_changed()
+        self._names = tuple(self.adapters)
 
     def remove(self, name: str) -> None:
         """Forget the adapter ``name``."""
         del self.adapters[name]
         self._shared.pop(name, None)
-        self._adapters_changed()
-
-    def _adapters_changed(self) -> None:
-        global _last_names
-        names = tuple(self.adapters)
-        # One tuple for all deltas of the same adapters: a pass looks rows up by it.
-        self._names = _last_names = _last_names if names == _last_names else names
+        self._names = tuple(self.adapters)
 
     def shared(self, name: str) -> Any:
         """Return the module that the layers of the adapter ``name`` share, as ``Method.shared`` made it."""

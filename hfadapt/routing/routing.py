@@ -173,16 +173,10 @@ class Routing:
 
         Worked out once per forward for each set of adapters, however many slots ask.
         """
-        found = self.state.found
-        # By which tuple it is: with many adapters, reading all names at every slot is more than the rest of this.
-        near = found.get((index, id(available)))
-        if near is None or near[0] is not available:
-            key = (index, available)
-            if key not in found:
-                found[key] = self._find_rows(self.steps[index], available, device)
-            # kept with its tuple, so that no other comes to have its number
-            near = found[index, id(available)] = (available, found[key])
-        return near[1]
+        key, found = (index, available), self.state.found
+        if key not in found:
+            found[key] = self._find_rows(self.steps[index], available, device)
+        return found[key]
 
     def _find_rows(self, step: Step, available: tuple[str, ...], device: torch.device) -> Any:
         # Looked up among all of them by hash: a batch of a few tasks must not cost what a thousand would.

@@ -85,10 +85,3 @@ def test_a_copy_goes_its_own_way() -> None:
     hfadapt.attach(other, {**METHODS["lora"], "lora_alpha": 7.0}, "two")
     assert not torch.allclose(outputs(other.eval(), "one", "two", "one")[1], before[1])
     assert torch.equal(outputs(model, "one", "two", "one"), before)
-
-
-def test_deltas_with_the_same_adapters_have_one_tuple_of_names() -> None:
-    model = attached(tiny_model("bert").eval(), "lora", one=2.0, two=3.0)
-    names = [delta.names for delta in model.modules() if isinstance(delta, Delta)]
-    assert len(names) > 1
-    assert {id(each) for each in names} == {id(names[0])}
